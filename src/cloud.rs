@@ -1,0 +1,399 @@
+//! What can be asked of VCD and what it answers, as plain values: the words that the group (which decides) and the VCD
+//! client (which asks) share. Nothing here does I/O, and nothing here knows XML or HTTP.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Link to a VCD entity or task: an absolute URL on the configured origin, as VCD gave it.
+pub type Href = Arc<str>;
+
+/// Milliseconds since the Unix epoch, by VCD's clock.
+pub type UnixMs = u64;
+
+/// A token, password or key. Its Debug output says nothing of its content.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps `text`.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The content, for the one place that sends it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// One thing to ask of VCD. Each changing request is one HTTP request and is sent at most once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Every VM in the VDC whose vApp carries the group's name prefix: `GET /api/query?type=vm`, one request per 128 VMs.
+    /// A failed page fails the whole poll. Answered by [`Reply::Poll`].
+    Poll {
+        /// Ask for the vApp records too (`type=vApp`, one more query; shows vApps that have no VM) and for the vApps that
+        /// carry the group's metadata label.
+        vapps: bool,
+    },
+    /// The vApps of the VDC that have exactly this name: one query and, because the query service may lag, the VDC's own
+    /// document if the query shows none; then one `GET` for each match (at most 4). Answered by [`Reply::Vapps`].
+    Find {
+        /// The vApp's name.
+        name: Arc<str>,
+    },
+    /// A direct look at one vApp: `GET` its href. Answered by [`Reply::Vapps`], empty if VCD no longer knows it.
+    Look {
+        /// The vApp.
+        vapp: Href,
+    },
+    /// A new vApp with its VM. Changes. Answered by [`Reply::Started`].
+    Create {
+        /// The name of the vApp and of its VM.
+        name: Arc<str>,
+        /// The description of the vApp and of its VM: the ownership tag.
+        description: Arc<str>,
+        /// `instantiateVAppTemplate` with everything in it, powered on; refused as [`ErrorKind::TooMuch`] where that
+        /// cannot be. Else `composeVApp` without hardware, off: what [`Made`] shows to be missing has to follow.
+        whole: bool,
+    },
+    /// `reconfigureVm`: gives a VM that is off the CPUs, memory and disk that were wished for. Changes. Answered by
+    /// [`Reply::Started`].
+    Configure {
+        /// The VM.
+        vm: Href,
+    },
+    /// Gives a VM that is off a TPM. Changes. Answered by [`Reply::Started`].
+    AddTpm {
+        /// The VM.
+        vm: Href,
+    },
+    /// Powers a vApp on. Changes. Answered by [`Reply::Started`].
+    PowerOn {
+        /// The vApp.
+        vapp: Href,
+    },
+    /// `DELETE …?force=true` of a vApp in any state. Changes. Answered by [`Reply::Started`].
+    Delete {
+        /// The vApp.
+        vapp: Href,
+    },
+    /// `undeploy` with power off: what has to come before a delete without force. Changes. Answered by
+    /// [`Reply::Started`].
+    Undeploy {
+        /// The vApp.
+        vapp: Href,
+    },
+    /// `DELETE` without force, of a vApp that does not run. Changes. Answered by [`Reply::Started`].
+    DeleteStopped {
+        /// The vApp.
+        vapp: Href,
+    },
+    /// The states of several tasks. Answered by [`Reply::Tasks`], in any order, one for each asked.
+    Tasks {
+        /// The tasks, at most [`MAX_TASKS_ASKED`].
+        tasks: Vec<Href>,
+    },
+    /// Asks VCD to cancel a task. Changes, may be repeated. Answered by [`Reply::Done`].
+    Cancel {
+        /// The task.
+        task: Href,
+    },
+    /// Writes the metadata label `vcd-instance-group` on a vApp. Changes, may be repeated. Answered by [`Reply::Done`]:
+    /// its task is not waited for.
+    Label {
+        /// The vApp.
+        vapp: Href,
+    },
+}
+
+/// At most so many tasks in one [`Request::Tasks`].
+pub const MAX_TASKS_ASKED: usize = 128;
+
+impl Request {
+    /// True if sending it twice could do something twice: never repeated by the client after it may have been received.
+    pub fn changes(&self) -> bool {
+        match self {
+            Request::Poll { .. } | Request::Find { .. } | Request::Look { .. } | Request::Tasks { .. } => false,
+            Request::Create { .. }
+            | Request::Configure { .. }
+            | Request::AddTpm { .. }
+            | Request::PowerOn { .. }
+            | Request::Delete { .. }
+            | Request::Undeploy { .. }
+            | Request::DeleteStopped { .. }
+            | Request::Cancel { .. }
+            | Request::Label { .. } => true,
+        }
+    }
+
+    /// The operation's name in logs and metrics.
+    pub fn operation(&self) -> &'static str {
+        match self {
+            Request::Poll { .. } => "poll",
+            Request::Find { .. } => "find",
+            Request::Look { .. } => "look",
+            Request::Create { .. } => "create",
+            Request::Configure { .. } => "configure",
+            Request::AddTpm { .. } => "tpm",
+            Request::PowerOn { .. } => "power_on",
+            Request::Delete { .. } => "delete",
+            Request::Undeploy { .. } => "undeploy",
+            Request::DeleteStopped { .. } => "delete_stopped",
+            Request::Tasks { .. } => "tasks",
+            Request::Cancel { .. } => "cancel",
+            Request::Label { .. } => "label",
+        }
+    }
+}
+
+/// VCD's answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    /// To `Poll`.
+    Poll(Poll),
+    /// To `Find` and `Look`.
+    Vapps(Vec<Vapp>),
+    /// To what changes a vApp or its VM: accepted, and going on.
+    Started(Started),
+    /// To `Tasks`.
+    Tasks(Vec<Task>),
+    /// To `Cancel` and `Label`.
+    Done,
+}
+
+/// The end of one request.
+pub type Answer = Result<Reply, VcdError>;
+
+/// A whole poll: all pages came.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Poll {
+    /// VCD's clock when it answered (HTTP `Date`), if it said so.
+    pub now: Option<UnixMs>,
+    /// The VM records.
+    pub vms: Vec<Vm>,
+    /// The vApp records, if asked for.
+    pub vapps: Option<Vec<Vapp>>,
+}
+
+/// One VM of a poll (`VMRecord`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vm {
+    /// Its vApp (`container`).
+    pub vapp: Href,
+    /// Its vApp's name (`containerName`).
+    pub vapp_name: Arc<str>,
+    /// The VM itself.
+    pub vm: Href,
+    /// The VM's description: for a vApp of ours the same tag as the vApp's.
+    pub description: String,
+    /// `status`.
+    pub power: Power,
+    /// `isBusy`: a task works on it.
+    pub busy: bool,
+    /// `ipAddress`: the primary NIC's, once known.
+    pub address: Option<IpAddr>,
+    /// `gcStatus`.
+    pub customization: Customization,
+    /// `guestOs`, as VCD shows it ("Ubuntu Linux (64-bit)").
+    pub guest_os: String,
+    /// `dateCreated`.
+    pub created: Option<UnixMs>,
+    /// `numberOfCpus`, 0 if not told.
+    pub cpus: u32,
+    /// `memoryMB`, 0 if not told.
+    pub memory_mb: u32,
+    /// When VCD will suspend it or power it off, if it has a lease (`autoUndeployDate`).
+    pub undeploy_at: Option<UnixMs>,
+    /// When VCD will delete it, if it has a lease (`autoDeleteDate`).
+    pub delete_at: Option<UnixMs>,
+}
+
+/// The VM in a vApp that was looked at, held against what was wished for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// The VM.
+    pub vm: Href,
+    /// How its CPUs, memory or disk differ from the wish, in words, if they do.
+    pub differs: Option<String>,
+    /// It needs a TPM and has none.
+    pub lacks_tpm: bool,
+}
+
+/// A vApp, from a `type=vApp` record (then `description` and `tasks` are not known) or from its own document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vapp {
+    /// The vApp.
+    pub href: Href,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its description; `None` when it came from a query record.
+    pub description: Option<String>,
+    /// Its state.
+    pub power: Power,
+    /// A task works on it.
+    pub busy: bool,
+    /// The tasks that run on it; empty when it came from a query record.
+    pub tasks: Vec<Href>,
+    /// How many VMs it holds.
+    pub vms: u32,
+    /// Its first VM; `None` if it has none yet, or when it came from a query record.
+    pub made: Option<Made>,
+    /// When it was made.
+    pub created: Option<UnixMs>,
+    /// It carries the metadata label `vcd-instance-group` with our group's name (only asked by [`Request::Poll`] with vApps).
+    pub labelled: bool,
+}
+
+/// What a changing request that VCD accepted has begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The vApp, for a create.
+    pub vapp: Option<Href>,
+    /// The task that does it; `None` if it was done at once (a delete of what is gone already).
+    pub task: Option<Href>,
+}
+
+/// The state of a task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Task {
+    /// The task, as asked.
+    pub href: Href,
+    /// Its state.
+    pub state: TaskState,
+}
+
+/// How far a task is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TaskState {
+    /// queued, preRunning, running, postRunning, or a status that is not known to us.
+    Running,
+    /// success.
+    Success,
+    /// error, aborted or canceled, with what VCD says of it.
+    Failed(VcdError),
+    /// VCD does not know it any more: look at its owner instead.
+    Unknown,
+}
+
+/// Power state of a VM or vApp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// POWERED_ON.
+    On,
+    /// POWERED_OFF, PARTIALLY_POWERED_OFF.
+    Off,
+    /// SUSPENDED, PARTIALLY_SUSPENDED.
+    Suspended,
+    /// FAILED_CREATION, INCONSISTENT_STATE, UNRECOGNIZED: it will not get better by waiting.
+    Failed,
+    /// UNRESOLVED, RESOLVED, DEPLOYED, MIXED, UNKNOWN and all else: on its way, or not known to us.
+    Other,
+}
+
+/// Guest customization as VMware Tools report it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Customization {
+    /// GC_PENDING: it has not begun, or the Tools do not report it.
+    Pending,
+    /// POST_GC_PENDING, REBOOT_PENDING: the Tools report that it is under way.
+    Working,
+    /// GC_COMPLETE.
+    Complete,
+    /// GC_FAILED.
+    Failed,
+    /// Not told.
+    Unknown,
+}
+
+/// True if VCD's guest OS text names a Windows.
+pub fn is_windows(guest_os: &str) -> bool {
+    guest_os.to_lowercase().contains("windows")
+}
+
+/// What goes into a new VM's guest customization.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// The guest's host name.
+    pub computer_name: String,
+    /// The script that installs the public key and, where needed, the user.
+    pub script: Option<Secret>,
+    /// The administrator's password (root, Administrator).
+    pub password: Option<Secret>,
+}
+
+/// A failed request, or a failed task: what was tried, on what, and what VCD said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VcdError {
+    /// What follows from it.
+    pub kind: ErrorKind,
+    /// What was tried, on what: "create vApp ci-abc12345".
+    pub what: String,
+    /// HTTP status, or a task's `majorErrorCode`; 0 if no answer came.
+    pub status: u16,
+    /// VCD's `minorErrorCode`, or empty.
+    pub code: String,
+    /// VCD's words or the transport's, cut to [`MAX_ERROR_TEXT`] bytes, without secrets.
+    pub text: String,
+    /// `Retry-After`, if given.
+    pub retry_after: Option<Duration>,
+}
+
+/// VCD's error texts are cut to so many bytes.
+pub const MAX_ERROR_TEXT: usize = 400;
+
+impl fmt::Display for VcdError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.what)?;
+        match (self.status, self.code.is_empty()) {
+            (0, _) => {}
+            (status, true) => write!(f, "VCD answered {status}: ")?,
+            (status, false) => write!(f, "VCD answered {status} {}: ", self.code)?,
+        }
+        f.write_str(if self.text.is_empty() { "no reason given" } else { &self.text })
+    }
+}
+
+impl std::error::Error for VcdError {}
+
+/// Kinds of failure, by what the caller must do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ErrorKind {
+    /// VCD does not know the thing (any more). Nothing was done.
+    NotFound,
+    /// Another task holds the thing. Nothing was done; try again soon.
+    Busy,
+    /// Wrong state for this request ("Stop the vApp and try again"). Nothing was done.
+    State,
+    /// Rights are missing. Nothing was done.
+    Forbidden,
+    /// The session was refused and could not be renewed, or was renewed but the request changes things and is not repeated
+    /// by the client. Nothing was done: VCD checks the session first.
+    Auth,
+    /// The org's limit of simultaneous operations, or 429. Nothing was done; repeat after a pause.
+    Limit,
+    /// A quota or a pool is used up. Nothing was done, or the task failed; wait long.
+    Quota,
+    /// The name is taken: perhaps by an earlier request of ours.
+    Duplicate,
+    /// VCD refuses the request for what it carries. Permanent.
+    Invalid,
+    /// Nothing was done: this VCD does not take a create that carries everything. Another with less can work.
+    TooMuch,
+    /// VCD could not be reached, or refused before doing anything. Nothing was done; try again.
+    Unavailable,
+    /// A changing request whose outcome is not known: it may have been carried out, or may yet be.
+    Ambiguous,
+    /// An answer that is no VCD answer (cut, foreign, too large). For a changing request `Ambiguous` is used instead.
+    Protocol,
+    /// The task failed for a reason that has no kind of its own.
+    Failed,
+}

@@ -1,0 +1,830 @@
+//! plugin_config and connector_config as the host gives them at Init, turned into settings, or into one error that names
+//! every mistake. It reads the files that are named there, but the token's and the certificates', and asks nothing of VCD:
+//! whether a name exists there is found out later.
+
+use crate::access::{Key, Protocol, Seed};
+use crate::cloud::Secret;
+use crate::{access, group, vcd};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use ureq::http::Uri;
+
+/// plugin_config may have so many bytes.
+pub const MAX_CONFIG: usize = 64 * 1024;
+/// Names may have so many characters: VCD's own names are shorter.
+const MAX_TEXT: usize = 256;
+/// A prefix may have so many characters: with `-` and 8 more it stays below the 80 of a VM's name in vCenter.
+const MAX_PREFIX: usize = 64;
+/// An API token, or the url, may have so many characters.
+const MAX_LONG_TEXT: usize = 4096;
+/// User names and passwords of guests may have so many characters.
+const MAX_CREDENTIAL: usize = 256;
+/// A secret that credentials are derived from has at least so many characters: public keys let one try guesses.
+const MIN_SEED: usize = 16;
+/// A table may have so many entries.
+const MAX_ENTRIES: usize = 64;
+/// A key in a table, such as the name of a piece of metadata, may have so many characters.
+const MAX_ENTRY_KEY: usize = 256;
+/// `user_data_file` may have so many bytes: it travels in base64 as one attribute.
+const MAX_USER_DATA: usize = 48 * 1024;
+/// A lease ends so long after twice max_instance_age: after the garbage collection that would have taken the instance, and
+/// after the time before its end that counts as its end.
+const LEASE_EXTRA: Duration = Duration::from_secs(2 * 60 * 60);
+/// The token, if plugin_config gives none.
+const TOKEN_VARIABLE: &str = "VCD_TOKEN";
+/// What the user wrote is shown in messages up to so many characters.
+const MAX_SHOWN: usize = 64;
+/// So many unknown keys are named; the others are counted.
+const MAX_UNKNOWN_NAMED: usize = 10;
+/// A known key is suggested for an unknown one that is at most so many edits away.
+const MAX_EDITS: usize = 3;
+
+/// connector_config as it comes over gRPC (`proto.ConnectorConfig`).
+#[derive(Clone, Default)]
+pub struct Connector {
+    /// Go's name of the OS, or empty.
+    pub os: String,
+    /// Go's name of the architecture, or empty.
+    pub arch: String,
+    /// `ssh`, `winrm`, `winrm+https` or empty.
+    pub protocol: String,
+    /// The user, or empty.
+    pub username: String,
+    /// The password, or empty.
+    pub password: String,
+    /// PEM private key, or empty.
+    pub key: Vec<u8>,
+    /// use_static_credentials.
+    pub use_static_credentials: bool,
+    /// Nanoseconds.
+    pub keepalive: i64,
+    /// Nanoseconds.
+    pub timeout: i64,
+    /// 0: the protocol's default.
+    pub protocol_port: i64,
+}
+
+/// Everything that the plugin is told by its user.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// For the VCD client.
+    pub vcd: vcd::Settings,
+    /// For the group.
+    pub policy: group::Policy,
+    /// For the guests.
+    pub access: access::Settings,
+    /// The user's own script, to run in new guests after ours (`customization_script_file`).
+    pub custom_script: Option<Secret>,
+    /// `HOST:PORT` of the debug server, if wanted.
+    pub debug_server_addr: Option<String>,
+    /// What the user should know: unknown keys with the nearest known key, an `http://` url.
+    pub warnings: Vec<String>,
+}
+
+/// A key of plugin_config.
+#[derive(Clone, Copy, Debug)]
+pub struct ConfigKey {
+    /// As it is written in plugin_config.
+    pub name: &'static str,
+    /// What its value must be.
+    pub kind: Kind,
+    /// What holds when it is not given, written as in plugin_config; `None` if it must be given.
+    pub default: Option<&'static str>,
+    /// One sentence for users.
+    pub doc: &'static str,
+}
+
+/// What a key's value must be. The bounds are inclusive.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// A string without control characters. An empty one counts as not given.
+    Text {
+        /// At most so many characters.
+        max: usize,
+    },
+    /// A whole number.
+    Whole {
+        /// The smallest.
+        min: u32,
+        /// The largest.
+        max: u32,
+    },
+    /// true or false.
+    Flag,
+    /// A table of strings, each without control characters.
+    Table {
+        /// At most so many characters in a value.
+        max: usize,
+    },
+    /// A duration as Go writes it, such as "1h30m". An empty one counts as not given.
+    Span {
+        /// The shortest.
+        min: Duration,
+        /// The longest.
+        max: Duration,
+    },
+}
+
+/// All keys of plugin_config.
+pub const KEYS: &[ConfigKey] = {
+    const fn key(name: &'static str, kind: Kind, default: Option<&'static str>, doc: &'static str) -> ConfigKey {
+        ConfigKey { name, kind, default, doc }
+    }
+    const fn whole(min: u32, max: u32) -> Kind {
+        Kind::Whole { min, max }
+    }
+    const fn span(min_secs: u64, max_secs: u64) -> Kind {
+        Kind::Span { min: Duration::from_secs(min_secs), max: Duration::from_secs(max_secs) }
+    }
+    const NAME: Kind = Kind::Text { max: MAX_TEXT };
+    const LONG: Kind = Kind::Text { max: MAX_LONG_TEXT };
+    const DAY: u64 = 24 * 60 * 60;
+    &[
+        key("name", NAME, None, "Name of this runner manager; part of the mark on the vApps that it owns."),
+        key("url", LONG, None, "VCD's API, such as https://vcd.example.com/api."),
+        key("org", NAME, None, "The organization."),
+        key("token", LONG, Some(""), "API token of a user of the organization; without it and token_file, $VCD_TOKEN."),
+        key("token_file", LONG, Some(""), "File that holds the API token; read again for each login."),
+        key("ca_file", LONG, Some(""), "PEM certificates to trust beside the public ones."),
+        key("insecure_skip_tls_verify", Kind::Flag, Some("false"), "Believe any certificate. For tests only."),
+        key("virtual_datacenter", NAME, None, "The virtual data center."),
+        key("network", NAME, None, "The organization VDC network that the VMs are put on."),
+        key("ip_allocation_mode", NAME, None, "POOL (the network's static pool) or DHCP."),
+        key("instance_group_name", NAME, None, "The group's name; also the metadata vcd-instance-group of its vApps."),
+        key("vapp_name_prefix", Kind::Text { max: MAX_PREFIX }, None, "vApps are named PREFIX-xxxxxxxx."),
+        key("catalog", NAME, None, "The catalog that holds the template; a pattern with * may be given."),
+        key("template", NAME, None, "The vApp template, with one VM; of those that a pattern with * fits, the newest."),
+        key("storage_profile", NAME, None, "The storage profile (storage policy) of the VMs."),
+        key("sizing_policy", NAME, Some(""), "The VM sizing policy; CPUs and memory may then be left out."),
+        key("placement_policy", NAME, Some(""), "The VM placement policy; CPUs and memory may then be left out."),
+        key("cpu_count", whole(0, 1024), Some("0"), "Virtual CPUs of a VM."),
+        key("cores_per_socket", whole(0, 1024), Some("0"), "Cores of a socket; divides cpu_count."),
+        key("memory_mb", whole(0, 25_165_824), Some("0"), "Memory of a VM in MB, a multiple of 4."),
+        key("disk_size_gb", whole(0, 63_488), Some("0"), "Size of the first disk in GB; 0 keeps the template's."),
+        key("guest_properties", Kind::Table { max: MAX_LONG_TEXT }, Some(""), "OVF properties for the guest."),
+        key("user_data_file", LONG, Some(""), "cloud-init's user data, given as the OVF property user-data."),
+        key("customization_script_file", LONG, Some(""), "A script that new guests run after ours."),
+        key("metadata", Kind::Table { max: MAX_LONG_TEXT }, Some(""), "Metadata to write on vApps."),
+        key("lease", NAME, Some("auto"), "auto: a lease above twice max_instance_age; org: the organization's."),
+        key("debug_server_addr", NAME, Some(""), "HOST:PORT of the debug server; empty for none."),
+        key("max_size", whole(1, 1000), Some("128"), "At most so many instances."),
+        key("max_concurrent_creates", whole(1, 128), Some("3"), "Creates at a time."),
+        key("max_concurrent_deletes", whole(1, 128), Some("5"), "Deletes at a time."),
+        key("max_concurrent_operations", whole(1, 128), Some("4"), "Creates and deletes together at a time."),
+        key("create_timeout", span(1, DAY), Some("20m"), "A create that takes longer is given up."),
+        key("startup_cleanup_timeout", span(0, DAY), Some("30m"), "Creates wait so long for the removal of leftovers."),
+        key("session_refresh_interval", span(1, DAY - 1), Some("20h"), "The session with VCD is renewed when so old."),
+        key("reconcile_interval", span(1, 3600), Some("10s"), "Pause between looks at VCD when nothing is awaited."),
+        key(
+            "ready_timeout",
+            span(1, DAY),
+            Some("10m"),
+            "A VM whose guest is not ready so long after it was made is deleted and made anew.",
+        ),
+        key(
+            "credentials_seed",
+            LONG,
+            Some(""),
+            "With use_static_credentials = false: the secret that all keys and passwords are derived from; empty: the token.",
+        ),
+        key(
+            "max_instance_age",
+            span(0, 366 * DAY),
+            Some("24h"),
+            "An older VM is unhealthy; twice as old, it is deleted; 0: never.",
+        ),
+        key(
+            "on_shutdown",
+            NAME,
+            Some("delete"),
+            "delete: the runner's shutdown deletes all VMs; keep: running ones stay.",
+        ),
+    ]
+};
+
+/// A checked value of a key.
+enum Found {
+    Text(String),
+    Whole(u32),
+    Flag(bool),
+    Table(Vec<(String, String)>),
+    Span(Duration),
+}
+
+/// The values that were found so far, and what is wrong with the rest. The getters answer empty or zero for a key whose
+/// value is wrong: then there is a mistake, and the result is thrown away.
+#[derive(Default)]
+struct Reading {
+    values: BTreeMap<&'static str, Found>,
+    mistakes: Vec<String>,
+    warnings: Vec<String>,
+}
+
+impl Config {
+    /// Reads plugin_config (JSON, at most [`MAX_CONFIG`] bytes) and connector_config. The error names every mistake, in
+    /// one line, and holds nothing of the token, the password or the key.
+    pub fn parse(plugin_config: &[u8], connector: &Connector) -> Result<Config, String> {
+        Config::parse_with(plugin_config, connector, std::env::var(TOKEN_VARIABLE).ok())
+    }
+
+    fn parse_with(plugin_config: &[u8], connector: &Connector, token: Option<String>) -> Result<Config, String> {
+        let mut reading = Reading::default();
+        match object(plugin_config) {
+            Ok(object) => reading.read(&object),
+            Err(mistake) => reading.mistakes.push(mistake),
+        }
+        let (ip_mode, url, debug_server_addr) = reading.check();
+        let on_shutdown = reading.on_shutdown();
+        let token = reading.token(token);
+        reading.check_hardware();
+        reading.check_tables();
+        let lease = reading.lease();
+        let user_data = reading.file("user_data_file", MAX_USER_DATA);
+        let custom_script = reading.file("customization_script_file", vcd::MAX_SCRIPT);
+        let access = reading.connector(connector);
+        let (Some(ip_mode), Some(access), Some(token), true) = (ip_mode, access, token, reading.mistakes.is_empty())
+        else {
+            let mut sentences = reading.mistakes;
+            sentences.append(&mut reading.warnings);
+            return Err(sentences.join("; "));
+        };
+        let vcd = vcd::Settings {
+            url,
+            org: reading.text("org"),
+            token,
+            ca_file: reading.some("ca_file").map(PathBuf::from),
+            insecure_skip_tls_verify: reading.flag("insecure_skip_tls_verify"),
+            vdc: reading.text("virtual_datacenter"),
+            network: reading.text("network"),
+            ip_mode,
+            catalog: reading.text("catalog"),
+            template: reading.text("template"),
+            storage_profile: reading.text("storage_profile"),
+            sizing_policy: reading.some("sizing_policy"),
+            placement_policy: reading.some("placement_policy"),
+            cpus: reading.whole("cpu_count"),
+            cores_per_socket: reading.whole("cores_per_socket"),
+            memory_mb: reading.whole("memory_mb"),
+            disk_gb: reading.whole("disk_size_gb"),
+            vapp_prefix: reading.text("vapp_name_prefix"),
+            label: reading.text("instance_group_name"),
+            metadata: reading.table("metadata").to_vec(),
+            guest_properties: reading
+                .table("guest_properties")
+                .iter()
+                .map(|(key, value)| (key.clone(), Secret::new(value)))
+                .collect(),
+            user_data,
+            lease,
+            session_refresh: reading.span("session_refresh_interval"),
+        };
+        let policy = group::Policy {
+            manager: reading.text("name"),
+            group: reading.text("instance_group_name"),
+            prefix: reading.text("vapp_name_prefix"),
+            max_size: reading.whole("max_size"),
+            max_creates: reading.whole("max_concurrent_creates"),
+            max_deletes: reading.whole("max_concurrent_deletes"),
+            max_operations: reading.whole("max_concurrent_operations"),
+            create_timeout: reading.span("create_timeout"),
+            startup_cleanup_timeout: reading.span("startup_cleanup_timeout"),
+            reconcile_interval: reading.span("reconcile_interval"),
+            ready_timeout: reading.span("ready_timeout"),
+            max_instance_age: reading.span("max_instance_age"),
+            credentials: access::fingerprint(&access),
+            on_shutdown,
+        };
+        Ok(Config { vcd, policy, access, custom_script, debug_server_addr, warnings: reading.warnings })
+    }
+}
+
+/// plugin_config as a JSON object. Of a key that is given twice the last one counts.
+fn object(plugin_config: &[u8]) -> Result<Map<String, Value>, String> {
+    if plugin_config.len() > MAX_CONFIG {
+        return Err(format!("plugin_config has {} bytes, more than the {MAX_CONFIG} allowed", plugin_config.len()));
+    }
+    if plugin_config.trim_ascii().is_empty() {
+        return Err("plugin_config is empty".into());
+    }
+    match serde_json::from_slice(plugin_config) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(Value::Null) => Err("plugin_config is missing".into()),
+        Ok(other) => Err(format!("plugin_config: expected an object, found {}", kind_of(&other))),
+        // serde_json's words for a syntax error are fixed ones and a place; they quote nothing.
+        Err(error) => Err(format!("plugin_config is not JSON: {error}")),
+    }
+}
+
+impl Reading {
+    fn text(&self, name: &str) -> String {
+        if let Some(Found::Text(text)) = self.values.get(name) { text.clone() } else { String::new() }
+    }
+
+    /// The text, if one was given.
+    fn some(&self, name: &str) -> Option<String> {
+        Some(self.text(name)).filter(|text| !text.is_empty())
+    }
+
+    fn flag(&self, name: &str) -> bool {
+        matches!(self.values.get(name), Some(Found::Flag(true)))
+    }
+
+    fn table(&self, name: &str) -> &[(String, String)] {
+        if let Some(Found::Table(table)) = self.values.get(name) { table } else { &[] }
+    }
+
+    fn whole(&self, name: &str) -> u32 {
+        if let Some(Found::Whole(number)) = self.values.get(name) { *number } else { 0 }
+    }
+
+    fn span(&self, name: &str) -> Duration {
+        if let Some(Found::Span(span)) = self.values.get(name) { *span } else { Duration::ZERO }
+    }
+
+    /// Everything that the table of keys says.
+    fn read(&mut self, object: &Map<String, Value>) {
+        for key in KEYS {
+            match read_key(key, object.get(key.name)) {
+                Ok(found) => _ = self.values.insert(key.name, found),
+                Err(mistake) => self.mistakes.push(mistake),
+            }
+            if let Some(Found::Text(text)) = self.values.get(key.name)
+                && text.trim() != text
+            {
+                self.warnings.push(format!("{}: begins or ends with white space, which is kept", key.name));
+            }
+        }
+        let unknown: Vec<&String> = object.keys().filter(|name| KEYS.iter().all(|key| key.name != *name)).collect();
+        for name in unknown.iter().take(MAX_UNKNOWN_NAMED) {
+            self.warnings.push(match nearest(name) {
+                Some(known) => format!("unknown key {} is ignored, did you mean {known}?", shown(name)),
+                None => format!("unknown key {} is ignored", shown(name)),
+            });
+        }
+        if let more @ 1.. = unknown.len().saturating_sub(MAX_UNKNOWN_NAMED) {
+            self.warnings.push(format!("{more} more unknown keys are ignored"));
+        }
+    }
+
+    fn on_shutdown(&mut self) -> group::OnShutdown {
+        match self.text("on_shutdown").as_str() {
+            "keep" => group::OnShutdown::Keep,
+            "delete" | "" => group::OnShutdown::Delete,
+            other => {
+                self.mistakes.push(format!("invalid on_shutdown: {} (expected delete or keep)", shown(other)));
+                group::OnShutdown::Delete
+            }
+        }
+    }
+
+    /// What the table cannot say. Answers the values that are not taken as they are: mode, url, debug address.
+    fn check(&mut self) -> (Option<vcd::IpMode>, String, Option<String>) {
+        let ip_mode = match self.text("ip_allocation_mode").as_str() {
+            "POOL" => Some(vcd::IpMode::Pool),
+            "DHCP" => Some(vcd::IpMode::Dhcp),
+            "" => None,
+            other => {
+                self.mistakes.push(format!("invalid ip_allocation_mode: {} (expected POOL or DHCP)", shown(other)));
+                None
+            }
+        };
+
+        let mut url = self.text("url");
+        if !url.is_empty() {
+            if url.ends_with("/api/") {
+                self.warnings.push("url: the slash at its end is left out".into());
+                url.pop();
+            }
+            match check_url(&url) {
+                Ok(true) => {}
+                Ok(false) => self.warnings.push("url: with http:// the token is sent unencrypted".into()),
+                Err(wrong) => self.mistakes.push(format!("url: {wrong}")),
+            }
+        }
+
+        if self.flag("insecure_skip_tls_verify") {
+            let text =
+                "insecure_skip_tls_verify: any certificate is believed, so that anybody on the way can read the token";
+            self.warnings.push(text.into());
+        }
+
+        let prefix = self.text("vapp_name_prefix");
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if let Some(wrong) = prefix.chars().find(|c| !fits(*c)) {
+            let wrong = wrong.escape_debug();
+            self.mistakes
+                .push(format!("vapp_name_prefix: may hold letters, digits, '-', '_' and '.', found '{wrong}'"));
+        } else if prefix.starts_with(['-', '_', '.']) {
+            self.mistakes.push("vapp_name_prefix: must begin with a letter or a digit".into());
+        }
+
+        let mut address = Some(self.text("debug_server_addr")).filter(|address| !address.is_empty());
+        if let Some(address) = &mut address {
+            if address.starts_with(':') {
+                address.insert_str(0, "0.0.0.0");
+                self.warnings.push("debug_server_addr: without a host it serves everyone who can reach it".into());
+            }
+            if !is_host_port(address) {
+                self.mistakes.push("debug_server_addr: expected HOST:PORT, such as 127.0.0.1:27060".into());
+            }
+        }
+        (ip_mode, url, address)
+    }
+
+    /// The one token that is given. What the environment gives counts only if the configuration gives none.
+    fn token(&mut self, variable: Option<String>) -> Option<vcd::Token> {
+        let variable = variable.filter(|token| !token.is_empty());
+        let (name, token) = match (self.some("token"), self.some("token_file"), variable) {
+            (Some(_), Some(_), _) => {
+                self.mistakes.push("token, token_file: only one of them can be given".into());
+                return None;
+            }
+            (None, None, None) => {
+                let text = format!("missing required plugin config: token (or token_file, or ${TOKEN_VARIABLE})");
+                self.mistakes.push(text);
+                return None;
+            }
+            (token, file, Some(_)) if token.is_some() || file.is_some() => {
+                let name = if token.is_some() { "token" } else { "token_file" };
+                self.warnings.push(format!("${TOKEN_VARIABLE} is ignored: {name} is given"));
+                match file {
+                    Some(file) => return Some(vcd::Token::File(file.into())),
+                    None => ("token", token?),
+                }
+            }
+            (_, Some(file), _) => return Some(vcd::Token::File(file.into())),
+            (Some(token), ..) => ("token", token),
+            (.., Some(token)) => ("$VCD_TOKEN", token),
+        };
+        if token.chars().count() > MAX_LONG_TEXT || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            self.mistakes
+                .push(format!("{name}: holds white space or other characters that no token has, or is too long"));
+            return None;
+        }
+        Some(vcd::Token::Text(Secret::new(token)))
+    }
+
+    /// CPUs and memory, which a policy can stand for.
+    fn check_hardware(&mut self) {
+        let has_policy = self.some("sizing_policy").is_some() || self.some("placement_policy").is_some();
+        for name in ["cpu_count", "cores_per_socket", "memory_mb"] {
+            if matches!(self.values.get(name), Some(Found::Whole(0))) && !has_policy {
+                self.mistakes.push(format!("missing required plugin config: {name}"));
+            }
+        }
+        let (cpus, cores) = (self.whole("cpu_count"), self.whole("cores_per_socket"));
+        if cpus > 0 && cores > 0 && cpus % cores != 0 {
+            self.mistakes.push(format!("cores_per_socket: {cores} does not divide cpu_count {cpus}"));
+        }
+        let memory = self.whole("memory_mb");
+        if !memory.is_multiple_of(4) {
+            self.mistakes.push(format!("memory_mb: {memory} is not a multiple of 4"));
+        }
+    }
+
+    /// What is written by us cannot be given.
+    fn check_tables(&mut self) {
+        if self.table("metadata").iter().any(|(key, _)| key == vcd::LABEL_KEY) {
+            self.mistakes.push(format!("metadata: {} is written by the plugin itself", vcd::LABEL_KEY));
+        }
+        let given = self.table("guest_properties").iter().any(|(key, _)| key == vcd::USER_DATA);
+        if given && self.some("user_data_file").is_some() {
+            self.mistakes.push(format!("guest_properties: {} is given by user_data_file already", vcd::USER_DATA));
+        }
+    }
+
+    /// How long VCD lets a vApp run that nobody removes.
+    fn lease(&mut self) -> Option<Duration> {
+        let age = self.span("max_instance_age");
+        match self.text("lease").as_str() {
+            "auto" => Some(age.saturating_mul(2).saturating_add(LEASE_EXTRA)).filter(|_| !age.is_zero()),
+            "org" | "" => None,
+            other => {
+                self.mistakes.push(format!("invalid lease: {} (expected auto or org)", shown(other)));
+                None
+            }
+        }
+    }
+
+    /// The text in the file that a key names, with at most `max` characters.
+    fn file(&mut self, key: &str, max: usize) -> Option<Secret> {
+        let path = self.some(key)?;
+        let read = || -> Result<String, String> {
+            let mut text = String::new();
+            // A character has at most four bytes.
+            let most = max as u64 * 4 + 1;
+            let file = File::open(&path).map_err(|e| e.to_string())?;
+            file.take(most).read_to_string(&mut text).map_err(|e| e.to_string())?;
+            match text.chars().count() {
+                0 => Err("is empty".into()),
+                count if count > max => Err(format!("has more than the {max} characters allowed")),
+                _ => Ok(text),
+            }
+        };
+        read().map(Secret::new).map_err(|why| self.mistakes.push(format!("{key}: {}: {why}", shown(&path)))).ok()
+    }
+
+    /// connector_config. `None` if there is a mistake in it.
+    fn connector(&mut self, connector: &Connector) -> Option<access::Settings> {
+        let known = self.mistakes.len();
+        let mut wrong = |key: &str, text: String| self.mistakes.push(format!("connector_config: {key}: {text}"));
+
+        if !matches!(connector.os.as_str(), "" | "linux" | "windows") {
+            wrong("os", format!("expected linux or windows, found {}", shown(&connector.os)));
+        }
+        if !matches!(connector.arch.as_str(), "" | "amd64" | "arm64" | "386" | "arm") {
+            wrong("arch", format!("expected amd64, arm64, 386 or arm, found {}", shown(&connector.arch)));
+        }
+        let protocol = match connector.protocol.as_str() {
+            "" | "ssh" => Protocol::Ssh,
+            "winrm" => Protocol::Winrm,
+            "winrm+https" => Protocol::WinrmHttps,
+            other => {
+                wrong("protocol", format!("expected ssh, winrm or winrm+https, found {}", shown(other)));
+                Protocol::Ssh
+            }
+        };
+        if protocol != Protocol::Ssh && connector.os == "linux" {
+            wrong("protocol", "winrm is for windows, not for linux".into());
+        }
+        let port = match u16::try_from(connector.protocol_port) {
+            Ok(0) => protocol.default_port(),
+            Ok(port) => port,
+            Err(_) => {
+                wrong("protocol_port", format!("{} is not from 0 to 65535", connector.protocol_port));
+                0
+            }
+        };
+        for (name, value) in [("keepalive", connector.keepalive), ("timeout", connector.timeout)] {
+            if value < 0 {
+                wrong(name, "is negative".into());
+            }
+        }
+
+        let user = connector.username.as_str();
+        if user.contains(|c: char| c.is_control() || matches!(c, ':' | '/')) {
+            wrong("username", "holds ':', '/' or a control character".into());
+        } else if user.starts_with('-') || user.trim() != user {
+            wrong("username", "begins with '-', or begins or ends with white space".into());
+        }
+        if user.chars().count() > MAX_CREDENTIAL {
+            wrong("username", format!("has more than the {MAX_CREDENTIAL} characters allowed"));
+        }
+        let password = connector.password.as_str();
+        if password.contains(char::is_control) {
+            wrong("password", "holds a line end or another control character".into());
+        }
+        if password.chars().count() > MAX_CREDENTIAL {
+            wrong("password", format!("has more than the {MAX_CREDENTIAL} characters allowed"));
+        }
+        let key = match connector.key.as_slice() {
+            [] => None,
+            pem => Key::parse(pem).map_err(|error| wrong("key_path", error)).ok(),
+        };
+        let given = !password.is_empty() || !connector.key.is_empty();
+        if !connector.use_static_credentials && given {
+            let text = "false means that credentials are generated: set it to true, or remove password and key_path";
+            wrong("use_static_credentials", text.into());
+        } else if connector.use_static_credentials && !given {
+            wrong("use_static_credentials", "needs username and password, or key_path".into());
+        } else if connector.use_static_credentials && protocol != Protocol::Ssh && password.is_empty() {
+            wrong("password", "is needed for winrm".into());
+        }
+
+        let (token, seed) = (self.text("token"), self.text("credentials_seed"));
+        if !seed.is_empty() && seed.chars().count() < MIN_SEED {
+            self.mistakes.push(format!("credentials_seed: has fewer than the {MIN_SEED} characters that are needed"));
+        }
+        let seed = if seed.is_empty() { token } else { seed };
+        let settings = access::Settings {
+            os: Some(connector.os.clone()).filter(|os| !os.is_empty()),
+            arch: Some(connector.arch.clone()).filter(|arch| !arch.is_empty()),
+            protocol,
+            port,
+            username: Some(connector.username.clone()).filter(|user| !user.is_empty()),
+            password: Some(password).filter(|password| !password.is_empty()).map(Secret::new),
+            key,
+            seed: (!connector.use_static_credentials).then(|| Seed::new(Secret::new(seed))),
+            custom_script: None,
+            keepalive: connector.keepalive,
+            timeout: connector.timeout,
+        };
+        if let Err(error) = access::check(&settings) {
+            self.mistakes.push(format!("connector_config: {error}"));
+        }
+        (self.mistakes.len() == known).then_some(settings)
+    }
+}
+
+/// One key's value, or what is wrong with it. Tells no value but numbers.
+fn read_key(key: &ConfigKey, given: Option<&Value>) -> Result<Found, String> {
+    let name = key.name;
+    let given = given.filter(|value| !value.is_null() && value.as_str() != Some(""));
+    let default = key.default.map(Value::from);
+    let Some(value) = given.or(default.as_ref()) else {
+        return Err(format!("missing required plugin config: {name}"));
+    };
+    match key.kind {
+        Kind::Text { max } => {
+            let text = value.as_str().ok_or_else(|| format!("{name}: expected a string, found {}", kind_of(value)))?;
+            if text.contains(char::is_control) {
+                return Err(format!("{name}: holds a line end or another control character"));
+            }
+            match text.chars().count() {
+                length if length > max => Err(format!("{name}: has {length} characters, more than the {max} allowed")),
+                _ => Ok(Found::Text(text.into())),
+            }
+        }
+        Kind::Whole { min, max } => {
+            let number = match value {
+                Value::Number(number) => number.as_i128(),
+                Value::String(text) if given.is_none() => text.parse().ok(),
+                _ => None,
+            };
+            let number = number.ok_or_else(|| format!("{name}: expected a whole number, found {}", kind_of(value)))?;
+            match u32::try_from(number) {
+                Ok(number) if (min..=max).contains(&number) => Ok(Found::Whole(number)),
+                _ => Err(format!("{name}: {number} is not from {min} to {max}")),
+            }
+        }
+        Kind::Flag => match value {
+            Value::Bool(flag) => Ok(Found::Flag(*flag)),
+            Value::String(text) if given.is_none() => Ok(Found::Flag(text == "true")),
+            _ => Err(format!("{name}: expected true or false, found {}", kind_of(value))),
+        },
+        Kind::Table { max } => match value {
+            Value::Object(table) => read_table(name, table, max).map(Found::Table),
+            Value::String(_) if given.is_none() => Ok(Found::Table(Vec::new())),
+            _ => Err(format!("{name}: expected a table, found {}", kind_of(value))),
+        },
+        Kind::Span { min, max } => {
+            let expected = "expected a duration such as \"1h30m\", found";
+            let text = value.as_str().ok_or_else(|| format!("{name}: {expected} {}", kind_of(value)))?;
+            let span = go_duration(text).ok_or_else(|| format!("{name}: {expected} {}", shown(text)))?;
+            match (min..=max).contains(&span) {
+                true => Ok(Found::Span(span)),
+                false => Err(format!("{name}: {} is not from {} to {}", shown(text), in_go(min), in_go(max))),
+            }
+        }
+    }
+}
+
+fn read_table(name: &str, table: &Map<String, Value>, max: usize) -> Result<Vec<(String, String)>, String> {
+    if table.len() > MAX_ENTRIES {
+        return Err(format!("{name}: has {} entries, more than the {MAX_ENTRIES} allowed", table.len()));
+    }
+    let entry = |(key, value): (&String, &Value)| {
+        let place = format!("{name}.{}", shown(key));
+        let text = value.as_str().ok_or_else(|| format!("{place}: expected a string, found {}", kind_of(value)))?;
+        if key.trim().is_empty() || key.contains(char::is_control) || key.chars().count() > MAX_ENTRY_KEY {
+            return Err(format!("{place}: is no key: it is empty, too long, or holds a control character"));
+        }
+        if text.contains(char::is_control) || text.chars().count() > max {
+            return Err(format!("{place}: has more than the {max} characters allowed, or a control character"));
+        }
+        Ok((key.clone(), text.to_owned()))
+    };
+    table.iter().map(entry).collect()
+}
+
+/// The kind of a JSON value in words.
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(number) if number.is_f64() => "a number with a fraction",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a table",
+    }
+}
+
+/// What the user wrote, on one line and not too long.
+fn shown(text: &str) -> String {
+    let cut: String = text.chars().take(MAX_SHOWN).collect();
+    let dots = if cut.len() < text.len() { "…" } else { "" };
+    format!("{}{dots}", cut.escape_debug())
+}
+
+/// A duration as Go's `time.ParseDuration` reads it, without a sign: numbers with units, such as `1h30m` or `1.5h`.
+fn go_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut nanos: u64 = 0;
+    while !rest.is_empty() {
+        let (number, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '.')?);
+        let (unit, after) = after.split_at(after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len()));
+        let scale: u64 = match unit {
+            "ns" => 1,
+            "us" | "µs" | "μs" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            _ => return None,
+        };
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
+            return None;
+        }
+        let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+        nanos = nanos.checked_add(whole.checked_mul(scale)?)?;
+        let mut place = scale;
+        for digit in fraction.bytes() {
+            place /= 10;
+            nanos = nanos.checked_add(u64::from(digit.wrapping_sub(b'0')).checked_mul(place)?)?;
+        }
+        rest = after;
+    }
+    (!text.is_empty()).then(|| Duration::from_nanos(nanos))
+}
+
+/// Whole seconds as Go writes them.
+fn in_go(span: Duration) -> String {
+    let (hours, minutes, seconds) = (span.as_secs() / 3600, span.as_secs() / 60 % 60, span.as_secs() % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m{seconds}s"),
+        (_, _) => format!("{hours}h{minutes}m{seconds}s"),
+    }
+}
+
+/// Whether `url` is one of VCD's API: `Ok(true)` for https, `Ok(false)` for http. The error quotes nothing of it, as it
+/// may hold a password.
+fn check_url(url: &str) -> Result<bool, &'static str> {
+    let https = url.starts_with("https://");
+    if !https && !url.starts_with("http://") {
+        return Err("must begin with https:// or http://");
+    }
+    let uri: Uri = url.parse().map_err(|_| "is no valid URL")?;
+    let authority = uri.authority().ok_or("has no host, expected https://HOST/api")?;
+    if authority.as_str().contains('@') {
+        return Err("must not hold a user name or password");
+    }
+    if authority.host().is_empty() {
+        return Err("has no host, expected https://HOST/api");
+    }
+    let port = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+    if !port.is_empty() && !matches!(authority.port_u16(), Some(1..)) {
+        return Err("has an invalid port");
+    }
+    if uri.query().is_some() || url.contains('#') {
+        return Err("must not hold '?' or '#'");
+    }
+    if !uri.path().ends_with("/api") {
+        return Err("must end in /api");
+    }
+    Ok(https)
+}
+
+/// Whether `address` can be listened on: an IP address or a host name, and a port.
+fn is_host_port(address: &str) -> bool {
+    if let Ok(address) = address.parse::<SocketAddr>() {
+        return address.port() != 0;
+    }
+    let Some((host, port)) = address.rsplit_once(':') else { return false };
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+    // All digits and dots is an address, and was no valid one.
+    let is_number = host.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let has_digits_only = port.chars().all(|c| c.is_ascii_digit());
+    host.chars().all(is_name) && !is_number && has_digits_only && matches!(port.parse(), Ok(1u16..))
+}
+
+/// The known key that `name` was probably meant to be.
+fn nearest(name: &str) -> Option<&'static str> {
+    let name: String = name.chars().take(MAX_SHOWN).flat_map(char::to_lowercase).collect();
+    let name = name.replace('-', "_");
+    let distances = KEYS.iter().map(|key| (edits(&name, key.name), key.name));
+    let (distance, known) = distances.min()?;
+    // Half of a short name must not be guessed.
+    (distance <= MAX_EDITS && distance * 2 < known.len()).then_some(known)
+}
+
+/// How many characters have to be inserted, removed or replaced to get from one to the other (Levenshtein).
+fn edits(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.chars().count()).collect();
+    for (line, a) in from.chars().enumerate() {
+        let mut left = line + 1;
+        let mut diagonal = line;
+        for (above, b) in row.iter_mut().skip(1).zip(to.chars()) {
+            let best = (diagonal + usize::from(a != b)).min(left + 1).min(*above + 1);
+            diagonal = std::mem::replace(above, best);
+            left = best;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = line + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,292 @@
+//! What a poll shows, held against what is known: instances that changed, that are missing, and vApps of ours that nothing
+//! here stands for (an earlier life's, or made by a request that was given up).
+
+use super::instance::{Asked, Cause, Facts, Goal, MISSED_POLLS, There};
+use super::owner::Ownership;
+use super::steps::{CUSTOMIZATION_USUAL, LOOK_PAUSE, watch_backoff};
+use super::{Group, Instance, Key, MAX_FOREIGN, Name, Time};
+use crate::cloud::{Answer, Customization, ErrorKind, Href, Poll, Power, Reply, UnixMs, Vapp, Vm, is_windows};
+use log::Level;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A VM that is off or broken in so many polls in a row is so indeed.
+const OFF_POLLS: u32 = 3;
+
+/// A vApp of an earlier life that is on counts as half made if a poll shows it so that much later: polls lag.
+pub const LEFTOVER_GRACE: Duration = Duration::from_secs(60);
+
+/// A vApp that a poll shows and no instance stands for.
+struct Unclaimed<'a> {
+    vapp: &'a Href,
+    name: &'a Name,
+    description: Option<&'a str>,
+    vm: Option<&'a Vm>,
+    created: Option<UnixMs>,
+    labelled: bool,
+}
+
+impl Group {
+    /// The poll that the group begins with.
+    pub(super) fn adopt_first(&mut self, first: &Poll) {
+        for vapp in unclaimed(first) {
+            self.claim(&vapp, first.now, true);
+        }
+        if self.instances.values().any(|i| !i.reported) {
+            self.hold_until = Some(self.now + self.policy.startup_cleanup_timeout);
+        }
+    }
+
+    pub(super) fn polled(&mut self, sent: Time, vapps: bool, answer: Answer) {
+        self.poll.on_wire = false;
+        let poll = match answer {
+            Ok(Reply::Poll(poll)) => poll,
+            other => {
+                let error = other.err();
+                self.poll.fails += 1;
+                if vapps {
+                    self.next_gc = self.now;
+                }
+                if let Some(error) = error {
+                    self.unreachable = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Auth);
+                    self.poll.not_before = self.now + watch_backoff(self.poll.fails, &error);
+                    self.say_plain(Level::Warn, format!("{error}; instances are reported as they were last known"));
+                }
+                return;
+            }
+        };
+        self.unreachable = false;
+        if std::mem::take(&mut self.poll.fails) > 0 {
+            self.say_plain(Level::Info, "VCD answers polls again".into());
+        }
+        let shown: BTreeMap<&str, &Vm> = poll.vms.iter().map(|vm| (&*vm.vapp, vm)).collect();
+        let keys: Vec<Key> = self.instances.keys().copied().collect();
+        for key in keys {
+            let Some(i) = self.instances.get_mut(&key) else { continue };
+            let Some(vapp) = i.vapp() else { continue };
+            match shown.get(&**vapp) {
+                Some(vm) => self.seen(key, vm),
+                // A poll that was sent before the vApp was known says nothing of it.
+                None if i.known < sent => i.missed = i.missed.saturating_add(1),
+                None => {}
+            }
+        }
+        for vapp in unclaimed(&poll) {
+            self.claim(&vapp, poll.now, false);
+        }
+    }
+
+    fn seen(&mut self, key: Key, vm: &Vm) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        i.missed = 0;
+        i.patience = MISSED_POLLS;
+        i.seen = now;
+        let facts = Facts::of(vm);
+        let fresh = i.facts.as_ref().is_none_or(|old| {
+            (old.power, old.address, old.customization) != (facts.power, facts.address, facts.customization)
+        });
+        if fresh {
+            self.progress = now;
+        }
+        if !facts.silent() || i.facts.as_ref().is_some_and(|old| old.address != facts.address) {
+            i.steady = None;
+        }
+        if facts.complete() && i.facts.as_ref().is_some_and(Facts::silent) && matches!(i.there, There::Booting { .. }) {
+            // The pause was between the slow probes that went before.
+            i.not_before = now;
+        }
+        i.facts = Some(facts);
+        if i.goal != Goal::Live {
+            return;
+        }
+        let failed = vm.customization == Customization::Failed;
+        let down = match vm.power {
+            // Taken before its customization reported.
+            Power::On if failed && i.is_ready() => Some("guest customization failed after all (GC_FAILED)"),
+            Power::On => None,
+            _ if vm.busy => None,
+            Power::Off => Some("it is powered off"),
+            Power::Suspended => Some("it is suspended"),
+            Power::Failed => Some("VCD reports it as failed"),
+            Power::Other => None,
+        };
+        match &mut i.there {
+            There::Booting { off, .. } => {
+                *off = if down.is_some() { *off + 1 } else { 0 };
+                let off = *off;
+                if failed {
+                    let windows = is_windows(&vm.guest_os);
+                    let hint =
+                        if windows { "; a password that the guest's policy refuses is a usual cause" } else { "" };
+                    self.boot_failed(key, &format!("guest customization failed (GC_FAILED){hint}"));
+                } else if let (Some(down), true) = (down, off >= OFF_POLLS) {
+                    self.boot_failed(key, down);
+                }
+            }
+            There::Ready { .. } => match (down, i.ill) {
+                (Some(down), None) => {
+                    i.ill = Some((now, down));
+                    self.say_of(Level::Warn, key, format!("{down}, not by us: unhealthy"));
+                }
+                (None, Some(_)) if vm.power == Power::On => {
+                    i.ill = None;
+                    self.say_of(Level::Info, key, "on again".into());
+                }
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+
+    /// A vApp that no instance stands for, if it may be ours.
+    fn claim(&mut self, found: &Unclaimed<'_>, vcd_now: Option<UnixMs>, at_start: bool) {
+        let now = self.now;
+        if !self.owner.could_name(found.name) || self.foreign.contains(found.vapp) {
+            return;
+        }
+        // Instances that an earlier record of the same poll began included.
+        if self.instances.values().any(|i| i.vapp() == Some(found.vapp) || i.last_vapp.as_ref() == Some(found.vapp)) {
+            return;
+        }
+        // A create whose answer is awaited, or whose outcome is being looked up, may have made it.
+        if let Some(i) = self.named(found.name)
+            && (i.asked == Some(Asked::Create) || matches!(i.there, There::Unclear { .. }))
+        {
+            return;
+        }
+        let verdict = self.owner.judge_record(found.name, found.description, found.labelled);
+        if verdict == Ownership::Foreign {
+            return self.left_alone(found.vapp, found.name);
+        }
+        let there = There::Stranger { vapp: found.vapp.clone() };
+        let mut i = Instance::stray(found.name.clone(), there, now);
+        // The first poll may have lagged: what VCD made before it is of an earlier life too.
+        let created = found.vm.and_then(|vm| vm.created).or(found.created);
+        i.earlier = at_start || created.zip(self.vcd_start).is_some_and(|(created, start)| created < start);
+        i.labelled = found.labelled;
+        i.locked_out = self.owner.locks_out(found.name, found.description);
+        i.facts = found.vm.map(Facts::of);
+        if let (Some(vcd_now), Some(created)) = (vcd_now, created) {
+            i.age_before = Duration::from_millis(vcd_now.saturating_sub(created));
+        }
+        let key = self.insert(i);
+        if verdict == Ownership::Ours && at_start {
+            self.adopt(key, found.vapp);
+        }
+    }
+
+    /// A direct look at a stranger.
+    pub(super) fn stranger_seen(&mut self, key: Key, vapp: Option<Vapp>) {
+        let Some(i) = self.instances.get(&key) else { return };
+        let Some(vapp) = vapp else {
+            self.forget_stranger(key);
+            return;
+        };
+        // By now the create that made it may have been answered or looked up.
+        let claimed = |(other, i): (&Key, &Instance)| *other != key && i.vapp() == Some(&vapp.href);
+        if self.instances.iter().any(claimed) {
+            return self.forget_stranger(key);
+        }
+        if let Some(named) = self.named(&i.name)
+            && (named.asked == Some(Asked::Create) || matches!(named.there, There::Unclear { .. }))
+        {
+            return self.forget_stranger(key);
+        }
+        if self.owner.owns(&vapp.name, vapp.description.as_deref(), i.labelled) {
+            let locked_out = self.owner.locks_out(&vapp.name, vapp.description.as_deref());
+            if let Some(i) = self.instances.get_mut(&key) {
+                i.locked_out = locked_out;
+            }
+            return self.own(key, &vapp);
+        }
+        self.left_alone(&vapp.href, &vapp.name);
+        self.forget_stranger(key);
+    }
+
+    /// A complete vApp of an earlier life, if its id is free: reported, so that the host decides.
+    fn adopt(&mut self, key: Key, vapp: &Href) -> bool {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return false };
+        let name = i.name.clone();
+        let complete = i.facts.as_ref().is_some_and(|facts| {
+            // Old VMware Tools may never report the end of customization: such a guest may have been taken without.
+            let old = Facts { customization: Customization::Unknown, ..facts.clone() };
+            facts.complete() || (i.age(now) >= CUSTOMIZATION_USUAL + i.grace() && old.complete())
+        });
+        if !i.earlier || !complete || self.names.contains_key(&name) {
+            return false;
+        }
+        i.goal = Goal::Live;
+        i.reported = true;
+        i.place(There::Ready { vapp: vapp.clone() }, now);
+        self.names.insert(name, key);
+        let locked_out = i.locked_out;
+        self.say_of(Level::Info, key, "found running: adopted".into());
+        if locked_out {
+            let text = "made with other credentials than those of now (token, credentials_seed or username): unhealthy";
+            self.say_of(Level::Warn, key, text.into());
+        }
+        true
+    }
+
+    /// A stranger that was looked at is ours: adopted if complete, else a leftover. Records lag, so that one that is on
+    /// may be complete though the poll does not show it: it is given time to show.
+    fn own(&mut self, key: Key, vapp: &Vapp) {
+        let now = self.now;
+        let on = vapp.power == Power::On;
+        if on && self.adopt(key, &vapp.href) {
+            return;
+        }
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let href = vapp.href.clone();
+        let shown = i.facts.is_some() && i.seen >= i.since + LEFTOVER_GRACE;
+        if on && i.earlier && !shown {
+            i.looked = true;
+            i.not_before = now + LOOK_PAUSE;
+            return;
+        }
+        let there = match vapp.tasks.first() {
+            Some(task) => There::Removing { vapp: href, task: task.clone(), since: now, cancelled: false },
+            None => There::Scrap { vapp: href },
+        };
+        i.place(there, now);
+        let (level, text) = Cause::Leftover.words();
+        self.say_of(level, key, text.into());
+    }
+
+    /// Mentioned once, then ignored.
+    fn left_alone(&mut self, vapp: &Href, name: &str) {
+        self.remember_foreign(vapp);
+        self.say_plain(Level::Warn, format!("vApp {name} is named like ours but is not: left alone"));
+    }
+
+    fn forget_stranger(&mut self, key: Key) {
+        self.instances.remove(&key);
+    }
+
+    pub(super) fn remember_foreign(&mut self, vapp: &Href) {
+        if self.foreign.len() >= MAX_FOREIGN {
+            self.foreign.pop_first();
+        }
+        self.foreign.insert(vapp.clone());
+    }
+}
+
+/// Each vApp of a poll once, with what its VM record and its vApp record say.
+fn unclaimed(poll: &Poll) -> Vec<Unclaimed<'_>> {
+    let records: BTreeMap<&str, &Vapp> = poll.vapps.iter().flatten().map(|vapp| (&*vapp.href, vapp)).collect();
+    let mut all: BTreeMap<&str, Unclaimed<'_>> = BTreeMap::new();
+    for vm in &poll.vms {
+        let labelled = records.get(&*vm.vapp).is_some_and(|vapp| vapp.labelled);
+        let description = Some(vm.description.as_str());
+        let (vapp, name) = (&vm.vapp, &vm.vapp_name);
+        all.insert(&vm.vapp, Unclaimed { vapp, name, description, vm: Some(vm), created: None, labelled });
+    }
+    for (href, vapp) in records {
+        let (name, labelled) = (&vapp.name, vapp.labelled);
+        let (description, created) = (vapp.description.as_deref(), vapp.created);
+        all.entry(href).or_insert(Unclaimed { vapp: &vapp.href, name, description, vm: None, created, labelled });
+    }
+    all.into_values().collect()
+}

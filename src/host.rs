@@ -1,0 +1,106 @@
+//! What the runner sees: go-plugin's handshake, the gRPC services over a Unix socket, the log lines, the end of the process.
+
+mod calls;
+mod end;
+mod handshake;
+pub mod log;
+#[rustfmt::skip]
+pub mod proto;
+mod server;
+#[cfg(unix)]
+mod socket;
+#[cfg(windows)]
+#[path = "host/socket_windows.rs"]
+mod socket;
+
+pub use calls::MAX_MESSAGE;
+pub use handshake::{COOKIE, COOKIE_VARIABLE};
+
+use crate::driver::Plugin;
+use handshake::{Handshake, Refusal};
+use server::Server;
+use smol::future::{or, zip};
+use smol::{LocalExecutor, Timer};
+use socket::Socket;
+use std::io::Write;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// At the end, requests to VCD that are on the wire are waited for so long. The host kills the process 2 s after its last call.
+const DRAIN_LIMIT: Duration = Duration::from_millis(1000);
+
+/// At the end, the host has so long to take its last answers.
+const FLUSH_LIMIT: Duration = Duration::from_millis(500);
+
+/// Serves `plugin` to the host that started this process, until the host says shutdown, goes away, or SIGTERM comes.
+pub async fn serve(executor: Rc<LocalExecutor<'static>>, plugin: Rc<Plugin>) -> ExitCode {
+    log::init();
+    let environment = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    let started = match Handshake::read(environment) {
+        Ok(handshake) => run(executor, plugin, handshake).await,
+        Err(Refusal::Unsupported(reason)) => Err(reason.to_owned()),
+        Err(Refusal::NoHost) => {
+            let text = "This binary is a plugin. It is not meant to be run directly: GitLab Runner starts it, as the \
+                 configuration's [runners.autoscaler] says. `--help` shows what else it can do.\n";
+            let _ = std::io::stderr().write_all(text.as_bytes());
+            return ExitCode::FAILURE;
+        }
+    };
+    match started {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            ::log::error!("cannot start: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// From the socket's birth to its end. The error says why nothing could be served.
+async fn run(executor: Rc<LocalExecutor<'static>>, plugin: Rc<Plugin>, handshake: Handshake) -> Result<(), String> {
+    // First: a signal from here on cannot leave the socket behind.
+    let signals = end::signals()?;
+    let socket = Socket::bind(handshake.socket_dir.as_deref(), handshake.socket_group.as_deref())?;
+    let server = Server::new(executor, plugin);
+    let address = socket.address();
+    handshake
+        .answer(socket::NETWORK, &address)
+        .map_err(|error| format!("cannot tell the host where to connect: {error}"))?;
+    ::log::debug!("listening on {address}");
+
+    let accepting = async {
+        socket.remove_leftovers().await;
+        match server.clone().accept(&socket).await {}
+    };
+    let reason = or(end::reason(&server, signals), accepting).await;
+    ::log::info!("stopping: {reason}");
+
+    server.stop();
+    let drain = async {
+        server.plugin.drain().await;
+        true
+    };
+    let flush = async {
+        while server.is_connected() {
+            server.changed().await;
+        }
+        true
+    };
+    let (drained, flushed) = zip(within(DRAIN_LIMIT, drain), within(FLUSH_LIMIT, flush)).await;
+    if !drained {
+        ::log::warn!("some requests to VCD were not answered in time: their outcome is looked up at the next start");
+    }
+    if !flushed {
+        ::log::debug!("the host still has a connection open");
+    }
+    Ok(())
+}
+
+/// `future`, or false after `limit`.
+async fn within(limit: Duration, future: impl Future<Output = bool>) -> bool {
+    let late = async {
+        Timer::after(limit).await;
+        false
+    };
+    or(future, late).await
+}

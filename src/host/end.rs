@@ -1,0 +1,113 @@
+//! What ends the process: the host's last call, the host's death, or SIGTERM. Waits; leaves the ending itself to `host`.
+
+use super::server::Server;
+use async_signal::{Signal, Signals};
+use smol::Timer;
+use smol::future::or;
+use smol::stream::StreamExt;
+use std::time::{Duration, Instant};
+
+/// After SIGTERM a connected host is served for so long at most: it may have been told to stop as well (systemd signals the
+/// whole group), and needs its last calls answered.
+const TERM_LIMIT: Duration = Duration::from_secs(90);
+
+/// Where stdout does not tell of the host's death, it is looked for this often.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Pause after signals could not be read.
+const SIGNAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// The signals that are caught. Only SIGTERM ends anything: the others reach the host as well (from a terminal; SIGQUIT is how
+/// GitLab Runner is told to finish its jobs first, and SIGHUP to read its configuration anew), and the host drives the end.
+#[cfg(unix)]
+const SIGNALS: [Signal; 4] = [Signal::Term, Signal::Int, Signal::Quit, Signal::Hup];
+/// Ctrl-C is all there is on Windows.
+#[cfg(windows)]
+const SIGNALS: [Signal; 1] = [Signal::Int];
+
+/// Catches the signals from now on.
+pub fn signals() -> Result<Signals, String> {
+    Signals::new(SIGNALS).map_err(|error| format!("cannot catch signals: {error}"))
+}
+
+/// Waits until the process is to end, and says why.
+pub async fn reason(server: &Server, signals: Signals) -> &'static str {
+    or(host_gone(server), told_to_stop(server, signals)).await
+}
+
+/// Waits for the host's last call, or for SIGTERM and what follows from it.
+async fn told_to_stop(server: &Server, mut signals: Signals) -> &'static str {
+    let mut deadline: Option<Instant> = None;
+    loop {
+        if server.is_shut_down() {
+            return "the host has shut this plugin down";
+        }
+        if let Some(deadline) = deadline {
+            if !server.is_connected() {
+                return "SIGTERM, and no host is connected";
+            }
+            if Instant::now() >= deadline {
+                return "SIGTERM, and the host did not shut this plugin down in time";
+            }
+        }
+        let changed = async {
+            server.changed().await;
+            None
+        };
+        let late = async {
+            deadline.map_or_else(Timer::never, Timer::at).await;
+            None
+        };
+        match or(changed, or(late, async { Some(signals.next().await) })).await {
+            None => {}
+            Some(Some(Ok(Signal::Term))) if deadline.is_none() => {
+                let limit = TERM_LIMIT.as_secs();
+                log::info!("SIGTERM: serving on while the host is connected, for {limit} s at most");
+                deadline = Some(Instant::now() + TERM_LIMIT);
+            }
+            Some(Some(Ok(signal))) => log::debug!("{signal:?}: ignored, the host decides when to stop"),
+            Some(Some(Err(error))) => {
+                log::warn!("cannot read signals: {error}");
+                Timer::after(SIGNAL_PAUSE).await;
+            }
+            Some(None) => smol::future::pending().await,
+        }
+    }
+}
+
+/// Waits for the host's death. The host holds the other end of stdout: a pipe without a reader reports an error at once.
+#[cfg(unix)]
+async fn host_gone(server: &Server) -> &'static str {
+    use std::os::unix::process::parent_id;
+    if is_pipe(std::io::stdout()).unwrap_or(false)
+        // Waiting to read from the end that writes: only the error wakes it. The mode of stdout, shared with others, stays.
+        && let Ok(stdout) = smol::Async::new_nonblocking(std::io::stdout())
+        && stdout.readable().await.is_ok()
+    {
+        return "the host has gone";
+    }
+    let parent = parent_id();
+    while server.is_connected() || parent_id() == parent {
+        Timer::after(WATCH_INTERVAL).await;
+    }
+    "the host has gone: another parent, no connection"
+}
+
+#[cfg(unix)]
+fn is_pipe(stream: impl std::os::fd::AsFd) -> std::io::Result<bool> {
+    use std::os::unix::fs::FileTypeExt;
+    let copy = std::fs::File::from(stream.as_fd().try_clone_to_owned()?);
+    Ok(copy.metadata()?.file_type().is_fifo())
+}
+
+/// Waits for the host's death: it was connected, and is not any more.
+#[cfg(windows)]
+async fn host_gone(server: &Server) -> &'static str {
+    while !server.is_connected() {
+        Timer::after(WATCH_INTERVAL).await;
+    }
+    while server.is_connected() {
+        Timer::after(WATCH_INTERVAL).await;
+    }
+    "the host has gone"
+}

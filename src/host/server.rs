@@ -1,0 +1,191 @@
+//! The HTTP/2 server: accepts a few connections, keeps them alive, ends them in order. What a call means is in `calls`.
+
+use super::calls;
+use super::socket::Socket;
+use crate::driver::Plugin;
+use crate::transport::{Clock, Io, Tasks};
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use smol::channel::{Receiver, Sender};
+use smol::future::or;
+use smol::io::{AsyncRead, AsyncWrite};
+use smol::lock::Semaphore;
+use smol::{LocalExecutor, Timer};
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Connections at a time. The host has one; others wait until one ends.
+const MAX_CONNECTIONS: usize = 8;
+
+/// Calls at a time on one connection, streams that stay open included. The host holds back what goes beyond.
+const MAX_CALLS: u32 = 128;
+
+/// Bytes of requests that a connection may have on the wire unread, for one call and for all calls.
+const CALL_WINDOW: u32 = 64 * 1024;
+/// See [`CALL_WINDOW`].
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// No more bytes of headers in a request.
+const MAX_HEADERS: u32 = 16 * 1024;
+
+/// A connection on which no call comes in so long is closed: it is not the host's.
+const FIRST_CALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// A quiet connection is asked for a sign of life this often.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// And is given up if none comes in so long. Generous: the peer is on the same machine, and at worst a stopped process.
+const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Pause after a connection could not be accepted (no file descriptors left, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+
+/// What the calls and the end of the process share.
+pub struct Server {
+    /// What the calls are about.
+    pub plugin: Rc<Plugin>,
+    executor: Rc<LocalExecutor<'static>>,
+    connections: Cell<usize>,
+    shutdown: Cell<bool>,
+    /// A token here means: `connections` or `shutdown` has changed.
+    changed: (Sender<()>, Receiver<()>),
+    /// Never carries anything; closed when everything is to end.
+    stop: (Sender<Infallible>, Receiver<Infallible>),
+}
+
+impl Server {
+    /// A server without a connection.
+    pub fn new(executor: Rc<LocalExecutor<'static>>, plugin: Rc<Plugin>) -> Rc<Server> {
+        let (changed, stop) = (smol::channel::bounded(1), smol::channel::bounded(1));
+        Rc::new(Server { plugin, executor, connections: Cell::new(0), shutdown: Cell::new(false), changed, stop })
+    }
+
+    /// Accepts connections for ever, each served by a task of its own.
+    pub async fn accept(self: Rc<Self>, socket: &Socket) -> Infallible {
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let slot = slots.acquire_arc().await;
+            match socket.accept().await {
+                Ok(stream) => {
+                    let server = self.clone();
+                    let connected = Connected::new(&self);
+                    let task = async move {
+                        server.serve(stream).await;
+                        drop((connected, slot));
+                    };
+                    self.executor.spawn(task).detach();
+                }
+                Err(error) => {
+                    log::warn!("cannot accept a connection of the host: {error}; trying again");
+                    Timer::after(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Serves one connection until the peer or [`Server::stop`] ends it.
+    async fn serve(self: Rc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+        let called = Rc::new(Cell::new(false));
+        let service = service_fn(|request| {
+            called.set(true);
+            let server = self.clone();
+            async move { Ok::<_, Infallible>(calls::answer(server, request).await) }
+        });
+        let connection = http2::Builder::new(Tasks(self.executor.clone()))
+            .timer(Clock)
+            .max_concurrent_streams(MAX_CALLS)
+            .initial_stream_window_size(CALL_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MAX_HEADERS)
+            .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_LIMIT)
+            .serve_connection(Io(stream), service);
+        let mut connection = pin!(connection);
+
+        enum Event {
+            Ended(Result<(), hyper::Error>),
+            Silent,
+            Stop,
+        }
+        let ended = async { Event::Ended(connection.as_mut().await) };
+        let silent = async {
+            Timer::after(FIRST_CALL_LIMIT).await;
+            if called.get() { smol::future::pending().await } else { Event::Silent }
+        };
+        let stop = async {
+            self.stopped().await;
+            Event::Stop
+        };
+        match or(ended, or(silent, stop)).await {
+            Event::Ended(Ok(())) => log::debug!("a connection of the host has ended"),
+            Event::Ended(Err(error)) => log::debug!("a connection of the host has ended: {error}"),
+            Event::Silent => log::warn!("closing a connection: no call in {} s", FIRST_CALL_LIMIT.as_secs()),
+            Event::Stop => {
+                connection.as_mut().graceful_shutdown();
+                let _ = connection.await;
+            }
+        }
+    }
+
+    /// The host's last call has come.
+    pub fn shut_down(&self) {
+        self.shutdown.set(true);
+        self.notify();
+    }
+
+    /// True after [`Server::shut_down`].
+    pub fn is_shut_down(&self) -> bool {
+        self.shutdown.get()
+    }
+
+    /// True while somebody is connected.
+    pub fn is_connected(&self) -> bool {
+        self.connections.get() > 0
+    }
+
+    /// Waits until [`Server::is_shut_down`] or [`Server::is_connected`] may have changed. For one caller at a time.
+    pub async fn changed(&self) {
+        let _ = self.changed.1.recv().await;
+    }
+
+    /// Ends the streams that stay open, and each connection once its calls are answered.
+    pub fn stop(&self) {
+        self.stop.0.close();
+    }
+
+    /// Resolves at [`Server::stop`]; may be sent to other threads, as tonic asks of streams.
+    pub fn stopped(&self) -> impl Future<Output = ()> + Send + use<> {
+        let stop = self.stop.1.clone();
+        async move {
+            // Nothing is ever sent: this ends with an error when the channel is closed.
+            let _ = stop.recv().await;
+        }
+    }
+
+    fn notify(&self) {
+        // Full: there is a token already.
+        let _ = self.changed.0.try_send(());
+    }
+}
+
+/// Counts a connection for as long as it lives.
+struct Connected(Rc<Server>);
+
+impl Connected {
+    fn new(server: &Rc<Server>) -> Connected {
+        server.connections.set(server.connections.get() + 1);
+        server.notify();
+        Connected(server.clone())
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get().saturating_sub(1));
+        self.0.notify();
+    }
+}

@@ -1,0 +1,182 @@
+//! The Unix socket, in a directory of its own that only this user may enter, and the removal of such directories that dead
+//! processes left behind. Accepts connections; does not know what is spoken on them.
+
+use smol::Async;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// The network's name in the handshake.
+pub const NETWORK: &str = "unix";
+
+/// The directory is named `<PREFIX><process id>-<random>`.
+const PREFIX: &str = "fleeting-plugin-vcd-";
+
+/// The socket's name within it.
+const SOCKET: &str = "socket";
+
+/// The kernel's limit for a socket's path, in bytes.
+const MAX_PATH: usize = 107;
+
+/// Entries that are looked at, at most, in search of leftovers.
+const MAX_ENTRIES: usize = 10_000;
+
+/// Leftovers that are removed at one start, at most.
+const MAX_LEFTOVERS: usize = 100;
+
+/// More than so much of /etc/group is not read.
+const MAX_GROUP_FILE: u64 = 4 * 1024 * 1024;
+
+/// A listening socket. Dropping it removes the socket and its directory.
+pub struct Socket {
+    listener: Async<UnixListener>,
+    dir: PathBuf,
+}
+
+impl Socket {
+    /// Listens in a new directory below `parent`, or below the system's place for temporary files. `group`, a name or a number,
+    /// may connect too.
+    pub fn bind(parent: Option<&str>, group: Option<&str>) -> Result<Socket, String> {
+        let parent = parent.map_or_else(std::env::temp_dir, PathBuf::from);
+        let parent = std::path::absolute(&parent).unwrap_or(parent);
+        let group = group.map(group_id).transpose()?;
+        let random = getrandom::u32().map_err(|error| format!("no random number for the socket's name: {error}"))?;
+        let dir = parent.join(format!("{PREFIX}{}-{random:08x}", std::process::id()));
+        let path = dir.join(SOCKET);
+        if path.as_os_str().len() > MAX_PATH {
+            let (path, length) = (path.display(), path.as_os_str().len());
+            let remedy = "set TMPDIR (or PLUGIN_UNIX_SOCKET_DIR) to a shorter path";
+            return Err(format!("a socket's path may have {MAX_PATH} bytes, {path} has {length}: {remedy}"));
+        }
+        if path.to_str().is_none_or(|path| path.contains(['|', '\n', '\r'])) {
+            return Err(format!("the path {path:?} does not fit in the handshake: set TMPDIR to a plainer one"));
+        }
+        // The mode comes with the making: at no moment can another user enter.
+        let made = DirBuilder::new().mode(0o700).create(&dir);
+        made.map_err(|error| format!("cannot make the socket's directory {}: {error}", dir.display()))?;
+        listen(&dir, group).map_err(|error| {
+            let _ = fs::remove_file(&path);
+            let _ = fs::remove_dir(&dir);
+            format!("cannot listen on {}: {error}", path.display())
+        })
+    }
+
+    /// The socket's path, for the handshake.
+    pub fn address(&self) -> String {
+        self.dir.join(SOCKET).display().to_string()
+    }
+
+    /// Waits for the next connection.
+    pub async fn accept(&self) -> io::Result<Async<UnixStream>> {
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+
+    /// Removes what earlier processes of this user left behind beside this socket. Such a directory is removed if its process
+    /// is gone and nobody listens on its socket; the latter also tells a process of another container from a dead one.
+    pub async fn remove_leftovers(&self) {
+        let Some(parent) = self.dir.parent() else { return };
+        let Ok(own) = fs::symlink_metadata(&self.dir) else { return };
+        let Ok(entries) = fs::read_dir(parent) else { return };
+        let mut removed = 0;
+        for entry in entries.take(MAX_ENTRIES).flatten() {
+            let dir = entry.path();
+            let name = entry.file_name();
+            let Some(process) = name.to_str().and_then(process) else { continue };
+            let ours = entry.metadata().is_ok_and(|found| found.is_dir() && found.uid() == own.uid());
+            if ours && dir != self.dir && is_gone(process) && nobody_listens(&dir.join(SOCKET)).await {
+                let _ = fs::remove_file(dir.join(SOCKET));
+                if fs::remove_dir(&dir).is_ok() {
+                    log::debug!("removed {}: its process {process} is gone", dir.display());
+                    removed += 1;
+                }
+            }
+            if removed == MAX_LEFTOVERS {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.dir.join(SOCKET));
+        let _ = fs::remove_dir(&self.dir);
+    }
+}
+
+/// Listens in `dir`, which nobody else may enter yet.
+fn listen(dir: &Path, group: Option<u32>) -> io::Result<Socket> {
+    let path = dir.join(SOCKET);
+    let listener = Async::<UnixListener>::bind(&path)?;
+    fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    if group.is_some() {
+        std::os::unix::fs::chown(&path, None, group)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o660))?;
+        std::os::unix::fs::chown(dir, None, group)?;
+        fs::set_permissions(dir, Permissions::from_mode(0o710))?;
+    }
+    Ok(Socket { listener, dir: dir.to_owned() })
+}
+
+/// The process id in the name of a directory of ours.
+fn process(name: &str) -> Option<u32> {
+    let (process, random) = name.strip_prefix(PREFIX)?.split_once('-')?;
+    if random.len() == 8 { process.parse().ok() } else { None }
+}
+
+/// True if no such process runs. One with this process's own id is gone too: this one made its directory just now.
+fn is_gone(process: u32) -> bool {
+    let proc = Path::new("/proc");
+    process == std::process::id() || (proc.join("self").exists() && !proc.join(process.to_string()).exists())
+}
+
+/// True if the socket is not there or refuses connections.
+async fn nobody_listens(path: &Path) -> bool {
+    match Async::<UnixStream>::connect(path).await {
+        Ok(_) => false,
+        Err(error) => matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound),
+    }
+}
+
+/// The id of a group, given by number or by its name in /etc/group.
+fn group_id(group: &str) -> Result<u32, String> {
+    if let Ok(id) = group.parse() {
+        return Ok(id);
+    }
+    let mut text = Vec::new();
+    let read = File::open("/etc/group").and_then(|file| file.take(MAX_GROUP_FILE).read_to_end(&mut text));
+    read.map_err(|error| format!("cannot look up PLUGIN_UNIX_SOCKET_GROUP {group:?} in /etc/group: {error}"))?;
+    find_group(&String::from_utf8_lossy(&text), group)
+        .ok_or_else(|| format!("PLUGIN_UNIX_SOCKET_GROUP {group:?} is neither a number nor a name in /etc/group"))
+}
+
+/// The id of the group `name` in `text`, which has lines of `name:password:id:members`.
+fn find_group(text: &str, name: &str) -> Option<u32> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        if fields.next() == Some(name) { fields.nth(1)?.parse().ok() } else { None }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_found_by_name() {
+        let text = "root:x:0:\nbroken\nrunner:x:998:a,b\nrunners:x:999:\n";
+        assert_eq!(find_group(text, "runner"), Some(998));
+        assert_eq!(find_group(text, "broken"), None);
+        assert_eq!(find_group(text, "run"), None);
+    }
+
+    #[test]
+    fn only_our_own_names_carry_a_process() {
+        assert_eq!(process("fleeting-plugin-vcd-17-0123abcd"), Some(17));
+        assert_eq!(process("fleeting-plugin-vcd-17-0123abcd.bak"), None);
+        assert_eq!(process("fleeting-plugin-vcd-x-0123abcd"), None);
+        assert_eq!(process("other-17-0123abcd"), None);
+    }
+}

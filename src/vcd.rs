@@ -1,0 +1,458 @@
+//! The VCD client: blocking, one HTTP request at a time per calling thread. It knows VCD's REST API and nothing of groups:
+//! what to ask and when, and what to do about an error, is the caller's.
+
+mod change;
+mod create;
+mod errors;
+mod http;
+mod names;
+mod query;
+mod session;
+mod tasks;
+mod tls;
+mod watch;
+mod xml;
+
+pub use change::LABEL_KEY;
+pub use create::{MAX_SCRIPT, USER_DATA};
+pub use http::{CHANGE_TIMEOUT, CONNECT_TIMEOUT, Count, FIRST_TIMEOUT, LOGOUT_TIMEOUT, MAX_BODY, READ_TIMEOUT};
+pub use names::PATTERN_LIFE;
+pub use query::{MAX_PAGES, PAGE_SIZE};
+pub use watch::MAX_FOUND;
+
+use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, Secret, TaskState, VcdError};
+use errors::Stage;
+use http::{Ask, Http, Received, Site};
+use names::Names;
+use session::{Pass, Session};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use ureq::http::Method;
+
+/// [`Client::open`] ends within this time, well or badly.
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(25);
+/// A call that takes several requests begins none of them after this time.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// Lines of a script that are shorter are no secret: `exit 0`.
+const MIN_SECRET_LINE: usize = 8;
+/// The XML namespace of VCD's documents.
+const NAMESPACE: &str = "http://www.vmware.com/vcloud/v1.5";
+
+/// How a NIC gets its address (`IpAddressAllocationMode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IpMode {
+    /// From the network's static pool, by VCD.
+    Pool,
+    /// From a DHCP server, told by VMware Tools.
+    Dhcp,
+}
+
+/// Where the API token (a refresh token) of a user of the org is had from.
+#[derive(Clone, Debug)]
+pub enum Token {
+    /// It was given.
+    Text(Secret),
+    /// The first line of this file, read again for each login.
+    File(PathBuf),
+}
+
+/// Where VCD is, who we are there, and what a new VM is made of.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `https://HOST/api`; `http://` works too.
+    pub url: String,
+    /// The org's name.
+    pub org: String,
+    /// The API token.
+    pub token: Token,
+    /// PEM certificates that are trusted beside the public ones.
+    pub ca_file: Option<PathBuf>,
+    /// Believe any certificate.
+    pub insecure_skip_tls_verify: bool,
+    /// The VDC's name.
+    pub vdc: String,
+    /// The org VDC network's name.
+    pub network: String,
+    /// How the NIC gets its address.
+    pub ip_mode: IpMode,
+    /// The catalog's name, or a pattern with `*`.
+    pub catalog: String,
+    /// The vApp template's name; it must hold one VM. With `*` here or in `catalog` the newest one that fits is taken.
+    pub template: String,
+    /// The storage profile's name.
+    pub storage_profile: String,
+    /// The VM sizing policy's name, if one is wanted.
+    pub sizing_policy: Option<String>,
+    /// The VM placement policy's name, if one is wanted.
+    pub placement_policy: Option<String>,
+    /// Number of virtual CPUs; 0 leaves it to the policies and the template.
+    pub cpus: u32,
+    /// Cores per socket; divides `cpus`. 0 as above.
+    pub cores_per_socket: u32,
+    /// Memory in MB; 0 as above.
+    pub memory_mb: u32,
+    /// Size of the first disk in GB; 0 keeps the template's.
+    pub disk_gb: u32,
+    /// vApps of interest are named `<vapp_prefix>-…`.
+    pub vapp_prefix: String,
+    /// Value of the metadata label `vcd-instance-group`.
+    pub label: String,
+    /// Metadata to write beside that label.
+    pub metadata: Vec<(String, String)>,
+    /// OVF properties that the guest finds in its environment.
+    pub guest_properties: Vec<(String, Secret)>,
+    /// cloud-init's user data: one more such property, `user-data`.
+    pub user_data: Option<Secret>,
+    /// Runtime and storage lease of a new vApp; `None` leaves both to the org.
+    pub lease: Option<Duration>,
+    /// The bearer is renewed when it is this old, whatever its own expiry says.
+    pub session_refresh: Duration,
+}
+
+impl Settings {
+    /// The org of the provider's own users has other doors.
+    fn is_provider(&self) -> bool {
+        self.org.eq_ignore_ascii_case("System")
+    }
+}
+
+/// What the client learned at [`Client::open`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Environment {
+    /// The API version in use, such as "38.1".
+    pub api_version: String,
+    /// The template's guest OS as VCD shows it.
+    pub guest_os: String,
+}
+
+/// A session with VCD. Shared by the pool's threads.
+pub struct Client {
+    settings: Settings,
+    site: Site,
+    http: Http,
+    session: Session,
+    names: Mutex<Known>,
+    /// Held while names are looked up anew, so that one thread does it for all.
+    resolving: Mutex<()>,
+    /// VCD refuses to list tasks.
+    no_task_query: AtomicBool,
+}
+
+/// The names as they were looked up last.
+struct Known {
+    names: Arc<Names>,
+    /// When the template was looked up.
+    at: Instant,
+    /// VCD did not find something of them: look them up before the next create.
+    stale: bool,
+}
+
+/// One call of the caller's, which may take several HTTP requests.
+struct Call {
+    operation: &'static str,
+    /// What is tried, on what: the beginning of every error.
+    what: String,
+    changes: bool,
+    deadline: Instant,
+}
+
+impl Call {
+    fn stage(&self) -> Stage {
+        if self.changes { Stage::Change } else { Stage::Read }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Client({})", self.site.root)
+    }
+}
+
+impl Client {
+    /// Chooses the API version, logs in and resolves all names, within [`OPEN_TIMEOUT`] in all. Every unknown name is an
+    /// error of its own, all are returned at once.
+    pub fn open(settings: Settings) -> Result<(Client, Environment), Vec<VcdError>> {
+        let site = Site::new(&settings.url).map_err(|why| {
+            vec![errors::own(ErrorKind::Invalid, format!("open VCD for org {:?}", settings.org), why)]
+        })?;
+        let call = Call {
+            operation: "resolve",
+            what: format!("look up names in org {:?}", settings.org),
+            changes: false,
+            deadline: Instant::now() + OPEN_TIMEOUT,
+        };
+        let wrong = |why| vec![errors::own(ErrorKind::Invalid, format!("open VCD at {}", site.root), why)];
+        let tls = tls::config(settings.ca_file.as_deref(), settings.insecure_skip_tls_verify).map_err(wrong)?;
+        let proxy = http::proxy(&site, |name| std::env::var(name).ok()).map_err(wrong)?;
+        if let Some(proxy) = &proxy {
+            log::info!("VCD is asked over the proxy {}:{}, which the environment names", proxy.host(), proxy.port());
+        }
+        let client = Client {
+            names: Mutex::new(Known { names: Arc::new(Names::default()), at: Instant::now(), stale: true }),
+            http: Http::new(tls, proxy),
+            session: Session::new(),
+            resolving: Mutex::new(()),
+            no_task_query: AtomicBool::new(false),
+            settings,
+            site,
+        };
+        let opened =
+            client.pass(None, call.deadline).map_err(|e| vec![e]).and_then(|pass| Ok((pass, client.resolve(&call)?)));
+        match opened {
+            Ok((pass, names)) => {
+                let environment =
+                    Environment { api_version: pass.version.to_string(), guest_os: names.guest_os.clone() };
+                *client.known() = Known { names: Arc::new(names), at: Instant::now(), stale: false };
+                Ok((client, environment))
+            }
+            Err(all) => Err(all.into_iter().map(|e| client.finish(e, None)).collect()),
+        }
+    }
+
+    /// Asks VCD one thing and waits for the answer. `guest` is needed for [`Request::Create`] only. Reads may be sent a
+    /// second time after the session was renewed; what changes something is sent at most once.
+    pub fn call(&self, request: &Request, guest: Option<&Guest>) -> Answer {
+        let call = Call {
+            operation: request.operation(),
+            what: self.what(request),
+            changes: request.changes(),
+            deadline: Instant::now() + CALL_TIMEOUT,
+        };
+        let answer = match request {
+            Request::Poll { vapps } => self.poll(&call, *vapps).map(Reply::Poll),
+            Request::Find { name } => self.find(&call, name).map(Reply::Vapps),
+            Request::Look { vapp } => self.look(&call, vapp).map(|found| Reply::Vapps(found.into_iter().collect())),
+            Request::Create { name, description, whole } => self.create(&call, name, description, *whole, guest),
+            Request::Configure { vm } => self.configure(&call, vm),
+            Request::AddTpm { vm } => self.add_tpm(&call, vm),
+            Request::PowerOn { vapp } => self.power_on(&call, vapp),
+            Request::Delete { vapp } => self.delete(&call, vapp, true),
+            Request::Undeploy { vapp } => self.undeploy(&call, vapp),
+            Request::DeleteStopped { vapp } => self.delete(&call, vapp, false),
+            Request::Tasks { tasks } => self.tasks(&call, tasks).map(Reply::Tasks),
+            Request::Cancel { task } => self.cancel(&call, task),
+            Request::Label { vapp } => self.label(&call, vapp),
+        };
+        match answer {
+            Ok(Reply::Tasks(mut tasks)) => {
+                for task in &mut tasks {
+                    if let TaskState::Failed(e) = &mut task.state {
+                        *e = self.finish(e.clone(), guest);
+                    }
+                }
+                Ok(Reply::Tasks(tasks))
+            }
+            Ok(reply) => Ok(reply),
+            Err(e) => Err(self.finish(e, guest)),
+        }
+    }
+
+    /// Ends our session with VCD, if there is one, as far as that can be done within [`LOGOUT_TIMEOUT`]. To be called
+    /// when nothing more is asked: a later call would log in again.
+    pub fn close(&self) {
+        let Some(pass) = self.session.end() else { return };
+        let ask = Ask {
+            operation: "logout",
+            method: Method::DELETE,
+            url: &format!("{}/cloudapi/1.0.0/sessions/current", self.site.root),
+            accept: &format!("application/json;version={}", pass.version),
+            bearer: Some(&pass.bearer),
+            content: None,
+            timeout: Some(LOGOUT_TIMEOUT),
+        };
+        match self.http.exchange(&ask) {
+            Ok(got) if got.status < 400 => {}
+            Ok(got) => log::debug!("log out: VCD answered {}; the session ends by itself", got.status),
+            Err(lost) => log::debug!("log out: {}; the session ends by itself", lost.text),
+        }
+    }
+
+    /// HTTP requests sent so far and how many failed, by operation.
+    pub fn counts(&self) -> Vec<Count> {
+        self.http.counts()
+    }
+
+    fn what(&self, request: &Request) -> String {
+        match request {
+            Request::Poll { .. } => format!("poll VDC {:?} for {}-*", self.settings.vdc, self.settings.vapp_prefix),
+            Request::Find { name } => format!("find vApp {name}"),
+            Request::Look { vapp } => format!("look at vApp {}", last_part(vapp)),
+            Request::Create { name, .. } => format!("create vApp {name}"),
+            Request::Configure { vm } => format!("configure VM {}", last_part(vm)),
+            Request::AddTpm { vm } => format!("give VM {} a TPM", last_part(vm)),
+            Request::PowerOn { vapp } => format!("power on vApp {}", last_part(vapp)),
+            Request::Delete { vapp } => format!("delete vApp {}", last_part(vapp)),
+            Request::Undeploy { vapp } => format!("stop vApp {}", last_part(vapp)),
+            Request::DeleteStopped { vapp } => format!("delete the stopped vApp {}", last_part(vapp)),
+            Request::Tasks { tasks } => match tasks.as_slice() {
+                [task] => format!("read task {}", last_part(task)),
+                many => format!("read {} tasks", many.len()),
+            },
+            Request::Cancel { task } => format!("cancel task {}", last_part(task)),
+            Request::Label { vapp } => format!("label vApp {}", last_part(vapp)),
+        }
+    }
+
+    /// Sends one request of a call in the session, and returns an answer with a good status only. After a 401 the session
+    /// is renewed; a read is then sent once more, a change is not.
+    fn send(
+        &self,
+        call: &Call,
+        method: Method,
+        url: &str,
+        content: Option<(&str, &str)>,
+    ) -> Result<Received, VcdError> {
+        self.send_for("application/*+xml", call, method, url, content)
+    }
+
+    /// The same, for an answer of another media type.
+    fn send_for(
+        &self,
+        accept: &str,
+        call: &Call,
+        method: Method,
+        url: &str,
+        content: Option<(&str, &str)>,
+    ) -> Result<Received, VcdError> {
+        if !self.site.holds(url) {
+            let why = format!("{url} is not at {}: it is not followed", self.site.root);
+            return Err(errors::own(ErrorKind::Protocol, call.what.clone(), why));
+        }
+        let pass = self.pass(None, call.deadline)?;
+        let got = self.send_with(&pass, accept, call, &method, url, content)?;
+        let got = match got.status {
+            401 => {
+                let pass = self.pass(Some(pass.generation), call.deadline)?;
+                if call.changes {
+                    let mut e = errors::refused(&call.what, call.stage(), &got);
+                    e.text = format!(
+                        "the session had ended and was renewed; this request was refused and is not repeated: {}",
+                        e.text
+                    );
+                    return Err(e);
+                }
+                self.send_with(&pass, accept, call, &method, url, content)?
+            }
+            406 => {
+                self.session.forget_version(&pass.version);
+                got
+            }
+            _ => got,
+        };
+        match got.status {
+            200..=299 => Ok(got),
+            _ => Err(errors::refused(&call.what, call.stage(), &got)),
+        }
+    }
+
+    fn send_with(
+        &self,
+        pass: &Pass,
+        accept: &str,
+        call: &Call,
+        method: &Method,
+        url: &str,
+        content: Option<(&str, &str)>,
+    ) -> Result<Received, VcdError> {
+        let lost = |lost| errors::lost(&call.what, call.stage(), lost);
+        let most = if call.changes { CHANGE_TIMEOUT } else { READ_TIMEOUT };
+        let timeout = session::time_left(call.deadline, most).map_err(lost)?;
+        let kind = match content {
+            Some((kind, _)) if !kind.is_empty() => format!("{kind};version={}", pass.version),
+            _ => String::new(),
+        };
+        let ask = Ask {
+            operation: call.operation,
+            method: method.clone(),
+            url,
+            accept: &format!("{accept};version={}", pass.version),
+            bearer: Some(&pass.bearer),
+            content: content.map(|(_, body)| (kind.as_str(), body)),
+            timeout: Some(timeout),
+        };
+        self.http.exchange(&ask).map_err(lost)
+    }
+
+    fn pass(&self, refused: Option<u64>, deadline: Instant) -> Result<Pass, VcdError> {
+        self.session.pass(&self.http, &self.site, &self.settings, refused, deadline)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn names(&self) -> Arc<Names> {
+        self.known().names.clone()
+    }
+
+    /// The names; looked up anew if VCD did not find something of them last time, and the template alone if it is named
+    /// by a pattern and was looked up [`PATTERN_LIFE`] ago: a newer one may be there.
+    fn names_for_create(&self, call: &Call) -> Result<Arc<Names>, VcdError> {
+        let current = |known: &Known| !known.stale && (!self.has_pattern() || known.at.elapsed() < PATTERN_LIFE);
+        if current(&self.known()) {
+            return Ok(self.names());
+        }
+        let _one_at_a_time = self.resolving.lock().unwrap_or_else(PoisonError::into_inner);
+        if current(&self.known()) {
+            return Ok(self.names());
+        }
+        let deadline = call.deadline.min(Instant::now() + OPEN_TIMEOUT);
+        let reading = Call { operation: "resolve", what: call.what.clone(), changes: false, deadline };
+        let stale = self.known().stale;
+        let old = self.names();
+        let found = if stale { self.resolve(&reading) } else { self.resolve_template(&reading, &old) };
+        let names = match found {
+            Ok(names) => Arc::new(names),
+            Err(all) if stale => {
+                let nothing = || errors::own(ErrorKind::Unavailable, call.what.clone(), "names could not be looked up");
+                return Err(all.into_iter().next().unwrap_or_else(nothing));
+            }
+            Err(all) => {
+                for e in all {
+                    log::warn!("{}; the template that was found before is used", self.finish(e, None));
+                }
+                old.clone()
+            }
+        };
+        if names.template != old.template {
+            log::info!("new VMs are made from template {:?} in catalog {:?}", names.template_name, names.catalog_name);
+        }
+        *self.known() = Known { names: names.clone(), at: Instant::now(), stale: false };
+        Ok(names)
+    }
+
+    fn has_pattern(&self) -> bool {
+        query::is_pattern(&self.settings.template) || query::is_pattern(&self.settings.catalog)
+    }
+
+    /// Something of these names is gone.
+    fn distrust(&self, names: &Arc<Names>) {
+        let mut known = self.known();
+        known.stale |= Arc::ptr_eq(&known.names, names);
+    }
+
+    /// The last step of every error: no secrets, no length.
+    fn finish(&self, error: VcdError, guest: Option<&Guest>) -> VcdError {
+        let bearer = self.session.bearer();
+        let script = guest.and_then(|g| g.script.as_ref()).map(Secret::reveal);
+        let password = guest.and_then(|g| g.password.as_ref()).map(Secret::reveal);
+        let token = self.session.token(&self.settings);
+        let properties = self.settings.guest_properties.iter().map(|(_, value)| value.reveal());
+        let mut secrets: Vec<&str> = vec![token.reveal()];
+        secrets.extend(bearer.as_deref());
+        secrets.extend(properties.filter(|value| value.len() >= MIN_SECRET_LINE));
+        secrets.extend(password);
+        secrets.extend(script);
+        secrets
+            .extend(script.iter().flat_map(|s| s.lines()).map(str::trim).filter(|line| line.len() >= MIN_SECRET_LINE));
+        errors::finish(error, &secrets)
+    }
+}
+
+/// What follows the last slash: the id in a link.
+fn last_part(href: &str) -> &str {
+    href.rsplit('/').next().unwrap_or(href)
+}

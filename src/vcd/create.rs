@@ -1,0 +1,416 @@
+//! Create: one `instantiateVAppTemplate` that carries everything, or a `composeVApp` that leaves the hardware and the power
+//! to requests that follow. It waits for no task.
+
+use super::errors::{self, Stage};
+use super::names::Names;
+use super::xml::{self, Writer};
+use super::{Call, Client, IpMode, NAMESPACE, Settings};
+use crate::cloud::{ErrorKind, Guest, Href, Reply, Started, VcdError};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use ureq::http::Method;
+
+/// VCD takes scripts of at most so many characters.
+pub const MAX_SCRIPT: usize = 49_000;
+
+/// The OVF property that cloud-init reads its user data from, in base64.
+pub const USER_DATA: &str = "user-data";
+
+const INSTANTIATE: &str = "application/vnd.vmware.vcloud.instantiateVAppTemplateParams+xml";
+const COMPOSE: &str = "application/vnd.vmware.vcloud.composeVAppParams+xml";
+const OVF: &str = "http://schemas.dmtf.org/ovf/envelope/1";
+const RASD: &str = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData";
+const VMW: &str = "http://www.vmware.com/schema/ovf";
+
+impl Client {
+    /// Sends the one request; `whole`: with hardware, powered on. If VCD does not find what it should be made from, the names are looked up anew next time.
+    pub(super) fn create(
+        &self,
+        call: &Call,
+        name: &str,
+        description: &str,
+        whole: bool,
+        guest: Option<&Guest>,
+    ) -> Result<Reply, VcdError> {
+        let invalid = |why: String| errors::own(ErrorKind::Invalid, call.what.clone(), why);
+        let guest = guest.ok_or_else(|| invalid("nothing is said of the guest".into()))?;
+        if guest.script.as_ref().is_some_and(|s| s.reveal().chars().count() > MAX_SCRIPT) {
+            return Err(invalid(format!("the guest customization script is longer than {MAX_SCRIPT} characters")));
+        }
+        let names = self.names_for_create(call)?;
+        if whole && names.needs_tpm {
+            let why = format!("guests of template {:?} need a TPM before their first boot", names.template_name);
+            return Err(errors::own(ErrorKind::TooMuch, call.what.clone(), why));
+        }
+        let body = document(&self.settings, &names, name, description, whole, guest)
+            .map_err(|element| invalid(format!("{element} holds a control character that XML cannot carry")))?;
+        let (action, content_type) =
+            if whole { ("instantiateVAppTemplate", INSTANTIATE) } else { ("composeVApp", COMPOSE) };
+        let url = format!("{}/action/{action}", names.vdc);
+        let got = self.send(call, Method::POST, &url, Some((content_type, &body))).map_err(|mut e| {
+            if e.kind == ErrorKind::NotFound {
+                self.distrust(&names);
+            }
+            if whole && errors::is_about_content(&e) {
+                e.kind = ErrorKind::TooMuch;
+            }
+            e
+        })?;
+        let unusable = |why: String| errors::unusable(&call.what, Stage::Change, got.status, why);
+        let document = xml::read(&got.body).map_err(unusable)?;
+        let root = document.root_element();
+        let href = |node: Option<roxmltree::Node>| -> Result<Option<Href>, VcdError> {
+            node.and_then(|n| xml::attribute(n, "href")).map(|href| self.link(call, Some(href))).transpose()
+        };
+        let (vapp, task) = match xml::local(root) {
+            "VApp" => (Some(root), xml::child(root, "Tasks").and_then(|tasks| xml::child(tasks, "Task"))),
+            "Task" => (xml::child(root, "Owner"), Some(root)),
+            other => return Err(unusable(format!("neither a vApp nor a task but {other}"))),
+        };
+        match href(vapp)? {
+            Some(vapp) => Ok(Reply::Started(Started { vapp: Some(vapp), task: href(task)? })),
+            None => Err(unusable("the answer does not name the vApp".into())),
+        }
+    }
+}
+
+/// The request, in the order of the schema; or the element that holds what XML cannot.
+fn document(
+    settings: &Settings,
+    names: &Names,
+    name: &str,
+    description: &str,
+    whole: bool,
+    guest: &Guest,
+) -> Result<String, &'static str> {
+    let mut w = Writer::new();
+    let on = if whole { "true" } else { "false" };
+    let root = [
+        ("xmlns", NAMESPACE),
+        ("xmlns:ovf", OVF),
+        ("xmlns:rasd", RASD),
+        ("xmlns:vmw", VMW),
+        ("xmlns:vcloud", NAMESPACE),
+        ("name", name),
+        ("deploy", on),
+        ("powerOn", on),
+    ];
+    w.open(if whole { "InstantiateVAppTemplateParams" } else { "ComposeVAppParams" }, &root);
+    w.leaf("Description", description);
+    w.open("InstantiationParams", &[]);
+    vapp_network(&mut w, settings, names);
+    if let Some(lease) = settings.lease {
+        let seconds = lease.as_secs().to_string();
+        w.open("LeaseSettingsSection", &[]);
+        w.leaf("ovf:Info", "The vApp's lease");
+        w.leaf("DeploymentLeaseInSeconds", &seconds);
+        w.leaf("StorageLeaseInSeconds", &seconds);
+        w.close();
+    }
+    w.close();
+    if whole {
+        w.empty("Source", &[("href", &names.template)]);
+    }
+    w.open("SourcedItem", &[]);
+    let vm = [
+        ("href", &*names.template_vm),
+        ("name", &*names.template_vm_name),
+        ("type", "application/vnd.vmware.vcloud.vm+xml"),
+    ];
+    w.empty("Source", &vm);
+    w.open("VmGeneralParams", &[]);
+    w.leaf("Name", name);
+    w.leaf("Description", description);
+    // Without this the guest section is kept, but not run.
+    w.leaf("NeedsCustomization", "true");
+    w.leaf("RegenerateBiosUuid", "true");
+    w.close();
+    w.open("InstantiationParams", &[]);
+    nic(&mut w, settings);
+    if whole {
+        hardware(&mut w, settings, names);
+    }
+    guest_customization(&mut w, guest);
+    properties(&mut w, settings);
+    w.close();
+    w.empty("StorageProfile", &[("href", &names.storage_profile)]);
+    if names.sizing_policy.is_some() || names.placement_policy.is_some() {
+        w.open("ComputePolicy", &[]);
+        if let Some(policy) = &names.placement_policy {
+            w.empty("VmPlacementPolicy", &[("href", policy)]);
+        }
+        if let Some(policy) = &names.sizing_policy {
+            w.empty("VmSizingPolicy", &[("href", policy)]);
+        }
+        w.close();
+    }
+    w.close();
+    w.leaf("AllEULAsAccepted", "true");
+    w.finish()
+}
+
+/// What the guest finds in its OVF environment.
+fn properties(w: &mut Writer, settings: &Settings) {
+    let user_data = settings.user_data.as_ref().map(|data| BASE64_STANDARD.encode(data.reveal()));
+    let own = settings.guest_properties.iter().map(|(key, value)| (key.as_str(), value.reveal()));
+    let all: Vec<(&str, &str)> = own.chain(user_data.as_deref().map(|data| (USER_DATA, data))).collect();
+    if all.is_empty() {
+        return;
+    }
+    w.open("ovf:ProductSection", &[]);
+    w.leaf("ovf:Info", "The guest's properties");
+    for (key, value) in all {
+        let property =
+            [("ovf:key", key), ("ovf:type", "string"), ("ovf:userConfigurable", "true"), ("ovf:value", value)];
+        w.empty("ovf:Property", &property);
+    }
+    w.close();
+}
+
+fn vapp_network(w: &mut Writer, settings: &Settings, names: &Names) {
+    w.open("NetworkConfigSection", &[]);
+    w.leaf("ovf:Info", "The vApp's network");
+    // A bridged vApp network must be called like the network it bridges to.
+    w.open("NetworkConfig", &[("networkName", &settings.network)]);
+    w.open("Configuration", &[]);
+    w.empty("ParentNetwork", &[("href", &names.network)]);
+    w.leaf("FenceMode", "bridged");
+    w.close();
+    w.close();
+    w.close();
+}
+
+fn nic(w: &mut Writer, settings: &Settings) {
+    w.open("NetworkConnectionSection", &[]);
+    w.leaf("ovf:Info", "The VM's network");
+    w.leaf("PrimaryNetworkConnectionIndex", "0");
+    w.open("NetworkConnection", &[("network", &settings.network)]);
+    w.leaf("NetworkConnectionIndex", "0");
+    w.leaf("IsConnected", "true");
+    let mode = match settings.ip_mode {
+        IpMode::Pool => "POOL",
+        IpMode::Dhcp => "DHCP",
+    };
+    w.leaf("IpAddressAllocationMode", mode);
+    w.leaf("NetworkAdapterType", "VMXNET3");
+    w.close();
+    w.close();
+}
+
+/// The children of an item come in the order of the alphabet, `vmw` after `rasd`. Nothing is written if nothing is wished.
+fn hardware(w: &mut Writer, settings: &Settings, names: &Names) {
+    if settings.cpus == 0 && settings.memory_mb == 0 && settings.disk_gb == 0 {
+        return;
+    }
+    w.open("ovf:VirtualHardwareSection", &[]);
+    w.leaf("ovf:Info", "The VM's hardware");
+    if settings.cpus > 0 {
+        w.open("ovf:Item", &[]);
+        w.leaf("rasd:AllocationUnits", "hertz * 10^6");
+        w.leaf("rasd:Description", "Number of Virtual CPUs");
+        w.leaf("rasd:ElementName", &format!("{} virtual CPU(s)", settings.cpus));
+        w.leaf("rasd:InstanceID", "1");
+        w.leaf("rasd:ResourceType", "3");
+        w.leaf("rasd:VirtualQuantity", &settings.cpus.to_string());
+        // The attribute says that a reader may ignore the element.
+        let cores = settings.cores_per_socket.max(1).to_string();
+        w.leaf_with("vmw:CoresPerSocket", &[("ovf:required", "false")], &cores);
+        w.close();
+    }
+    if settings.memory_mb > 0 {
+        w.open("ovf:Item", &[]);
+        w.leaf("rasd:AllocationUnits", "byte * 2^20");
+        w.leaf("rasd:Description", "Memory Size");
+        w.leaf("rasd:ElementName", &format!("{} MB of memory", settings.memory_mb));
+        w.leaf("rasd:InstanceID", "2");
+        w.leaf("rasd:ResourceType", "4");
+        w.leaf("rasd:VirtualQuantity", &settings.memory_mb.to_string());
+        w.close();
+    }
+    if let Some(disk) = names.disk.as_ref().filter(|_| settings.disk_gb > 0) {
+        let capacity = (u64::from(settings.disk_gb) * 1024).to_string();
+        let host = [
+            ("vcloud:capacity", capacity.as_str()),
+            ("vcloud:busType", disk.bus_type.as_str()),
+            ("vcloud:busSubType", disk.bus_sub_type.as_str()),
+        ];
+        let told: Vec<(&str, &str)> = host.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+        w.open("ovf:Item", &[]);
+        w.leaf("rasd:AddressOnParent", &disk.address_on_parent);
+        w.leaf("rasd:Description", "Hard disk");
+        w.leaf("rasd:ElementName", "Hard disk 1");
+        w.empty("rasd:HostResource", &told);
+        w.leaf("rasd:InstanceID", &disk.instance_id);
+        w.leaf("rasd:ResourceType", "17");
+        w.close();
+    }
+    w.close();
+}
+
+fn guest_customization(w: &mut Writer, guest: &Guest) {
+    w.open("GuestCustomizationSection", &[]);
+    w.leaf("ovf:Info", "The guest");
+    w.leaf("Enabled", "true");
+    w.leaf("AdminPasswordEnabled", if guest.password.is_some() { "true" } else { "false" });
+    w.leaf("AdminPasswordAuto", "false");
+    if let Some(password) = &guest.password {
+        w.leaf("AdminPassword", password.reveal());
+    }
+    w.leaf("ResetPasswordRequired", "false");
+    if let Some(script) = &guest.script {
+        w.leaf("CustomizationScript", script.reveal());
+    }
+    w.leaf("ComputerName", &guest.computer_name);
+    w.close();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::names::Disk;
+    use super::*;
+    use crate::cloud::Secret;
+
+    fn example() -> Settings {
+        Settings {
+            url: "https://h/api".into(),
+            org: "o".into(),
+            token: super::super::Token::Text(Secret::new("t")),
+            ca_file: None,
+            insecure_skip_tls_verify: false,
+            vdc: "v".into(),
+            network: "n".into(),
+            ip_mode: IpMode::Pool,
+            catalog: "c".into(),
+            template: "t".into(),
+            storage_profile: "s".into(),
+            sizing_policy: None,
+            placement_policy: None,
+            cpus: 4,
+            cores_per_socket: 2,
+            memory_mb: 8192,
+            disk_gb: 0,
+            vapp_prefix: "ci".into(),
+            label: "ci".into(),
+            metadata: Vec::new(),
+            guest_properties: Vec::new(),
+            user_data: None,
+            lease: None,
+            session_refresh: std::time::Duration::from_secs(3600),
+        }
+    }
+
+    fn names() -> Names {
+        Names {
+            vdc: "https://h/api/vdc/1".into(),
+            network: "https://h/api/network/2".into(),
+            storage_profile: "https://h/api/vdcStorageProfile/3".into(),
+            template: "https://h/api/vAppTemplate/vappTemplate-4".into(),
+            template_vm: "https://h/api/vAppTemplate/vm-5".into(),
+            template_vm_name: "tpl & vm".into(),
+            guest_os: String::new(),
+            disk: Some(Disk { instance_id: "2001".into(), address_on_parent: "1".into(), ..Disk::default() }),
+            ..Names::default()
+        }
+    }
+
+    fn guest() -> Guest {
+        let script = Some(Secret::new("#!/bin/sh\necho \"<&>\"\r\n"));
+        Guest { computer_name: "ci-1".into(), script, password: Some(Secret::new("p<w")) }
+    }
+
+    /// Names of all elements with text or the href they carry, in their order.
+    fn outline(text: &str) -> Vec<String> {
+        let document = xml::read(text).unwrap();
+        let elements = document.root_element().descendants().filter(|n| n.is_element());
+        elements
+            .map(|n| match n.text().or(xml::attribute(n, "href")) {
+                Some(text) => format!("{}={text}", xml::local(n)),
+                None => xml::local(n).to_owned(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_request_carries_everything_in_the_schemas_order() {
+        let settings = Settings { disk_gb: 80, ..example() };
+        let text = document(&settings, &names(), "ci-1", "fleet \"a\"", true, &guest()).unwrap();
+        assert_eq!(
+            outline(&text).join("\n"),
+            "InstantiateVAppTemplateParams\nDescription=fleet \"a\"\nInstantiationParams\nNetworkConfigSection\n\
+             Info=The vApp's network\nNetworkConfig\nConfiguration\nParentNetwork=https://h/api/network/2\nFenceMode=bridged\n\
+             Source=https://h/api/vAppTemplate/vappTemplate-4\nSourcedItem\nSource=https://h/api/vAppTemplate/vm-5\n\
+             VmGeneralParams\nName=ci-1\nDescription=fleet \"a\"\nNeedsCustomization=true\nRegenerateBiosUuid=true\n\
+             InstantiationParams\nNetworkConnectionSection\nInfo=The VM's network\nPrimaryNetworkConnectionIndex=0\n\
+             NetworkConnection\nNetworkConnectionIndex=0\nIsConnected=true\nIpAddressAllocationMode=POOL\n\
+             NetworkAdapterType=VMXNET3\nVirtualHardwareSection\nInfo=The VM's hardware\n\
+             Item\nAllocationUnits=hertz * 10^6\nDescription=Number of Virtual CPUs\nElementName=4 virtual CPU(s)\nInstanceID=1\n\
+             ResourceType=3\nVirtualQuantity=4\nCoresPerSocket=2\n\
+             Item\nAllocationUnits=byte * 2^20\nDescription=Memory Size\nElementName=8192 MB of memory\nInstanceID=2\n\
+             ResourceType=4\nVirtualQuantity=8192\n\
+             Item\nAddressOnParent=1\nDescription=Hard disk\nElementName=Hard disk 1\nHostResource\nInstanceID=2001\nResourceType=17\n\
+             GuestCustomizationSection\nInfo=The guest\nEnabled=true\nAdminPasswordEnabled=true\nAdminPasswordAuto=false\n\
+             AdminPassword=p<w\nResetPasswordRequired=false\nCustomizationScript=#!/bin/sh\necho \"<&>\"\r\n\nComputerName=ci-1\n\
+             StorageProfile=https://h/api/vdcStorageProfile/3\nAllEULAsAccepted=true"
+        );
+        assert!(
+            text.contains("deploy=\"true\" powerOn=\"true\"") && text.contains("vcloud:capacity=\"81920\""),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_is_not_asked_for_is_left_out() {
+        let settings = Settings { ip_mode: IpMode::Dhcp, ..example() };
+        let guest = Guest { computer_name: "ci-1".into(), script: None, password: None };
+        let text = document(&settings, &names(), "ci-1", "d", true, &guest).unwrap();
+        for absent in ["Hard disk", "<AdminPassword>", "CustomizationScript", "POOL"] {
+            assert!(!text.contains(absent), "{absent} in {text}");
+        }
+        assert!(
+            text.contains("<AdminPasswordEnabled>false</AdminPasswordEnabled>") && text.contains(">DHCP<"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_password_that_xml_cannot_carry_is_refused_without_being_shown() {
+        let guest = Guest { password: Some(Secret::new("pw\u{1}")), ..guest() };
+        assert_eq!(document(&example(), &names(), "ci-1", "d", true, &guest), Err("AdminPassword"));
+    }
+
+    #[test]
+    fn the_off_one_leaves_hardware_and_power_to_others() {
+        let settings = Settings {
+            disk_gb: 80,
+            lease: Some(std::time::Duration::from_secs(7200)),
+            guest_properties: vec![("my-key".into(), Secret::new("a\"b"))],
+            user_data: Some(Secret::new("#cloud-config")),
+            ..example()
+        };
+        let names = Names {
+            placement_policy: Some("https://h/cloudapi/p".into()),
+            sizing_policy: Some("https://h/cloudapi/s".into()),
+            ..names()
+        };
+        let text = document(&settings, &names, "ci-1", "d", false, &guest()).unwrap();
+        let expected = [
+            "ComposeVAppParams",
+            "deploy=\"false\" powerOn=\"false\"",
+            "<LeaseSettingsSection><ovf:Info>The vApp's lease</ovf:Info><DeploymentLeaseInSeconds>7200</",
+            "<StorageLeaseInSeconds>7200</",
+            "ovf:key=\"my-key\" ovf:type=\"string\" ovf:userConfigurable=\"true\" ovf:value=\"a&quot;b\"/>",
+            "ovf:key=\"user-data\" ovf:type=\"string\" ovf:userConfigurable=\"true\" ovf:value=\"I2Nsb3VkLWNvbmZpZw==\"/>",
+            "<ComputePolicy><VmPlacementPolicy href=\"https://h/cloudapi/p\"/><VmSizingPolicy href=\"https://h/cloudapi/s\"/>",
+            "AdminPassword>p&lt;w<",
+        ];
+        for part in expected {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(
+            !text.contains("VirtualHardwareSection")
+                && !text.contains("<Source href=\"https://h/api/vAppTemplate/vapp")
+        );
+        let bare = Settings { cpus: 0, cores_per_socket: 0, memory_mb: 0, ..example() };
+        let text = document(&bare, &names, "ci-1", "d", true, &guest()).unwrap();
+        assert!(!text.contains("VirtualHardwareSection"), "{text}");
+    }
+}

@@ -1,0 +1,521 @@
+//! HTTP with VCD: one request out, one answer in, bounded in time and size. It knows no VCD documents and judges no status.
+
+use super::tls::{Lookup, TlsConnector};
+use crate::cloud::UnixMs;
+use rustls::ClientConfig;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+use ureq::http::uri::{Authority, Scheme};
+use ureq::http::{Method, Request, Uri};
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, TcpConnector};
+use ureq::{Agent, Proxy, ProxyProtocol, Timeout};
+
+/// A connection, TLS included, must stand within this time. (The lookup of the host's name is bounded by the system.)
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The very first request of a process gets this time in all.
+pub const FIRST_TIMEOUT: Duration = Duration::from_secs(15);
+/// The end of the session gets this time in all.
+pub const LOGOUT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A request that only reads gets this time in all.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// A request that changes something gets this time in all: VCD may work for a while before it answers.
+pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
+/// A larger response body is refused.
+pub const MAX_BODY: u64 = 8 * 1024 * 1024;
+/// A kept connection is not used after idling for this long: VCD might be about to close it.
+const MAX_IDLE_AGE: Duration = Duration::from_secs(10);
+/// A read follows so many redirects on VCD's own origin.
+const MAX_REDIRECTS: usize = 3;
+/// A longer `Retry-After` is cut to this.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// Sent as `User-Agent`.
+const USER_AGENT: &str = concat!("fleeting-plugin-vcd/", env!("CARGO_PKG_VERSION"));
+
+/// The operations that are counted: those of `Request`, and what the client does for itself.
+const OPERATIONS: [&str; 17] = [
+    "versions",
+    "login",
+    "logout",
+    "resolve",
+    "poll",
+    "find",
+    "look",
+    "create",
+    "configure",
+    "tpm",
+    "power_on",
+    "delete",
+    "undeploy",
+    "delete_stopped",
+    "tasks",
+    "cancel",
+    "label",
+];
+
+/// How many HTTP requests were sent for one operation, and how many of them failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// The operation's name, as `Request::operation` has it, or `versions`, `login`, `logout`, `resolve`.
+    pub operation: &'static str,
+    /// HTTP requests begun.
+    pub requests: u64,
+    /// Those that brought no answer, or one with a status of 400 and above.
+    pub errors: u64,
+}
+
+/// Where VCD is: the origin and the path before `/api`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Site {
+    scheme: Scheme,
+    host: String,
+    port: u16,
+    /// `https://HOST`, with no slash at the end.
+    pub(super) root: String,
+}
+
+impl Site {
+    /// Takes `https://HOST/api`, with or without `/api` and slashes at the end.
+    pub(super) fn new(url: &str) -> Result<Self, String> {
+        let uri: Uri = url.trim().parse().map_err(|e| format!("not a URL: {e}"))?;
+        let (scheme, host, port) = origin(&uri).ok_or("not an absolute http or https URL")?;
+        let authority = uri.authority().map(Authority::as_str).unwrap_or_default();
+        if authority.contains('@') {
+            return Err("the URL must not hold a user name or password".into());
+        }
+        if uri.query().is_some() {
+            return Err("the URL must not hold a query".into());
+        }
+        let path = uri.path().trim_end_matches('/');
+        let path = path.strip_suffix("/api").unwrap_or(path).trim_end_matches('/');
+        Ok(Self { root: format!("{scheme}://{authority}{path}"), scheme, host, port })
+    }
+
+    /// True if `href` is on this origin: the only place where our session may be shown.
+    pub(super) fn holds(&self, href: &str) -> bool {
+        let Ok(uri) = href.parse::<Uri>() else { return false };
+        let plain = uri.authority().is_some_and(|a| !a.as_str().contains('@'));
+        plain && origin(&uri).is_some_and(|(s, h, p)| s == self.scheme && h == self.host && p == self.port)
+    }
+}
+
+/// Where a redirect from `url` leads, if that is on the same origin: a path, or a whole URL.
+fn on_same_origin(url: &str, place: &str) -> Option<String> {
+    let here = url.parse::<Uri>().ok()?;
+    let target = match place.strip_prefix('/') {
+        Some(rest) if !rest.starts_with('/') => format!("{}://{}{place}", here.scheme()?, here.authority()?),
+        _ => place.to_owned(),
+    };
+    let there = target.parse::<Uri>().ok()?;
+    let plain = there.authority().is_some_and(|a| !a.as_str().contains('@'));
+    (plain && origin(&here)? == origin(&there)?).then_some(target)
+}
+
+/// The proxy for `site` that the environment names, by the common rules: `HTTPS_PROXY` (or `HTTP_PROXY` for `http://`),
+/// else `ALL_PROXY`, in capitals or not, unless `NO_PROXY` names the host.
+pub(super) fn proxy(site: &Site, env: impl Fn(&str) -> Option<String>) -> Result<Option<Proxy>, String> {
+    let of = |name: &str| {
+        [name.to_owned(), name.to_ascii_lowercase()].into_iter().find_map(|name| {
+            env(&name).map(|value| (name, value.trim().to_owned())).filter(|(_, value)| !value.is_empty())
+        })
+    };
+    let own = if site.scheme == Scheme::HTTPS { "HTTPS_PROXY" } else { "HTTP_PROXY" };
+    let Some((name, value)) = of(own).or_else(|| of("ALL_PROXY")) else { return Ok(None) };
+    if of("NO_PROXY").is_some_and(|(_, list)| list.split(',').any(|entry| excepts(entry.trim(), site))) {
+        return Ok(None);
+    }
+    // The value may hold a password: it is not quoted.
+    let proxy = Proxy::new(&value).map_err(|_| format!("{name} in the environment is no valid proxy URL"))?;
+    if !matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https) {
+        return Err(format!(
+            "{name} in the environment names a SOCKS proxy; only http:// and https:// ones can be used"
+        ));
+    }
+    Ok(Some(proxy))
+}
+
+/// True if an entry of `NO_PROXY` names the site: `*`, a domain with all below it, an address or a range of them; with a
+/// port, only that.
+fn excepts(entry: &str, site: &Site) -> bool {
+    let host = site.host.trim_matches(['[', ']']);
+    let (entry, port) = match entry.rsplit_once(':') {
+        Some((front, port)) if !front.contains(':') || front.ends_with(']') => (front, port.parse().ok()),
+        _ => (entry, None),
+    };
+    if port.is_some_and(|port: u16| port != site.port) {
+        return false;
+    }
+    let entry = entry.trim_matches(['[', ']']).to_ascii_lowercase();
+    if let (Some((net, bits)), Ok(host)) = (entry.split_once('/'), host.parse()) {
+        return net.parse().is_ok_and(|net| bits.parse().is_ok_and(|bits| in_range(host, net, bits)));
+    }
+    let domain = entry.trim_start_matches('*').trim_start_matches('.');
+    let below = || host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
+    entry == "*" || (!domain.is_empty() && (host == domain || below()))
+}
+
+fn in_range(host: IpAddr, net: IpAddr, bits: u32) -> bool {
+    let number = |address: IpAddr| match address {
+        IpAddr::V4(v4) => (u128::from(u32::from(v4)) << 96, 32),
+        IpAddr::V6(v6) => (u128::from(v6), 128),
+    };
+    let ((host, length), (net, same)) = (number(host), number(net));
+    let differs = (host ^ net).checked_shr(128_u32.saturating_sub(bits)).unwrap_or(0);
+    length == same && bits <= length && differs == 0
+}
+
+fn origin(uri: &Uri) -> Option<(Scheme, String, u16)> {
+    let scheme = uri.scheme()?.clone();
+    let standard = if scheme == Scheme::HTTPS {
+        443
+    } else if scheme == Scheme::HTTP {
+        80
+    } else {
+        return None;
+    };
+    let host = uri.host().filter(|h| !h.is_empty())?.to_ascii_lowercase();
+    Some((scheme, host, uri.port_u16().unwrap_or(standard)))
+}
+
+/// One request.
+pub(super) struct Ask<'a> {
+    /// One of [`OPERATIONS`].
+    pub(super) operation: &'static str,
+    pub(super) method: Method,
+    pub(super) url: &'a str,
+    pub(super) accept: &'a str,
+    pub(super) bearer: Option<&'a str>,
+    /// `Content-Type` (may be empty) and body.
+    pub(super) content: Option<(&'a str, &'a str)>,
+    /// `None`: [`FIRST_TIMEOUT`].
+    pub(super) timeout: Option<Duration>,
+}
+
+/// One answer, of whatever status.
+#[derive(Debug)]
+pub(super) struct Received {
+    pub(super) status: u16,
+    /// The `Date` header.
+    pub(super) now: Option<UnixMs>,
+    pub(super) retry_after: Option<Duration>,
+    /// Where a redirect leads.
+    pub(super) location: Option<String>,
+    /// VCD's name of the request, for its support.
+    pub(super) request_id: Option<String>,
+    /// Empty if it did not come whole and the status is not a good one.
+    pub(super) body: String,
+}
+
+/// No answer came.
+#[derive(Debug)]
+pub(super) struct Lost {
+    /// The request may have reached VCD.
+    pub(super) sent: bool,
+    /// What the transport says.
+    pub(super) text: String,
+}
+
+/// The connections, shared by all threads.
+pub(super) struct Http {
+    agent: Agent,
+    counts: [(AtomicU64, AtomicU64); OPERATIONS.len()],
+}
+
+impl Http {
+    /// No I/O yet. Every connection goes over `proxy`, if there is one.
+    pub(super) fn new(tls: Arc<ClientConfig>, proxy: Option<Proxy>) -> Self {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .proxy(proxy)
+            .user_agent(USER_AGENT)
+            .accept_encoding("identity")
+            .max_idle_age(MAX_IDLE_AGE)
+            .timeout_resolve(Some(CONNECT_TIMEOUT))
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_global(Some(FIRST_TIMEOUT))
+            .build();
+        let connector =
+            ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default()).chain(TlsConnector(tls));
+        let agent = Agent::with_parts(config, connector, Lookup::default());
+        Self { agent, counts: Default::default() }
+    }
+
+    /// What was sent so far, by operation.
+    pub(super) fn counts(&self) -> Vec<Count> {
+        let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        OPERATIONS
+            .iter()
+            .zip(&self.counts)
+            .map(|(operation, (requests, errors))| Count { operation, requests: read(requests), errors: read(errors) })
+            .collect()
+    }
+
+    /// Sends one request once and reads the whole answer. A redirect of a read is followed on the same origin: our
+    /// session is shown nowhere else.
+    pub(super) fn exchange(&self, ask: &Ask) -> Result<Received, Lost> {
+        let began = Instant::now();
+        let mut got = self.once(ask)?;
+        for _ in 0..MAX_REDIRECTS {
+            if !matches!(got.status, 301 | 302 | 303 | 307 | 308) || ask.method != Method::GET {
+                break;
+            }
+            let Some(url) = got.location.as_deref().and_then(|place| on_same_origin(ask.url, place)) else { break };
+            let timeout = ask.timeout.unwrap_or(FIRST_TIMEOUT).saturating_sub(began.elapsed());
+            if timeout.is_zero() {
+                break;
+            }
+            got = self.once(&Ask { url: &url, method: ask.method.clone(), timeout: Some(timeout), ..*ask })?;
+        }
+        Ok(got)
+    }
+
+    fn once(&self, ask: &Ask) -> Result<Received, Lost> {
+        let began = Instant::now();
+        let result = self.run(ask);
+        let ms = began.elapsed().as_millis();
+        // No header and no body is ever logged; our queries hold names only.
+        let place = ask.url.splitn(4, '/').nth(3).unwrap_or_default();
+        match &result {
+            Ok(got) => log::debug!("{} /{place}: {} in {ms} ms", ask.method, got.status),
+            Err(lost) => log::debug!("{} /{place}: no answer in {ms} ms: {}", ask.method, lost.text),
+        }
+        if let Some(at) = OPERATIONS.iter().position(|o| *o == ask.operation)
+            && let Some((requests, errors)) = self.counts.get(at)
+        {
+            requests.fetch_add(1, Ordering::Relaxed);
+            if result.as_ref().map_or(true, |got| got.status >= 400) {
+                errors.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        result
+    }
+
+    fn run(&self, ask: &Ask) -> Result<Received, Lost> {
+        let mut head = Request::builder()
+            .method(ask.method.clone())
+            .uri(ask.url)
+            .header("Accept", ask.accept)
+            .header("Accept-Language", "en");
+        if let Some(bearer) = ask.bearer {
+            head = head.header("Authorization", format!("Bearer {bearer}"));
+        }
+        let built = |e: ureq::http::Error| Lost { sent: false, text: e.to_string() };
+        let answer = match ask.content {
+            Some((kind, body)) => {
+                if !kind.is_empty() {
+                    head = head.header("Content-Type", kind);
+                }
+                self.send(head.body(body).map_err(built)?, ask.timeout)
+            }
+            None => self.send(head.body(()).map_err(built)?, ask.timeout),
+        };
+        let mut answer = answer.map_err(|e| Lost { sent: may_have_been_sent(&e), text: e.to_string() })?;
+        let header = |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok()).map(str::trim);
+        let date = header("date").and_then(|d| httpdate::parse_http_date(d).ok());
+        let retry_after = header("retry-after").and_then(|v| retry_after(v, date));
+        let location = header("location").map(str::to_owned);
+        let request_id = header("x-vmware-vcloud-request-id").map(str::to_owned);
+        let status = answer.status();
+        let now = date.and_then(|d| d.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let now = now.and_then(|d| UnixMs::try_from(d.as_millis()).ok());
+        let body = match answer.body_mut().with_config().limit(MAX_BODY).read_to_vec() {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(e) if status.is_success() => {
+                return Err(Lost { sent: true, text: format!("the answer ({status}) did not come whole: {e}") });
+            }
+            Err(_) => String::new(),
+        };
+        Ok(Received { status: status.as_u16(), now, retry_after, location, request_id, body })
+    }
+
+    fn send<B: ureq::AsSendBody>(
+        &self,
+        request: Request<B>,
+        timeout: Option<Duration>,
+    ) -> Result<ureq::http::Response<ureq::Body>, ureq::Error> {
+        match timeout {
+            None => self.agent.run(request),
+            Some(_) => self.agent.run(self.agent.configure_request(request).timeout_global(timeout).build()),
+        }
+    }
+}
+
+/// Seconds, or a date.
+fn retry_after(value: &str, now: Option<SystemTime>) -> Option<Duration> {
+    let wait = match value.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(now?).ok()?,
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+/// False only where the request cannot have left: everything up to the standing connection.
+fn may_have_been_sent(error: &ureq::Error) -> bool {
+    use std::io::ErrorKind as Io;
+    match error {
+        ureq::Error::HostNotFound
+        | ureq::Error::Http(_)
+        | ureq::Error::BadUri(_)
+        | ureq::Error::ConnectionFailed
+        | ureq::Error::ConnectProxyFailed(_)
+        | ureq::Error::InvalidProxyUrl
+        | ureq::Error::Tls(_)
+        | ureq::Error::TlsRequired
+        | ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => false,
+        ureq::Error::Io(e) => {
+            let unreached = matches!(
+                e.kind(),
+                Io::ConnectionRefused
+                    | Io::HostUnreachable
+                    | Io::NetworkUnreachable
+                    | Io::NetworkDown
+                    | Io::AddrNotAvailable
+            );
+            let text = e.to_string();
+            // A host name that cannot be looked up, and a certificate that is refused, have no kinds of their own.
+            !(unreached || text.contains("lookup address") || text.contains("invalid peer certificate"))
+        }
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_taken_with_and_without_api_and_slash() {
+        for url in [
+            "https://vcd.example.com/api",
+            "https://vcd.example.com/api/",
+            "https://vcd.example.com",
+            " https://vcd.example.com/ ",
+        ] {
+            assert_eq!(Site::new(url).unwrap().root, "https://vcd.example.com", "{url}");
+        }
+        assert_eq!(Site::new("http://[::1]:8080/cloud/api").unwrap().root, "http://[::1]:8080/cloud");
+        for url in ["vcd.example.com/api", "ftp://x/api", "https://a:secret@x/api", "https://x/api?y=1", "", "https://"]
+        {
+            let error = Site::new(url).unwrap_err();
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_the_own_origin_is_ours() {
+        let site = Site::new("https://vcd.example.com/api").unwrap();
+        for href in ["https://vcd.example.com/api/vApp/vapp-1", "https://VCD.example.com:443/api/x?y=1"] {
+            assert!(site.holds(href), "{href}");
+        }
+        for href in [
+            "http://vcd.example.com/api",
+            "https://vcd.example.com:8443/api",
+            "https://vcd.example.com.evil.org/api",
+            "https://vcd.example.com@evil.org/api",
+            "https://u@vcd.example.com/api",
+            "/api/vApp/vapp-1",
+            "not a url",
+            "",
+        ] {
+            assert!(!site.holds(href), "{href}");
+        }
+    }
+
+    #[test]
+    fn redirects_stay_on_their_origin() {
+        let from = "https://vcd.example.com/api/query?type=vm";
+        for (place, leads) in [
+            ("/cloud/api?x=1", Some("https://vcd.example.com/cloud/api?x=1")),
+            ("https://VCD.example.com:443/api/x", Some("https://VCD.example.com:443/api/x")),
+            ("http://vcd.example.com/api", None),
+            ("https://vcd.example.com:8443/api", None),
+            ("https://u@vcd.example.com/api", None),
+            ("https://evil.example.com/api", None),
+            ("//evil.example.com/api", None),
+            ("api", None),
+            ("", None),
+        ] {
+            assert_eq!(on_same_origin(from, place).as_deref(), leads, "{place}");
+        }
+    }
+
+    #[test]
+    fn the_environments_proxy_is_taken_by_the_common_rules() {
+        let found = |url: &str, env: &[(&str, &str)]| {
+            let lookup = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string());
+            proxy(&Site::new(url).unwrap(), lookup).map(|p| p.map(|p| format!("{}:{}", p.host(), p.port())))
+        };
+        let (https, http) = ("https://vcd.example.com/api", "http://10.1.2.3:8080/api");
+        let both = [("HTTPS_PROXY", "http://s:1"), ("http_proxy", "p:2"), ("ALL_PROXY", "http://a:3")];
+        assert_eq!(found(https, &both), Ok(Some("s:1".into())));
+        assert_eq!(found(http, &both), Ok(Some("p:2".into())));
+        assert_eq!(found(http, &both[2..]), Ok(Some("a:3".into())));
+        assert_eq!(found(https, &[("HTTPS_PROXY", " ")]), Ok(None));
+        assert_eq!(found(https, &[("HTTP_PROXY", "http://p:2")]), Ok(None));
+        for error in [
+            found(https, &[("HTTPS_PROXY", "socks5://user:secret@s")]).unwrap_err(),
+            found(https, &[("https_proxy", "ftp://user:secret@s")]).unwrap_err(),
+        ] {
+            assert!(error.to_uppercase().contains("HTTPS_PROXY") && !error.contains("secret"), "{error}");
+        }
+        for (url, list, direct) in [
+            (https, "*", true),
+            (https, "a.org, VCD.example.com", true),
+            (https, "example.com", true),
+            (https, ".example.com", true),
+            (https, "*.example.com", true),
+            (https, "vcd.example.com:443", true),
+            (https, "vcd.example.com:8443", false),
+            (https, "ample.com", false),
+            (https, "example.com.org", false),
+            (https, ",", false),
+            (http, "10.1.2.3", true),
+            (http, "10.0.0.0/8", true),
+            (http, "10.1.2.4/31", false),
+            (http, "10.1.2.2/31", true),
+            (http, "0.0.0.0/0", true),
+            (http, "::/0", false),
+            (http, "10.0.0.0/99", false),
+            ("http://[fd00::1]/api", "fd00::/8", true),
+            ("http://[fd00::1]/api", "[fd00::1]:80", true),
+        ] {
+            let env = [("ALL_PROXY", "http://a:3"), ("no_proxy", list)];
+            assert_eq!(found(url, &env).unwrap().is_none(), direct, "{url} {list}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_read_and_cut() {
+        let now = httpdate::parse_http_date("Thu, 01 Jan 2026 10:00:00 GMT").ok();
+        assert_eq!(retry_after("7", None), Some(Duration::from_secs(7)));
+        assert_eq!(retry_after("99999999", None), Some(MAX_RETRY_AFTER));
+        assert_eq!(retry_after("Thu, 01 Jan 2026 10:00:30 GMT", now), Some(Duration::from_secs(30)));
+        assert_eq!(retry_after("soon", now), None);
+    }
+
+    #[test]
+    fn what_failed_before_a_connection_stood_was_not_sent() {
+        let io = |kind: std::io::ErrorKind, text: &str| ureq::Error::Io(std::io::Error::new(kind, text.to_owned()));
+        use std::io::ErrorKind as Io;
+        for error in [
+            io(Io::ConnectionRefused, ""),
+            io(Io::InvalidData, "invalid peer certificate: Expired"),
+            io(Io::Other, "failed to lookup address information: Name or service not known"),
+            ureq::Error::Timeout(Timeout::Connect),
+            ureq::Error::HostNotFound,
+        ] {
+            assert!(!may_have_been_sent(&error), "{error}");
+        }
+        for error in [
+            io(Io::ConnectionReset, ""),
+            io(Io::UnexpectedEof, ""),
+            io(Io::TimedOut, ""),
+            ureq::Error::Timeout(Timeout::Global),
+            ureq::Error::Timeout(Timeout::RecvResponse),
+        ] {
+            assert!(may_have_been_sent(&error), "{error}");
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Queries: filters, pages and the values of records. All pages come, or an error.
+
+use super::errors::{self, Stage};
+use super::http::Received;
+use super::{Call, Client, xml};
+use crate::cloud::{Customization, Href, Power, UnixMs, VcdError};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use roxmltree::Node;
+use ureq::http::Method;
+
+/// Records asked for in one page: the most that VCD gives.
+pub const PAGE_SIZE: usize = 128;
+/// At most so many pages are read of one query. 1,000 instances fill 8 pages; the rest is room for foreign VMs under a
+/// name like ours, and for a server that gives smaller pages than it is asked for.
+pub const MAX_PAGES: usize = 64;
+
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Percent-encodes everything but letters, digits and `-._~`.
+pub(super) fn encode(text: &str) -> String {
+    utf8_percent_encode(text, PLAIN).to_string()
+}
+
+/// A value in a filter: the filter's own signs are escaped, then all is encoded.
+pub(super) fn value(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '(' | ')' | ',' | ';' | '\\') {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    encode(&escaped)
+}
+
+/// True if `name` is `<prefix>-…`, letter by letter: a wildcard in a filter does not mind upper and lower case.
+pub(super) fn has_prefix(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix).is_some_and(|rest| rest.len() > 1 && rest.starts_with('-'))
+}
+
+/// True if `name` is a pattern: `*` stands for any characters.
+pub(super) fn is_pattern(name: &str) -> bool {
+    name.contains('*')
+}
+
+/// True if `name` is `pattern`, letter by letter but for its `*`.
+pub(super) fn fits(pattern: &str, name: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return name == pattern };
+    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+    let Some(mut name) = name.strip_prefix(first).and_then(|name| name.strip_suffix(last)) else { return false };
+    middle.split('*').all(|part| match name.split_once(part) {
+        Some((_, after)) => {
+            name = after;
+            true
+        }
+        None => false,
+    })
+}
+
+impl Client {
+    /// The query type for this user: those of the provider are prefixed.
+    pub(super) fn query_type(&self, tenant: &'static str) -> &'static str {
+        match tenant {
+            "vm" if self.settings.is_provider() => "adminVM",
+            "vApp" if self.settings.is_provider() => "adminVApp",
+            "orgVdc" if self.settings.is_provider() => "adminOrgVdc",
+            "vAppTemplate" if self.settings.is_provider() => "adminVAppTemplate",
+            "orgVdcStorageProfile" if self.settings.is_provider() => "adminOrgVdcStorageProfile",
+            "task" if self.settings.is_provider() => "adminTask",
+            other => other,
+        }
+    }
+
+    /// Gives every record of every page to `take`, and returns VCD's clock. `filter` is encoded already.
+    pub(super) fn records(
+        &self,
+        call: &Call,
+        kind: &'static str,
+        filter: &str,
+        mut take: impl FnMut(Node) -> Result<(), VcdError>,
+    ) -> Result<Option<UnixMs>, VcdError> {
+        let mut now = None;
+        for page in 1..=MAX_PAGES {
+            let (got, more) = self.page(call, kind, filter, "sortAsc=name", page, &mut take)?;
+            now = now.or(got.now);
+            if !more {
+                return Ok(now);
+            }
+        }
+        let why = format!("more than {MAX_PAGES} pages of {kind} records");
+        Err(errors::unusable(&call.what, Stage::Read, 200, why))
+    }
+
+    /// One page of a query; true if more follow.
+    pub(super) fn page(
+        &self,
+        call: &Call,
+        kind: &'static str,
+        filter: &str,
+        sort: &str,
+        page: usize,
+        mut take: impl FnMut(Node) -> Result<(), VcdError>,
+    ) -> Result<(Received, bool), VcdError> {
+        let url = format!(
+            "{}/api/query?type={}&format=records&page={page}&pageSize={PAGE_SIZE}&{sort}&filter=({filter})",
+            self.site.root,
+            self.query_type(kind)
+        );
+        let got = self.send(call, Method::GET, &url, None)?;
+        let unusable = |why: String| errors::unusable(&call.what, Stage::Read, got.status, why);
+        let document = xml::read(&got.body).map_err(unusable)?;
+        let root = document.root_element();
+        if xml::local(root) != "QueryResultRecords" {
+            return Err(unusable(format!("not an answer to a query but {}", xml::local(root))));
+        }
+        let mut records = 0_usize;
+        for record in root.children().filter(|n| n.is_element() && xml::local(*n).ends_with("Record")) {
+            records += 1;
+            take(record)?;
+        }
+        let number = |name| xml::attribute(root, name).and_then(|n| n.parse::<usize>().ok());
+        let more = match (number("total"), number("pageSize")) {
+            (Some(total), Some(size)) if size > 0 => page.saturating_mul(size) < total,
+            _ => xml::children(root, "Link").any(|link| xml::attribute(link, "rel") == Some("nextPage")),
+        };
+        if more && records == 0 {
+            return Err(unusable(format!("page {page} is empty though more should follow")));
+        }
+        drop(document);
+        Ok((got, more))
+    }
+
+    /// A link that VCD gave, if it is on the configured origin.
+    pub(super) fn link(&self, call: &Call, href: Option<&str>) -> Result<Href, VcdError> {
+        match href {
+            Some(href) if self.site.holds(href) => Ok(href.into()),
+            Some(href) => {
+                let root = &self.site.root;
+                Err(errors::unusable(
+                    &call.what,
+                    call.stage(),
+                    200,
+                    format!("VCD links to {href}, which is not at {root}"),
+                ))
+            }
+            None => Err(errors::unusable(&call.what, call.stage(), 200, "a link is missing in VCD's answer")),
+        }
+    }
+}
+
+/// A `status` in words.
+pub(super) fn power(text: &str) -> Power {
+    match text {
+        "POWERED_ON" => Power::On,
+        "POWERED_OFF" | "PARTIALLY_POWERED_OFF" => Power::Off,
+        "SUSPENDED" | "PARTIALLY_SUSPENDED" => Power::Suspended,
+        "FAILED_CREATION" | "INCONSISTENT_STATE" | "UNRECOGNIZED" => Power::Failed,
+        _ => Power::Other,
+    }
+}
+
+/// A `status` as the number that entities carry.
+pub(super) fn power_of_number(number: &str) -> Power {
+    match number {
+        "4" => Power::On,
+        "8" | "20" => Power::Off,
+        "3" | "21" => Power::Suspended,
+        "-1" | "9" | "7" => Power::Failed,
+        _ => Power::Other,
+    }
+}
+
+/// A `gcStatus`.
+pub(super) fn customization(text: Option<&str>) -> Customization {
+    match text {
+        Some("GC_PENDING") => Customization::Pending,
+        Some("POST_GC_PENDING" | "REBOOT_PENDING") => Customization::Working,
+        Some("GC_COMPLETE") => Customization::Complete,
+        Some("GC_FAILED") => Customization::Failed,
+        _ => Customization::Unknown,
+    }
+}
+
+/// Reads `2026-01-01T10:00:00.000Z`, with or without fractions, with `Z`, `+02:00`, `+0200` or no offset.
+pub(super) fn unix_ms(text: &str) -> Option<UnixMs> {
+    let (date, time) = text.trim().split_once('T')?;
+    let mut date = date.splitn(3, '-').map(|n| n.parse::<i64>().ok());
+    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+    let (clock, offset) = match time.find(['Z', '+', '-']) {
+        Some(at) => time.split_at(at),
+        None => (time, "Z"),
+    };
+    let mut clock = clock.splitn(3, ':');
+    let (hour, minute, seconds) =
+        (clock.next()?.parse::<i64>().ok()?, clock.next()?.parse::<i64>().ok()?, clock.next()?);
+    let (second, fraction) = seconds.split_once('.').unwrap_or((seconds, ""));
+    let second = second.parse::<i64>().ok()?;
+    let ms = format!("{fraction:0<3}").get(..3)?.parse::<i64>().ok()?;
+    let known = (1970..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    if !known || !(0..24).contains(&hour) || !(0..60).contains(&minute) || !(0..=60).contains(&second) {
+        return None;
+    }
+    let offset = match offset.split_at_checked(1)? {
+        ("Z", "") => 0,
+        (sign, rest) => {
+            let digits = rest.replace(':', "");
+            let (hours, minutes) =
+                (digits.get(..2)?.parse::<i64>().ok()?, digits.get(2..)?.parse::<i64>().unwrap_or(0));
+            (hours * 60 + minutes) * if sign == "-" { -1 } else { 1 }
+        }
+    };
+    // Days since 1970-01-01, counting years from March so that the leap day comes last.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = y * 365 + y / 4 - y / 100 + y / 400 + (m * 153 + 2) / 5 + day - 1 - 719_468;
+    let total = (days * 86_400 + hour * 3_600 + minute * 60 + second - offset * 60) * 1_000 + ms;
+    UnixMs::try_from(total).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_escaped_then_encoded() {
+        assert_eq!(value("ci-linux_1.2~x"), "ci-linux_1.2~x");
+        assert_eq!(value("a b;c(d),e\\f*ü"), "a%20b%5C%3Bc%5C%28d%5C%29%5C%2Ce%5C%5Cf%2A%C3%BC");
+        assert_eq!(value("https://h/api/vdc/1"), "https%3A%2F%2Fh%2Fapi%2Fvdc%2F1");
+    }
+
+    #[test]
+    fn prefixes_are_compared_exactly() {
+        assert!(has_prefix("ci-abc", "ci"));
+        for name in ["ci-", "ci", "CI-abc", "cix-abc", "xci-abc", ""] {
+            assert!(!has_prefix(name, "ci"), "{name}");
+        }
+    }
+
+    #[test]
+    fn patterns_fit_whole_names() {
+        for (pattern, name, does) in [
+            ("ubuntu", "ubuntu", true),
+            ("ubuntu", "ubuntu-22", false),
+            ("ubuntu-22.04-*", "ubuntu-22.04-20260101", true),
+            ("ubuntu-22.04-*", "Ubuntu-22.04-1", false),
+            ("ubuntu-22.04-*", "ubuntu-22x04-1", false),
+            ("*", "", true),
+            ("a*a", "a", false),
+            ("a*b*c*d", "a-b-c-d", true),
+            ("a*b*c*d", "a-c-b-d", false),
+            ("*-golden", "debian-golden", true),
+            ("**x", "yx", true),
+        ] {
+            assert_eq!(fits(pattern, name), does, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn times_are_read_in_all_their_forms() {
+        assert_eq!(unix_ms("1970-01-01T00:00:00Z"), Some(0));
+        assert_eq!(unix_ms("2000-02-29T12:34:56.789Z"), Some(951_827_696_789));
+        for same in [
+            "2026-01-01T10:00:02.000Z",
+            "2026-01-01T12:00:02+02:00",
+            "2026-01-01T05:30:02.0-0430",
+            "2026-01-01T10:00:02",
+        ] {
+            assert_eq!(unix_ms(same), Some(1_767_261_602_000), "{same}");
+        }
+        assert_eq!(unix_ms("2026-01-01T10:00:02.5Z"), Some(1_767_261_602_500));
+        for bad in [
+            "",
+            "now",
+            "2026-13-01T10:00:00Z",
+            "2026-01-01",
+            "2026-01-01T10:00Z",
+            "2026-01-01T25:00:00Z",
+            "-1-1-1T1:1:1Z",
+            "2026-01-01T10:00:00é",
+        ] {
+            assert_eq!(unix_ms(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn states_in_words_and_numbers_agree() {
+        for (number, text) in [
+            ("-1", "FAILED_CREATION"),
+            ("0", "UNRESOLVED"),
+            ("3", "SUSPENDED"),
+            ("4", "POWERED_ON"),
+            ("7", "UNRECOGNIZED"),
+            ("8", "POWERED_OFF"),
+            ("9", "INCONSISTENT_STATE"),
+            ("10", "MIXED"),
+            ("20", "PARTIALLY_POWERED_OFF"),
+            ("21", "PARTIALLY_SUSPENDED"),
+            ("99", "SOMETHING_NEW"),
+        ] {
+            assert_eq!(power(text), power_of_number(number), "{text}");
+        }
+        assert_eq!(power("POWERED_ON"), Power::On);
+        assert_eq!(power("PARTIALLY_POWERED_OFF"), Power::Off);
+        assert_eq!(customization(Some("REBOOT_PENDING")), Customization::Working);
+        assert_eq!(customization(Some("NEW")), Customization::Unknown);
+    }
+}

@@ -1,0 +1,100 @@
+//! The states of tasks: one query for many, one `GET` for each that the query does not tell enough about.
+
+use super::errors::{self, Said, Stage};
+use super::query::{self, has_prefix};
+use super::watch::is_refusal;
+use super::{Call, Client, last_part, xml};
+use crate::cloud::{ErrorKind, Href, MAX_TASKS_ASKED, Task, TaskState, VcdError};
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use ureq::http::Method;
+
+/// True for a status that does not change any more. A status that is not known counts as going on.
+pub(super) fn is_over(status: &str) -> bool {
+    matches!(status, "success" | "error" | "aborted" | "canceled")
+}
+
+impl Client {
+    /// The state of each task, in the order asked.
+    pub(super) fn tasks(&self, call: &Call, asked: &[Href]) -> Result<Vec<Task>, VcdError> {
+        if asked.len() > MAX_TASKS_ASKED {
+            let why = format!("{} tasks, but at most {MAX_TASKS_ASKED} are asked about at once", asked.len());
+            return Err(errors::own(ErrorKind::Invalid, call.what.clone(), why));
+        }
+        // A single task costs one request either way, and its own document tells more.
+        let told = if asked.len() > 1 { self.task_records(call)? } else { HashMap::new() };
+        let mut all = Vec::with_capacity(asked.len());
+        for href in asked {
+            let state = match told.get(last_part(href)).map(String::as_str) {
+                Some("success") => TaskState::Success,
+                Some(status) if !is_over(status) => TaskState::Running,
+                // Not told, or failed: its document says why.
+                _ => self.task(call, href)?,
+            };
+            all.push(Task { href: href.clone(), state });
+        }
+        Ok(all)
+    }
+
+    /// Status by task id: the latest tasks of the group's vApps. Empty where VCD refuses the query, which is then not
+    /// sent again.
+    fn task_records(&self, call: &Call) -> Result<HashMap<String, String>, VcdError> {
+        let mut told = HashMap::new();
+        if self.no_task_query.load(Ordering::Relaxed) {
+            return Ok(told);
+        }
+        let prefix = &self.settings.vapp_prefix;
+        let filter = format!("objectName=={}-*", query::value(prefix));
+        let result = self.page(call, "task", &filter, "sortDesc=startDate", 1, |record| {
+            let attribute = |name| xml::attribute(record, name);
+            if has_prefix(attribute("objectName").unwrap_or_default(), prefix)
+                && let (Some(href), Some(status)) = (attribute("href"), attribute("status"))
+            {
+                told.insert(last_part(href).to_owned(), status.to_owned());
+            }
+            Ok(())
+        });
+        match result {
+            Ok(_) => Ok(told),
+            Err(e) if is_refusal(&e) => {
+                log::debug!("{}: the task query is refused, tasks are asked one by one: {}", call.what, e.status);
+                // A 500 may pass.
+                self.no_task_query.fetch_or(e.status < 500, Ordering::Relaxed);
+                Ok(HashMap::new())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn task(&self, call: &Call, href: &Href) -> Result<TaskState, VcdError> {
+        let got = match self.send(call, Method::GET, href, None) {
+            // VCD forgets tasks, and then may say so as if they were somebody else's.
+            Err(e) if matches!(e.kind, ErrorKind::NotFound | ErrorKind::Forbidden) => return Ok(TaskState::Unknown),
+            other => other?,
+        };
+        let unusable = |why: String| errors::unusable(&call.what, Stage::Read, got.status, why);
+        let document = xml::read(&got.body).map_err(unusable)?;
+        let root = document.root_element();
+        if xml::local(root) != "Task" {
+            return Err(unusable(format!("not a task but {}", xml::local(root))));
+        }
+        let status = xml::attribute(root, "status").unwrap_or_default();
+        if !is_over(status) {
+            return Ok(TaskState::Running);
+        }
+        if status == "success" {
+            return Ok(TaskState::Success);
+        }
+        let operation = xml::attribute(root, "operationName").unwrap_or("task");
+        let owner = xml::child(root, "Owner").and_then(|o| xml::attribute(o, "name")).unwrap_or("an unnamed vApp");
+        let what = format!("{operation} of {owner}");
+        let mut error = match xml::child(root, "Error") {
+            Some(error) => errors::failed_task(what, Said::of_element(error)),
+            None => errors::own(ErrorKind::Failed, what, xml::text(root, "Details").unwrap_or_default()),
+        };
+        if error.text.is_empty() {
+            error.text = format!("the task ended as {status}");
+        }
+        Ok(TaskState::Failed(error))
+    }
+}

@@ -1,0 +1,242 @@
+//! TLS by rustls beneath ureq: the public roots together with the user's own, which ureq itself cannot combine; and the
+//! look-up of names without a thread for each. It sends nothing by itself.
+
+use crate::crypto;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned};
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use std::{fmt, io};
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter,
+};
+use ureq::{Error, Timeout};
+
+/// A `ca_file` may have so many bytes: some 200 certificates.
+const MAX_CA_FILE: u64 = 1024 * 1024;
+/// So many addresses of a host are tried.
+const MAX_ADDRESSES: usize = 8;
+/// An address that was looked up is used for so long.
+const ADDRESS_LIFE: Duration = Duration::from_secs(30);
+
+/// What the server's certificate is held against.
+pub(super) fn config(ca_file: Option<&Path>, skip_verify: bool) -> Result<Arc<ClientConfig>, String> {
+    let provider = Arc::new(crypto::provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?;
+    if skip_verify {
+        return Ok(Arc::new(
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Trusting(provider))).with_no_client_auth(),
+        ));
+    }
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(path) = ca_file {
+        add(&mut roots, path).map_err(|why| format!("ca_file {}: {why}", path.display()))?;
+    }
+    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+}
+
+fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
+    let mut pem = Vec::new();
+    let file = File::open(path).map_err(|e| e.to_string())?;
+    file.take(MAX_CA_FILE + 1).read_to_end(&mut pem).map_err(|e| e.to_string())?;
+    if pem.len() as u64 > MAX_CA_FILE {
+        return Err(format!("has more than the {MAX_CA_FILE} bytes allowed"));
+    }
+    let mut any = false;
+    for (n, certificate) in CertificateDer::pem_slice_iter(&pem).enumerate() {
+        let certificate = certificate.map_err(|e| format!("certificate {}: {e}", n + 1))?;
+        roots.add(certificate).map_err(|e| format!("certificate {}: {e}", n + 1))?;
+        any = true;
+    }
+    if any { Ok(()) } else { Err("holds no PEM certificate".into()) }
+}
+
+/// Believes every certificate, but not a wrong signature: `insecure_skip_tls_verify`.
+#[derive(Debug)]
+struct Trusting(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Trusting {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Puts TLS over a connection to an `https` place, also over a proxy's tunnel.
+#[derive(Debug)]
+pub(super) struct TlsConnector(pub(super) Arc<ClientConfig>);
+
+impl<In: Transport> Connector<In> for TlsConnector {
+    type Out = Either<In, Tls>;
+
+    fn connect(&self, details: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
+        let Some(below) = chained else { return Ok(None) };
+        if !details.needs_tls() {
+            return Ok(Some(Either::A(below)));
+        }
+        let host = details.uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let name = ServerName::try_from(host).map_err(|_| Error::Tls("the host's name is not valid"))?.to_owned();
+        let mut session = ClientConnection::new(self.0.clone(), name).map_err(io::Error::other)?;
+        let mut below = TransportAdapter::new(below.boxed(), details.current_time.clone());
+        below.set_timeout(details.timeout);
+        session.complete_io(&mut below)?;
+        let config = details.config;
+        let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
+        Ok(Some(Either::B(Tls { buffers, stream: StreamOwned::new(session, below) })))
+    }
+}
+
+/// A connection with TLS.
+pub(super) struct Tls {
+    buffers: LazyBuffers,
+    stream: StreamOwned<ClientConnection, TransportAdapter>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+impl Transport for Tls {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        self.stream.sock.set_timeout(timeout);
+        let output = self.buffers.output().get(..amount).unwrap_or_default();
+        self.stream.write_all(output)?;
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        self.stream.sock.set_timeout(timeout);
+        let amount = self.stream.read(self.buffers.input_append_buf())?;
+        self.buffers.input_appended(amount);
+        Ok(amount > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.stream.sock.get_mut().is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        true
+    }
+}
+
+/// Looks a name up on the thread that asks, where ureq's own starts a thread for each request. The system's resolver
+/// bounds the look-up; one that took longer than the request may take fails it.
+#[derive(Default)]
+pub(super) struct Lookup(Mutex<Option<Found>>);
+
+/// What a name was last found to mean.
+struct Found {
+    place: String,
+    at: Instant,
+    addresses: Vec<SocketAddr>,
+}
+
+impl fmt::Debug for Lookup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lookup")
+    }
+}
+
+impl Resolver for Lookup {
+    fn resolve(&self, uri: &Uri, _: &ureq::config::Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        let place = uri.scheme().zip(uri.authority());
+        let place = place.and_then(|(scheme, authority)| DefaultResolver::host_and_port(scheme, authority));
+        let place = place.ok_or(Error::HostNotFound)?;
+        let began = Instant::now();
+        let known = {
+            let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let fresh = found.as_ref().filter(|found| found.place == place && found.at.elapsed() < ADDRESS_LIFE);
+            fresh.map(|found| found.addresses.clone())
+        };
+        let addresses = match known {
+            Some(addresses) => addresses,
+            None => {
+                let addresses: Vec<SocketAddr> = place.to_socket_addrs()?.take(MAX_ADDRESSES).collect();
+                if !timeout.after.is_not_happening() && began.elapsed() >= *timeout.after {
+                    return Err(Error::Timeout(Timeout::Resolve));
+                }
+                let found = Found { place, at: Instant::now(), addresses: addresses.clone() };
+                *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+                addresses
+            }
+        };
+        let mut result = self.empty();
+        for address in addresses {
+            result.push(address);
+        }
+        if result.is_empty() { Err(Error::HostNotFound) } else { Ok(result) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ca_file_must_hold_certificates() {
+        let place = std::env::temp_dir().join(format!("vcd-ca-{}", std::process::id()));
+        std::fs::create_dir_all(&place).unwrap();
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+        let large = " ".repeat(MAX_CA_FILE as usize + 1);
+        for (name, text, wrong) in [
+            ("empty.pem", "", "holds no PEM certificate"),
+            ("key.pem", key, "holds no PEM certificate"),
+            ("broken.pem", broken, "certificate 1: "),
+            ("large.pem", large.as_str(), "more than the 1048576 bytes"),
+        ] {
+            let path = place.join(name);
+            std::fs::write(&path, text).unwrap();
+            let error = config(Some(&path), false).unwrap_err();
+            assert!(error.starts_with("ca_file /") && error.contains(name) && error.contains(wrong), "{error}");
+        }
+        assert!(config(Some(&place.join("none.pem")), false).unwrap_err().contains("No such file"));
+        std::fs::remove_dir_all(place).unwrap();
+    }
+}

@@ -1,0 +1,227 @@
+//! Looking at vApps and VMs: the poll of a whole group, the search for a name, the look at one vApp. Nothing is changed.
+
+use super::change::{LABEL_KEY, disk_mb, first_disk};
+use super::errors::{self, Stage};
+use super::names::{Names, has_tpm};
+use super::query::{self, has_prefix, unix_ms};
+use super::tasks::is_over;
+use super::{Call, Client, Settings, xml};
+use crate::cloud::{ErrorKind, Href, Made, Poll, Power, Vapp, VcdError, Vm};
+use roxmltree::Node;
+use std::collections::HashSet;
+use ureq::http::Method;
+
+/// A search for one name looks at no more vApps than this.
+pub const MAX_FOUND: usize = 4;
+
+impl Client {
+    /// All VMs whose vApp carries the prefix, and, with `vapps`, all such vApps.
+    pub(super) fn poll(&self, call: &Call, vapps: bool) -> Result<Poll, VcdError> {
+        let prefix = &self.settings.vapp_prefix;
+        let vdc = self.names().vdc.clone();
+        let (wanted, place) = (format!("{}-*", query::value(prefix)), query::value(&vdc));
+        let mut poll = Poll::default();
+        let mut seen = HashSet::new();
+        let filter = format!("isVAppTemplate==false;vdc=={place};containerName=={wanted}");
+        poll.now = self.records(call, "vm", &filter, |record| {
+            let name = xml::attribute(record, "containerName").unwrap_or_default();
+            let is = |name| xml::attribute(record, name) == Some("true");
+            if !has_prefix(name, prefix) || is("isVAppTemplate") || is("isDeleted") {
+                return Ok(());
+            }
+            let vm = self.vm(call, record, name)?;
+            // Between two pages a record may move to the next page.
+            if seen.insert(vm.vm.clone()) {
+                poll.vms.push(vm);
+            }
+            Ok(())
+        })?;
+        if vapps {
+            let filter = format!("name=={wanted};vdc=={place}");
+            let mut all = self.vapp_records(call, &filter, |name| has_prefix(name, prefix))?;
+            let labelled = self.labelled(call, &filter)?;
+            for vapp in &mut all {
+                vapp.labelled = labelled.contains(&vapp.href);
+            }
+            poll.vapps = Some(all);
+        }
+        Ok(poll)
+    }
+
+    /// The vApps of exactly this name, each looked at. The query service may lag: what it does not show is looked for in
+    /// the VDC's own document too.
+    pub(super) fn find(&self, call: &Call, name: &str) -> Result<Vec<Vapp>, VcdError> {
+        let vdc = self.names().vdc.clone();
+        let filter = format!("name=={};vdc=={}", query::value(name), query::value(&vdc));
+        let records = self.vapp_records(call, &filter, |n| n == name)?;
+        let mut found: Vec<Href> = records.into_iter().map(|vapp| vapp.href).collect();
+        if found.is_empty() {
+            found = self.entities_named(call, &vdc, name)?;
+        }
+        if found.len() > MAX_FOUND {
+            log::warn!("{}: {} vApps have this name, {MAX_FOUND} are looked at", call.what, found.len());
+        }
+        let mut all = Vec::new();
+        for vapp in found.iter().take(MAX_FOUND) {
+            all.extend(self.look(call, vapp)?);
+        }
+        Ok(all)
+    }
+
+    /// The vApps of this name among the VDC's `ResourceEntities`.
+    fn entities_named(&self, call: &Call, vdc: &str, name: &str) -> Result<Vec<Href>, VcdError> {
+        let got = self.send(call, Method::GET, vdc, None)?;
+        let unusable = |why: String| errors::unusable(&call.what, Stage::Read, got.status, why);
+        let document = xml::read(&got.body).map_err(unusable)?;
+        let root = document.root_element();
+        if xml::local(root) != "Vdc" {
+            return Err(unusable(format!("not a VDC but {}", xml::local(root))));
+        }
+        let entities = xml::child(root, "ResourceEntities");
+        entities
+            .iter()
+            .flat_map(|all| xml::children(*all, "ResourceEntity"))
+            .filter(|entity| xml::attribute(*entity, "name") == Some(name))
+            .filter(|entity| xml::attribute(*entity, "type").is_some_and(|kind| kind.ends_with("vcloud.vApp+xml")))
+            .map(|entity| self.link(call, xml::attribute(entity, "href")))
+            .collect()
+    }
+
+    /// One vApp's own document; `None` if VCD does not know it.
+    pub(super) fn look(&self, call: &Call, vapp: &Href) -> Result<Option<Vapp>, VcdError> {
+        let got = match self.send(call, Method::GET, vapp, None) {
+            Err(e) if e.kind == ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let unusable = |why: String| errors::unusable(&call.what, Stage::Read, got.status, why);
+        let document = xml::read(&got.body).map_err(unusable)?;
+        let root = document.root_element();
+        if xml::local(root) != "VApp" {
+            return Err(unusable(format!("not a vApp but {}", xml::local(root))));
+        }
+        let mut tasks = Vec::new();
+        for task in xml::child(root, "Tasks").iter().flat_map(|tasks| xml::children(*tasks, "Task")) {
+            if !is_over(xml::attribute(task, "status").unwrap_or_default()) {
+                tasks.push(self.link(call, xml::attribute(task, "href"))?);
+            }
+        }
+        let name = xml::attribute(root, "name").ok_or_else(|| unusable("the vApp has no name".into()))?;
+        let children = xml::child(root, "Children");
+        let vms = children.map_or(0, |all| xml::children(all, "Vm").count());
+        let made = children.and_then(|all| xml::child(all, "Vm")).map(|vm| self.made(call, vm)).transpose()?;
+        Ok(Some(Vapp {
+            href: vapp.clone(),
+            name: name.into(),
+            description: Some(xml::child(root, "Description").and_then(|d| d.text()).unwrap_or_default().to_owned()),
+            power: query::power_of_number(xml::attribute(root, "status").unwrap_or_default()),
+            busy: !tasks.is_empty(),
+            tasks,
+            vms: u32::try_from(vms).unwrap_or(u32::MAX),
+            made,
+            created: xml::text(root, "DateCreated").and_then(unix_ms),
+            labelled: false,
+        }))
+    }
+
+    fn made(&self, call: &Call, vm: Node) -> Result<Made, VcdError> {
+        let names = self.names();
+        Ok(Made {
+            vm: self.link(call, xml::attribute(vm, "href"))?,
+            differs: difference(&self.settings, &names, vm),
+            lacks_tpm: names.needs_tpm && !has_tpm(vm),
+        })
+    }
+
+    fn vm(&self, call: &Call, record: Node, vapp_name: &str) -> Result<Vm, VcdError> {
+        let attribute = |name| xml::attribute(record, name);
+        let number = |name| attribute(name).and_then(|n| n.parse().ok()).unwrap_or(0);
+        Ok(Vm {
+            vapp: self.link(call, attribute("container"))?,
+            vapp_name: vapp_name.into(),
+            vm: self.link(call, attribute("href"))?,
+            description: attribute("description").unwrap_or_default().to_owned(),
+            power: attribute("status").map_or(Power::Other, query::power),
+            busy: attribute("isBusy") == Some("true"),
+            address: attribute("ipAddress").and_then(|a| a.parse().ok()),
+            customization: query::customization(attribute("gcStatus")),
+            guest_os: attribute("guestOs").unwrap_or_default().to_owned(),
+            created: attribute("dateCreated").and_then(unix_ms),
+            cpus: number("numberOfCpus"),
+            memory_mb: number("memoryMB"),
+            undeploy_at: attribute("autoUndeployDate").and_then(unix_ms),
+            delete_at: attribute("autoDeleteDate").and_then(unix_ms),
+        })
+    }
+
+    fn vapp_records(&self, call: &Call, filter: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<Vapp>, VcdError> {
+        let mut all: Vec<Vapp> = Vec::new();
+        let mut seen = HashSet::new();
+        self.records(call, "vApp", filter, |record| {
+            let attribute = |name| xml::attribute(record, name);
+            let name = attribute("name").unwrap_or_default();
+            if !wanted(name) {
+                return Ok(());
+            }
+            let href = self.link(call, attribute("href"))?;
+            if seen.insert(href.clone()) {
+                all.push(Vapp {
+                    href,
+                    name: name.into(),
+                    description: None,
+                    power: attribute("status").map_or(Power::Other, query::power),
+                    busy: attribute("isBusy") == Some("true"),
+                    tasks: Vec::new(),
+                    vms: attribute("numberOfVMs").and_then(|n| n.parse().ok()).unwrap_or(0),
+                    made: None,
+                    created: attribute("creationDate").and_then(unix_ms),
+                    labelled: false,
+                });
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Which vApps carry the group's label. Who may not search by metadata gets none.
+    fn labelled(&self, call: &Call, filter: &str) -> Result<HashSet<Href>, VcdError> {
+        let filter = format!("{filter};metadata:{LABEL_KEY}==STRING:{}", query::value(&self.settings.label));
+        let mut all = HashSet::new();
+        let result = self.records(call, "vApp", &filter, |record| {
+            all.insert(self.link(call, xml::attribute(record, "href"))?);
+            Ok(())
+        });
+        match result {
+            Ok(_) => Ok(all),
+            Err(e) if is_refusal(&e) => {
+                log::debug!("{}: the search by label is refused, labels are not seen: {}", call.what, e.status);
+                Ok(HashSet::new())
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// How a VM's hardware differs from the wish. What its document does not tell counts as right.
+fn difference(settings: &Settings, names: &Names, vm: Node) -> Option<String> {
+    let spec = xml::child(vm, "VmSpecSection");
+    let number = |node: Option<Node>, name| node.and_then(|n| xml::text(n, name)).and_then(|n| n.parse::<u64>().ok());
+    let memory = number(spec.and_then(|s| xml::child(s, "MemoryResourceMb")), "Configured");
+    let cores = settings.cores_per_socket.max(1);
+    let parts = [
+        ("CPUs", number(spec, "NumCpus"), u64::from(settings.cpus)),
+        ("cores per socket", number(spec, "NumCoresPerSocket"), u64::from(if settings.cpus > 0 { cores } else { 0 })),
+        ("MB of memory", memory, u64::from(settings.memory_mb)),
+        ("MB of disk", first_disk(names, vm).map(|(_, mb)| mb), disk_mb(settings)),
+    ];
+    let wrong = parts.into_iter().filter_map(|(what, has, wish)| {
+        has.filter(|has| wish > 0 && *has != wish).map(|has| format!("{has} {what} instead of {wish}"))
+    });
+    let wrong: Vec<String> = wrong.collect();
+    (!wrong.is_empty()).then(|| wrong.join(", "))
+}
+
+/// VCD's own refusal of a query that it answers elsewhere, or its failure at it (500); not a lost connection.
+pub(super) fn is_refusal(e: &VcdError) -> bool {
+    let refused = matches!(e.kind, ErrorKind::Invalid | ErrorKind::Forbidden | ErrorKind::NotFound | ErrorKind::State);
+    (refused && e.status != 0) || e.status == 500
+}

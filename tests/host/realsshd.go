@@ -1,0 +1,281 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// programs are what a guest needs to run the customization script for real, and OpenSSH's server.
+var programs = []string{
+	"bash", "cat", "chmod", "chown", "chpasswd", "getent", "grep", "head", "id", "mkdir", "mktemp", "rm", "sh", "sshd", "tail",
+	"touch", "true", "useradd", "usermod",
+}
+
+// etc is a Debian's /etc, as far as logins need it. The image lets nobody in by password, as cloud images do, but for root
+// where the marker file says so.
+var etc = map[string]string{
+	"passwd": "root:x:0:0:root:/root:/bin/bash\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n" +
+		"old:x:1500:1500::/srv/old:/bin/sh\n",
+	"group":                           "root:x:0:\nnogroup:x:65534:\nold:x:1500:\ndocker:x:999:\n",
+	"shadow":                          "root:*:19000:0:99999:7:::\nsshd:!:19000::::::\nold:*:19000:0:99999:7:::\n",
+	"gshadow":                         "root:*::\nnogroup:*::\nold:!::\ndocker:!::\n",
+	"login.defs":                      "UID_MIN 1000\nGID_MIN 1000\nENCRYPT_METHOD SHA512\nUSERGROUPS_ENAB yes\n",
+	"nsswitch.conf":                   "passwd: files\ngroup: files\nshadow: files\n",
+	"default/locale":                  "",
+	"environment":                     "",
+	"sudoers.d/README":                "",
+	"ssh/sshd_config":                 "Include /etc/ssh/sshd_config.d/*.conf\nUsePAM yes\nKbdInteractiveAuthentication no\nPrintMotd no\n",
+	"ssh/sshd_config.d/60-image.conf": "PasswordAuthentication no\n",
+}
+
+// realGuests serves each of the simulator's guests by an OpenSSH server of its own, in a root folder of its own, where the
+// guest's customization script has been run as VCD runs it. Needs root's rights (chroot, mknod).
+type realGuests struct {
+	control  string
+	folder   string
+	listener net.Listener
+	wait     sync.WaitGroup
+
+	mu    sync.Mutex
+	roots map[string]*guestRoot
+	// What went wrong, and what the servers said.
+	log []string
+}
+
+// guestRoot is made once, by the first connection.
+type guestRoot struct {
+	once sync.Once
+	path string
+	err  error
+}
+
+// startRealGuests serves below folder on a free port of 127.0.0.1.
+func startRealGuests(control, folder string) (*realGuests, error) {
+	r := &realGuests{control: control, folder: folder, roots: map[string]*guestRoot{}}
+	if err := r.image(); err != nil {
+		return nil, fmt.Errorf("the guests' image: %w", err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	r.listener = listener
+	r.wait.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			r.wait.Go(func() {
+				if err := r.serve(conn.(*net.TCPConn)); err != nil {
+					r.note(err.Error())
+				}
+			})
+		}
+	})
+	return r, nil
+}
+
+// Close ends the service, when all logins have ended.
+func (r *realGuests) Close() {
+	r.listener.Close()
+	r.wait.Wait()
+}
+
+// Log is what went wrong, and what the servers said.
+func (r *realGuests) Log() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return strings.Join(r.log, "\n")
+}
+
+func (r *realGuests) note(text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.log = append(r.log, text)
+}
+
+// image makes the folder that every guest's root is a copy of.
+func (r *realGuests) image() error {
+	root := filepath.Join(r.folder, "image")
+	for _, folder := range []string{"usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "etc", "dev", "home", "srv/old", "run/sshd", "proc"} {
+		if err := os.MkdirAll(filepath.Join(root, folder), 0o755); err != nil {
+			return err
+		}
+	}
+	for _, folder := range []string{"root", "tmp"} {
+		if err := os.Mkdir(filepath.Join(root, folder), 0o700); err != nil {
+			return err
+		}
+	}
+	for _, link := range []string{"bin", "sbin", "lib", "lib64"} {
+		if err := os.Symlink("usr/"+link, filepath.Join(root, link)); err != nil {
+			return err
+		}
+	}
+	files := map[string]bool{}
+	for _, program := range programs {
+		path, err := exec.LookPath(program)
+		if err != nil {
+			path, err = exec.LookPath("/usr/sbin/" + program)
+		}
+		if err != nil {
+			return err
+		}
+		files[path] = true
+	}
+	// Newer OpenSSH has its parts here; PAM's modules are loaded by name.
+	for _, pattern := range []string{"/usr/lib/openssh/sshd-*", "/usr/lib/*/security/pam_*.so"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		for _, path := range found {
+			files[path] = true
+		}
+	}
+	library := regexp.MustCompile(`/\S+`)
+	for path := range files {
+		// Not all that is copied is a program with libraries.
+		said, _ := exec.Command("ldd", path).Output()
+		for _, line := range strings.Split(string(said), "\n") {
+			if found := library.FindString(line); found != "" && !strings.HasSuffix(found, ":") {
+				files[found] = true
+			}
+		}
+	}
+	for path := range files {
+		to := filepath.Join(root, path)
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return err
+		}
+		if said, err := exec.Command("cp", "-L", path, to).CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, said)
+		}
+	}
+	for name, text := range etc {
+		to := filepath.Join(root, "etc", name)
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return err
+		}
+		mode := os.FileMode(0o644)
+		if strings.Contains(name, "shadow") {
+			mode = 0o600
+		}
+		if err := os.WriteFile(to, []byte(text), mode); err != nil {
+			return err
+		}
+	}
+	for _, folder := range []string{"pam.d", "security"} {
+		if said, err := exec.Command("cp", "-a", "/etc/"+folder, filepath.Join(root, "etc")).CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, said)
+		}
+	}
+	if err := os.Chown(filepath.Join(root, "srv/old"), 1500, 1500); err != nil {
+		return err
+	}
+	for name, minor := range map[string]int{"null": 3, "zero": 5, "urandom": 9} {
+		if err := syscall.Mknod(filepath.Join(root, "dev", name), syscall.S_IFCHR|0o666, 1<<8|minor); err != nil {
+			return fmt.Errorf("/dev/%s: %w", name, err)
+		}
+		if err := os.Chmod(filepath.Join(root, "dev", name), 0o666); err != nil {
+			return err
+		}
+	}
+	key := filepath.Join(root, "etc/ssh/ssh_host_ed25519_key")
+	said, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, said)
+	}
+	return nil
+}
+
+// serve passes a connection to the sshd of the guest that it comes from.
+func (r *realGuests) serve(conn *net.TCPConn) error {
+	defer conn.Close()
+	host, _, err := net.SplitHostPort(conn.RemoteAddr().String())
+	if err != nil {
+		return err
+	}
+	var found guest
+	if err := getJSON(r.control+"/guest/"+host, &found); err != nil {
+		return err
+	}
+	if !found.Customized {
+		return errors.New("a guest that is not customized was connected to")
+	}
+	r.mu.Lock()
+	root := r.roots[found.ComputerName]
+	if root == nil {
+		root = &guestRoot{}
+		r.roots[found.ComputerName] = root
+	}
+	r.mu.Unlock()
+	root.once.Do(func() { root.path, root.err = r.boot(found) })
+	if root.err != nil {
+		return root.err
+	}
+	socket, err := conn.File()
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	// sshd -i serves one connection, its standard input, as from inetd.
+	sshd := exec.Command("chroot", root.path, "/usr/sbin/sshd", "-i", "-e", "-o", "LogLevel=VERBOSE")
+	sshd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	said := strings.Builder{}
+	sshd.Stdin, sshd.Stdout, sshd.Stderr = socket, socket, &said
+	conn.Close()
+	err = sshd.Run()
+	r.note(fmt.Sprintf("sshd of %s (%s): %v: %s", found.ComputerName, host, err, said.String()))
+	return nil
+}
+
+// boot is a guest's first start: VCD sets the administrator's password and runs the script, before and after its own part.
+func (r *realGuests) boot(guest guest) (string, error) {
+	root := filepath.Join(r.folder, guest.ComputerName)
+	if said, err := exec.Command("cp", "-a", filepath.Join(r.folder, "image"), root).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, said)
+	}
+	within := func(stdin string, command ...string) error {
+		run := exec.Command("chroot", append([]string{root}, command...)...)
+		run.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+		run.Stdin = strings.NewReader(stdin)
+		if said, err := run.CombinedOutput(); err != nil {
+			return fmt.Errorf("%q in guest %s: %w: %s", command, guest.ComputerName, err, said)
+		}
+		return nil
+	}
+	if guest.Password != "" {
+		if err := within("root:"+guest.Password+"\n", "chpasswd"); err != nil {
+			return "", err
+		}
+		// What the script does not do: an image must let its administrator in by password itself.
+		config := filepath.Join(root, "etc/ssh/sshd_config.d/50-image.conf")
+		allow := "PermitRootLogin yes\nMatch User root\nPasswordAuthentication yes\n"
+		if err := os.WriteFile(config, []byte(allow), 0o644); err != nil {
+			return "", err
+		}
+	}
+	if guest.Script == "" {
+		return root, nil
+	}
+	if err := os.WriteFile(filepath.Join(root, "customize.sh"), []byte(guest.Script), 0o700); err != nil {
+		return "", err
+	}
+	// Twice: a guest may be customized again.
+	for _, phase := range []string{"precustomization", "postcustomization", "postcustomization"} {
+		if err := within("", "sh", "/customize.sh", phase); err != nil {
+			return "", err
+		}
+	}
+	return root, nil
+}

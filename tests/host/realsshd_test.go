@@ -1,0 +1,272 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"gitlab.com/gitlab-org/fleeting/fleeting"
+	"gitlab.com/gitlab-org/fleeting/fleeting/connector"
+	"gitlab.com/gitlab-org/fleeting/fleeting/provider"
+	"golang.org/x/crypto/ssh"
+)
+
+// requireRealGuests skips a test where no real sshd can be run; with REAL_SSHD set, it fails there.
+func requireRealGuests(t *testing.T) {
+	t.Helper()
+	missing := ""
+	if os.Geteuid() != 0 {
+		missing = "root's rights are needed"
+	}
+	if _, err := exec.LookPath("/usr/sbin/sshd"); err != nil {
+		missing = "Debian's openssh-server is needed"
+	}
+	if missing != "" && os.Getenv("REAL_SSHD") != "" {
+		t.Fatal(missing)
+	}
+	if missing != "" {
+		t.Skip(missing)
+	}
+}
+
+// realWorld is a simulated VCD whose guests are real OpenSSH servers.
+type realWorld struct {
+	simulator
+	guests *realGuests
+	plugin string
+}
+
+func startRealWorld(t *testing.T) realWorld {
+	t.Helper()
+	requireRealGuests(t)
+	plugin := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
+	control := freeAddress(t)
+	guests, err := startRealGuests("http://"+control, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		guests.Close()
+		if t.Failed() {
+			t.Log(guests.Log())
+		}
+	})
+	return realWorld{startSimulator(t, control, guests.listener.Addr().String()), guests, plugin}
+}
+
+// life is one life of the plugin's process.
+type life struct {
+	*fleeting.Provisioner
+	runner *fleeting.Runner
+}
+
+// live starts the plugin with these settings.
+func (w realWorld) live(t *testing.T, changes map[string]any, credentials provider.ConnectorConfig) life {
+	t.Helper()
+	config, err := json.Marshal(w.pluginConfig(changes))
+	if err != nil {
+		t.Fatal(err)
+	}
+	runner, err := fleeting.RunPlugin(w.plugin, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(runner.Kill)
+	credentials.ProtocolPort = guestPort
+	credentials.Timeout = patience
+	ctx, cancel := context.WithTimeout(context.Background(), initTimeout)
+	defer cancel()
+	provisioner, err := fleeting.Init(ctx, nil, runner.InstanceGroup(), fleeting.WithMaxSize(3),
+		fleeting.WithUpdateInterval(100*time.Millisecond), fleeting.WithUpdateIntervalWhenExpecting(100*time.Millisecond),
+		fleeting.WithInstanceGroupSettings(provider.Settings{ConnectorConfig: credentials}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return life{provisioner, runner}
+}
+
+// one is the only instance, once it runs.
+func (l life) one(t *testing.T) fleeting.Instance {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for time.Now().Before(deadline) {
+		for _, instance := range l.Instances() {
+			if instance.State() == provider.StateRunning {
+				return instance
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatal("no instance runs")
+	return nil
+}
+
+// run logs in as the runner does, and runs a command.
+func run(t *testing.T, instance fleeting.Instance, command string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	info, err := instance.ConnectInfo(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.ExternalAddr != info.InternalAddr {
+		t.Errorf("addresses of a bridged network differ: %s and %s", info.ExternalAddr, info.InternalAddr)
+	}
+	var stdout, stderr bytes.Buffer
+	err = connector.Run(ctx, info, connector.ConnectorOptions{
+		RunOptions: connector.RunOptions{Command: command, Stdout: &stdout, Stderr: &stderr},
+	})
+	return stdout.String() + stderr.String(), err
+}
+
+// logsIn makes an instance, logs in, ends the plugin's process, and logs in to the adopted instance.
+func (w realWorld) logsIn(t *testing.T, changes map[string]any, credentials provider.ConnectorConfig, expected string) {
+	t.Helper()
+	const command = "id -un; id -Gn; echo ~"
+	first := w.live(t, changes, credentials)
+	first.Request(1)
+	before := first.one(t)
+	if said, err := run(t, before, command); err != nil || said != expected {
+		t.Errorf("the new instance: %q, %v", said, err)
+	}
+	first.runner.Kill()
+
+	second := w.live(t, changes, credentials)
+	after := second.one(t)
+	if after.ID() != before.ID() || after.Cause() != fleeting.CausePreexisted {
+		t.Errorf("%s was made and %s found, %v", before.ID(), after.ID(), after.Cause())
+	}
+	if err := after.Heartbeat(context.Background()); err != nil {
+		t.Errorf("the adopted instance: %v", err)
+	}
+	if said, err := run(t, after, command); err != nil || said != expected {
+		t.Errorf("the adopted instance: %q, %v", said, err)
+	}
+	second.Shutdown(context.Background())
+	w.waitForNoVapp(t)
+}
+
+const (
+	asRoot = "root\nroot\n/root\n"
+	asCI   = "ci\nci docker\n/home/ci\n"
+	asOld  = "old\nold docker\n/srv/old\n"
+)
+
+// TestRealStaticKeys logs in with each type and format of key that the plugin's own tests know.
+func TestRealStaticKeys(t *testing.T) {
+	world := startRealWorld(t)
+	keys, err := filepath.Glob("../../src/access/testdata/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tried := 0
+	for _, path := range keys {
+		name := filepath.Base(path)
+		switch name {
+		case "dsa", "encrypted", "k256.sec1", "p256.encrypted8", "p256.explicit", "p256.nopublic":
+			continue // What the plugin refuses.
+		}
+		if strings.HasSuffix(name, ".pub") {
+			continue
+		}
+		tried++
+		t.Run(name, func(t *testing.T) {
+			key, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			world.logsIn(t, nil, provider.ConnectorConfig{Username: "root", Key: key, UseStaticCredentials: true}, asRoot)
+		})
+	}
+	if tried != 15 {
+		t.Errorf("%d keys were tried", tried)
+	}
+}
+
+func TestRealUsers(t *testing.T) {
+	world := startRealWorld(t)
+	_, key := newKey(t)
+	for user, expected := range map[string]string{"ci": asCI, "old": asOld} {
+		t.Run(user, func(t *testing.T) {
+			world.logsIn(t, nil, provider.ConnectorConfig{Username: user, Key: key, UseStaticCredentials: true}, expected)
+		})
+	}
+}
+
+func TestRealPasswords(t *testing.T) {
+	world := startRealWorld(t)
+	for user, expected := range map[string]string{"root": asRoot, "ci": asCI, "old": asOld} {
+		for _, password := range []string{`it's "a" $secret\ <&>`, "pä%ss`id`!#*", "END_OF_PASSWORD"} {
+			t.Run(user+" "+password, func(t *testing.T) {
+				credentials := provider.ConnectorConfig{Username: user, Password: password, UseStaticCredentials: true}
+				world.logsIn(t, nil, credentials, expected)
+			})
+		}
+	}
+}
+
+func TestRealGeneratedCredentials(t *testing.T) {
+	world := startRealWorld(t)
+	for user, expected := range map[string]string{"": asRoot, "ci": asCI} {
+		for _, seed := range []string{"", "a seed of a good length"} {
+			t.Run(user+" "+seed, func(t *testing.T) {
+				changes := map[string]any{"credentials_seed": seed}
+				world.logsIn(t, changes, provider.ConnectorConfig{Username: user}, expected)
+			})
+		}
+	}
+}
+
+// After a change of what they are derived from, instances are not healthy, and indeed nobody gets in.
+func TestRealGeneratedCredentialsChange(t *testing.T) {
+	world := startRealWorld(t)
+	first := world.live(t, map[string]any{"credentials_seed": "a seed of a good length"}, provider.ConnectorConfig{})
+	first.Request(1)
+	before := first.one(t)
+	if said, err := run(t, before, "id -un"); err != nil || said != "root\n" {
+		t.Errorf("%q, %v", said, err)
+	}
+	first.runner.Kill()
+
+	second := world.live(t, map[string]any{"credentials_seed": "another of a good length"}, provider.ConnectorConfig{})
+	after := second.one(t)
+	if err := after.Heartbeat(context.Background()); err == nil || !strings.Contains(err.Error(), "credentials") {
+		t.Errorf("heartbeat of %s: %v", after.ID(), err)
+	}
+	info, err := after.ConnectInfo(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ssh.ParsePrivateKey(info.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest := net.JoinHostPort(info.InternalAddr, strconv.Itoa(guestPort))
+	if client, err := dialFrom("127.0.0.1", guest, "root", ssh.PublicKeys(signer)); err == nil {
+		client.Close()
+		t.Error("a key of another seed was let in")
+	} else if !strings.Contains(err.Error(), "unable to authenticate") {
+		t.Error(err)
+	}
+	second.runner.Kill()
+
+	third := world.live(t, map[string]any{"credentials_seed": "a seed of a good length"}, provider.ConnectorConfig{})
+	back := third.one(t)
+	if err := back.Heartbeat(context.Background()); err != nil {
+		t.Errorf("heartbeat of %s with the old seed again: %v", back.ID(), err)
+	}
+	if said, err := run(t, back, "id -un"); err != nil || said != "root\n" {
+		t.Errorf("%q, %v", said, err)
+	}
+	third.Shutdown(context.Background())
+	world.waitForNoVapp(t)
+}

@@ -1,0 +1,57 @@
+//! A simulated VMware Cloud Director (VCD): one model, an HTTP(S) front that speaks VCD's XML, guests that answer at their
+//! own addresses, and a control port. It refuses what a real VCD refuses.
+//!
+//! Two ways to use it:
+//! - In process, in virtual time: [`model::Model`] alone. [`model::Model::standard`] makes a world, each operation is a
+//!   method that is refused or begins a task, [`model::Model::advance`] lets time pass, [`faults::Faults`] may say what
+//!   goes wrong. No sockets, no threads, the same seed gives the same run.
+//! - Over HTTP: [`Server::start`], or the binary `vcd-sim`. Time runs `scale` times as fast as in life.
+//!
+//! Not simulated: uploads, edge gateways, independent disks, snapshots, media, system administrators, `createVm` and
+//! `instantiateVmFromTemplate`.
+//!
+//! # The control port
+//!
+//! | request | does |
+//! | --- | --- |
+//! | `GET /state` | vApps with their VMs (address, hardware, customization with script and password), and tasks |
+//! | `GET /counts` | `requests`, `accepted`, `refusals` by operation, `tasks` by operationName, `changing`, `total`, `faults` |
+//! | `POST /counts/reset` | begins to count anew (tasks are counted as long as they are kept) |
+//! | `GET /guest/IP` | what customization brought into the guest with this address: `script`, `password`, `computer_name`, `os`, `vm`, `ssh` |
+//! | `POST /faults` | a rule (see [`faults`]), or `{"random": {"seed": 1, "rate": 0.1}}` |
+//! | `DELETE /faults` | ends all faults |
+//! | `POST /scale` | `{"scale": 10.0}` |
+//! | `POST /admin` | one of the actions below |
+//!
+//! Actions, as `{"action": NAME, …}`:
+//!
+//! | action | more keys |
+//! | --- | --- |
+//! | `delete_vapp`, `power_off`, `suspend`, `abort_tasks` | `vapp`: its name |
+//! | `rename_vapp` | `vapp`, `name` |
+//! | `foreign_vapp` | `name`, `description`; with `template` it gets a running VM |
+//! | `revoke_token`, `restore_token` | `token` |
+//! | `expire_bearers` | |
+//! | `set_quota` | `vms`, `cpus`, `memory_mb`, `operations` (null: none), `storage_mb` (0: none) |
+//! | `set_lag` | `ms`: queries tell what was so long ago |
+//! | `set_rights` | `rights`: names of all rights that users have from now on |
+//! | `set_setting` | `name`, `value`: `allow_duplicate_names`, `gone_is_404`, `storage_quota_in_task`, `force_needs_right`, `bearer_s`, `hardware_in_create` (`apply`, `ignore`, `refuse`) |
+//!
+//! Errors are `400` or `404` with `{"error": TEXT}`.
+
+pub mod faults;
+pub mod model;
+pub mod query;
+pub mod routes;
+pub mod xml;
+
+mod body;
+mod control;
+mod front;
+mod guests;
+mod io;
+mod server;
+mod tls;
+mod view;
+
+pub use server::{Options, Server};

@@ -1,0 +1,61 @@
+//! `vcd-sim`: a simulated VMware Cloud Director, until it is killed.
+
+use argh::FromArgs;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// A simulated VMware Cloud Director. Prints its URLs, one a line, and serves until it is killed.
+#[derive(FromArgs)]
+struct Flags {
+    /// address for HTTP (127.0.0.1:8080)
+    #[argh(option, default = "SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))")]
+    listen: SocketAddr,
+    /// address for HTTPS (none)
+    #[argh(option)]
+    https_listen: Option<SocketAddr>,
+    /// address of the control port (127.0.0.1:8081)
+    #[argh(option, default = "SocketAddr::from((Ipv4Addr::LOCALHOST, 8081))")]
+    control: SocketAddr,
+    /// how much faster than in life time passes (1)
+    #[argh(option, default = "1.0")]
+    scale: f64,
+    /// seed of all that is random (1)
+    #[argh(option, default = "1")]
+    seed: u64,
+    /// port on which guests listen at their own addresses (2222)
+    #[argh(option, default = "2222")]
+    guest_port: u16,
+    /// a real SSH server behind all guests (none: they only say a banner)
+    #[argh(option)]
+    guest_forward: Option<SocketAddr>,
+    /// file for the CA's certificate, with HTTPS (none)
+    #[argh(option)]
+    ca_out: Option<std::path::PathBuf>,
+}
+
+fn main() -> std::io::Result<()> {
+    let flags: Flags = argh::from_env();
+    let server = vcd_sim::Server::start(vcd_sim::Options {
+        listen: flags.listen,
+        https_listen: flags.https_listen,
+        control: flags.control,
+        scale: flags.scale,
+        seed: flags.seed,
+        guest_port: flags.guest_port,
+        guest_forward: flags.guest_forward,
+        ..Default::default()
+    })?;
+    if let (Some(path), Some(pem)) = (flags.ca_out, server.ca_pem()) {
+        std::fs::write(path, pem)?;
+    }
+    let mut out = std::io::stdout();
+    writeln!(out, "vcd {}", server.url())?;
+    if let Some(url) = server.https_url() {
+        writeln!(out, "https {url}")?;
+    }
+    writeln!(out, "control {}", server.control_url())?;
+    out.flush()?;
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,264 @@
+//! What VCD refuses: existence, rights, states, quotas, and values that make no sense.
+
+use super::*;
+
+/// A customization script may have so many characters.
+const MAX_SCRIPT: usize = 49_000;
+/// The smallest lease in seconds, besides 0.
+const MIN_LEASE_S: u64 = 3600;
+
+pub(super) fn task_error(refusal: Refusal) -> TaskError {
+    TaskError { major: refusal.status, minor: refusal.minor, message: refusal.message }
+}
+
+/// A bad computer name fails the task, not the request.
+pub(super) fn computer_name(vm: &Vm) -> Result<(), TaskError> {
+    let Some(name) = vm.guest.computer_name.as_deref().filter(|_| vm.guest.enabled) else { return Ok(()) };
+    let max = if vm.is_windows() { 15 } else { 63 };
+    let good = (1..=max).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        && !name.bytes().all(|b| b.is_ascii_digit());
+    if good {
+        return Ok(());
+    }
+    Err(TaskError {
+        major: 500,
+        minor: Cow::Borrowed("INTERNAL_SERVER_ERROR"),
+        message: "VM name or computer name not valid or they do not match.".into(),
+    })
+}
+
+pub(super) fn guest_section(guest: &GuestSection) -> Result<(), Refusal> {
+    let refuse = |why: &str| Err(Refusal::bad(format!("Guest customization is not valid: {why}")));
+    match (guest.admin_password_enabled, guest.admin_password_auto, &guest.admin_password) {
+        (true, false, None) => return refuse("AdminPasswordEnabled needs AdminPassword or AdminPasswordAuto."),
+        (_, true, Some(_)) => return refuse("AdminPassword and AdminPasswordAuto exclude each other."),
+        _ => {}
+    }
+    match (guest.admin_auto_logon_enabled, guest.admin_auto_logon_count) {
+        (true, 1..=100) | (false, 0) => {}
+        _ => return refuse("AdminAutoLogonCount must be 1 to 100 with AdminAutoLogonEnabled, else 0."),
+    }
+    if guest.script.as_deref().is_some_and(|s| s.chars().count() > MAX_SCRIPT) {
+        return refuse("CustomizationScript is longer than 49000 characters.");
+    }
+    Ok(())
+}
+
+pub(super) fn hardware(cpus: u32, cores: u32, memory_mb: u32) -> Result<(), Refusal> {
+    if cpus == 0 || cores == 0 || !cpus.is_multiple_of(cores) {
+        return Err(Refusal::bad(format!(
+            "The number of virtual CPUs ({cpus}) must be a multiple of the number of cores per socket ({cores})."
+        )));
+    }
+    if memory_mb == 0 || !memory_mb.is_multiple_of(4) {
+        return Err(Refusal::bad(format!("The memory size ({memory_mb} MB) must be a multiple of 4 MB.")));
+    }
+    Ok(())
+}
+
+/// Cuts a lease to what the org allows; 0 is "never".
+pub(super) fn lease(wanted: u64, (default, max): (u64, u64), given: bool) -> Result<u64, Refusal> {
+    let wanted = if given { wanted } else { default };
+    if wanted != 0 && wanted < MIN_LEASE_S {
+        return Err(Refusal::bad(format!("A lease of {wanted} seconds is shorter than {MIN_LEASE_S} seconds.")));
+    }
+    Ok(match (wanted, max) {
+        (w, 0) => w,
+        (0, max) => max,
+        (w, max) => w.min(max),
+    })
+}
+
+impl Model {
+    pub(super) fn org_of(&self, who: UserId) -> Option<OrgId> {
+        self.users.get(&who).map(|u| u.org)
+    }
+
+    pub(super) fn need(&self, who: UserId, right: Right) -> Result<(), Refusal> {
+        if self.users.get(&who).is_some_and(|u| u.rights.contains(&right)) {
+            return Ok(());
+        }
+        let message =
+            format!("Either you need some or all of the following rights [{}] to perform operations.", right.name());
+        Err(Refusal::new(403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", message))
+    }
+
+    /// What VCD says of what is not there (any more).
+    pub fn gone<I: Id>(&self, id: I) -> Refusal {
+        let entity = format!("com.vmware.vcloud.entity.{}:{}", I::ENTITY, self.uuid(id));
+        if self.settings.gone_is_404 {
+            return Refusal::new(404, "RESOURCE_NOT_FOUND", format!("No access to entity \"{entity}\"."));
+        }
+        let message = format!("The VMware Cloud Director entity {entity} does not exist.");
+        Refusal::new(403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", message)
+    }
+
+    /// A vApp of the user's org.
+    pub fn get_vapp(&self, who: UserId, id: VappId) -> Result<&Vapp, Refusal> {
+        let found = self.vapps.get(&id).filter(|v| self.sees_vdc(who, v.vdc));
+        found.ok_or_else(|| self.gone(id))
+    }
+
+    /// A VM of the user's org that shows already.
+    pub fn get_vm(&self, who: UserId, id: VmId) -> Result<&Vm, Refusal> {
+        let found = self.vms.get(&id).filter(|vm| vm.shows_at <= self.now && self.get_vapp(who, vm.vapp).is_ok());
+        found.ok_or_else(|| self.gone(id))
+    }
+
+    /// A task of the user's org.
+    pub fn get_task(&self, who: UserId, id: TaskId) -> Result<&Task, Refusal> {
+        let kept = |t: &&Task| t.end.is_none_or(|e| e.saturating_add(self.settings.task_kept) > self.now);
+        let found = self.tasks.get(&id).filter(|t| Some(t.org) == self.org_of(who)).filter(kept);
+        found.ok_or_else(|| self.gone(id))
+    }
+
+    /// A VDC of the user's org.
+    pub fn get_vdc(&self, who: UserId, id: VdcId) -> Result<&Vdc, Refusal> {
+        self.vdcs.get(&id).filter(|_| self.sees_vdc(who, id)).ok_or_else(|| self.gone(id))
+    }
+
+    /// The user's own org, by its id.
+    pub fn get_org(&self, who: UserId, id: OrgId) -> Result<&Org, Refusal> {
+        self.orgs.get(&id).filter(|_| self.org_of(who) == Some(id)).ok_or_else(|| self.gone(id))
+    }
+
+    /// A template of the user's org, or in a shared catalog of another.
+    pub fn get_template(&self, who: UserId, id: TemplateId) -> Result<&Template, Refusal> {
+        let org = self.org_of(who);
+        let found = self.templates.get(&id).filter(|t| {
+            self.catalogs.get(&t.catalog).is_some_and(|catalog| catalog.shared || Some(catalog.org) == org)
+        });
+        found.ok_or_else(|| self.gone(id))
+    }
+
+    /// True if a VDC is in the user's org.
+    pub fn sees_vdc(&self, who: UserId, vdc: VdcId) -> bool {
+        self.vdcs.get(&vdc).is_some_and(|v| self.org_of(who) == Some(v.org))
+    }
+
+    /// A vApp is busy if it or any of its VMs is; a VM, if it or its vApp is.
+    pub(super) fn holder(&self, target: Target) -> Option<(Target, TaskId)> {
+        let vm_task = |id: &VmId| self.vms.get(id).and_then(|vm| vm.task).map(|t| (Target::Vm(*id), t));
+        let vapp_task = |id: VappId| self.vapps.get(&id).and_then(|v| v.task).map(|t| (Target::Vapp(id), t));
+        match target {
+            Target::Vapp(id) => {
+                vapp_task(id).or_else(|| self.vapps.get(&id).and_then(|v| v.vms.iter().find_map(vm_task)))
+            }
+            Target::Vm(id) => vm_task(&id).or_else(|| self.vms.get(&id).and_then(|vm| vapp_task(vm.vapp))),
+        }
+    }
+
+    /// True while a task holds it.
+    pub fn is_busy(&self, target: Target) -> bool {
+        self.holder(target).is_some()
+    }
+
+    pub(super) fn check_free(&self, target: Target) -> Result<(), Refusal> {
+        let Some((held, task)) = self.holder(target) else { return Ok(()) };
+        let entity = match held {
+            Target::Vapp(id) => format!("vapp:{}", self.uuid(id)),
+            Target::Vm(id) => format!("vm:{}", self.uuid(id)),
+        };
+        let operation = self.tasks.get(&task).map_or("UNKNOWN", |t| t.operation.busy_name());
+        Err(Refusal::new(
+            400,
+            "BUSY_ENTITY",
+            format!(
+                "The entity Ref: com.vmware.vcloud.entity.{entity} is busy completing an operation {operation}. \
+                 {operation}(com.vmware.vcloud.entity.task:{})",
+                self.uuid(task)
+            ),
+        ))
+    }
+
+    /// The org's limit of simultaneous operations.
+    pub(super) fn check_limit(&self, who: UserId) -> Result<(), Refusal> {
+        let Some(org) = self.org_of(who).and_then(|o| self.orgs.get(&o)) else { return Ok(()) };
+        if org.max_running.is_none_or(|max| self.running_tasks() < max) {
+            return Ok(());
+        }
+        let message = format!(
+            "The maximum number of simultaneous operations for organization \"{}\" has been reached.",
+            org.name
+        );
+        Err(Refusal::new(503, "OPERATION_LIMIT_EXCEEDED", message))
+    }
+
+    /// How many tasks run.
+    pub fn running_tasks(&self) -> u32 {
+        u32::try_from(self.running.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn check_name(&self, vdc: VdcId, name: &str) -> Result<(), Refusal> {
+        if name.is_empty() || name.len() > 128 {
+            return Err(Refusal::bad("The name must have 1 to 128 characters."));
+        }
+        if !self.settings.allow_duplicate_names && self.vapps.values().any(|v| v.vdc == vdc && *v.name == *name) {
+            return Err(Refusal::new(400, "DUPLICATE_NAME", format!("The VCD entity {name} already exists.")));
+        }
+        Ok(())
+    }
+
+    /// Megabytes that the VMs of a storage profile take.
+    pub fn storage_used(&self, profile: ProfileId) -> u64 {
+        self.vms.values().filter(|v| v.profile == profile).flat_map(|v| &v.disks).map(|d| d.mb).sum()
+    }
+
+    pub(super) fn check_storage(&self, id: ProfileId, more_mb: u64) -> Result<(), Refusal> {
+        let Some(profile) = self.profiles.get(&id) else { return Err(self.gone(id)) };
+        let used = self.storage_used(id);
+        if profile.limit_mb == 0 || used.saturating_add(more_mb) <= profile.limit_mb {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            400,
+            "QUOTA_EXCEEDED",
+            format!(
+                "The requested operation will exceed the VDC's storage quota: storage policy \"{}\" has {} MB remaining, \
+                 requested {more_mb} MB.",
+                profile.name,
+                profile.limit_mb.saturating_sub(used)
+            ),
+        ))
+    }
+
+    pub(super) fn check_vm_quota(&self, vdc: VdcId, more: usize) -> Result<(), Refusal> {
+        let Some(limit) = self.vdcs.get(&vdc).and_then(|v| v.vm_limit) else { return Ok(()) };
+        let have = self.vms.values().filter(|vm| self.vapps.get(&vm.vapp).is_some_and(|v| v.vdc == vdc)).count();
+        if have + more <= limit as usize {
+            return Ok(());
+        }
+        let message = format!("The requested operation will exceed the VDC's VM quota: {have} of {limit} VMs exist.");
+        Err(Refusal::new(400, "QUOTA_EXCEEDED", message))
+    }
+
+    /// CPU and memory limits of the VDC, for VMs that are to be powered on.
+    pub(super) fn check_compute(&self, starting: &[VmId]) -> Result<(), TaskError> {
+        let Some(first) = starting.first().and_then(|v| self.vms.get(v)) else { return Ok(()) };
+        let Some(vdc_id) = self.vapps.get(&first.vapp).map(|v| v.vdc) else { return Ok(()) };
+        let Some(vdc) = self.vdcs.get(&vdc_id) else { return Ok(()) };
+        if vdc.cpu_limit.is_none() && vdc.memory_limit_mb.is_none() {
+            return Ok(());
+        }
+        let (mut cpus, mut memory) = (0u64, 0u64);
+        for (id, vm) in &self.vms {
+            let counts = vm.power == Power::On || starting.contains(id);
+            if counts && self.vapps.get(&vm.vapp).is_some_and(|v| v.vdc == vdc_id) {
+                cpus += u64::from(vm.cpus);
+                memory += u64::from(vm.memory_mb);
+            }
+        }
+        let over = |what: &str| {
+            let message = format!("The requested operation will exceed the VDC's {what} quota.");
+            Err(TaskError { major: 400, minor: Cow::Borrowed("QUOTA_EXCEEDED"), message })
+        };
+        if vdc.cpu_limit.is_some_and(|l| cpus > u64::from(l)) {
+            return over("CPU");
+        }
+        if vdc.memory_limit_mb.is_some_and(|l| memory > l) {
+            return over("memory");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,161 @@
+//! The server: its options, its thread, its URLs.
+
+use crate::faults::{Faults, Rule};
+use crate::front::{self, Listeners, Shared, World};
+use crate::guests::Guests;
+use crate::model::Model;
+use crate::routes::Api;
+use crate::tls;
+use smol::channel;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// How to start a [`Server`].
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where HTTP is served; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where HTTPS is served, if at all.
+    pub https_listen: Option<SocketAddr>,
+    /// Where the control port is.
+    pub control: SocketAddr,
+    /// Logical milliseconds in a real millisecond.
+    pub scale: f64,
+    /// For ids, passwords, random faults.
+    pub seed: u64,
+    /// The port on which guests listen, at their own addresses. Two servers at once need two ports, or pools apart.
+    pub guest_port: u16,
+    /// A real SSH server behind all guests, which tells them apart by the address that they come from.
+    pub guest_forward: Option<SocketAddr>,
+    /// The world to begin with; `None` is [`Model::standard`].
+    pub model: Option<Model>,
+    /// Versions and XML prefixes.
+    pub api: Api,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self {
+            listen: any,
+            https_listen: None,
+            control: any,
+            scale: 1.0,
+            seed: 1,
+            guest_port: 2222,
+            guest_forward: None,
+            model: None,
+            api: Api::default(),
+        }
+    }
+}
+
+/// A running simulator. Dropping it stops it.
+pub struct Server {
+    shared: Arc<Shared>,
+    http: SocketAddr,
+    https: Option<SocketAddr>,
+    control: SocketAddr,
+    ca_pem: Option<String>,
+    stop: channel::Sender<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+fn listen(at: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(at)?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+impl Server {
+    /// Listens, and serves on a thread of its own.
+    pub fn start(options: Options) -> io::Result<Server> {
+        if !(0.001..=1_000_000.0).contains(&options.scale) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "scale must be 0.001 to 1000000"));
+        }
+        let (http_listener, http) = listen(options.listen)?;
+        let (control_listener, control) = listen(options.control)?;
+        let (mut https, mut https_listener, mut ca_pem) = (None, None, None);
+        if let Some(at) = options.https_listen {
+            let (listener, address) = listen(at)?;
+            let (pem, acceptor) = tls::acceptor()?;
+            (https, https_listener, ca_pem) = (Some(address), Some((listener, acceptor)), Some(pem));
+        }
+        let model = options.model.unwrap_or_else(|| Model::standard(options.seed));
+        let world = World::new(model, Faults::new(options.seed), options.api, options.scale);
+        let (shared, heard) = Shared::new(world);
+        let (stop, stopped) = channel::bounded(1);
+        let listeners = Listeners { http: http_listener, https: https_listener, control: control_listener };
+        let guests = Guests::new(options.guest_port, options.guest_forward);
+        let on_thread = shared.clone();
+        let thread = std::thread::Builder::new().name("vcd-sim".into()).spawn(move || {
+            if let Err(error) = front::run(&on_thread, &heard, listeners, guests, &stopped) {
+                eprintln!("vcd-sim: {error}");
+            }
+        })?;
+        Ok(Server { shared, http, https, control, ca_pem, stop, thread: Some(thread) })
+    }
+
+    /// `http://127.0.0.1:PORT`; the API is below `/api`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.http)
+    }
+
+    /// `https://localhost:PORT`, if HTTPS is served.
+    pub fn https_url(&self) -> Option<String> {
+        self.https.map(|a| format!("https://localhost:{}", a.port()))
+    }
+
+    /// The control port's URL.
+    pub fn control_url(&self) -> String {
+        format!("http://{}", self.control)
+    }
+
+    /// The CA's certificate, if HTTPS is served.
+    pub fn ca_pem(&self) -> Option<&str> {
+        self.ca_pem.as_deref()
+    }
+
+    /// The model at this moment, to read or change.
+    pub fn with_model<T>(&self, f: impl FnOnce(&mut Model) -> T) -> T {
+        let result = {
+            let mut world = self.shared.lock();
+            world.catch_up();
+            f(&mut world.model)
+        };
+        self.shared.ring();
+        result
+    }
+
+    /// Adds a fault; false if there are too many.
+    pub fn add_fault(&self, rule: Rule) -> bool {
+        let mut world = self.shared.lock();
+        let fits = world.faults.add(rule);
+        let history = world.faults.history();
+        if history > 0 {
+            world.model.keep_history(history);
+        }
+        fits
+    }
+
+    /// Ends all faults.
+    pub fn clear_faults(&self) {
+        self.shared.lock().faults.clear();
+    }
+
+    /// How many requests of an operation came (as in `GET /counts`).
+    pub fn requests(&self, operation: &str) -> u64 {
+        self.shared.lock().counts.requests.get(operation).copied().unwrap_or(0)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.stop.try_send(());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

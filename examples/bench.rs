@@ -11,7 +11,7 @@ mod fleet;
 
 use common::{PluginProcess, command};
 use fleeting_plugin_vcd::cloud::{Customization, Poll, Power, Reply, Request, Vm};
-use fleeting_plugin_vcd::group::{self, Command, Group, OnShutdown, Policy, Time};
+use fleeting_plugin_vcd::group::{self, Command, Group, Policy, Time};
 use fleeting_plugin_vcd::host::proto::fleeting::State;
 use serde_json::Value;
 use smol::Timer;
@@ -122,16 +122,8 @@ fn policy() -> Policy {
         group: "ci-linux".into(),
         prefix: "ci".into(),
         max_size: 1000,
-        max_creates: 3,
-        max_deletes: 5,
-        max_operations: 4,
-        create_timeout: Duration::from_secs(1200),
-        ready_timeout: Duration::from_secs(600),
-        startup_cleanup_timeout: Duration::from_secs(1800),
-        reconcile_interval: Duration::from_secs(10),
         max_instance_age: Duration::ZERO,
-        on_shutdown: OnShutdown::Delete,
-        credentials: String::new(),
+        ..Policy::default()
     }
 }
 

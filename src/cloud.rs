@@ -76,8 +76,13 @@ pub enum Request {
         /// The VM.
         vm: Href,
     },
-    /// Powers a vApp on. Changes. Answered by [`Reply::Started`].
+    /// Powers a vApp on, or resumes a suspended one. Changes. Answered by [`Reply::Started`].
     PowerOn {
+        /// The vApp.
+        vapp: Href,
+    },
+    /// Suspends a vApp: its memory goes to disk. Changes. Answered by [`Reply::Started`].
+    Suspend {
         /// The vApp.
         vapp: Href,
     },
@@ -127,6 +132,7 @@ impl Request {
             | Request::Configure { .. }
             | Request::AddTpm { .. }
             | Request::PowerOn { .. }
+            | Request::Suspend { .. }
             | Request::Delete { .. }
             | Request::Undeploy { .. }
             | Request::DeleteStopped { .. }
@@ -145,6 +151,7 @@ impl Request {
             Request::Configure { .. } => "configure",
             Request::AddTpm { .. } => "tpm",
             Request::PowerOn { .. } => "power_on",
+            Request::Suspend { .. } => "suspend",
             Request::Delete { .. } => "delete",
             Request::Undeploy { .. } => "undeploy",
             Request::DeleteStopped { .. } => "delete_stopped",

@@ -80,6 +80,8 @@ pub struct Config {
     pub access: access::Settings,
     /// The user's own script, to run in new guests after ours (`customization_script_file`).
     pub custom_script: Option<Secret>,
+    /// The host is told that instances can be suspended and resumed.
+    pub suspend_resume: bool,
     /// `HOST:PORT` of the debug server, if wanted.
     pub debug_server_addr: Option<String>,
     /// What the user should know: unknown keys with the nearest known key, an `http://` url.
@@ -198,6 +200,8 @@ pub const KEYS: &[ConfigKey] = {
             Some("24h"),
             "An older VM is unhealthy; twice as old, it is deleted; 0: never.",
         ),
+        key("suspend_resume", Kind::Flag, Some("true"), "Tell the runner that VMs can be suspended and resumed."),
+        key("suspended_max_age", span(0, 366 * DAY), Some("72h"), "A VM suspended for longer is deleted; 0: never."),
         key(
             "on_shutdown",
             NAME,
@@ -296,10 +300,13 @@ impl Config {
             reconcile_interval: reading.span("reconcile_interval"),
             ready_timeout: reading.span("ready_timeout"),
             max_instance_age: reading.span("max_instance_age"),
+            suspended_max_age: reading.span("suspended_max_age"),
             credentials: access::fingerprint(&access),
             on_shutdown,
         };
-        Ok(Config { vcd, policy, access, custom_script, debug_server_addr, warnings: reading.warnings })
+        let suspend_resume = reading.flag("suspend_resume");
+        let warnings = reading.warnings;
+        Ok(Config { vcd, policy, access, custom_script, suspend_resume, debug_server_addr, warnings })
     }
 }
 

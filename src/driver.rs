@@ -5,7 +5,7 @@
 use crate::access::{self, Login};
 use crate::cloud::{Answer, ErrorKind, Reply, Request, VcdError};
 use crate::config::{Config, Connector};
-use crate::group::{Command, Event, Group, Name, State, Ticket, Time, View};
+use crate::group::{Command, Event, Group, Name, Outcome, State, Ticket, Time, View};
 use crate::pool::{Pool, THREADS};
 use crate::vcd::Client;
 use crate::version;
@@ -27,6 +27,8 @@ const ADOPTION_TIMEOUT: Duration = Duration::from_secs(20);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shutdown's time if the host gives none.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
+/// fleeting's capability of suspending and resuming instances.
+const SUSPEND_RESUME: &str = "suspend_resume";
 /// Shutdown answers so long before the host's deadline.
 const SHUTDOWN_MARGIN: Duration = Duration::from_millis(500);
 
@@ -59,6 +61,8 @@ pub enum CallError {
     NotFound(String),
     /// Not now. UNAVAILABLE.
     Unavailable(String),
+    /// Not with this configuration. UNIMPLEMENTED.
+    Unsupported(String),
 }
 
 /// The answer to Init.
@@ -114,7 +118,7 @@ impl Plugin {
             max_size: config.policy.max_size,
             version: version::VERSION.into(),
             build_info: version::build_info(),
-            capabilities: Vec::new(),
+            capabilities: config.suspend_resume.then(|| SUSPEND_RESUME.into()).into_iter().collect(),
         };
         let debug_server_addr = config.debug_server_addr.clone();
         let driver = Driver::start(self.executor.clone(), config).await?;
@@ -150,6 +154,25 @@ impl Plugin {
         let names: Vec<Name> = names.into_iter().map(Name::from).collect();
         let succeeded = self.driver()?.with(|group, now| group.decrease(now, &names));
         Ok(succeeded.iter().map(|name| name.to_string()).collect())
+    }
+
+    /// Suspend: begins it, and does not wait for its end.
+    pub fn suspend(&self, names: Vec<String>) -> Result<Outcome, CallError> {
+        self.nap(names, Group::suspend)
+    }
+
+    /// Resume: begins it, and does not wait for its end.
+    pub fn resume(&self, names: Vec<String>) -> Result<Outcome, CallError> {
+        self.nap(names, Group::resume)
+    }
+
+    fn nap(&self, names: Vec<String>, change: fn(&mut Group, Time, &[Name]) -> Outcome) -> Result<Outcome, CallError> {
+        let driver = self.driver()?;
+        if !driver.suspend_resume {
+            return Err(CallError::Unsupported("suspend_resume is false in plugin_config".into()));
+        }
+        let names: Vec<Name> = names.into_iter().map(Name::from).collect();
+        Ok(driver.with(|group, now| change(group, now, &names)))
     }
 
     /// ConnectInfo, from memory.
@@ -210,6 +233,7 @@ pub struct Driver {
     pool: Rc<Pool>,
     changes: Semaphore,
     access: access::Settings,
+    suspend_resume: bool,
     /// The template's guest OS: what a new instance will run.
     guest_os: String,
     started: Instant,
@@ -262,6 +286,7 @@ impl Driver {
             pool,
             changes: Semaphore::new(MAX_CHANGES_ON_WIRE),
             access: config.access,
+            suspend_resume: config.suspend_resume,
             guest_os: environment.guest_os,
             started,
             on_wire: Cell::new(0),

@@ -39,6 +39,8 @@ pub const PRUNE_AFTER: Duration = Duration::from_secs(5 * 60);
 pub const ILL_GRACE: Duration = Duration::from_secs(10 * 60);
 /// Pause between two collections of what is too old, and between two looks for vApps without a VM.
 pub const GC_INTERVAL: Duration = Duration::from_secs(60 * 60);
+/// An instance whose lease in VCD ends within this time counts as past its age: VCD would take it from under a job.
+pub const LEASE_MARGIN: Duration = Duration::from_secs(60 * 60);
 /// At most so many probes of login ports at a time.
 pub const MAX_PROBES: usize = 16;
 /// At most so many direct looks at vApps at a time.
@@ -61,7 +63,7 @@ pub struct Policy {
     pub max_creates: u32,
     /// Deletes that VCD works on at a time. 5.
     pub max_deletes: u32,
-    /// Creates and deletes together; one slot is kept for creates. 4.
+    /// Creates, deletes, suspends and resumes together; one slot is kept for creates. 4.
     pub max_operations: u32,
     /// A create that is not done by then is given up and reported as `timeout`. 20 min.
     pub create_timeout: Duration,
@@ -73,6 +75,8 @@ pub struct Policy {
     pub reconcile_interval: Duration,
     /// Past this age Heartbeat answers unhealthy, past twice of it the instance is deleted. 24 h; zero: never.
     pub max_instance_age: Duration,
+    /// An instance that is suspended for longer is deleted. 72 h; zero: never.
+    pub suspended_max_age: Duration,
     /// What becomes of the instances at the host's Shutdown.
     pub on_shutdown: OnShutdown,
     /// Fingerprint of what generated credentials are derived from, one word; empty if they are static. Instances that were
@@ -80,12 +84,35 @@ pub struct Policy {
     pub credentials: String,
 }
 
+impl Default for Policy {
+    /// The configuration's defaults, and no names.
+    fn default() -> Policy {
+        Policy {
+            manager: String::new(),
+            group: String::new(),
+            prefix: String::new(),
+            max_size: 128,
+            max_creates: 3,
+            max_deletes: 5,
+            max_operations: 4,
+            create_timeout: Duration::from_secs(20 * 60),
+            ready_timeout: Duration::from_secs(10 * 60),
+            startup_cleanup_timeout: Duration::from_secs(30 * 60),
+            reconcile_interval: Duration::from_secs(10),
+            max_instance_age: Duration::from_secs(24 * 3600),
+            suspended_max_age: Duration::from_secs(72 * 3600),
+            on_shutdown: OnShutdown::Delete,
+            credentials: String::new(),
+        }
+    }
+}
+
 /// What becomes of the instances at the host's Shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnShutdown {
     /// All are deleted.
     Delete,
-    /// Running ones are kept, half-made ones deleted.
+    /// Running and suspended ones are kept, half-made ones deleted.
     Keep,
 }
 
@@ -144,6 +171,15 @@ pub struct Event {
     pub text: String,
 }
 
+/// What became of a call that names several instances.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Those for which it worked, or will.
+    pub succeeded: Vec<Name>,
+    /// Why it did not for the others.
+    pub refused: Vec<String>,
+}
+
 /// How to reach a running instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reach {
@@ -200,6 +236,8 @@ pub struct Group {
     commands: VecDeque<Command>,
     breaker: Breaker,
     throttle: Throttle,
+    /// Creates carry everything, until VCD has refused that or ignored the hardware.
+    whole: bool,
     poll: Watch,
     tasks: Watch,
     /// The last poll failed because VCD could not be asked: creates and deletes wait for one that succeeds.
@@ -248,6 +286,7 @@ impl Group {
             commands: VecDeque::new(),
             breaker: Breaker::default(),
             throttle: Throttle::default(),
+            whole: true,
             poll: Watch { last: now, ..Watch::default() },
             tasks: Watch::default(),
             unreachable: false,
@@ -303,6 +342,65 @@ impl Group {
         names.to_vec()
     }
 
+    /// Suspend: the named instances are to be suspended, if they run. Returns those that are or will be, and why the others
+    /// are not. What is suspended already is a success.
+    pub fn suspend(&mut self, now: Time, names: &[Name]) -> Outcome {
+        self.for_each_named(now, names, |i| match i.goal {
+            Goal::Live if i.is_ready() => {
+                i.goal = Goal::Asleep;
+                Ok(Some("to be suspended, as the host asked"))
+            }
+            Goal::Asleep => Ok(None),
+            _ => Err("suspended"),
+        })
+    }
+
+    /// Resume: the named instances are to be resumed, if they are suspended or are being suspended. Returns as
+    /// [`Group::suspend`] does. What runs already is a success.
+    pub fn resume(&mut self, now: Time, names: &[Name]) -> Outcome {
+        let deadline = now + self.policy.create_timeout;
+        self.for_each_named(now, names, |i| match i.goal {
+            Goal::Asleep => {
+                i.rouse(deadline);
+                Ok(Some("to be resumed, as the host asked"))
+            }
+            Goal::Live if i.is_ready() || i.resumed => Ok(None),
+            _ => Err("resumed"),
+        })
+    }
+
+    /// Tries `change` on each named instance, and says what it says. It fails with what cannot be done.
+    fn for_each_named(
+        &mut self,
+        now: Time,
+        names: &[Name],
+        change: impl Fn(&mut Instance) -> Result<Option<&'static str>, &'static str>,
+    ) -> Outcome {
+        self.now = now;
+        let mut outcome = Outcome::default();
+        for name in names {
+            let key = self.names.get(name).copied();
+            let Some((key, i)) = key.and_then(|key| Some((key, self.instances.get_mut(&key)?))) else {
+                outcome.refused.push(format!("instance {name} is not known"));
+                continue;
+            };
+            match change(i) {
+                Ok(said) => {
+                    i.not_before = now;
+                    outcome.succeeded.push(name.clone());
+                    if let Some(said) = said {
+                        self.say_of(log::Level::Info, key, said.into());
+                    }
+                }
+                Err(what) => {
+                    outcome.refused.push(format!("instance {name} is {} and cannot be {what}", i.phase().name()))
+                }
+            }
+        }
+        self.advance();
+        outcome
+    }
+
     /// Update: the state of every id that the host has to know of.
     pub fn update(&self) -> impl Iterator<Item = (&Name, State)> {
         self.names.iter().filter_map(|(name, key)| Some((name, self.instances.get(key)?.state())))
@@ -327,6 +425,9 @@ impl Group {
         if let Some((_, why)) = instance.ill {
             return Err(format!("instance {name}: {why}"));
         }
+        if instance.lease_end.is_some_and(|end| now + LEASE_MARGIN >= end) {
+            return Err(format!("instance {name}: its lease in VCD ends soon"));
+        }
         if instance.goal != Goal::Live {
             return Err(format!("instance {name} is {}", instance.phase().name()));
         }
@@ -346,7 +447,7 @@ impl Group {
         !limit.is_zero() && age >= limit
     }
 
-    /// Shutdown: nothing new is begun, everything (or, with `on_shutdown = "keep"`, what is not yet running) is to go.
+    /// Shutdown: nothing new is begun, everything (or, with `on_shutdown = "keep"`, what has not come to running) is to go.
     /// The limits on deletes hold for requests on the wire only: VCD queues the tasks itself.
     pub fn shutdown(&mut self, now: Time) {
         self.now = now;
@@ -354,7 +455,7 @@ impl Group {
         let keep = self.policy.on_shutdown == OnShutdown::Keep;
         let keys: Vec<Key> = self.instances.keys().copied().collect();
         for key in keys {
-            if !(keep && self.instances.get(&key).is_some_and(Instance::is_ready)) {
+            if !(keep && self.instances.get(&key).is_some_and(Instance::has_run)) {
                 self.condemn(key, Cause::Shutdown);
             }
         }
@@ -363,12 +464,13 @@ impl Group {
 
     /// True when [`Group::shutdown`] was called and nothing is left to do for it.
     pub fn stopped(&self) -> bool {
-        self.stopping && self.instances.values().all(|i| i.ended.is_some() || (i.is_ready() && i.goal == Goal::Live))
+        let kept = |i: &Instance| i.has_run() && !i.goal.is_gone() && i.asked.is_none();
+        self.stopping && self.instances.values().all(|i| i.ended.is_some() || kept(i))
     }
 
     /// Names of what [`Group::shutdown`] has yet to remove.
     pub fn left(&self) -> Vec<Name> {
-        let gone = |i: &&Instance| i.ended.is_none() && i.goal != Goal::Live;
+        let gone = |i: &&Instance| i.ended.is_none() && i.goal.is_gone();
         self.instances.values().filter(gone).map(|i| i.name.clone()).collect()
     }
 
@@ -447,7 +549,7 @@ impl Group {
     /// The instance is to go, for `cause`; the first cause counts.
     fn condemn(&mut self, key: Key, cause: Cause) {
         let Some(instance) = self.instances.get_mut(&key) else { return };
-        if instance.ended.is_some() || instance.goal != Goal::Live {
+        if instance.ended.is_some() || instance.goal.is_gone() {
             return;
         }
         instance.goal = Goal::Gone(cause);

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use fleeting_plugin_vcd::cloud::*;
-use fleeting_plugin_vcd::group::{Command, Group, OnShutdown, Policy, State, Time};
+use fleeting_plugin_vcd::group::{Command, Group, Policy, State, Time};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,8 +41,7 @@ fn policy() -> Policy {
         startup_cleanup_timeout: Duration::ZERO,
         reconcile_interval: Duration::from_secs(10),
         max_instance_age: Duration::ZERO,
-        on_shutdown: OnShutdown::Delete,
-        credentials: String::new(),
+        ..Policy::default()
     }
 }
 
@@ -131,6 +130,18 @@ impl Life {
                 };
                 Ok(Reply::Poll(Poll { vms: vec![vm], ..Poll::default() }))
             }
+            Request::Look { .. } => Ok(Reply::Vapps(vec![Vapp {
+                href: self.vapp(),
+                name: self.name.clone(),
+                description: Some(self.tag.to_string()),
+                power: Power::On,
+                busy: false,
+                tasks: Vec::new(),
+                vms: 1,
+                made: Some(Made { vm: "m/1".into(), differs: None, lacks_tpm: false }),
+                created: None,
+                labelled: false,
+            }])),
             Request::Delete { .. } => Ok(Reply::Started(Started { vapp: None, task: None })),
             Request::Label { .. } => Ok(Reply::Done),
             other => panic!("{other:?}"),

@@ -4,6 +4,7 @@
 
 mod world;
 
+use vcd_sim::model::HardwareInCreate;
 use world::plan::{Act, Fault, Plan, Step, Tuning, plan, shortest};
 use world::{CrashAt, World};
 
@@ -78,23 +79,30 @@ fn death_at_every_point() {
 }
 
 fn scenarios() -> Vec<(String, Plan)> {
-    let tuning = Tuning {
-        max_size: 10,
-        max_creates: 3,
-        max_deletes: 5,
-        max_operations: 4,
-        create_timeout: 20,
-        max_age: 0,
-        keep: false,
-        duplicate_names: false,
-    };
     let mut all = Vec::new();
-    let mut add = |what: String, keep: bool, acts: &[(u64, Act)]| {
+    let mut add_with = |what: String, policy: Tuning, acts: &[(u64, Act)]| {
         let steps = acts.iter().map(|&(seconds, act)| Step { at: seconds * 1000, act }).collect();
-        all.push((what, Plan { seed: 1, policy: Tuning { keep, ..tuning }, steps }));
+        all.push((what, Plan { seed: 1, policy, steps }));
     };
+    for (hardware, tpm) in [(HardwareInCreate::Refuse, true), (HardwareInCreate::Ignore, false)] {
+        let policy = Tuning { hardware, tpm, ..Tuning::default() };
+        add_with(format!("create in steps: {hardware:?}"), policy, &[(0, Act::Increase(1))]);
+    }
+    let policy = Tuning { no_force: true, ..Tuning::default() };
+    add_with("removal without force".into(), policy, &[(0, Act::Increase(1)), (150, Act::Decrease(0))]);
+    let mut add =
+        |what: String, keep: bool, acts: &[(u64, Act)]| add_with(what, Tuning { keep, ..Tuning::default() }, acts);
     for n in [1, 3] {
         add(format!("create {n}"), false, &[(0, Act::Increase(n))]);
+    }
+    let nap = [(0, Act::Increase(2)), (150, Act::Suspend(0)), (200, Act::Resume(0))];
+    for keep in [false, true] {
+        add(format!("suspend and resume, keep: {keep}"), keep, &nap);
+        add(format!("suspend, keep: {keep}"), keep, &nap[..2]);
+    }
+    for at in [150, 155, 170] {
+        let acts = [(0, Act::Increase(1)), (150, Act::Suspend(0)), (at, Act::Decrease(0))];
+        add(format!("removal {} s after a suspend", at - 150), false, &acts);
     }
     let failing = Act::Fault(Fault::TaskFails, 30_000, 100);
     add("create with a failing task".into(), false, &[(0, failing), (1, Act::Increase(1))]);

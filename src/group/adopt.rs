@@ -1,9 +1,9 @@
 //! What a poll shows, held against what is known: instances that changed, that are missing, and vApps of ours that nothing
 //! here stands for (an earlier life's, or made by a request that was given up).
 
-use super::instance::{Asked, Cause, Facts, Goal, MISSED_POLLS, There};
+use super::instance::{Asked, Cause, Facts, Goal, MISSED_POLLS, There, Work};
 use super::owner::Ownership;
-use super::steps::{CUSTOMIZATION_USUAL, LOOK_PAUSE, watch_backoff};
+use super::steps::{CUSTOMIZATION_USUAL, LOOK_PAUSE, UNCLEAR_WINDOW, begun, watch_backoff};
 use super::{Group, Instance, Key, MAX_FOREIGN, Name, Time};
 use crate::cloud::{Answer, Customization, ErrorKind, Href, Poll, Power, Reply, UnixMs, Vapp, Vm, is_windows};
 use log::Level;
@@ -15,6 +15,9 @@ const OFF_POLLS: u32 = 3;
 
 /// A vApp of an earlier life that is on counts as half made if a poll shows it so that much later: polls lag.
 pub const LEFTOVER_GRACE: Duration = Duration::from_secs(60);
+
+/// An adopted instance that is suspended so soon after the start was being suspended by the earlier life.
+const EARLIER_WORK: Duration = Duration::from_secs(5 * 60);
 
 /// A vApp that a poll shows and no instance stands for.
 struct Unclaimed<'a> {
@@ -65,7 +68,7 @@ impl Group {
             let Some(i) = self.instances.get_mut(&key) else { continue };
             let Some(vapp) = i.vapp() else { continue };
             match shown.get(&**vapp) {
-                Some(vm) => self.seen(key, vm),
+                Some(vm) => self.seen(key, vm, poll.now),
                 // A poll that was sent before the vApp was known says nothing of it.
                 None if i.known < sent => i.missed = i.missed.saturating_add(1),
                 None => {}
@@ -76,13 +79,15 @@ impl Group {
         }
     }
 
-    fn seen(&mut self, key: Key, vm: &Vm) {
+    fn seen(&mut self, key: Key, vm: &Vm, vcd_now: Option<UnixMs>) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.missed = 0;
         i.patience = MISSED_POLLS;
         i.seen = now;
-        let facts = Facts::of(vm);
+        let lease = [vm.undeploy_at, vm.delete_at].into_iter().flatten().min().zip(vcd_now);
+        i.lease_end = lease.map(|(end, vcd_now)| now + Duration::from_millis(end.saturating_sub(vcd_now)));
+        let facts = Facts::of(vm, i.resumed);
         let fresh = i.facts.as_ref().is_none_or(|old| {
             (old.power, old.address, old.customization) != (facts.power, facts.address, facts.customization)
         });
@@ -97,7 +102,7 @@ impl Group {
             i.not_before = now;
         }
         i.facts = Some(facts);
-        if i.goal != Goal::Live {
+        if i.goal.is_gone() {
             return;
         }
         let failed = vm.customization == Customization::Failed;
@@ -111,18 +116,43 @@ impl Group {
             Power::Failed => Some("VCD reports it as failed"),
             Power::Other => None,
         };
-        match &mut i.there {
-            There::Booting { off, .. } => {
-                *off = if down.is_some() { *off + 1 } else { 0 };
-                let off = *off;
-                if failed {
+        match &i.there {
+            There::Booting { .. } => {
+                i.off = if down.is_some() { i.off + 1 } else { 0 };
+                if i.resumed {
+                    // Polls that lag show it as it was before.
+                    if i.off >= OFF_POLLS {
+                        i.unsure = i.unsure.or(Some(now + UNCLEAR_WINDOW));
+                    }
+                } else if failed {
                     let windows = is_windows(&vm.guest_os);
                     let hint =
                         if windows { "; a password that the guest's policy refuses is a usual cause" } else { "" };
                     self.boot_failed(key, &format!("guest customization failed (GC_FAILED){hint}"));
-                } else if let (Some(down), true) = (down, off >= OFF_POLLS) {
+                } else if let (Some(down), true) = (down, i.off >= OFF_POLLS) {
                     self.boot_failed(key, down);
                 }
+            }
+            There::Suspended { .. } if i.goal == Goal::Asleep => {
+                i.off = if vm.power == Power::On && !vm.busy { i.off + 1 } else { 0 };
+                match (vm.power, down) {
+                    (Power::On, _) if i.off >= OFF_POLLS => i.unsure = i.unsure.or(Some(now + UNCLEAR_WINDOW)),
+                    (Power::Off | Power::Failed, Some(down)) if i.ill.is_none() => {
+                        i.ill = Some((now, down));
+                        self.say_of(Level::Warn, key, format!("{down}, not by us: its memory is lost"));
+                    }
+                    _ => {}
+                }
+            }
+            // A suspend on its way.
+            There::Ready { .. } if i.goal == Goal::Asleep => {}
+            There::Ready { vapp }
+                if vm.power == Power::Suspended && !vm.busy && i.earlier && now < i.since + EARLIER_WORK =>
+            {
+                let vapp = vapp.clone();
+                i.goal = Goal::Asleep;
+                i.place(There::Suspended { vapp, since: now }, now);
+                self.say_of(Level::Info, key, "suspended, as the earlier process had asked".into());
             }
             There::Ready { .. } => match (down, i.ill) {
                 (Some(down), None) => {
@@ -166,7 +196,7 @@ impl Group {
         i.earlier = at_start || created.zip(self.vcd_start).is_some_and(|(created, start)| created < start);
         i.labelled = found.labelled;
         i.locked_out = self.owner.locks_out(found.name, found.description);
-        i.facts = found.vm.map(Facts::of);
+        i.facts = found.vm.map(|vm| Facts::of(vm, false));
         if let (Some(vcd_now), Some(created)) = (vcd_now, created) {
             i.age_before = Duration::from_millis(vcd_now.saturating_sub(created));
         }
@@ -204,25 +234,36 @@ impl Group {
         self.forget_stranger(key);
     }
 
-    /// A complete vApp of an earlier life, if its id is free: reported, so that the host decides.
+    /// A complete vApp of an earlier life, on or suspended, if its id is free: reported, so that the host decides.
     fn adopt(&mut self, key: Key, vapp: &Href) -> bool {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return false };
         let name = i.name.clone();
+        let suspended = i.facts.as_ref().is_some_and(|facts| facts.power == Power::Suspended);
         let complete = i.facts.as_ref().is_some_and(|facts| {
             // Old VMware Tools may never report the end of customization: such a guest may have been taken without.
             let old = Facts { customization: Customization::Unknown, ..facts.clone() };
             facts.complete() || (i.age(now) >= CUSTOMIZATION_USUAL + i.grace() && old.complete())
         });
-        if !i.earlier || !complete || self.names.contains_key(&name) {
+        if !i.earlier || !(complete || suspended) || self.names.contains_key(&name) {
             return false;
         }
-        i.goal = Goal::Live;
+        let vapp = vapp.clone();
         i.reported = true;
-        i.place(There::Ready { vapp: vapp.clone() }, now);
+        if suspended {
+            i.goal = Goal::Asleep;
+            i.place(There::Suspended { vapp, since: now }, now);
+        } else {
+            i.goal = Goal::Live;
+            i.place(There::Ready { vapp }, now);
+        }
         self.names.insert(name, key);
         let locked_out = i.locked_out;
-        self.say_of(Level::Info, key, "found running: adopted".into());
+        self.say_of(
+            Level::Info,
+            key,
+            if suspended { "found suspended: adopted" } else { "found running: adopted" }.into(),
+        );
         if locked_out {
             let text = "made with other credentials than those of now (token, credentials_seed or username): unhealthy";
             self.say_of(Level::Warn, key, text.into());
@@ -234,7 +275,7 @@ impl Group {
     /// may be complete though the poll does not show it: it is given time to show.
     fn own(&mut self, key: Key, vapp: &Vapp) {
         let now = self.now;
-        let on = vapp.power == Power::On;
+        let on = matches!(vapp.power, Power::On | Power::Suspended);
         if on && self.adopt(key, &vapp.href) {
             return;
         }
@@ -247,7 +288,7 @@ impl Group {
             return;
         }
         let there = match vapp.tasks.first() {
-            Some(task) => There::Removing { vapp: href, task: task.clone(), since: now, cancelled: false },
+            Some(task) => begun(Work::Remove, href, Some(task.clone()), now),
             None => There::Scrap { vapp: href },
         };
         i.place(there, now);

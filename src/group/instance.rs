@@ -16,6 +16,12 @@ pub enum Phase {
     Creating,
     /// Its login port answered.
     Running,
+    /// To be suspended, or VCD is at it.
+    Suspending,
+    /// Its memory is on disk.
+    Suspended,
+    /// To be resumed, VCD is at it, or its login port does not answer yet.
+    Resuming,
     /// To be deleted; VCD has not been asked yet.
     PendingDelete,
     /// VCD deletes it.
@@ -31,6 +37,9 @@ impl Phase {
             Phase::PendingCreate => "PendingCreate",
             Phase::Creating => "Creating",
             Phase::Running => "Running",
+            Phase::Suspending => "Suspending",
+            Phase::Suspended => "Suspended",
+            Phase::Resuming => "Resuming",
             Phase::PendingDelete => "PendingDelete",
             Phase::Deleting => "Deleting",
             Phase::Deleted => "Deleted",
@@ -42,7 +51,14 @@ impl Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Goal {
     Live,
+    Asleep,
     Gone(Cause),
+}
+
+impl Goal {
+    pub fn is_gone(self) -> bool {
+        matches!(self, Goal::Gone(_))
+    }
 }
 
 /// Why an instance has to go.
@@ -55,9 +71,9 @@ pub(super) enum Cause {
     Timeout,
     /// VCD has lost it, or somebody took it over.
     Lost,
-    /// It was off or broken for too long.
+    /// It was off or broken for too long, or did not come back from its suspension.
     Ill,
-    /// Older than twice max_instance_age.
+    /// Older than twice max_instance_age, or suspended for longer than suspended_max_age.
     Aged,
     /// Half made in an earlier life, or made by a request that was given up.
     Leftover,
@@ -73,8 +89,10 @@ impl Cause {
                 (log::Level::Error, "not running within create_timeout: given up, what it left is deleted")
             }
             Cause::Lost => (log::Level::Warn, "VCD does not have it any more: reported as deleted"),
-            Cause::Ill => (log::Level::Warn, "off or broken for too long: deleted"),
-            Cause::Aged => (log::Level::Warn, "older than twice max_instance_age: deleted"),
+            Cause::Ill => (log::Level::Warn, "off, broken or not back from its suspension for too long: deleted"),
+            Cause::Aged => {
+                (log::Level::Warn, "older than twice max_instance_age, or suspended past suspended_max_age: deleted")
+            }
             Cause::Leftover => (log::Level::Info, "a leftover of ours that nobody uses: deleted"),
         }
     }
@@ -87,30 +105,68 @@ pub(super) enum There {
     Absent,
     /// A create went out and its outcome is not known: the name is looked up. Seen as missing `looks` times since `since`.
     Unclear { since: Time, looks: u32 },
-    /// The create's task works on it. `cancelled`: VCD was asked to stop.
-    Making { vapp: Href, task: Href, since: Time, cancelled: bool },
-    /// Made. Waits for power, address and customization, then for the login port.
-    Booting { vapp: Href, off: u32 },
+    /// A task works on it. `cancelled`: VCD was asked to stop.
+    Working { work: Work, vapp: Href, task: Href, since: Time, cancelled: bool },
+    /// Made, and off: what it still lacks is seen by a look, then it is powered on.
+    Fitting { vapp: Href },
+    /// On. Waits for power, address and customization, then for the login port.
+    Booting { vapp: Href },
     /// The login port answered (or it was complete when it was found).
     Ready { vapp: Href },
+    /// Its memory is on disk, since then as far as is known.
+    Suspended { vapp: Href, since: Time },
     /// Has to be deleted, and VCD has not been asked yet. If it is wanted it is made anew after that.
     Scrap { vapp: Href },
-    /// A task works on it after which it is looked at: its deletion, or what held it.
-    Removing { vapp: Href, task: Href, since: Time, cancelled: bool },
     /// It may be gone: looked at directly.
     Leaving { vapp: Href },
     /// Named like ours; its own document tells whether it is.
     Stranger { vapp: Href },
 }
 
+/// What a task does to an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Makes it. `last`: it is on after that; else it is looked at for what it lacks.
+    Make {
+        last: bool,
+    },
+    Suspend,
+    Resume,
+    /// Something that was not begun here, found when it was to be resumed (`asleep`) or suspended.
+    Held {
+        asleep: bool,
+    },
+    /// Deletes it, or holds it so that it cannot be deleted yet: it is looked at after that.
+    Remove,
+}
+
 /// What is asked about an instance right now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     Create,
+    Fit(Fit),
     Find,
     Look,
+    Suspend,
+    Resume,
     Delete,
     Cancel,
+}
+
+/// A step between a create without hardware and the first boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    Configure,
+    Tpm,
+    PowerOn,
+}
+
+/// How an instance is deleted: by force or, where VCD refuses that, stopped first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Removal {
+    Force,
+    Stop,
+    Stopped,
 }
 
 /// The metadata label, written once the instance runs.
@@ -133,8 +189,10 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    pub fn of(vm: &Vm) -> Facts {
-        let (power, busy, customization) = (vm.power, vm.busy, vm.customization);
+    /// `resumed`: its customization was over before it was suspended, whatever is told of it now.
+    pub fn of(vm: &Vm, resumed: bool) -> Facts {
+        let (power, busy) = (vm.power, vm.busy);
+        let customization = if resumed { Customization::Complete } else { vm.customization };
         Facts { power, busy, address: vm.address, customization, guest_os: vm.guest_os.as_str().into() }
     }
 
@@ -163,6 +221,20 @@ pub(super) struct Instance {
     pub there: There,
     /// A request about it is on the wire.
     pub asked: Option<Asked>,
+    /// Its create carried everything, and powers it on.
+    pub whole: bool,
+    /// Its hardware was set by a request of its own.
+    pub configured: bool,
+    /// It was given a TPM.
+    pub tpm: bool,
+    /// How often its hardware was asked for, to compare it with the wish; [`CHECKS`] when that is done.
+    pub checks: u32,
+    /// It is looked at: the outcome of a fitting, suspend or resume is not known, and it may be carried out until then; or
+    /// polls show what should not be.
+    pub unsure: Option<Time>,
+    /// It has run, and was suspended since: a guest that does not come back is not made anew.
+    pub resumed: bool,
+    pub removal: Removal,
     /// Its login port is being probed.
     pub probing: bool,
     /// Its login port has answered every probe since, while customization reports nothing.
@@ -197,6 +269,10 @@ pub(super) struct Instance {
     pub facts: Option<Facts>,
     /// When a poll showed it last.
     pub seen: Time,
+    /// Polls in a row that showed it off, or on, when it should not be.
+    pub off: u32,
+    /// When VCD will suspend or delete it by itself.
+    pub lease_end: Option<Time>,
     pub label: Label,
     /// Off or broken since, and how. Heartbeat says so.
     pub ill: Option<(Time, &'static str)>,
@@ -208,6 +284,12 @@ pub(super) struct Instance {
 /// Three polls in a row without an instance ask for a direct look.
 pub(super) const MISSED_POLLS: u32 = 3;
 
+/// What the last poll said of an instance counts for so long: polls fail, lag, or leave some out.
+pub(super) const WATCHED: Duration = Duration::from_secs(60);
+
+/// A made VM's hardware is asked for at most so many times if VCD does not answer.
+pub(super) const CHECKS: u32 = 3;
+
 impl Instance {
     pub fn new(name: Name, there: There, now: Time) -> Instance {
         Instance {
@@ -218,6 +300,13 @@ impl Instance {
             goal: Goal::Live,
             there,
             asked: None,
+            whole: true,
+            configured: false,
+            tpm: false,
+            checks: 0,
+            unsure: None,
+            resumed: false,
+            removal: Removal::Force,
             probing: false,
             steady: None,
             labelled: false,
@@ -236,6 +325,8 @@ impl Instance {
             known: now,
             facts: None,
             seen: now,
+            off: 0,
+            lease_end: None,
             label: Label::Settled,
             ill: None,
             ended: None,
@@ -252,11 +343,12 @@ impl Instance {
     pub fn vapp(&self) -> Option<&Href> {
         match &self.there {
             There::Absent | There::Unclear { .. } => None,
-            There::Making { vapp, .. }
-            | There::Booting { vapp, .. }
+            There::Working { vapp, .. }
+            | There::Fitting { vapp }
+            | There::Booting { vapp }
             | There::Ready { vapp }
+            | There::Suspended { vapp, .. }
             | There::Scrap { vapp }
-            | There::Removing { vapp, .. }
             | There::Leaving { vapp }
             | There::Stranger { vapp } => Some(vapp),
         }
@@ -267,6 +359,7 @@ impl Instance {
         self.there = there;
         self.known = now;
         self.steady = None;
+        self.off = 0;
         self.missed = 0;
         self.patience = MISSED_POLLS;
         if let Some(vapp) = self.vapp() {
@@ -274,10 +367,12 @@ impl Instance {
         }
     }
 
-    /// On the way out: deleted, or looked at first if a task may hold it: an earlier life's, or one that a poll showed.
+    /// On the way out: deleted, or looked at first if a task may hold it: an earlier life's, one that a poll showed, or one
+    /// whose beginning is not known.
     pub fn scrap(&mut self, vapp: Href) {
         let busy = self.facts.as_ref().is_some_and(|facts| facts.busy);
-        self.there = if busy || self.earlier { There::Leaving { vapp } } else { There::Scrap { vapp } };
+        self.there =
+            if busy || self.earlier || self.unsure.is_some() { There::Leaving { vapp } } else { There::Scrap { vapp } };
     }
 
     /// How long its login port must answer steadily if customization reports nothing.
@@ -292,6 +387,36 @@ impl Instance {
         matches!(self.there, There::Ready { .. })
     }
 
+    /// What a task does to it now.
+    pub fn work(&self) -> Option<Work> {
+        match self.there {
+            There::Working { work, .. } => Some(work),
+            _ => None,
+        }
+    }
+
+    /// It has run: it is kept if running instances are, and lost if it goes.
+    pub fn has_run(&self) -> bool {
+        match self.there {
+            There::Ready { .. } | There::Suspended { .. } => true,
+            There::Working { work: Work::Suspend | Work::Resume | Work::Held { .. }, .. } => true,
+            There::Booting { .. } => self.resumed,
+            _ => false,
+        }
+    }
+
+    /// A poll has shown it lately. What is suspended need not be watched.
+    pub fn is_watched(&self, now: Time) -> bool {
+        matches!(self.there, There::Suspended { .. }) || (self.facts.is_some() && now - self.seen <= WATCHED)
+    }
+
+    /// Wanted again after a suspension: has until `deadline` to come back.
+    pub fn rouse(&mut self, deadline: Time) {
+        self.goal = Goal::Live;
+        self.resumed = true;
+        self.deadline = deadline;
+    }
+
     /// Counts towards max_size.
     pub fn counts(&self) -> bool {
         self.ended.is_none()
@@ -299,12 +424,24 @@ impl Instance {
 
     /// VCD works on its create, or has been asked to.
     pub fn create_slot(&self) -> bool {
-        self.asked == Some(Asked::Create) || matches!(self.there, There::Making { .. } | There::Unclear { .. })
+        self.asked == Some(Asked::Create)
+            || matches!(self.there, There::Unclear { .. } | There::Fitting { .. })
+            || matches!(self.work(), Some(Work::Make { .. }))
     }
 
     /// VCD works on its deletion, or has been asked to.
     pub fn delete_slot(&self) -> bool {
-        self.asked == Some(Asked::Delete) || matches!(self.there, There::Removing { .. } | There::Leaving { .. })
+        self.asked == Some(Asked::Delete)
+            || matches!(self.there, There::Leaving { .. })
+            || self.work() == Some(Work::Remove)
+    }
+
+    /// VCD suspends or resumes it, or has been asked to.
+    pub fn other_slot(&self) -> bool {
+        let unclear = self.unsure.is_some() && (self.is_ready() || matches!(self.there, There::Suspended { .. }));
+        unclear
+            || matches!(self.asked, Some(Asked::Suspend | Asked::Resume))
+            || matches!(self.work(), Some(Work::Suspend | Work::Resume | Work::Held { .. }))
     }
 
     pub fn age(&self, now: Time) -> Duration {
@@ -316,7 +453,10 @@ impl Instance {
             Goal::Gone(Cause::Timeout) => State::Timeout,
             _ if self.ended.is_some() => State::Deleted,
             Goal::Gone(_) => State::Deleting,
+            Goal::Asleep if matches!(self.there, There::Suspended { .. }) => State::Suspended,
+            Goal::Asleep => State::Suspending,
             Goal::Live if self.is_ready() => State::Running,
+            Goal::Live if self.resumed => State::Resuming,
             Goal::Live => State::Creating,
         }
     }
@@ -324,11 +464,13 @@ impl Instance {
     pub fn phase(&self) -> Phase {
         match (self.goal, &self.there) {
             _ if self.ended.is_some() => Phase::Deleted,
+            (Goal::Asleep, There::Suspended { .. }) => Phase::Suspended,
+            (Goal::Asleep, _) => Phase::Suspending,
             (Goal::Live, There::Ready { .. }) => Phase::Running,
+            (Goal::Live, _) if self.resumed => Phase::Resuming,
             (Goal::Live, There::Absent) if self.asked.is_none() => Phase::PendingCreate,
             (Goal::Live, _) => Phase::Creating,
-            (Goal::Gone(_), There::Removing { .. } | There::Leaving { .. }) => Phase::Deleting,
-            (Goal::Gone(_), _) if self.asked == Some(Asked::Delete) => Phase::Deleting,
+            (Goal::Gone(_), _) if self.delete_slot() => Phase::Deleting,
             (Goal::Gone(_), _) => Phase::PendingDelete,
         }
     }
@@ -341,18 +483,28 @@ impl Instance {
         match (&self.there, self.asked) {
             (_, Some(Asked::Create)) => "VCD to accept the create",
             (_, Some(Asked::Delete)) => "VCD to accept the delete",
-            (_, Some(Asked::Cancel)) => "VCD to cancel the create",
+            (_, Some(Asked::Cancel)) => "VCD to cancel its task",
+            (_, Some(Asked::Fit(_))) => "VCD to accept its fitting",
+            (_, Some(Asked::Suspend)) => "VCD to accept the suspend",
+            (_, Some(Asked::Resume)) => "VCD to accept the resume",
             (There::Unclear { .. }, _) => "a look whether the create worked",
-            (There::Making { cancelled: true, .. }, _) => "the create to stop",
-            (There::Making { .. }, _) => "the create's task",
+            (There::Working { cancelled: true, .. }, _) => "its task to stop",
+            (There::Working { work: Work::Make { .. }, .. }, _) => "the create's task",
+            (There::Working { work: Work::Suspend, .. }, _) => "the suspend's task",
+            (There::Working { work: Work::Resume, .. }, _) => "the resume's task",
+            (There::Working { work: Work::Held { .. }, .. }, _) => "a task that holds it",
+            (There::Working { work: Work::Remove, .. }, _) => "the delete's task",
+            (There::Fitting { .. }, _) => "a look at what it lacks",
             (There::Booting { .. }, _) => match &self.facts {
                 Some(facts) if facts.complete() => "the login port",
                 Some(Facts { power: Power::On, address: Some(_), .. }) => "guest customization",
                 Some(Facts { power: Power::On, .. }) => "an address",
                 _ => "power on",
             },
-            (There::Ready { .. }, _) => "",
-            (There::Removing { .. }, _) => "the delete's task",
+            (There::Ready { .. } | There::Suspended { .. }, _) if self.unsure.is_some() => "a direct look",
+            (There::Ready { .. }, _) if self.goal == Goal::Asleep => "a free slot to be suspended",
+            (There::Suspended { .. }, _) if self.goal == Goal::Live => "a free slot to be resumed",
+            (There::Ready { .. } | There::Suspended { .. }, _) => "",
             (There::Leaving { .. } | There::Stranger { .. }, _) => "a direct look",
             (There::Absent | There::Scrap { .. }, _) if self.not_before > now || self.create_after > now => {
                 "the next try"

@@ -101,25 +101,14 @@ impl Owner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::group::OnShutdown;
-    use std::time::Duration;
 
     fn owner(manager: &str, group: &str, prefix: &str, credentials: &str) -> Owner {
         Owner::new(&Policy {
             manager: manager.into(),
             group: group.into(),
             prefix: prefix.into(),
-            max_size: 1,
-            max_creates: 1,
-            max_deletes: 1,
-            max_operations: 1,
-            create_timeout: Duration::ZERO,
-            ready_timeout: Duration::ZERO,
-            startup_cleanup_timeout: Duration::ZERO,
-            reconcile_interval: Duration::ZERO,
-            max_instance_age: Duration::ZERO,
-            on_shutdown: OnShutdown::Delete,
             credentials: credentials.into(),
+            ..Policy::default()
         })
     }
 

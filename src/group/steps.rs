@@ -1,7 +1,7 @@
-//! What happens next: the steps of create and delete, each decided from what is known, so that after a failure the group
-//! looks before it repeats. One request about an instance is on the wire at a time.
+//! What happens next: the steps of create, delete, suspend and resume, each decided from what is known, so that after a
+//! failure the group looks before it repeats. One request about an instance is on the wire at a time.
 
-use super::instance::{Asked, Cause, Facts, Goal, Label, There};
+use super::instance::{Asked, CHECKS, Cause, Facts, Fit, Goal, Label, Removal, There, WATCHED, Work};
 use super::limits::{backoff, long_backoff};
 use super::{Command, GC_INTERVAL, Group, ILL_GRACE, Instance, Key, MAX_LOOKS, MAX_PROBES, PRUNE_AFTER, Purpose, Time};
 use crate::cloud::{
@@ -17,7 +17,8 @@ const UNCLEAR_LOOKS: u32 = 4;
 pub const LOOK_PAUSE: Duration = Duration::from_secs(5);
 /// Pause before a vApp that was busy is looked at.
 pub const BUSY_PAUSE: Duration = Duration::from_secs(3);
-/// A delete's task that takes longer is cancelled; what was cancelled and goes on for as long is looked at anew.
+/// A task other than a create's that takes longer is cancelled; what was cancelled and goes on for as long is looked at
+/// anew.
 pub const TASK_PATIENCE: Duration = Duration::from_secs(30 * 60);
 /// An instance whose create never comes to its first try is given up after so many times create_timeout.
 pub const QUEUE_TIMEOUTS: u32 = 3;
@@ -53,6 +54,8 @@ const FIND_PAUSE: Duration = Duration::from_secs(1);
 struct Load {
     creates: u32,
     deletes: u32,
+    /// Suspends and resumes.
+    others: u32,
     looks: usize,
     probes: usize,
     /// Tasks are awaited.
@@ -61,6 +64,12 @@ struct Load {
     boots: bool,
     /// Creates have to wait for leftovers of an earlier life.
     held: bool,
+}
+
+impl Load {
+    fn operations(&self) -> u32 {
+        self.creates + self.deletes + self.others
+    }
 }
 
 impl Group {
@@ -84,9 +93,10 @@ impl Group {
             let wire = self.stopping;
             load.creates += u32::from(if wire { i.asked == Some(Asked::Create) } else { i.create_slot() });
             load.deletes += u32::from(if wire { i.asked == Some(Asked::Delete) } else { i.delete_slot() });
+            load.others += u32::from(!wire && i.other_slot());
             load.looks += usize::from(matches!(i.asked, Some(Asked::Look | Asked::Find)));
             load.probes += usize::from(i.probing);
-            load.tasks |= matches!(i.there, There::Making { .. } | There::Removing { .. });
+            load.tasks |= i.work().is_some();
             load.boots |= matches!(i.there, There::Booting { .. });
             leftovers |= i.earlier && !i.reported;
         }
@@ -113,10 +123,11 @@ impl Group {
             return false;
         }
         let creates = self.policy.max_creates.min(self.breaker.allows(self.now));
-        !self.stopping && load.creates < creates && load.creates + load.deletes < self.policy.max_operations
+        !self.stopping && load.creates < creates && load.operations() < self.policy.max_operations
     }
 
-    fn may_delete(&mut self, load: &Load) -> bool {
+    /// An operation other than a create may begin.
+    fn may_operate(&mut self, load: &Load) -> bool {
         if let Some(until) = self.throttle.until(self.now) {
             self.wake_by(until);
             return false;
@@ -125,14 +136,15 @@ impl Group {
             return false;
         }
         // One slot is kept for creates.
-        let deletes = self.policy.max_deletes.min(self.policy.max_operations.saturating_sub(1).max(1));
-        load.deletes < deletes && load.creates + load.deletes < self.policy.max_operations
+        let most = self.policy.max_operations.saturating_sub(1).max(1);
+        load.deletes + load.others < most && load.operations() < self.policy.max_operations
     }
 
     /// One instance's next step, if it can be taken now.
     fn step(&mut self, key: Key, load: &mut Load) {
         let now = self.now;
-        let Some(i) = self.instances.get(&key) else { return };
+        let unreachable = self.unreachable;
+        let Some(i) = self.instances.get_mut(&key) else { return };
         if let Some(ended) = i.ended {
             if !i.reported || now >= ended + PRUNE_AFTER {
                 self.forget(key);
@@ -141,10 +153,18 @@ impl Group {
             }
             return;
         }
-        if i.goal == Goal::Live && !i.is_ready() {
-            if now >= i.deadline {
-                let hung = matches!(i.there, There::Making { .. } | There::Booting { .. });
-                self.condemn(key, Cause::Timeout);
+        let blind = i.resumed && (unreachable || !i.is_watched(now));
+        // A task on what has run has a patience of its own.
+        if i.goal == Goal::Live && !i.is_ready() && !(i.has_run() && i.work().is_some()) {
+            if now >= i.deadline && blind {
+                // Nothing says that it does not come back.
+                i.deadline = now + WATCHED;
+                self.wake_by(now + WATCHED);
+            } else if now >= i.deadline {
+                let hung = !i.resumed
+                    && matches!(i.there, There::Working { .. } | There::Fitting { .. } | There::Booting { .. });
+                let cause = if i.resumed { Cause::Ill } else { Cause::Timeout };
+                self.condemn(key, cause);
                 if hung {
                     self.count_create_failure();
                 }
@@ -154,10 +174,15 @@ impl Group {
             }
         }
         let Some(i) = self.instances.get_mut(&key) else { return };
-        if i.goal != Goal::Live {
-            // What was made or is being made has to go; a create's task is cancelled below.
-            if let There::Booting { vapp, .. } | There::Ready { vapp } = &i.there
+        if i.goal.is_gone() {
+            // What was made or is being made has to go; its task is cancelled below.
+            let fitting = matches!(i.there, There::Fitting { .. }) && i.unsure.is_some();
+            if let There::Fitting { vapp }
+            | There::Booting { vapp }
+            | There::Ready { vapp }
+            | There::Suspended { vapp, .. } = &i.there
                 && i.asked.is_none()
+                && !fitting
             {
                 i.not_before = now;
                 let vapp = vapp.clone();
@@ -175,33 +200,38 @@ impl Group {
         let name = i.name.clone();
         match (&i.there, i.goal) {
             (There::Absent, Goal::Gone(_)) => self.end(key),
-            (There::Absent, Goal::Live) => {
+            (There::Absent, _) => {
                 if now < i.create_after {
                     let create_after = i.create_after;
                     self.wake_by(create_after);
                 } else if self.may_create(load) {
                     load.creates += 1;
-                    let timeout = self.policy.create_timeout;
+                    let (timeout, whole) = (self.policy.create_timeout, self.whole);
                     if let Some(i) = self.instances.get_mut(&key) {
                         i.deadline = i.deadline.min(*i.first_try.get_or_insert(now) + timeout);
+                        (i.whole, i.configured, i.tpm, i.checks) = (whole, false, false, 0);
+                        (i.unsure, i.removal) = (None, Removal::Force);
                     }
                     let description = self.owner.description(&name).into();
-                    self.ask_about(key, Asked::Create, Request::Create { name, description, whole: true });
+                    self.ask_about(key, Asked::Create, Request::Create { name, description, whole });
                 }
             }
             (There::Unclear { .. }, _) if load.looks < MAX_LOOKS => {
                 load.looks += 1;
                 self.ask_about(key, Asked::Find, Request::Find { name });
             }
-            (There::Making { task, cancelled: false, .. }, Goal::Gone(_)) => {
+            (There::Working { work, task, cancelled: false, .. }, Goal::Gone(_)) if *work != Work::Remove => {
                 let task = task.clone();
                 self.ask_about(key, Asked::Cancel, Request::Cancel { task });
             }
-            (There::Removing { vapp, task, since, cancelled }, _)
-            | (There::Making { vapp, task, since, cancelled: cancelled @ true }, Goal::Gone(_)) => {
+            // A create is given up by its deadline.
+            (There::Working { work: Work::Make { .. }, .. }, Goal::Live) => {}
+            (There::Working { vapp, task, since, cancelled, .. }, _) => {
                 let (until, task, vapp) = (*since + TASK_PATIENCE, task.clone(), vapp.clone());
                 if now < until {
                     self.wake_by(until);
+                } else if *cancelled && !i.goal.is_gone() {
+                    self.condemn(key, Cause::Ill);
                 } else if *cancelled {
                     i.there = There::Leaving { vapp };
                     i.not_before = now + LOOK_PAUSE;
@@ -210,13 +240,22 @@ impl Group {
                     self.ask_about(key, Asked::Cancel, Request::Cancel { task });
                 }
             }
-            (There::Booting { .. }, Goal::Live) => self.step_boot(key, load),
-            (There::Ready { .. }, Goal::Live) => self.step_ready(key, load),
-            (There::Scrap { vapp }, _) => {
+            (There::Fitting { vapp }, _) if load.looks < MAX_LOOKS => {
                 let vapp = vapp.clone();
-                if self.may_delete(load) {
+                self.look(key, vapp, load);
+            }
+            (There::Booting { .. }, Goal::Live) => self.step_boot(key, load),
+            (There::Ready { .. } | There::Suspended { .. }, Goal::Live | Goal::Asleep) => self.step_rest(key, load),
+            (There::Scrap { vapp }, _) => {
+                let (vapp, removal) = (vapp.clone(), i.removal);
+                if load.deletes < self.policy.max_deletes && self.may_operate(load) {
                     load.deletes += 1;
-                    self.ask_about(key, Asked::Delete, Request::Delete { vapp });
+                    let request = match removal {
+                        Removal::Force => Request::Delete { vapp },
+                        Removal::Stop => Request::Undeploy { vapp },
+                        Removal::Stopped => Request::DeleteStopped { vapp },
+                    };
+                    self.ask_about(key, Asked::Delete, request);
                 }
             }
             (There::Leaving { vapp } | There::Stranger { vapp }, _) if load.looks < MAX_LOOKS => {
@@ -236,14 +275,14 @@ impl Group {
         let now = self.now;
         let timeout = self.policy.ready_timeout;
         let Some(i) = self.instances.get_mut(&key) else { return };
-        if now >= i.known + timeout {
+        if now >= i.known + timeout && !i.resumed {
             let seen = i.error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
             let why = format!("not ready within ready_timeout, it still waits for {}{seen}", i.waits_for(now));
             return self.boot_failed(key, &why);
         }
         let ready_by = i.known + timeout;
         let steady_from = i.known + CUSTOMIZATION_USUAL;
-        if i.missed >= i.patience {
+        if i.missed >= i.patience || i.unsure.is_some() || (i.checks < CHECKS && !i.resumed) {
             if let (Some(vapp), true) = (i.vapp().cloned(), load.looks < MAX_LOOKS) {
                 self.look(key, vapp, load);
             }
@@ -258,16 +297,19 @@ impl Group {
             let ticket = self.fly(Purpose::Probe(key));
             self.commands.push_back(Command::Probe { ticket, address });
         }
-        self.wake_by(ready_by);
+        if now < ready_by {
+            self.wake_by(ready_by);
+        }
         if now < steady_from {
             self.wake_by(steady_from);
         }
     }
 
-    fn step_ready(&mut self, key: Key, load: &mut Load) {
+    /// Running or suspended: it is seen to, and suspended or resumed if that is wanted.
+    fn step_rest(&mut self, key: Key, load: &mut Load) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
-        if i.missed >= i.patience {
+        if i.missed >= i.patience || i.unsure.is_some() {
             if let (Some(vapp), true) = (i.vapp().cloned(), load.looks < MAX_LOOKS) {
                 self.look(key, vapp, load);
             }
@@ -280,7 +322,22 @@ impl Group {
             self.wake_by(since + ILL_GRACE);
             return;
         }
-        if let (Label::Wanted { tries, not_before }, Some(vapp)) = (i.label, i.vapp().cloned()) {
+        let Some(vapp) = i.vapp().cloned() else { return };
+        let change = match (i.is_ready(), i.goal) {
+            (true, Goal::Asleep) => Some((Asked::Suspend, Request::Suspend { vapp: vapp.clone() })),
+            (false, Goal::Live) => Some((Asked::Resume, Request::PowerOn { vapp: vapp.clone() })),
+            _ => None,
+        };
+        if let Some((asked, request)) = change {
+            if !self.stopping && self.may_operate(load) {
+                load.others += 1;
+                self.ask_about(key, asked, request);
+            }
+            return;
+        }
+        if let Label::Wanted { tries, not_before } = i.label
+            && i.is_ready()
+        {
             if now >= not_before && !self.stopping {
                 i.label = Label::OnWire { tries };
                 self.ask(Purpose::Label(key), Request::Label { vapp });
@@ -332,7 +389,14 @@ impl Group {
     /// Garbage collection: what is past twice its age. Leftovers are found by the poll with vApps that goes with it.
     fn collect(&mut self) {
         self.next_gc = self.now + GC_INTERVAL;
-        let old = |i: &Instance| i.is_ready() && self.too_old(i.age(self.now));
+        let longest = self.policy.suspended_max_age;
+        let old = |i: &Instance| match i.there {
+            There::Ready { .. } => self.too_old(i.age(self.now)),
+            There::Suspended { since, .. } if i.goal == Goal::Asleep => {
+                !longest.is_zero() && self.now - since >= longest
+            }
+            _ => false,
+        };
         let keys: Vec<Key> = self.instances.iter().filter(|(_, i)| old(i)).map(|(key, _)| *key).collect();
         for key in keys {
             self.condemn(key, Cause::Aged);
@@ -341,7 +405,7 @@ impl Group {
 
     fn ask_tasks(&mut self) {
         let task = |(key, i): (&Key, &Instance)| match &i.there {
-            There::Making { task, .. } | There::Removing { task, .. } => Some((*key, task.clone())),
+            There::Working { task, .. } => Some((*key, task.clone())),
             _ => None,
         };
         let after = self.instances.range(self.task_cursor + 1..).filter_map(task);
@@ -382,15 +446,20 @@ impl Group {
     fn vanished(&mut self, key: Key) {
         self.progress = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
+        let had_run = i.has_run();
         let was = std::mem::replace(&mut i.there, There::Absent);
         i.stumbles = 0;
         i.facts = None;
         i.ill = None;
         i.not_before = self.now;
         match was {
-            There::Ready { .. } => self.condemn(key, Cause::Lost),
+            _ if had_run => self.condemn(key, Cause::Lost),
             // It went while it was being made, not by us.
-            There::Making { .. } | There::Booting { .. } if i.goal == Goal::Live => self.create_failed(key, None),
+            There::Working { work: Work::Make { .. }, .. } | There::Fitting { .. } | There::Booting { .. }
+                if i.goal == Goal::Live =>
+            {
+                self.create_failed(key, None)
+            }
             _ => {}
         }
     }
@@ -410,7 +479,7 @@ impl Group {
         let permanent = error.is_some_and(|error| will_not_pass(error.kind));
         let pause = if permanent { long_backoff(&mut self.rng) } else { backoff(&mut self.rng, i.retries) };
         i.create_after = self.now + pause;
-        let follows = if i.goal != Goal::Live {
+        let follows = if i.goal.is_gone() {
             "it is to be removed anyway".to_string()
         } else if i.create_after >= i.deadline {
             "no further try before create_timeout".to_string()
@@ -436,7 +505,7 @@ impl Group {
     /// The org's operation limit: the request did nothing and may be repeated after a pause of all changes.
     fn throttled(&mut self, key: Key, error: &VcdError) {
         if let Some(pause) = self.throttle.refused(self.now, &mut self.rng, error.retry_after) {
-            self.blame(key, error, &format!("creates and deletes pause for {} s", pause.as_secs()));
+            self.blame(key, error, &format!("all changes pause for {} s", pause.as_secs()));
         }
     }
 
@@ -446,6 +515,9 @@ impl Group {
         let Some(asked) = self.instances.get_mut(&key).and_then(|i| i.asked.take()) else { return };
         match asked {
             Asked::Create => self.create_answered(key, answer),
+            Asked::Fit(fit) => self.fit_answered(key, fit, answer),
+            Asked::Suspend => self.nap_answered(key, Work::Suspend, answer),
+            Asked::Resume => self.nap_answered(key, Work::Resume, answer),
             Asked::Find => self.find_answered(key, answer),
             Asked::Look => self.look_answered(key, answer),
             Asked::Delete => self.delete_answered(key, answer),
@@ -458,7 +530,8 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let error = match answer {
             Ok(Reply::Started(Started { vapp: Some(vapp), task })) => {
-                i.place(made(vapp, task, now), now);
+                let there = begun(Work::Make { last: i.whole }, vapp, task, now);
+                i.place(there, now);
                 self.throttle.accepted();
                 self.progress = now;
                 return self.say_of(Level::Info, key, "VCD makes it".into());
@@ -468,6 +541,7 @@ impl Group {
         };
         match error.kind {
             ErrorKind::Limit => self.throttled(key, &error),
+            ErrorKind::TooMuch if i.whole => self.take_apart(error.to_string()),
             ErrorKind::Ambiguous | ErrorKind::Protocol | ErrorKind::Duplicate => {
                 i.there = There::Unclear { since: now, looks: 0 };
                 i.not_before = now + FIND_PAUSE;
@@ -482,6 +556,240 @@ impl Group {
         }
     }
 
+    /// VCD does not make a VM with everything in one request: from now on in three.
+    fn take_apart(&mut self, why: String) {
+        if std::mem::take(&mut self.whole) {
+            let text = format!("{why}; from now on VMs are made in three steps: compose, reconfigure, power on");
+            self.say_plain(Level::Warn, text);
+        }
+    }
+
+    /// A look at a vApp that was made without hardware: its next step on the way to the first boot.
+    fn fit(&mut self, key: Key, vapp: &Vapp) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let href = vapp.href.clone();
+        if let Some(task) = vapp.tasks.first() {
+            return i.place(begun(Work::Make { last: false }, href, Some(task.clone()), now), now);
+        }
+        if vapp.power == Power::On || i.goal.is_gone() {
+            i.unsure = None;
+            return i.place(There::Booting { vapp: href }, now);
+        }
+        let Some(made) = vapp.made.as_ref().filter(|_| !vapp.busy) else {
+            // The VM shows later than the vApp, or a task holds it; the deadline bounds this.
+            i.not_before = now + LOOK_PAUSE;
+            return;
+        };
+        if i.unsure.is_some_and(|until| now < until) {
+            // The step that was sent may yet be carried out.
+            i.not_before = now + LOOK_PAUSE;
+            return;
+        }
+        if let Some(until) = self.throttle.until(now) {
+            i.not_before = until;
+            return;
+        }
+        i.unsure = None;
+        let vm = made.vm.clone();
+        let (fit, request) = match &made.differs {
+            Some(_) if !i.configured => (Fit::Configure, Request::Configure { vm }),
+            _ if made.lacks_tpm && !i.tpm => (Fit::Tpm, Request::AddTpm { vm }),
+            _ => (Fit::PowerOn, Request::PowerOn { vapp: href }),
+        };
+        self.ask_about(key, Asked::Fit(fit), request);
+    }
+
+    fn fit_answered(&mut self, key: Key, fit: Fit, answer: Answer) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let There::Fitting { vapp } = &i.there else { return };
+        let vapp = vapp.clone();
+        let error = match answer {
+            Ok(Reply::Started(Started { task, .. })) => {
+                match fit {
+                    Fit::Configure => i.configured = true,
+                    Fit::Tpm => i.tpm = true,
+                    Fit::PowerOn => {}
+                }
+                // Done at once: the next look shows what follows.
+                if let Some(task) = task {
+                    i.place(begun(Work::Make { last: fit == Fit::PowerOn }, vapp, Some(task), now), now);
+                }
+                self.throttle.accepted();
+                self.progress = now;
+                let text = match fit {
+                    Fit::Configure => "VCD sets its hardware",
+                    Fit::Tpm => "VCD gives it a TPM",
+                    Fit::PowerOn => "VCD powers it on",
+                };
+                return self.say_of(Level::Info, key, text.into());
+            }
+            Ok(other) => wrong_reply("fit", &other),
+            Err(error) => error,
+        };
+        match error.kind {
+            ErrorKind::Limit => self.throttled(key, &error),
+            ErrorKind::Busy => i.not_before = now + BUSY_PAUSE,
+            ErrorKind::Unavailable | ErrorKind::Auth => self.stumble(key, &error),
+            ErrorKind::Ambiguous | ErrorKind::Protocol => {
+                i.unsure = Some(now + UNCLEAR_WINDOW);
+                i.not_before = now + FIND_PAUSE;
+                self.blame(key, &error, "whether it worked is looked up");
+            }
+            _ => self.made_badly(key, vapp, &error),
+        }
+    }
+
+    /// A create failed and has left a vApp behind.
+    fn made_badly(&mut self, key: Key, vapp: Href, error: &VcdError) {
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        i.place(There::Scrap { vapp }, self.now);
+        let wanted = i.goal == Goal::Live;
+        self.create_failed(key, Some(error));
+        if wanted {
+            self.count_create_failure();
+        }
+    }
+
+    /// A look at a VM that was just made and boots: its hardware, held against the wish.
+    fn checked(&mut self, key: Key, vapp: &Vapp) {
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        i.checks = CHECKS;
+        let Some(differs) = vapp.made.as_ref().and_then(|made| made.differs.clone()) else { return };
+        if i.whole {
+            // What has booted once cannot be changed as it could before: it is made anew.
+            i.scrap(vapp.href.clone());
+            i.create_after = self.now;
+            self.say_of(Level::Warn, key, format!("{differs}: made anew"));
+            self.take_apart("VCD ignores the hardware that a create asks for".into());
+        } else {
+            self.say_of(Level::Warn, key, format!("{differs}: VCD gives no other, it is used as it is"));
+        }
+    }
+
+    /// The answer to a suspend or a resume.
+    fn nap_answered(&mut self, key: Key, work: Work, answer: Answer) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let Some(vapp) = i.vapp().cloned() else { return };
+        let error = match answer {
+            Ok(Reply::Started(Started { task, .. })) => {
+                i.stumbles = 0;
+                match task {
+                    Some(task) => i.place(begun(work, vapp, Some(task), now), now),
+                    // Done at once, or never begun: a look tells.
+                    None => i.unsure = Some(now + UNCLEAR_WINDOW),
+                }
+                self.throttle.accepted();
+                self.progress = now;
+                let text = if work == Work::Suspend { "VCD suspends it" } else { "VCD resumes it" };
+                return self.say_of(Level::Info, key, text.into());
+            }
+            Ok(other) => wrong_reply("suspend or resume", &other),
+            Err(error) => error,
+        };
+        match error.kind {
+            ErrorKind::Limit => self.throttled(key, &error),
+            ErrorKind::Busy => {
+                // What holds it is looked at: it may never end.
+                i.unsure = Some(now);
+                i.not_before = now + BUSY_PAUSE;
+            }
+            ErrorKind::Ambiguous | ErrorKind::Protocol => {
+                i.unsure = Some(now + UNCLEAR_WINDOW);
+                i.not_before = now + FIND_PAUSE;
+                self.blame(key, &error, "whether it worked is looked up");
+            }
+            ErrorKind::NotFound => self.vanished(key),
+            ErrorKind::Unavailable | ErrorKind::Auth => self.stumble(key, &error),
+            // It may be suspended already, or on: an earlier request was carried out late.
+            _ => {
+                i.unsure = Some(now);
+                match work {
+                    Work::Suspend => self.not_suspended(key, &error),
+                    _ => self.stumble(key, &error),
+                }
+            }
+        }
+    }
+
+    /// A suspend failed for good: the instance runs on.
+    fn not_suspended(&mut self, key: Key, error: &VcdError) {
+        if let Some(i) = self.instances.get_mut(&key)
+            && i.goal == Goal::Asleep
+        {
+            i.goal = Goal::Live;
+        }
+        self.blame(key, error, "not suspended, it runs on");
+    }
+
+    /// A look at an instance that should run or be suspended, after a request whose outcome is not known, or because polls
+    /// show something else.
+    fn unsure_seen(&mut self, key: Key, vapp: &Vapp) {
+        let now = self.now;
+        let deadline = now + self.policy.create_timeout;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let Some(until) = i.unsure else { return };
+        let (href, wants_sleep) = (vapp.href.clone(), i.goal == Goal::Asleep);
+        let asleep = matches!(i.there, There::Suspended { .. });
+        match (&i.there, vapp.power) {
+            (There::Ready { .. } | There::Suspended { .. }, _) if wants_sleep != asleep && !vapp.tasks.is_empty() => {
+                i.unsure = None;
+                i.place(begun(Work::Held { asleep }, href, vapp.tasks.first().cloned(), now), now);
+            }
+            _ if vapp.busy && now < until => i.not_before = now + LOOK_PAUSE,
+            (There::Ready { .. }, Power::Suspended) => {
+                if !wants_sleep {
+                    i.rouse(deadline);
+                }
+                self.asleep(key, href);
+            }
+            (There::Suspended { .. }, Power::On) if wants_sleep => {
+                i.unsure = None;
+                i.rouse(deadline);
+                self.wakes(key, href);
+                self.say_of(
+                    Level::Warn,
+                    key,
+                    "on again, not by us: reported as running when its login port answers".into(),
+                );
+            }
+            (There::Suspended { .. }, Power::On) => self.wakes(key, href),
+            (There::Booting { .. }, power) if power != Power::On => {
+                i.unsure = None;
+                self.boot_failed(key, "it is off, though it was resumed");
+            }
+            // The request may yet be carried out.
+            _ if wants_sleep != asleep && now < until => i.not_before = now + LOOK_PAUSE,
+            _ => {
+                i.unsure = None;
+                i.off = 0;
+            }
+        }
+    }
+
+    /// Its memory is on disk.
+    fn asleep(&mut self, key: Key, vapp: Href) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        i.unsure = None;
+        if i.goal == Goal::Live {
+            i.deadline = now + self.policy.create_timeout;
+        }
+        i.place(There::Suspended { vapp, since: now }, now);
+        self.say_of(Level::Info, key, "suspended".into());
+    }
+
+    /// Its memory is back: what polls showed before says nothing of it.
+    fn wakes(&mut self, key: Key, vapp: Href) {
+        let now = self.now;
+        let deadline = now + self.policy.ready_timeout;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        (i.unsure, i.facts, i.deadline) = (None, None, deadline);
+        i.place(There::Booting { vapp }, now);
+    }
+
     fn find_answered(&mut self, key: Key, answer: Answer) {
         let now = self.now;
         let vapps = match answer {
@@ -492,12 +800,14 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.stumbles = 0;
         let There::Unclear { since, looks } = i.there else { return };
-        let name = i.name.clone();
+        let (name, whole) = (i.name.clone(), i.whole);
+        // The query that found them may have lagged behind a new name.
+        let vapps: Vec<Vapp> = vapps.into_iter().filter(|v| v.name == name).collect();
         let owns = |v: &Vapp| self.owner.owns(&v.name, v.description.as_deref(), false);
         let mut ours = vapps.iter().filter(|v| owns(v) && !self.is_stray(&v.href));
         if let Some(vapp) = ours.next() {
             let extra: Vec<Vapp> = ours.cloned().collect();
-            let there = found(vapp, now);
+            let there = found(vapp, whole, now);
             if let Some(i) = self.instances.get_mut(&key) {
                 i.place(there, now);
             }
@@ -536,8 +846,8 @@ impl Group {
         let now = self.now;
         let mut vapps = match answer {
             Ok(Reply::Vapps(vapps)) => vapps,
-            Ok(other) => return self.stumble(key, &wrong_reply("look", &other)),
-            Err(error) => return self.stumble(key, &error),
+            Ok(other) => return self.look_failed(key, &wrong_reply("look", &other)),
+            Err(error) => return self.look_failed(key, &error),
         };
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.stumbles = 0;
@@ -550,17 +860,41 @@ impl Group {
         }
         match i.there {
             There::Leaving { .. } => {
-                i.there = match found(&vapp, now) {
-                    // Half made still: the create's task has to end first.
-                    There::Making { vapp, task, since, .. } => There::Removing { vapp, task, since, cancelled: false },
-                    _ => There::Scrap { vapp: vapp.href },
+                if i.removal != Removal::Force {
+                    i.removal = if vapp.power == Power::Off { Removal::Stopped } else { Removal::Stop };
+                }
+                // Half made still: the create's task has to end first.
+                i.there = match vapp.tasks.first() {
+                    Some(task) => begun(Work::Remove, vapp.href, Some(task.clone()), now),
+                    None => There::Scrap { vapp: vapp.href },
                 };
             }
-            // It is there: the polls lag behind.
+            There::Fitting { .. } => self.fit(key, &vapp),
             _ => {
-                i.missed = 0;
-                i.patience = (i.patience * 2).min(64);
+                // It is there: the polls lag behind.
+                if i.missed >= i.patience {
+                    i.missed = 0;
+                    i.patience = (i.patience * 2).min(64);
+                }
+                if i.unsure.is_some() {
+                    self.unsure_seen(key, &vapp);
+                } else if matches!(i.there, There::Booting { .. }) && i.checks < CHECKS && !i.resumed {
+                    self.checked(key, &vapp);
+                }
             }
+        }
+    }
+
+    /// A look at hardware is not worth a long wait; other looks are.
+    fn look_failed(&mut self, key: Key, error: &VcdError) {
+        match self.instances.get_mut(&key) {
+            Some(i) if matches!(i.there, There::Booting { .. }) && i.checks < CHECKS => {
+                i.checks += 1;
+                i.not_before = self.now + LOOK_PAUSE;
+                let follows = if i.checks < CHECKS { "asked again" } else { "its hardware is not compared" };
+                self.blame(key, error, follows);
+            }
+            _ => self.stumble(key, error),
         }
     }
 
@@ -583,8 +917,17 @@ impl Group {
                 self.throttle.accepted();
                 self.progress = now;
                 i.stumbles = 0;
-                let Some(task) = task else { return self.vanished(key) };
-                i.there = There::Removing { vapp, task, since: now, cancelled: false };
+                if i.removal == Removal::Stop {
+                    i.there = match task {
+                        Some(_) => begun(Work::Remove, vapp, task, now),
+                        None => There::Leaving { vapp },
+                    };
+                    return self.say_of(Level::Info, key, "VCD stops it".into());
+                }
+                if task.is_none() {
+                    return self.vanished(key);
+                }
+                i.there = begun(Work::Remove, vapp, task, now);
                 return self.say_of(Level::Info, key, "VCD deletes it".into());
             }
             Ok(other) => wrong_reply("delete", &other),
@@ -606,6 +949,15 @@ impl Group {
                 i.there = There::Leaving { vapp };
                 self.stumble(key, &error);
             }
+            ErrorKind::Forbidden | ErrorKind::Invalid | ErrorKind::State if i.removal == Removal::Force => {
+                i.removal = Removal::Stop;
+                self.say_of(Level::Warn, key, format!("{error}; it is stopped first, then deleted"));
+            }
+            // What does not run need not be stopped; what cannot be deleted may run.
+            ErrorKind::Invalid | ErrorKind::State => {
+                i.removal = if i.removal == Removal::Stop { Removal::Stopped } else { Removal::Stop };
+                self.stumble(key, &error);
+            }
             _ => self.stumble(key, &error),
         }
     }
@@ -618,12 +970,11 @@ impl Group {
                 self.stumble(key, &error);
             }
             // Asked, or refused because it has ended already: the task's end is awaited.
-            _ => match &mut i.there {
-                There::Making { cancelled, since, .. } | There::Removing { cancelled, since, .. } => {
+            _ => {
+                if let There::Working { cancelled, since, .. } = &mut i.there {
                     (*cancelled, *since) = (true, self.now);
                 }
-                _ => {}
-            },
+            }
         }
     }
 
@@ -639,7 +990,7 @@ impl Group {
         for task in ended {
             self.progress = self.now;
             let on = |i: &Instance| match &i.there {
-                There::Making { task: this, .. } | There::Removing { task: this, .. } => *this == task.href,
+                There::Working { task: this, .. } => *this == task.href,
                 _ => false,
             };
             let keys: Vec<Key> = self.instances.iter().filter(|(_, i)| on(i)).map(|(key, _)| *key).collect();
@@ -658,25 +1009,41 @@ impl Group {
     fn task_ended(&mut self, key: Key, state: &TaskState) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
-        match (i.there.clone(), state) {
-            (There::Making { vapp, .. }, TaskState::Success | TaskState::Unknown) => {
-                i.place(There::Booting { vapp, off: 0 }, now);
+        let There::Working { work, vapp, .. } = i.there.clone() else { return };
+        match (work, state) {
+            (Work::Make { last: true }, TaskState::Success | TaskState::Unknown) => {
+                i.place(There::Booting { vapp }, now);
                 self.say_of(Level::Info, key, "made and powered on; waits for its guest".into());
             }
-            (There::Making { vapp, .. }, TaskState::Failed(error)) => {
-                i.place(There::Scrap { vapp }, now);
-                let wanted = i.goal == Goal::Live;
-                self.create_failed(key, Some(error));
-                if wanted {
-                    self.count_create_failure();
-                }
+            (Work::Make { last: false }, TaskState::Success | TaskState::Unknown) => {
+                i.place(There::Fitting { vapp }, now);
             }
-            (There::Removing { vapp, .. }, TaskState::Failed(error)) => {
+            (Work::Make { .. }, TaskState::Failed(error)) => self.made_badly(key, vapp, error),
+            (Work::Suspend, TaskState::Success) => self.asleep(key, vapp),
+            (Work::Resume, TaskState::Success) => self.wakes(key, vapp),
+            (Work::Suspend, TaskState::Failed(error)) => {
+                i.place(There::Ready { vapp }, now);
+                self.not_suspended(key, error);
+            }
+            (Work::Resume, TaskState::Failed(error)) => {
+                i.place(There::Suspended { vapp, since: now }, now);
+                self.stumble(key, error);
+            }
+            // A look tells how it ended.
+            (Work::Suspend | Work::Held { asleep: false }, _) => {
+                i.place(There::Ready { vapp }, now);
+                i.unsure = Some(now);
+            }
+            (Work::Resume | Work::Held { asleep: true }, _) => {
+                i.place(There::Suspended { vapp, since: now }, now);
+                i.unsure = Some(now);
+            }
+            (Work::Remove, TaskState::Failed(error)) => {
                 i.there = There::Leaving { vapp };
                 self.stumble(key, error);
             }
-            (There::Removing { vapp, .. }, _) => i.there = There::Leaving { vapp },
-            _ => {}
+            (Work::Remove, _) => i.there = There::Leaving { vapp },
+            (Work::Make { .. }, TaskState::Running) => {}
         }
     }
 
@@ -684,7 +1051,7 @@ impl Group {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.probing = false;
-        let There::Booting { vapp, .. } = &i.there else { return };
+        let There::Booting { vapp } = &i.there else { return };
         let silent = i.facts.as_ref().is_some_and(Facts::silent);
         let complete = i.facts.as_ref().is_some_and(Facts::complete);
         match result {
@@ -697,10 +1064,13 @@ impl Group {
             Ok(()) => {
                 i.there = There::Ready { vapp: vapp.clone() };
                 i.error = None;
+                self.progress = now;
+                if i.resumed {
+                    return self.say_of(Level::Info, key, "running again".into());
+                }
                 i.label = Label::Wanted { tries: 0, not_before: now + LABEL_DELAY };
                 let took = i.age(now).as_secs();
                 self.breaker.success();
-                self.progress = now;
                 if silent {
                     let text = "its login port answers steadily, but VCD still shows its guest customization as pending: \
                                 taken as it is; newer VMware Tools in the template would report it";
@@ -740,6 +1110,11 @@ impl Group {
     pub(super) fn boot_failed(&mut self, key: Key, why: &str) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let Some(vapp) = i.vapp().cloned() else { return };
+        if i.resumed {
+            i.error = Some(why.into());
+            self.say_of(Level::Warn, key, format!("{why}: given up"));
+            return self.condemn(key, Cause::Ill);
+        }
         i.scrap(vapp);
         let error = VcdError {
             kind: ErrorKind::Failed,
@@ -766,21 +1141,26 @@ pub(super) fn watch_backoff(fails: u32, error: &VcdError) -> Duration {
         .max(error.retry_after.unwrap_or_default().min(Duration::from_secs(60)))
 }
 
-/// A vApp that a create began.
-fn made(vapp: Href, task: Option<Href>, now: Time) -> There {
-    match task {
-        Some(task) => There::Making { vapp, task, since: now, cancelled: false },
-        None => There::Booting { vapp, off: 0 },
+/// A vApp that VCD works on. Without a task the work is done.
+pub(super) fn begun(work: Work, vapp: Href, task: Option<Href>, now: Time) -> There {
+    match (task, work) {
+        (Some(task), _) => There::Working { work, vapp, task, since: now, cancelled: false },
+        (None, Work::Make { last: true } | Work::Resume) => There::Booting { vapp },
+        (None, Work::Make { last: false }) => There::Fitting { vapp },
+        (None, Work::Suspend | Work::Held { asleep: true }) => There::Suspended { vapp, since: now },
+        (None, Work::Held { asleep: false }) => There::Ready { vapp },
+        (None, Work::Remove) => There::Leaving { vapp },
     }
 }
 
-/// A vApp of ours that was looked up.
-pub(super) fn found(vapp: &Vapp, now: Time) -> There {
-    let href = vapp.href.clone();
-    match (vapp.tasks.first(), vapp.power) {
-        (Some(task), _) => There::Making { vapp: href, task: task.clone(), since: now, cancelled: false },
-        (None, Power::On) => There::Booting { vapp: href, off: 0 },
-        (None, _) => There::Scrap { vapp: href },
+/// A vApp of ours that was looked up after a create. `whole`: that one was to power it on.
+fn found(vapp: &Vapp, whole: bool, now: Time) -> There {
+    let (href, task) = (vapp.href.clone(), vapp.tasks.first().cloned());
+    match vapp.power {
+        _ if task.is_some() => begun(Work::Make { last: whole }, href, task, now),
+        Power::On => There::Booting { vapp: href },
+        _ if whole => There::Scrap { vapp: href },
+        _ => There::Fitting { vapp: href },
     }
 }
 

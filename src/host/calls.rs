@@ -3,15 +3,17 @@
 use super::log::cut;
 use super::proto::fleeting::{
     ConnectInfoRequest, ConnectInfoResponse, ConnectorConfig, DecreaseRequest, DecreaseResponse, HeartbeatRequest,
-    IncreaseRequest, IncreaseResponse, InitRequest, InitResponse, State as WireState, UpdateResponse,
+    IncreaseRequest, IncreaseResponse, InitRequest, InitResponse, ResumeRequest, ResumeResponse, State as WireState,
+    SuspendRequest, SuspendResponse, UpdateResponse,
 };
 use super::proto::health::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus};
+use super::proto::status::{self as rpc, Detail};
 use super::server::Server;
 use crate::access::Protocol;
 use crate::cloud::Secret;
 use crate::config::Connector;
 use crate::driver::{CallError, ConnectInfo};
-use crate::group::{Name, State};
+use crate::group::{Name, Outcome, State};
 use hyper::body::{Buf, Bytes, Incoming};
 use hyper::http::{self, HeaderMap};
 use prost::Message;
@@ -129,8 +131,15 @@ async fn call(server: &Rc<Server>, path: &str, deadline: Option<Instant>, messag
             plugin.heartbeat(&message.instance).map_err(status)?;
             reply(&())
         }
-        "/proto.InstanceGroup/Suspend" | "/proto.InstanceGroup/Resume" => {
-            Err(Status::unimplemented("this plugin does not suspend instances"))
+        "/proto.InstanceGroup/Suspend" => {
+            let message: SuspendRequest = decode(message)?;
+            let Outcome { succeeded, refused } = plugin.suspend(message.instances).map_err(status)?;
+            reply_in_part(&SuspendResponse { succeeded: texts(succeeded) }, "proto.SuspendResponse", &refused)
+        }
+        "/proto.InstanceGroup/Resume" => {
+            let message: ResumeRequest = decode(message)?;
+            let Outcome { succeeded, refused } = plugin.resume(message.instances).map_err(status)?;
+            reply_in_part(&ResumeResponse { succeeded: texts(succeeded) }, "proto.ResumeResponse", &refused)
         }
         "/proto.InstanceGroup/Shutdown" => {
             let remaining = deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -167,6 +176,23 @@ fn decode<Q: Message + Default>(message: Bytes) -> Result<Q, Status> {
 /// The answer of a call that gives one message.
 fn reply(message: &impl Message) -> Result<Answers, Status> {
     Ok(Box::pin(stream::once(Ok(message.encode_to_vec()))))
+}
+
+fn texts(names: Vec<Name>) -> Vec<String> {
+    names.iter().map(|name| name.to_string()).collect()
+}
+
+/// The answer of a call that may have worked for some of its instances only: the host discards the message of a failed
+/// call, but reads the same one, named `name`, in the status' details.
+fn reply_in_part(message: &impl Message, name: &str, refused: &[String]) -> Result<Answers, Status> {
+    if refused.is_empty() {
+        return reply(message);
+    }
+    let text = cut(&refused.join("; "), MAX_STATUS_TEXT);
+    let part = Detail { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() };
+    let code = tonic::Code::FailedPrecondition;
+    let details = rpc::Status { code: code as i32, message: text.clone(), details: vec![part] };
+    Err(Status::with_details(code, text, details.encode_to_vec().into()))
 }
 
 /// tonic's framing around messages that are encoded already, and not yet decoded.
@@ -260,6 +286,7 @@ fn status(error: CallError) -> Status {
         CallError::Invalid(reason) => Status::invalid_argument(text(&reason)),
         CallError::NotFound(reason) => Status::not_found(text(&reason)),
         CallError::Unavailable(reason) => Status::unavailable(text(&reason)),
+        CallError::Unsupported(reason) => Status::unimplemented(text(&reason)),
     }
 }
 

@@ -314,3 +314,24 @@ pub mod health {
         }
     }
 }
+
+pub mod status {
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct Status {
+        #[prost(int32, tag = "1")]
+        pub code: i32,
+        #[prost(string, tag = "2")]
+        pub message: ::prost::alloc::string::String,
+        /// google.protobuf.Any.
+        #[prost(message, repeated, tag = "3")]
+        pub details: ::prost::alloc::vec::Vec<Detail>,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Detail {
+        /// type.googleapis.com/ and the full name of the message.
+        #[prost(string, tag = "1")]
+        pub type_url: ::prost::alloc::string::String,
+        #[prost(bytes = "vec", tag = "2")]
+        pub value: ::prost::alloc::vec::Vec<u8>,
+    }
+}

@@ -1,4 +1,4 @@
-//! The small changing requests: configure, power on, delete, cancel, label. Each changes by one HTTP request and waits for
+//! The small changing requests: configure, power on, suspend, delete, cancel, label. Each changes by one HTTP request and waits for
 //! no task.
 
 use super::errors::{self, Stage};
@@ -38,8 +38,9 @@ impl Client {
         self.begin(call, Method::POST, &format!("{vm}/action/editTrustedPlatformModule"), Some(content))
     }
 
-    pub(super) fn power_on(&self, call: &Call, vapp: &str) -> Result<Reply, VcdError> {
-        self.begin(call, Method::POST, &format!("{vapp}/power/action/powerOn"), Some(("", "")))
+    /// `action`: powerOn or suspend.
+    pub(super) fn power(&self, call: &Call, vapp: &str, action: &str) -> Result<Reply, VcdError> {
+        self.begin(call, Method::POST, &format!("{vapp}/power/action/{action}"), Some(("", "")))
     }
 
     /// Powers off and gives the resources back, so that a delete without force is taken.

@@ -34,7 +34,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 const USER_AGENT: &str = concat!("fleeting-plugin-vcd/", env!("CARGO_PKG_VERSION"));
 
 /// The operations that are counted: those of `Request`, and what the client does for itself.
-const OPERATIONS: [&str; 17] = [
+const OPERATIONS: [&str; 18] = [
     "versions",
     "login",
     "logout",
@@ -46,6 +46,7 @@ const OPERATIONS: [&str; 17] = [
     "configure",
     "tpm",
     "power_on",
+    "suspend",
     "delete",
     "undeploy",
     "delete_stopped",

@@ -99,14 +99,16 @@ impl Client {
         if xml::local(root) != "VApp" {
             return Err(unusable(format!("not a vApp but {}", xml::local(root))));
         }
+        let children = xml::child(root, "Children");
+        // A task may hold one of the VMs only.
+        let held = [root].into_iter().chain(children.into_iter().flat_map(|all| xml::children(all, "Vm")));
         let mut tasks = Vec::new();
-        for task in xml::child(root, "Tasks").iter().flat_map(|tasks| xml::children(*tasks, "Task")) {
+        for task in held.filter_map(|one| xml::child(one, "Tasks")).flat_map(|tasks| xml::children(tasks, "Task")) {
             if !is_over(xml::attribute(task, "status").unwrap_or_default()) {
                 tasks.push(self.link(call, xml::attribute(task, "href"))?);
             }
         }
         let name = xml::attribute(root, "name").ok_or_else(|| unusable("the vApp has no name".into()))?;
-        let children = xml::child(root, "Children");
         let vms = children.map_or(0, |all| xml::children(all, "Vm").count());
         let made = children.and_then(|all| xml::child(all, "Vm")).map(|vm| self.made(call, vm)).transpose()?;
         Ok(Some(Vapp {

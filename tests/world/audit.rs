@@ -7,6 +7,11 @@ use fleeting_plugin_vcd::group::{Group, Name, State, Ticket, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use vcd_sim::model::{GcStatus, Model, Operation, Power, TaskStatus, VappId};
 
+/// It has come to running, and has not ended.
+fn has_run(state: State) -> bool {
+    matches!(state, State::Running | State::Suspending | State::Suspended | State::Resuming)
+}
+
 /// What is known beside the group and the model.
 #[derive(Default)]
 pub struct Audit {
@@ -21,6 +26,9 @@ pub struct Audit {
     late: BTreeSet<VappId>,
     /// Ids that the host asked to remove, in any life.
     asked: BTreeSet<Name>,
+    /// Ids that the host asked to suspend, and to resume, in any life.
+    napped: BTreeSet<Name>,
+    roused: BTreeSet<Name>,
     /// Ids that had reached running when last seen.
     running: BTreeSet<Name>,
     /// Ids that an Increase brought, with the state seen last.
@@ -62,6 +70,23 @@ impl Audit {
         assert_eq!(asked, done, "a removal of anything, in any phase, is accepted");
     }
 
+    pub fn suspended(&mut self, chosen: &[Name], done: &[Name], before: &BTreeMap<Name, State>) {
+        for name in chosen {
+            let state = before.get(name).copied();
+            let may = matches!(state, Some(State::Running | State::Suspending | State::Suspended));
+            assert_eq!(done.contains(name), may, "{name}, which is {state:?}, is to be suspended");
+        }
+        self.napped.extend(done.iter().cloned());
+    }
+
+    pub fn resumed(&mut self, name: &Name, done: bool, state: Option<State>) {
+        let may = state.is_some_and(has_run);
+        assert_eq!(done, may, "{name}, which is {state:?}, is to be resumed");
+        if done {
+            self.roused.insert(name.clone());
+        }
+    }
+
     pub fn heartbeat(&mut self, name: &Name, healthy: bool, state: Option<State>) {
         let bad = healthy && matches!(state, Some(State::Deleting | State::Deleted | State::Timeout));
         assert!(!bad, "{name} is {state:?} and said to be healthy");
@@ -70,7 +95,7 @@ impl Audit {
     pub fn shutdown(&mut self, keep: bool, group: &Group) {
         self.shutdown = true;
         for (name, state) in group.update() {
-            if !keep || state != State::Running {
+            if !keep || !has_run(state) {
                 self.asked.insert(name.clone());
             }
         }
@@ -92,12 +117,23 @@ impl Audit {
                 {
                     return Err(format!("7: {name} is asked for again while its vApp {} is there", href(*id)));
                 }
-                let (creates, deletes) = self.load(model);
-                if creates > tuning.max_creates || creates + deletes > tuning.max_operations {
-                    return Err(format!("4: {creates} creates and {deletes} deletes at a time ({tuning:?})"));
-                }
+                self.check_load(model, tuning)?;
             }
-            Request::Delete { vapp } => {
+            Request::Suspend { vapp } | Request::PowerOn { vapp } => {
+                let id = vapp_id(vapp);
+                let done = match request {
+                    Request::Suspend { .. } => Power::Suspended,
+                    _ => Power::On,
+                };
+                let is = |vm: &vcd_sim::model::VmId| model.vms.get(vm).is_some_and(|vm| vm.power == done);
+                let already = model.vapps.get(&id).is_some_and(|vapp| vapp.vms.iter().any(is));
+                let mine = self.ours.get(&id).is_some_and(|(_, life)| *life == self.life);
+                if already && mine && !self.late.contains(&id) && !self.touched.contains(&id) {
+                    return Err(format!("7: {} of {vapp}, which is {done:?} already", request.operation()));
+                }
+                self.check_load(model, tuning)?;
+            }
+            Request::Delete { vapp } | Request::DeleteStopped { vapp } | Request::Undeploy { vapp } => {
                 let id = vapp_id(vapp);
                 if let Some((name, _)) = self.ours.get(&id)
                     && self.running.contains(name)
@@ -116,42 +152,66 @@ impl Audit {
                 {
                     return Err(format!("7: {vapp} is deleted again while its deletion goes on"));
                 }
-                let (creates, deletes) = self.load(model);
-                let over = deletes > tuning.max_deletes || creates + deletes > tuning.max_operations;
-                if over && !self.shutdown {
-                    return Err(format!("4: {creates} creates and {deletes} deletes at a time ({tuning:?})"));
-                }
+                self.check_load(model, tuning)?;
             }
             _ => {}
         }
         Ok(())
     }
 
-    /// Creates and deletes under way: those on the wire, and those that VCD works on.
-    fn load(&self, model: &Model) -> (u32, u32) {
+    /// At the end, VCD queues what is too much.
+    fn check_load(&self, model: &Model, tuning: &Tuning) -> Result<(), String> {
+        let (creates, deletes, others) = self.load(model);
+        let sum = creates + deletes + others;
+        let over = creates > tuning.max_creates || deletes > tuning.max_deletes || sum > tuning.max_operations;
+        if over && !self.shutdown {
+            let counts = format!("{creates} creates, {deletes} deletes, {others} suspends and resumes");
+            return Err(format!("4: {counts} at a time ({tuning:?})"));
+        }
+        Ok(())
+    }
+
+    /// Creates, deletes, and suspends with resumes under way: those on the wire, and those that VCD works on.
+    fn load(&self, model: &Model) -> (u32, u32, u32) {
         let mut creates: BTreeSet<&Name> = BTreeSet::new();
         let mut deletes: BTreeSet<VappId> = BTreeSet::new();
+        let mut others: BTreeSet<VappId> = BTreeSet::new();
         for request in self.wire.values() {
             match request {
                 Request::Create { name, .. } => _ = creates.insert(name),
-                Request::Delete { vapp } => _ = deletes.insert(vapp_id(vapp)),
+                Request::Delete { vapp } | Request::DeleteStopped { vapp } | Request::Undeploy { vapp } => {
+                    _ = deletes.insert(vapp_id(vapp))
+                }
+                Request::PowerOn { vapp } | Request::Suspend { vapp } => {
+                    let id = vapp_id(vapp);
+                    match self.ours.get(&id) {
+                        Some((name, _)) if !self.napped.contains(name) => _ = creates.insert(name),
+                        _ => _ = others.insert(id),
+                    }
+                }
                 _ => {}
             }
         }
         for (id, (name, life)) in &self.ours {
-            if *life != self.life {
+            // What carries another name is not known to be ours.
+            if *life != self.life || self.renamed.contains(id) {
                 continue;
             }
             let task = task_of(model, *id).and_then(|task| model.tasks.get(&task));
             match task.map(|task| task.operation) {
-                Some(Operation::Instantiate) => _ = creates.insert(name),
-                Some(Operation::Delete) if !self.late.contains(id) && !self.renamed.contains(id) => {
+                Some(Operation::Instantiate | Operation::Compose) => _ = creates.insert(name),
+                // Nobody could know.
+                Some(Operation::UpdateVm | Operation::Deploy | Operation::Suspend) if self.late.contains(id) => {}
+                Some(Operation::UpdateVm) => _ = creates.insert(name),
+                Some(Operation::Deploy) if !self.napped.contains(name) => _ = creates.insert(name),
+                Some(Operation::Deploy | Operation::Suspend) => _ = others.insert(*id),
+                Some(Operation::Delete | Operation::UndeployPowerOff) if !self.late.contains(id) => {
                     _ = deletes.insert(*id)
                 }
                 _ => {}
             }
         }
-        (creates.len() as u32, deletes.len() as u32)
+        (creates.len() as u32, deletes.len() as u32, others.len() as u32)
     }
 
     /// The answer to a request has come back.
@@ -180,6 +240,11 @@ impl Audit {
         self.changes(id, model, "delete")
     }
 
+    /// A change is carried out long after its answer was given up.
+    pub fn came_late(&mut self, id: VappId) {
+        self.late.insert(id);
+    }
+
     pub fn changes(&self, id: VappId, model: &Model, what: &str) -> Result<(), String> {
         match model.vapps.get(&id) {
             Some(vapp) if self.foreign.contains(&id) => Err(format!("3: {what} of {}, which is not ours", vapp.name)),
@@ -188,7 +253,13 @@ impl Audit {
     }
 
     fn excused(&self, name: &Name, id: VappId, model: &Model) -> bool {
-        let on = |vm: &vcd_sim::model::Vm| vm.power == Power::On && vm.gc != GcStatus::Failed;
+        // What was to be resumed and stays suspended, or does not answer, is given up in the end.
+        let roused = self.roused.contains(name);
+        let asleep = self.napped.contains(name) && !roused;
+        let on = |vm: &vcd_sim::model::Vm| match vm.power {
+            Power::On => vm.gc != GcStatus::Failed && (vm.ssh || !roused),
+            power => asleep && power == Power::Suspended,
+        };
         let complete =
             model.vapps.get(&id).is_some_and(|vapp| vapp.vms.iter().all(|vm| model.vms.get(vm).is_some_and(on)));
         self.asked.contains(name) || self.touched.contains(&id) || !complete
@@ -200,7 +271,8 @@ impl Audit {
         let mut seen = BTreeSet::new();
         for (name, state) in group.update() {
             seen.insert(name.clone());
-            if state == State::Running {
+            let may_nap = || self.napped.contains(name) || self.is_touched(name);
+            if state == State::Running || (has_run(state) && may_nap()) {
                 running.insert(name.clone());
             } else if self.running.contains(name) && !self.gone_for_cause(name, group, model, time) {
                 return Err(format!("6: {name} ran and is {state:?} now, without cause"));
@@ -233,6 +305,10 @@ impl Audit {
         Ok(())
     }
 
+    fn is_touched(&self, name: &Name) -> bool {
+        self.ours.iter().any(|(id, (of, _))| of == name && self.touched.contains(id))
+    }
+
     fn there(&self, name: &Name, model: &Model) -> bool {
         self.ours.iter().any(|(id, (of, _))| of == name && model.vapps.contains_key(id))
     }
@@ -245,16 +321,16 @@ impl Audit {
         too_old || self.asked.contains(name) || vapps.all(|id| self.excused(name, id, model))
     }
 
-    /// vApps of ours that no running instance stands for.
+    /// vApps of ours that no running or suspended instance stands for.
     pub fn orphans(&self, group: &Group, model: &Model) -> Vec<Name> {
         self.left(model, Some(group))
     }
 
-    /// vApps of ours that are there, but for those of `group`'s running instances.
+    /// vApps of ours that are there, but for those of `group`'s running and suspended instances.
     pub fn left(&self, model: &Model, group: Option<&Group>) -> Vec<Name> {
         let running: BTreeSet<&Name> = group
             .iter()
-            .flat_map(|group| group.update().filter(|(_, state)| *state == State::Running).map(|(name, _)| name))
+            .flat_map(|group| group.update().filter(|(_, state)| has_run(*state)).map(|(name, _)| name))
             .collect();
         let ours = self.ours.iter().filter(|(id, (name, _))| {
             model.vapps.contains_key(id) && !self.renamed.contains(id) && !running.contains(name)

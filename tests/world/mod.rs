@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use vcd_sim::model::{self, Id, Model, QueryFault, Refusal, TaskId, VappId};
+use vcd_sim::model::{self, HardwareInCreate, Id, Model, QueryFault, Refusal, TaskId, VappId, VmId};
 
 pub const MANAGER: &str = "runner-1";
 pub const GROUP: &str = "ci";
@@ -161,7 +161,14 @@ impl World {
         model.settings.allow_duplicate_names = plan.policy.duplicate_names;
         model.settings.task_kept = 3_600_000;
         model.settings.jitter_percent = 10;
+        model.settings.hardware_in_create = plan.policy.hardware;
+        model.settings.force_needs_right = plan.policy.no_force;
         let who = model.user("ci").unwrap();
+        if plan.policy.no_force
+            && let Some(user) = model.users.get_mut(&who)
+        {
+            user.rights.retain(|right| *right != model::Right::Force);
+        }
         let vdc = *model.vdcs.keys().next().unwrap();
         let network = *model.networks.keys().next().unwrap();
         let template = *model.templates.iter().find(|(_, t)| &*t.name == "ubuntu-22.04").unwrap().0;
@@ -389,6 +396,7 @@ impl World {
             startup_cleanup_timeout: Duration::from_secs(30 * 60),
             reconcile_interval: Duration::from_secs(10),
             max_instance_age: Duration::from_secs(tuning.max_age * 60),
+            suspended_max_age: Duration::from_secs(tuning.max_age * 180),
             on_shutdown: if tuning.keep { OnShutdown::Keep } else { OnShutdown::Delete },
             credentials: String::new(),
         }
@@ -459,7 +467,13 @@ impl World {
                     self.at(self.now + 30_000, Happening::Killed { life: self.life, down });
                 }
             }
-            Act::Increase(_) | Act::Decrease(_) | Act::DecreaseAll | Act::Heartbeat(_) => {
+            Act::Increase(_)
+            | Act::Decrease(_)
+            | Act::DecreaseAll
+            | Act::Suspend(_)
+            | Act::SuspendAll
+            | Act::Resume(_)
+            | Act::Heartbeat(_) => {
                 let Some(group) = self.group.as_mut().filter(|_| self.shutting_down.is_none()) else { return };
                 let ids: Vec<Name> = group.update().map(|(name, _)| name.clone()).collect();
                 let nth = |n: u64| ids.get((n % ids.len().max(1) as u64) as usize).cloned();
@@ -481,6 +495,22 @@ impl World {
                         ids.iter().for_each(|id| self.audit.asked(id));
                         let done = group.decrease(time, &ids);
                         self.audit.decreased(&ids, &done);
+                    }
+                    Act::Suspend(_) | Act::SuspendAll => {
+                        let chosen: Vec<Name> = match act {
+                            Act::Suspend(n) => nth(n).into_iter().collect(),
+                            _ => ids,
+                        };
+                        let before: BTreeMap<Name, State> = group.update().map(|(name, s)| (name.clone(), s)).collect();
+                        let done = group.suspend(time, &chosen).succeeded;
+                        self.audit.suspended(&chosen, &done, &before);
+                    }
+                    Act::Resume(n) => {
+                        if let Some(id) = nth(n) {
+                            let state = group.update().find(|(name, _)| **name == id).map(|(_, state)| state);
+                            let done = group.resume(time, std::slice::from_ref(&id)).succeeded;
+                            self.audit.resumed(&id, !done.is_empty(), state);
+                        }
                     }
                     _ => {
                         if let Act::Heartbeat(n) = act
@@ -672,9 +702,17 @@ impl World {
                 let state = |task: &Href| cloud::Task { href: task.clone(), state: self.task_state(task) };
                 Ok(Reply::Tasks(tasks.iter().map(state).collect()))
             }
-            Request::Create { name, description, .. } => {
+            Request::Create { name, description, whole } => {
+                let tuning = self.plan.policy;
+                if *whole && (tuning.tpm || tuning.hardware == HardwareInCreate::Refuse) {
+                    return Ok(Err(error(ErrorKind::TooMuch, what)));
+                }
                 self.inject(true);
-                let made = self.model.instantiate(self.who, self.vdc, self.template, self.create(name, description));
+                let create = self.create(name, description, *whole);
+                let made = match whole {
+                    true => self.model.instantiate(self.who, self.vdc, self.template, create),
+                    false => self.model.compose(self.who, self.vdc, create),
+                };
                 self.model.inject = model::Inject::default();
                 match made {
                     Ok((vapp, task)) => {
@@ -684,10 +722,11 @@ impl World {
                     Err(refusal) => Err(refused(&refusal, what)),
                 }
             }
-            Request::Delete { vapp } => {
+            Request::Delete { vapp } | Request::DeleteStopped { vapp } => {
                 self.audit.deletes(vapp_id(vapp), late || life != self.life, &self.model)?;
                 self.inject(false);
-                let deleted = self.model.delete_vapp(self.who, vapp_id(vapp), true);
+                let forced = matches!(request, Request::Delete { .. });
+                let deleted = self.model.delete_vapp(self.who, vapp_id(vapp), forced);
                 self.model.inject = model::Inject::default();
                 match deleted {
                     Ok(task) => Ok(Reply::Started(cloud::Started { vapp: None, task: Some(task_href(task)) })),
@@ -703,12 +742,38 @@ impl World {
                 Ok(()) => Ok(Reply::Done),
                 Err(refusal) => Err(refused(&refusal, what)),
             },
-            // The world's VCD takes everything in one request.
-            Request::Configure { .. }
-            | Request::AddTpm { .. }
-            | Request::PowerOn { .. }
-            | Request::Undeploy { .. }
-            | Request::DeleteStopped { .. } => Err(error(ErrorKind::Invalid, what)),
+            Request::Configure { vm } | Request::AddTpm { vm } => {
+                let id = vm_id(vm);
+                if let Some(vm) = self.model.vms.get(&id) {
+                    self.audit.changes(vm.vapp, &self.model, what)?;
+                    if late || life != self.life {
+                        self.audit.came_late(vm.vapp);
+                    }
+                }
+                let change = match request {
+                    Request::AddTpm { .. } => model::VmChange { tpm: Some(true), ..model::VmChange::default() },
+                    _ => model::VmChange { hardware: wish(), ..model::VmChange::default() },
+                };
+                self.inject(false);
+                let task = self.model.update_vm(self.who, id, change);
+                self.model.inject = model::Inject::default();
+                started(task, what)
+            }
+            Request::PowerOn { vapp } | Request::Suspend { vapp } | Request::Undeploy { vapp } => {
+                let (id, target) = (vapp_id(vapp), model::Target::Vapp(vapp_id(vapp)));
+                self.audit.changes(id, &self.model, what)?;
+                if late || life != self.life {
+                    self.audit.came_late(id);
+                }
+                self.inject(false);
+                let task = match request {
+                    Request::PowerOn { .. } => self.model.power(self.who, target, model::PowerAction::On),
+                    Request::Suspend { .. } => self.model.power(self.who, target, model::PowerAction::Suspend),
+                    _ => self.model.undeploy(self.who, target, model::UndeployAction::PowerOff),
+                };
+                self.model.inject = model::Inject::default();
+                started(task, what)
+            }
             Request::Label { vapp } => {
                 self.audit.changes(vapp_id(vapp), &self.model, what)?;
                 let value = (std::borrow::Cow::Borrowed("MetadataStringValue"), Arc::from(GROUP));
@@ -765,12 +830,15 @@ impl World {
         self.model.inject = inject;
     }
 
-    fn create(&self, name: &Arc<str>, description: &Arc<str>) -> model::Create {
+    fn create(&self, name: &Arc<str>, description: &Arc<str>, whole: bool) -> model::Create {
         let source = self.model.templates[&self.template].vms[0];
         let mut item = model::Item::new(source);
         item.name = Some(name.clone());
         item.description = Some(description.clone());
         item.needs_customization = true;
+        if whole {
+            item.hardware = wish();
+        }
         item.guest = Some(model::GuestSection { enabled: true, ..model::GuestSection::default() });
         let network: Arc<str> = "ci-net".into();
         item.nics = Some(vec![model::Nic {
@@ -787,6 +855,8 @@ impl World {
             description: description.clone(),
             networks: vec![model::VappNetwork { name: network, parent: Some(self.network), fence }],
             items: vec![item],
+            deploy: whole,
+            power_on: whole,
             ..model::Create::default()
         }
     }
@@ -797,7 +867,7 @@ impl World {
         cloud::Vm {
             vapp: href(vm.vapp),
             vapp_name: vm.vapp_name.clone(),
-            vm: format!("m/{}", vm.id.number()).into(),
+            vm: vm_href(vm.id),
             description: vm.description.to_string(),
             power: power(vm.status),
             busy: vm.busy,
@@ -834,6 +904,12 @@ impl World {
 
     fn document(&self, id: VappId) -> Option<cloud::Vapp> {
         let vapp = self.model.get_vapp(self.who, id).ok()?;
+        let vm = vapp.vms.first().and_then(|id| Some((*id, self.model.vms.get(id)?)));
+        let made = vm.map(|(id, vm)| cloud::Made {
+            vm: vm_href(id),
+            differs: (vm.memory_mb != MEMORY_MB).then(|| "another size of memory".into()),
+            lacks_tpm: self.plan.policy.tpm && !vm.tpm,
+        });
         Some(cloud::Vapp {
             href: href(id),
             name: vapp.name.clone(),
@@ -842,7 +918,7 @@ impl World {
             busy: self.model.is_busy(model::Target::Vapp(id)),
             tasks: task_of(&self.model, id).into_iter().map(task_href).collect(),
             vms: vapp.vms.len() as u32,
-            made: None,
+            made,
             created: Some(self.model.unix(vapp.created)),
             labelled: false,
         })
@@ -879,14 +955,14 @@ impl World {
     /// Everything that the host knows of has come to an end or to running, and VCD holds just what runs.
     fn settled(&self) -> bool {
         let Some(group) = self.group.as_ref().filter(|_| self.shutting_down.is_none()) else { return false };
-        let rests = group.update().all(|(_, state)| matches!(state, State::Running | State::Deleted | State::Timeout));
+        let rests = group.update().all(|(_, state)| rests(state));
         rests && self.model.running_tasks() == 0 && self.audit.orphans(group, &self.model).is_empty()
     }
 
     fn audit_settled(&self) -> Result<(), String> {
         let Some(group) = &self.group else { return Err("the plugin does not come back".into()) };
         for (name, state) in group.update() {
-            if !matches!(state, State::Running | State::Deleted | State::Timeout) {
+            if !rests(state) {
                 return Err(format!("5: {name} is still {state:?} long after the last fault"));
             }
         }
@@ -915,13 +991,42 @@ const MAX_LAG: u64 = 40_000;
 /// A change whose answer was lost is carried out at most so much later.
 const MAX_LATE: u64 = 30_000;
 
+/// Memory of the VMs that are wished for, which is not the template's.
+const MEMORY_MB: u32 = 8192;
+
+fn wish() -> model::Hardware {
+    model::Hardware { memory_mb: Some(MEMORY_MB), ..model::Hardware::default() }
+}
+
+/// Nothing more is to happen to an instance in this state.
+fn rests(state: State) -> bool {
+    matches!(state, State::Running | State::Suspended | State::Deleted | State::Timeout)
+}
+
+/// The answer to what begins a task.
+fn started(task: Result<TaskId, Refusal>, what: &str) -> Answer {
+    match task {
+        Ok(task) => Ok(Reply::Started(cloud::Started { vapp: None, task: Some(task_href(task)) })),
+        Err(refusal) => Err(refused(&refusal, what)),
+    }
+}
+
+fn vm_href(id: VmId) -> Href {
+    format!("m/{}", id.number()).into()
+}
+
+fn vm_id(href: &Href) -> VmId {
+    VmId::of(href[2..].parse().unwrap())
+}
+
 fn href(id: VappId) -> Href {
     format!("v/{}", id.number()).into()
 }
 
 /// The task that holds a vApp.
 pub fn task_of(model: &Model, id: VappId) -> Option<TaskId> {
-    model.vapps.get(&id)?.task
+    let vapp = model.vapps.get(&id)?;
+    vapp.task.or_else(|| vapp.vms.iter().find_map(|vm| model.vms.get(vm)?.task))
 }
 
 /// An answer for the trace: a poll is one short piece for each VM.
@@ -967,6 +1072,8 @@ fn refused(refusal: &Refusal, what: &str) -> VcdError {
         (404, _) => ErrorKind::NotFound,
         (400, "BUSY_ENTITY") => ErrorKind::Busy,
         (400, "DUPLICATE_NAME") => ErrorKind::Duplicate,
+        (403, _) => ErrorKind::Forbidden,
+        _ if refusal.message.contains("and try again") || refusal.message.contains("power state") => ErrorKind::State,
         _ if refusal.message.contains("maximum number of simultaneous") => ErrorKind::Limit,
         _ => ErrorKind::Invalid,
     };

@@ -3,6 +3,7 @@
 
 use super::{Violation, World};
 use std::fmt;
+use vcd_sim::model::HardwareInCreate;
 
 /// SplitMix64.
 #[derive(Clone)]
@@ -47,6 +48,10 @@ pub enum Act {
     /// The n-th id that the host knows (modulo their number), whatever its state.
     Decrease(u64),
     DecreaseAll,
+    /// The n-th id that the host knows, whatever its state.
+    Suspend(u64),
+    SuspendAll,
+    Resume(u64),
     Heartbeat(u64),
     /// The process dies and comes back after so many milliseconds.
     Crash(u64),
@@ -143,6 +148,30 @@ pub struct Tuning {
     pub max_age: u64,
     pub keep: bool,
     pub duplicate_names: bool,
+    /// What VCD does with hardware in a create.
+    pub hardware: HardwareInCreate,
+    /// Deletes by force need a right that the plugin's user lacks.
+    pub no_force: bool,
+    /// The template needs a TPM that it does not have.
+    pub tpm: bool,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            max_size: 10,
+            max_creates: 3,
+            max_deletes: 5,
+            max_operations: 4,
+            create_timeout: 20,
+            max_age: 0,
+            keep: false,
+            duplicate_names: false,
+            hardware: HardwareInCreate::Apply,
+            no_force: false,
+            tpm: false,
+        }
+    }
 }
 
 /// Swarm: each seed has its own mix of faults, administrators and habits of the host.
@@ -158,13 +187,25 @@ pub fn plan(seed: u64) -> Plan {
         max_age: dice.pick(&[0, 0, 10, 60]),
         keep: dice.percent(30),
         duplicate_names: dice.percent(50),
+        hardware: dice.pick(&[
+            HardwareInCreate::Apply,
+            HardwareInCreate::Apply,
+            HardwareInCreate::Ignore,
+            HardwareInCreate::Refuse,
+        ]),
+        no_force: dice.percent(20),
+        tpm: dice.percent(10),
     };
+    let suspends = dice.percent(40);
     let minutes = dice.pick(&[3, 10, 30]);
     let length = minutes * 60_000;
     let mut steps = Vec::new();
     for _ in 0..dice.between(1, 3 + minutes) {
         let at = dice.below(length);
-        let act = match dice.below(10) {
+        let act = match dice.below(if suspends { 16 } else { 10 }) {
+            10..13 => Act::Suspend(dice.roll() % 64),
+            13 => Act::SuspendAll,
+            14..16 => Act::Resume(dice.roll() % 64),
             0..4 => Act::Increase(dice.between(1, 4) as u32),
             4..8 => Act::Decrease(dice.roll() % 64),
             8 => Act::Heartbeat(dice.roll() % 64),

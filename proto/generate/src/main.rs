@@ -7,8 +7,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 /// The contract's files, and the Rust module that each becomes.
-const FILES: [(&str, &str); 3] =
-    [("instance_group.proto", "fleeting"), ("go_plugin.proto", "go_plugin"), ("health.proto", "health")];
+const FILES: [(&str, &str); 4] = [
+    ("instance_group.proto", "fleeting"),
+    ("go_plugin.proto", "go_plugin"),
+    ("health.proto", "health"),
+    ("status.proto", "status"),
+];
 
 /// Messages that carry secrets, or hold one that does: no `Debug`.
 const SECRET: [&str; 4] =

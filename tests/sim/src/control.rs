@@ -211,6 +211,7 @@ fn admin(model: &mut Model, body: &Value) -> Result<Value, String> {
                 "gone_is_404" => s.gone_is_404 = flag()?,
                 "storage_quota_in_task" => s.storage_quota_in_task = flag()?,
                 "force_needs_right" => s.force_needs_right = flag()?,
+                "no_suspend" => s.no_suspend = flag()?,
                 "bearer_s" => s.bearer_s = value.as_u64().ok_or("value: a number")?,
                 "hardware_in_create" => {
                     s.hardware_in_create = match value.as_str() {

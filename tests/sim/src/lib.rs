@@ -35,7 +35,7 @@
 //! | `set_quota` | `vms`, `cpus`, `memory_mb`, `operations` (null: none), `storage_mb` (0: none) |
 //! | `set_lag` | `ms`: queries tell what was so long ago |
 //! | `set_rights` | `rights`: names of all rights that users have from now on |
-//! | `set_setting` | `name`, `value`: `allow_duplicate_names`, `gone_is_404`, `storage_quota_in_task`, `force_needs_right`, `bearer_s`, `hardware_in_create` (`apply`, `ignore`, `refuse`) |
+//! | `set_setting` | `name`, `value`: `allow_duplicate_names`, `gone_is_404`, `storage_quota_in_task`, `force_needs_right`, `no_suspend`, `bearer_s`, `hardware_in_create` (`apply`, `ignore`, `refuse`) |
 //!
 //! Errors are `400` or `404` with `{"error": TEXT}`.
 

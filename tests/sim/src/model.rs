@@ -204,6 +204,8 @@ pub struct Settings {
     pub storage_quota_in_task: bool,
     /// Forced deletes and undeploys need [`Right::Force`].
     pub force_needs_right: bool,
+    /// No VM can be suspended, as those with a passthrough device or a snapshot.
+    pub no_suspend: bool,
     /// Life of a bearer in seconds.
     pub bearer_s: u64,
     /// Tasks are forgotten so long after their end.
@@ -220,6 +222,7 @@ impl Default for Settings {
             hardware_in_create: HardwareInCreate::Apply,
             storage_quota_in_task: false,
             force_needs_right: false,
+            no_suspend: false,
             bearer_s: 86_400,
             task_kept: 90 * 86_400_000,
             jitter_percent: 0,

@@ -200,9 +200,11 @@ impl Model {
         Ok(())
     }
 
-    /// Megabytes that the VMs of a storage profile take.
+    /// Megabytes that the VMs of a storage profile take: their disks, and the memory of those that are suspended.
     pub fn storage_used(&self, profile: ProfileId) -> u64 {
-        self.vms.values().filter(|v| v.profile == profile).flat_map(|v| &v.disks).map(|d| d.mb).sum()
+        let memory = |vm: &Vm| if vm.power == Power::Suspended { u64::from(vm.memory_mb) } else { 0 };
+        let of = |vm: &Vm| vm.disks.iter().map(|d| d.mb).sum::<u64>() + memory(vm);
+        self.vms.values().filter(|v| v.profile == profile).map(of).sum()
     }
 
     pub(super) fn check_storage(&self, id: ProfileId, more_mb: u64) -> Result<(), Refusal> {

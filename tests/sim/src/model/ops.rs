@@ -692,8 +692,25 @@ impl Model {
         if !fits {
             return Err(self.wrong_state(target, "The power state does not allow it."));
         }
+        if action == PowerAction::Suspend {
+            self.check_suspend(target)?;
+        }
         self.check_limit(who)?;
         Ok(self.begin(who, operation, target, Work::Power(action)))
+    }
+
+    /// A VM's memory has to fit into its storage, and some VMs cannot be suspended at all.
+    fn check_suspend(&self, target: Target) -> Result<(), Refusal> {
+        for vm in self.vms_of(target).iter().filter_map(|v| self.vms.get(v)).filter(|v| v.power == Power::On) {
+            if self.settings.no_suspend {
+                return Err(Refusal::bad(format!(
+                    "The virtual machine \"{}\" cannot be suspended: it has a device or a snapshot that does not allow it.",
+                    vm.name
+                )));
+            }
+            self.check_storage(vm.profile, u64::from(vm.memory_mb))?;
+        }
+        Ok(())
     }
 
     /// `action/deploy`. Customization can only be forced on what is not deployed.

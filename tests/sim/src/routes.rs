@@ -79,7 +79,8 @@ impl Default for Api {
         let versions = [("36.3", true), ("37.0", false), ("37.1", false), ("37.2", false), ("38.0", false)];
         let mut versions: Vec<(String, bool)> = versions.iter().map(|(v, d)| (v.to_string(), *d)).collect();
         versions.push(("38.1".into(), false));
-        versions.push(("39.0.0-alpha".into(), false));
+        // Never the highest: VMware's own SDK could then do nothing.
+        versions.push(("38.0.0-alpha".into(), false));
         Self { versions, prefixes: Prefixes::Default }
     }
 }

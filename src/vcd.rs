@@ -173,7 +173,7 @@ impl fmt::Debug for Client {
 
 impl Client {
     /// Chooses the API version, logs in and resolves all names, within [`OPEN_TIMEOUT`] in all. Every unknown name is an
-    /// error of its own, all are returned at once.
+    /// error of its own, all are returned at once; the session is then ended, which may take [`LOGOUT_TIMEOUT`] more.
     pub fn open(settings: Settings) -> Result<(Client, Environment), Vec<VcdError>> {
         let site = Site::new(&settings.url).map_err(|why| {
             vec![errors::own(ErrorKind::Invalid, format!("open VCD for org {:?}", settings.org), why)]
@@ -208,7 +208,11 @@ impl Client {
                 *client.known() = Known { names: Arc::new(names), at: Instant::now(), stale: false };
                 Ok((client, environment))
             }
-            Err(all) => Err(all.into_iter().map(|e| client.finish(e, None)).collect()),
+            Err(all) => {
+                let told = all.into_iter().map(|e| client.finish(e, None)).collect();
+                client.close();
+                Err(told)
+            }
         }
     }
 

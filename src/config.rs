@@ -262,6 +262,7 @@ impl Config {
             ip_mode,
             catalog: reading.text("catalog"),
             template: reading.text("template"),
+            pattern_life: vcd::PATTERN_LIFE,
             storage_profile: reading.text("storage_profile"),
             sizing_policy: reading.some("sizing_policy"),
             placement_policy: reading.some("placement_policy"),

@@ -273,12 +273,17 @@ fn a_session_is_renewed_before_it_expires() {
     let server = server_with(|o| o.scale = 1.0);
     server.with_model(|m| m.settings.bearer_s = 3);
     let client = open(&server);
-    // VCD would take it for longer than it said: no answer tells the client to renew.
-    server.with_model(|m| m.bearers.values_mut().for_each(|session| session.expires = u64::MAX));
     let logins = server.requests("login");
+    // Before, and not when: the old bearer still serves where a new one is not to be had.
+    fault(&server, json!({"op": "login", "answer_before": {"status": 503}}));
     until("a renewal", || {
         poll(&client, false).unwrap();
         (server.requests("login") > logins).then_some(())
+    });
+    // Once it has expired, a login comes first.
+    until("the next login", || {
+        poll(&client, false).unwrap();
+        (server.requests("login") > logins + 1).then_some(())
     });
     assert_eq!(server.requests("versions"), 1, "the version is agreed on once");
 }

@@ -949,8 +949,8 @@ fn query_service(c: &mut Call<'_>) -> Answer {
         "vm" => {
             let mut all: Vec<Record> =
                 c.model.query_vms(c.who, c.query_fault).iter().map(|r| view.vm_record(r)).collect();
-            let templates = c.model.query_template_vms(c.who);
-            all.extend(templates.iter().filter_map(|r| view.template_vm_record(r)));
+            let templates = thin(c.model.query_template_vms(c.who).into_iter(), c.query_fault);
+            all.extend(templates.filter_map(|r| view.template_vm_record(&r)));
             all
         }
         "vApp" => c.model.query_vapps(c.who, c.query_fault).iter().map(|r| view.vapp_record(r)).collect(),

@@ -477,6 +477,10 @@ impl Reading {
             }
         }
         let (cpus, cores) = (self.whole("cpu_count"), self.whole("cores_per_socket"));
+        if self.some("sizing_policy").is_some() && (cpus > 0 || self.whole("memory_mb") > 0) {
+            self.warnings
+                .push("sizing_policy: what it fixes wins over cpu_count, cores_per_socket and memory_mb".into());
+        }
         if cpus > 0 && cores > 0 && cpus % cores != 0 {
             self.mistakes.push(format!("cores_per_socket: {cores} does not divide cpu_count {cpus}"));
         }

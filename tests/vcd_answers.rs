@@ -212,6 +212,33 @@ fn a_thousand_vms_are_eight_pages_and_one_that_fails_discards_the_poll() {
 }
 
 #[test]
+fn every_version_from_10_4_to_10_6_is_spoken() {
+    for version in ["37.0", "37.3", "38.0", "38.1", "39.0", "39.1"] {
+        let server = server_with(|o| o.api.versions = vec![("36.0".into(), true), (version.into(), false)]);
+        let (client, environment) = Client::open(settings(&server)).unwrap();
+        assert_eq!(environment.api_version, version);
+        let begun = create(&client, "ci-1").unwrap();
+        assert_eq!(ended(&client, &begun), TaskState::Success);
+        let gone = delete(&client, &begun.vapp.unwrap()).unwrap();
+        assert_eq!(ended(&client, &gone), TaskState::Success);
+    }
+}
+
+#[test]
+fn pages_may_be_smaller_than_they_were_asked_for() {
+    let server = server_with(|o| o.api.largest_page = 25);
+    let client = open(&server);
+    server.with_model(|m| m.durations.ssh = u64::MAX / 2);
+    for n in 0..60 {
+        foreign(&server, &format!("ci-{n:08}"));
+    }
+    until("all VMs", || poll(&client, false).ok().filter(|p| p.vms.len() == 60));
+    let before = server.requests("query:vm");
+    poll(&client, false).unwrap();
+    assert_eq!(server.requests("query:vm") - before, 3);
+}
+
+#[test]
 fn labels_are_asked_for_apart_where_records_show_no_metadata() {
     let server = server();
     let client = open(&server);

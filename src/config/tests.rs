@@ -558,6 +558,8 @@ fn a_policy_stands_for_cpus_and_memory() {
         assert_eq!(name.as_deref(), Some("small"));
     }
     assert!(parse(json!({"sizing_policy": "small", "memory_mb": 3})).is_err());
+    let warnings = parse(json!({"sizing_policy": "small"})).unwrap().warnings;
+    assert!(warnings[0].starts_with("sizing_policy: what it fixes wins"), "{warnings:?}");
 }
 
 #[test]

@@ -72,6 +72,8 @@ pub struct Api {
     pub versions: Vec<(String, bool)>,
     /// How elements of answers are prefixed.
     pub prefixes: Prefixes,
+    /// Pages of queries are never larger than this, whatever was asked for.
+    pub largest_page: usize,
 }
 
 impl Default for Api {
@@ -81,7 +83,7 @@ impl Default for Api {
         versions.push(("38.1".into(), false));
         // Never the highest: VMware's own SDK could then do nothing.
         versions.push(("38.0.0-alpha".into(), false));
-        Self { versions, prefixes: Prefixes::Default }
+        Self { versions, prefixes: Prefixes::Default, largest_page: query::MAX_PAGE_SIZE }
     }
 }
 
@@ -928,6 +930,7 @@ fn query_service(c: &mut Call<'_>) -> Answer {
     if page_size > query::MAX_PAGE_SIZE {
         return Err(Refusal::bad(format!("pageSize {page_size} is larger than {}.", query::MAX_PAGE_SIZE)));
     }
+    let page_size = page_size.min(c.api.largest_page);
     let page = number(request, "page", 1)?;
     let unknown = |what: &str, name: &str| Refusal::bad(format!("Unknown property name {name} in {what}."));
     let fields: Option<Vec<&str>> = request.parameter("fields").map(|f| f.split(',').collect());

@@ -40,8 +40,8 @@ pub enum Request {
     /// Every VM in the VDC whose vApp carries the group's name prefix: `GET /api/query?type=vm`, one request per 128 VMs.
     /// A failed page fails the whole poll. Answered by [`Reply::Poll`].
     Poll {
-        /// Ask for the vApp records too (`type=vApp`, one more query; shows vApps that have no VM) and for the vApps that
-        /// carry the group's metadata label.
+        /// Ask for the vApp records too (`type=vApp`, one more query; shows vApps that have no VM, and which carry the
+        /// group's metadata label).
         vapps: bool,
     },
     /// The vApps of the VDC that have exactly this name: one query and, because the query service may lag, the VDC's own

@@ -78,8 +78,6 @@ pub struct Config {
     pub policy: group::Policy,
     /// For the guests.
     pub access: access::Settings,
-    /// The user's own script, to run in new guests after ours (`customization_script_file`).
-    pub custom_script: Option<Secret>,
     /// The host is told that instances can be suspended and resumed.
     pub suspend_resume: bool,
     /// `HOST:PORT` of the debug server, if wanted.
@@ -148,7 +146,7 @@ pub const KEYS: &[ConfigKey] = {
     const DAY: u64 = 24 * 60 * 60;
     &[
         key("name", NAME, None, "Name of this runner manager; part of the mark on the vApps that it owns."),
-        key("url", LONG, None, "VCD's API, such as https://vcd.example.com/api."),
+        key("url", LONG, None, "VCD's API, such as https://vcd.example.com/api; /api may be left out."),
         key("org", NAME, None, "The organization."),
         key("token", LONG, Some(""), "API token of a user of the organization; without it and token_file, $VCD_TOKEN."),
         key("token_file", LONG, Some(""), "File that holds the API token; read again for each login."),
@@ -192,7 +190,7 @@ pub const KEYS: &[ConfigKey] = {
             "credentials_seed",
             LONG,
             Some(""),
-            "With use_static_credentials = false: the secret that all keys and passwords are derived from; empty: the token.",
+            "With use_static_credentials = false: the secret that all keys and passwords are derived from; empty: the token, but not with token_file.",
         ),
         key(
             "max_instance_age",
@@ -250,7 +248,7 @@ impl Config {
         let lease = reading.lease();
         let user_data = reading.file("user_data_file", MAX_USER_DATA);
         let custom_script = reading.file("customization_script_file", vcd::MAX_SCRIPT);
-        let access = reading.connector(connector);
+        let access = reading.connector(connector, &token, custom_script);
         let (Some(ip_mode), Some(access), Some(token), true) = (ip_mode, access, token, reading.mistakes.is_empty())
         else {
             let mut sentences = reading.mistakes;
@@ -268,6 +266,7 @@ impl Config {
             ip_mode,
             catalog: reading.text("catalog"),
             template: reading.text("template"),
+            pattern_life: vcd::PATTERN_LIFE,
             storage_profile: reading.text("storage_profile"),
             sizing_policy: reading.some("sizing_policy"),
             placement_policy: reading.some("placement_policy"),
@@ -306,7 +305,7 @@ impl Config {
         };
         let suspend_resume = reading.flag("suspend_resume");
         let warnings = reading.warnings;
-        Ok(Config { vcd, policy, access, custom_script, suspend_resume, debug_server_addr, warnings })
+        Ok(Config { vcd, policy, access, suspend_resume, debug_server_addr, warnings })
     }
 }
 
@@ -403,14 +402,14 @@ impl Reading {
 
         let mut url = self.text("url");
         if !url.is_empty() {
-            if url.ends_with("/api/") {
-                self.warnings.push("url: the slash at its end is left out".into());
-                url.pop();
-            }
             match check_url(&url) {
                 Ok(true) => {}
                 Ok(false) => self.warnings.push("url: with http:// the token is sent unencrypted".into()),
                 Err(wrong) => self.mistakes.push(format!("url: {wrong}")),
+            }
+            url.truncate(url.trim_end_matches('/').len());
+            if !url.ends_with("/api") {
+                url.push_str("/api");
             }
         }
 
@@ -485,6 +484,10 @@ impl Reading {
             }
         }
         let (cpus, cores) = (self.whole("cpu_count"), self.whole("cores_per_socket"));
+        if self.some("sizing_policy").is_some() && (cpus > 0 || self.whole("memory_mb") > 0) {
+            self.warnings
+                .push("sizing_policy: what it fixes wins over cpu_count, cores_per_socket and memory_mb".into());
+        }
         if cpus > 0 && cores > 0 && cpus % cores != 0 {
             self.mistakes.push(format!("cores_per_socket: {cores} does not divide cpu_count {cpus}"));
         }
@@ -536,8 +539,13 @@ impl Reading {
         read().map(Secret::new).map_err(|why| self.mistakes.push(format!("{key}: {}: {why}", shown(&path)))).ok()
     }
 
-    /// connector_config. `None` if there is a mistake in it.
-    fn connector(&mut self, connector: &Connector) -> Option<access::Settings> {
+    /// connector_config. `None` if there is a mistake in it, or in what guests get besides.
+    fn connector(
+        &mut self,
+        connector: &Connector,
+        token: &Option<vcd::Token>,
+        custom_script: Option<Secret>,
+    ) -> Option<access::Settings> {
         let known = self.mistakes.len();
         let mut wrong = |key: &str, text: String| self.mistakes.push(format!("connector_config: {key}: {text}"));
 
@@ -603,11 +611,24 @@ impl Reading {
             wrong("password", "is needed for winrm".into());
         }
 
-        let (token, seed) = (self.text("token"), self.text("credentials_seed"));
-        if !seed.is_empty() && seed.chars().count() < MIN_SEED {
-            self.mistakes.push(format!("credentials_seed: has fewer than the {MIN_SEED} characters that are needed"));
-        }
-        let seed = if seed.is_empty() { token } else { seed };
+        let generated = !connector.use_static_credentials;
+        let seed = match (self.some("credentials_seed"), token) {
+            (Some(seed), _) => {
+                if seed.chars().count() < MIN_SEED {
+                    let text = format!("credentials_seed: has fewer than the {MIN_SEED} characters that are needed");
+                    self.mistakes.push(text);
+                }
+                Secret::new(seed)
+            }
+            (None, Some(vcd::Token::Text(token))) => token.clone(),
+            (None, Some(vcd::Token::File(_))) if generated => {
+                let text =
+                    "credentials_seed: is needed with token_file and generated credentials: the token may change";
+                self.mistakes.push(text.into());
+                Secret::new("")
+            }
+            (None, _) => Secret::new(""),
+        };
         let settings = access::Settings {
             os: Some(connector.os.clone()).filter(|os| !os.is_empty()),
             arch: Some(connector.arch.clone()).filter(|arch| !arch.is_empty()),
@@ -616,8 +637,8 @@ impl Reading {
             username: Some(connector.username.clone()).filter(|user| !user.is_empty()),
             password: Some(password).filter(|password| !password.is_empty()).map(Secret::new),
             key,
-            seed: (!connector.use_static_credentials).then(|| Seed::new(Secret::new(seed))),
-            custom_script: None,
+            seed: generated.then(|| Seed::new(seed)),
+            custom_script,
             keepalive: connector.keepalive,
             timeout: connector.timeout,
         };
@@ -786,8 +807,10 @@ fn check_url(url: &str) -> Result<bool, &'static str> {
     if uri.query().is_some() || url.contains('#') {
         return Err("must not hold '?' or '#'");
     }
-    if !uri.path().ends_with("/api") {
-        return Err("must end in /api");
+    // Anything else is the address of a page for people, as a rule.
+    let path = uri.path().trim_end_matches('/');
+    if !path.is_empty() && !path.ends_with("/api") {
+        return Err("has a path that does not end in /api, expected https://HOST/api or https://HOST");
     }
     Ok(https)
 }

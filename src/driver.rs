@@ -209,6 +209,14 @@ impl Plugin {
             driver.wait(Duration::MAX, |_| driver.on_wire.get() == 0).await;
         }
     }
+
+    /// After [`Plugin::drain`]: ends the session with VCD. The caller bounds the wait.
+    pub async fn log_out(&self) {
+        if let Ok(driver) = self.driver() {
+            let client = driver.client.clone();
+            driver.pool.run(move || client.close()).await;
+        }
+    }
 }
 
 /// Puts the plugin back to idle if Init fails or is dropped half-way.
@@ -273,8 +281,11 @@ impl Driver {
         };
         let first = match first {
             Ok(Reply::Poll(poll)) => poll,
-            Ok(_) => return Err(CallError::Unavailable("first poll: an answer of another kind".into())),
-            Err(error) => return Err(CallError::Unavailable(format!("{error}; no instance was made"))),
+            other => {
+                pool.run(move || client.close()).await;
+                let why = other.err().map_or("first poll: an answer of another kind".into(), |error| error.to_string());
+                return Err(CallError::Unavailable(format!("{why}; no instance was made")));
+            }
         };
         let seed = getrandom::u64().map_err(|error| CallError::Unavailable(format!("random seed: {error}")))?;
         let (nudge, nudged) = bounded(1);

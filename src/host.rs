@@ -30,6 +30,9 @@ use std::time::Duration;
 /// At the end, requests to VCD that are on the wire are waited for so long. The host kills the process 2 s after its last call.
 const DRAIN_LIMIT: Duration = Duration::from_millis(1000);
 
+/// Then VCD has so long to end the session; without that it ends by itself, much later.
+const LOG_OUT_LIMIT: Duration = Duration::from_millis(500);
+
 /// At the end, the host has so long to take its last answers.
 const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
@@ -86,7 +89,19 @@ async fn run(executor: Rc<LocalExecutor<'static>>, plugin: Rc<Plugin>, handshake
         }
         true
     };
-    let (drained, flushed) = zip(within(DRAIN_LIMIT, drain), within(FLUSH_LIMIT, flush)).await;
+    let log_out = async {
+        server.plugin.log_out().await;
+        true
+    };
+    let leave = async {
+        let drained = within(DRAIN_LIMIT, drain).await;
+        // Without a session, what is still on the wire would have to log in anew.
+        if drained && !within(LOG_OUT_LIMIT, log_out).await {
+            ::log::debug!("VCD did not end the session in time");
+        }
+        drained
+    };
+    let (drained, flushed) = zip(leave, within(FLUSH_LIMIT, flush)).await;
     if !drained {
         ::log::warn!("some requests to VCD were not answered in time: their outcome is looked up at the next start");
     }

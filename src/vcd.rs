@@ -16,7 +16,6 @@ mod xml;
 pub use change::LABEL_KEY;
 pub use create::{MAX_SCRIPT, USER_DATA};
 pub use http::{CHANGE_TIMEOUT, CONNECT_TIMEOUT, Count, FIRST_TIMEOUT, LOGOUT_TIMEOUT, MAX_BODY, READ_TIMEOUT};
-pub use names::PATTERN_LIFE;
 pub use query::{MAX_PAGES, PAGE_SIZE};
 pub use watch::MAX_FOUND;
 
@@ -36,6 +35,8 @@ use ureq::http::Method;
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(25);
 /// A call that takes several requests begins none of them after this time.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// A template that is named by a pattern is looked up again, before a create, when it was looked up so long ago.
+pub const PATTERN_LIFE: Duration = Duration::from_secs(5 * 60);
 /// Lines of a script that are shorter are no secret: `exit 0`.
 const MIN_SECRET_LINE: usize = 8;
 /// The XML namespace of VCD's documents.
@@ -82,6 +83,9 @@ pub struct Settings {
     pub catalog: String,
     /// The vApp template's name; it must hold one VM. With `*` here or in `catalog` the newest one that fits is taken.
     pub template: String,
+    /// A template that was found by a pattern is looked up again when a create comes so long afterwards
+    /// ([`PATTERN_LIFE`]).
+    pub pattern_life: Duration,
     /// The storage profile's name.
     pub storage_profile: String,
     /// The VM sizing policy's name, if one is wanted.
@@ -139,6 +143,8 @@ pub struct Client {
     resolving: Mutex<()>,
     /// VCD refuses to list tasks.
     no_task_query: AtomicBool,
+    /// VCD refuses to show metadata in vApp records.
+    no_metadata_field: AtomicBool,
 }
 
 /// The names as they were looked up last.
@@ -173,7 +179,7 @@ impl fmt::Debug for Client {
 
 impl Client {
     /// Chooses the API version, logs in and resolves all names, within [`OPEN_TIMEOUT`] in all. Every unknown name is an
-    /// error of its own, all are returned at once.
+    /// error of its own, all are returned at once; the session is then ended, which may take [`LOGOUT_TIMEOUT`] more.
     pub fn open(settings: Settings) -> Result<(Client, Environment), Vec<VcdError>> {
         let site = Site::new(&settings.url).map_err(|why| {
             vec![errors::own(ErrorKind::Invalid, format!("open VCD for org {:?}", settings.org), why)]
@@ -196,6 +202,7 @@ impl Client {
             session: Session::new(),
             resolving: Mutex::new(()),
             no_task_query: AtomicBool::new(false),
+            no_metadata_field: AtomicBool::new(false),
             settings,
             site,
         };
@@ -208,7 +215,11 @@ impl Client {
                 *client.known() = Known { names: Arc::new(names), at: Instant::now(), stale: false };
                 Ok((client, environment))
             }
-            Err(all) => Err(all.into_iter().map(|e| client.finish(e, None)).collect()),
+            Err(all) => {
+                let told = all.into_iter().map(|e| client.finish(e, None)).collect();
+                client.close();
+                Err(told)
+            }
         }
     }
 
@@ -391,9 +402,10 @@ impl Client {
     }
 
     /// The names; looked up anew if VCD did not find something of them last time, and the template alone if it is named
-    /// by a pattern and was looked up [`PATTERN_LIFE`] ago: a newer one may be there.
+    /// by a pattern and was looked up long ago: a newer one may be there.
     fn names_for_create(&self, call: &Call) -> Result<Arc<Names>, VcdError> {
-        let current = |known: &Known| !known.stale && (!self.has_pattern() || known.at.elapsed() < PATTERN_LIFE);
+        let current =
+            |known: &Known| !known.stale && (!self.has_pattern() || known.at.elapsed() < self.settings.pattern_life);
         if current(&self.known()) {
             return Ok(self.names());
         }

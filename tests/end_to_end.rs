@@ -11,8 +11,14 @@ use fleeting_plugin_vcd::host::proto::fleeting::State;
 use serde_json::json;
 use smol::Timer;
 use smol::block_on;
+use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use smol::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use vcd_sim::Server;
+use vcd_sim::faults::Rule;
+use vcd_sim::{Options, Server};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
 /// The simulator's clock runs so many times as fast as a real VCD's.
@@ -165,6 +171,227 @@ fn the_host_learns_at_init_what_is_wrong() {
         plugin.init(right.as_bytes(), fleet::connector(guest_port)).await.unwrap();
         let again = plugin.init(right.as_bytes(), fleet::connector(guest_port)).await.unwrap_err();
         assert!(again.message().contains("before"), "{}", again.message());
+        end(plugin).await;
+    });
+}
+
+/// A file that this test gives to the plugin; removed when dropped.
+struct File(PathBuf);
+
+impl File {
+    fn new(name: &str, text: &str) -> File {
+        let path = std::env::temp_dir().join(format!("fleeting-vcd-{}-{name}", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        File(path)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A proxy that opens tunnels (CONNECT), counts them, and keeps what it was asked.
+struct TunnelProxy {
+    url: String,
+    tunnels: Arc<AtomicUsize>,
+    asked: Arc<Mutex<String>>,
+}
+
+impl TunnelProxy {
+    async fn start() -> TunnelProxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://ci:pr0xy-Secret@{}", listener.local_addr().unwrap());
+        let (tunnels, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(String::new())));
+        let proxy = TunnelProxy { url, tunnels: tunnels.clone(), asked: asked.clone() };
+        smol::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (tunnels, asked) = (tunnels.clone(), asked.clone());
+                smol::spawn(async move {
+                    let (mut head, mut byte) = (String::new(), [0]);
+                    while !head.ends_with("\r\n\r\n") && client.read(&mut byte).await.is_ok_and(|n| n > 0) {
+                        head.push(byte[0].into());
+                    }
+                    let place = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                    let server = TcpStream::connect(place).await.unwrap();
+                    tunnels.fetch_add(1, Ordering::SeqCst);
+                    asked.lock().unwrap().push_str(&head);
+                    client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.unwrap();
+                    let (mut to_client, mut to_server) = (client.clone(), server.clone());
+                    let up = smol::io::copy(client, &mut to_server);
+                    let down = smol::io::copy(server, &mut to_client);
+                    let _ = smol::future::or(up, down).await;
+                })
+                .detach();
+            }
+        })
+        .detach();
+        proxy
+    }
+}
+
+#[test]
+fn https_with_a_ca_of_ones_own_directly_or_through_a_proxy() {
+    block_on(async {
+        let guest_port = fleet::free_port();
+        let any = Options::default().listen;
+        let options = Options { scale: SCALE, guest_port, https_listen: Some(any), ..Options::default() };
+        let server = Server::start(options).unwrap();
+        let ca = File::new("ca.pem", server.ca_pem().unwrap());
+        let url = server.https_url().unwrap();
+        let mut config = fleet::plugin_config(&server);
+        config["url"] = json!(url);
+
+        let plugin = PluginProcess::start(command(BINARY)).await;
+        let refused = plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap_err();
+        assert!(refused.message().contains("invalid peer certificate"), "{}", refused.message());
+        config["insecure_skip_tls_verify"] = json!(true);
+        plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
+        plugin.logged("any certificate is believed").await;
+        end(plugin).await;
+
+        config["insecure_skip_tls_verify"] = json!(false);
+        config["ca_file"] = json!(ca.0);
+        for exception in ["", "localhost"] {
+            let proxy = TunnelProxy::start().await;
+            let mut command = command(BINARY);
+            command.env("HTTPS_PROXY", &proxy.url).env("NO_PROXY", exception);
+            let plugin = PluginProcess::start(command).await;
+            plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
+            plugin.increase(1).await.unwrap();
+            reach(&plugin, 1, State::Running).await;
+            let log = end(plugin).await;
+            assert!(fleet::vapps(&server).is_empty());
+            // Connections are kept: no more of them than threads, whatever was asked.
+            let (tunnels, asked) = (proxy.tunnels.load(Ordering::SeqCst), proxy.asked.lock().unwrap().clone());
+            if exception.is_empty() {
+                let place = url.trim_start_matches("https://");
+                assert!((1..=4).contains(&tunnels), "{tunnels} tunnels");
+                assert!(asked.starts_with(&format!("CONNECT {place} HTTP/1.1\r\n")), "{asked}");
+                assert!(asked.to_lowercase().contains("proxy-authorization: basic "), "{asked}");
+                assert!(log.iter().any(|line| line.contains("over the proxy 127.0.0.1:")), "{log:#?}");
+            } else {
+                assert_eq!((tunnels, asked.as_str()), (0, ""));
+            }
+            for secret in ["pr0xy-Secret", "sim-api-token"] {
+                assert!(!log.iter().any(|line| line.contains(secret)), "{secret} is in the log");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_revoked_token_is_said_and_what_runs_goes_on_being_reported() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let mut config = fleet::plugin_config(&server);
+        // The token from the environment, the url as one copies it from a browser.
+        config.as_object_mut().unwrap().remove("token");
+        config["url"] = json!(format!("{}/", server.url()));
+        config["reconcile_interval"] = json!("1s");
+        let mut command = command(BINARY);
+        command.env("VCD_TOKEN", "sim-api-token");
+        let plugin = PluginProcess::start(command).await;
+        plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
+        plugin.increase(2).await.unwrap();
+        let names = reach(&plugin, 2, State::Running).await;
+
+        server.with_model(|model| {
+            model.admin_revoke_token("sim-api-token");
+            model.admin_expire_bearers();
+        });
+        plugin.logged("the API token was refused").await;
+        let refusals = server.requests("login") + 1;
+        common::until("another login", || server.requests("login") >= refusals).await;
+        assert_eq!(reach(&plugin, 2, State::Running).await, names);
+        plugin.connect_info(&names[0]).await.unwrap();
+        plugin.heartbeat(&names[0]).await.unwrap();
+
+        server.with_model(|model| {
+            let user = *model.users.keys().next().unwrap();
+            model.tokens.insert("sim-api-token".into(), user);
+        });
+        plugin.decrease(&[&names[0]]).await.unwrap();
+        assert_eq!(reach(&plugin, 1, State::Running).await, [names[1].clone()]);
+        let log = end(plugin).await;
+        assert!(!log.iter().any(|line| line.contains("sim-api-token")), "the token is in the log");
+        assert_eq!((server.requests("logout"), server.with_model(|model| model.bearers.len())), (1, 0));
+    });
+}
+
+#[test]
+fn a_vm_is_made_of_all_that_is_configured() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        server.with_model(|model| {
+            let (catalog, vdc) = (*model.catalogs.keys().next().unwrap(), *model.vdcs.keys().next().unwrap());
+            for (name, created) in [("golden-a", 2_000), ("golden-b", 1_000)] {
+                let windows = ("vm", "Microsoft Windows Server 2022 (64-bit)", "windows2019srvNext_64Guest");
+                let id = model.add_template(catalog, vdc, name, &[windows]);
+                model.templates.get_mut(&id).unwrap().created = created;
+            }
+        });
+        let script = File::new("script", "#ps1\nWrite-Host 'the user-s own'\n");
+        let data = File::new("data", "#cloud-config\n");
+        let keys = json!({
+            "template": "golden-*", "ip_allocation_mode": "DHCP", "vapp_name_prefix": "ci-windows-with-a-long-name",
+            "cpu_count": 0, "cores_per_socket": 0, "memory_mb": 0, "sizing_policy": "small", "placement_policy": "rack-1",
+            "guest_properties": {"stage": "test"}, "user_data_file": data.0, "customization_script_file": script.0,
+            "max_instance_age": "10h",
+        });
+        let plugin = start(&server, guest_port, keys).await;
+        plugin.increase(1).await.unwrap();
+        let names = reach(&plugin, 1, State::Running).await;
+        let info = plugin.connect_info(&names[0]).await.unwrap();
+        assert!(info.internal_addr.starts_with("127.0.2"), "an address by DHCP: {}", info.internal_addr);
+        assert_eq!((info.connector.unwrap().os.as_str(), names[0].len()), ("windows", 36));
+        server.with_model(|model| {
+            let vapp = model.vapps.values().next().unwrap();
+            assert_eq!(vapp.lease.deployment_s, 22 * 3600);
+            let vm = &model.vms[&vapp.vms[0]];
+            assert!(vm.policy.is_some() && vm.placement.is_some());
+            let properties: Vec<(&str, &str)> = vm.properties.iter().map(|(key, value)| (&**key, &**value)).collect();
+            assert_eq!(properties, [("stage", "test"), ("user-data", "I2Nsb3VkLWNvbmZpZwo=")]);
+            let applied = vm.applied.as_ref().unwrap();
+            assert!(applied.script.as_deref().unwrap().contains("powershell"), "{:?}", applied.script);
+            let computer = applied.computer_name.as_deref().unwrap();
+            assert!(computer.len() <= 15 && computer.ends_with(&names[0][names[0].len() - 9..]), "{computer}");
+        });
+        let log = end(plugin).await;
+        assert!(!log.iter().any(|line| line.contains("the user-s own")), "the script is in the log");
+    });
+}
+
+#[test]
+fn a_vm_without_an_address_is_made_anew() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let rule = json!({"op": "instantiate", "guest": "no_address"});
+        assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
+        let keys = json!({"ip_allocation_mode": "DHCP", "ready_timeout": "2s", "reconcile_interval": "1s"});
+        let plugin = start(&server, guest_port, keys).await;
+        plugin.increase(1).await.unwrap();
+        let names = reach(&plugin, 1, State::Running).await;
+        assert_eq!((server.requests("instantiate"), fleet::vapps(&server)), (2, names));
+        end(plugin).await;
+    });
+}
+
+#[test]
+fn the_host_is_told_the_candidates_of_an_ambiguous_name() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        server.with_model(|model| {
+            let (catalog, vdc) = (*model.catalogs.keys().next().unwrap(), *model.vdcs.keys().next().unwrap());
+            model.add_template(catalog, vdc, "ubuntu-22.04", &[("another", "Ubuntu Linux (64-bit)", "ubuntu64Guest")]);
+        });
+        let plugin = PluginProcess::start(command(BINARY)).await;
+        let config = fleet::plugin_config(&server).to_string();
+        let status = plugin.init(config.as_bytes(), fleet::connector(guest_port)).await.unwrap_err();
+        let said = status.message();
+        assert_eq!(said.matches("/api/vAppTemplate/vappTemplate-").count(), 2, "{said}");
+        assert!(said.contains("2 of this name in catalog \"ci-catalog\"") && !said.contains('\n'), "{said}");
         end(plugin).await;
     });
 }

@@ -359,7 +359,6 @@ fn settings_of_nowhere() -> Settings {
 }
 
 #[test]
-#[ignore = "takes 15 s"]
 fn a_server_that_never_answers_cannot_hold_open() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/api", silent.local_addr().unwrap());

@@ -263,8 +263,8 @@ fn urls_are_checked() {
         ("https://", "no valid URL"),
         ("https:///api", "no valid URL"),
         ("https://:443/api", "has no host"),
-        ("https://vcd.example.com", "must end in /api"),
-        ("https://vcd.example.com/tenant/acme", "must end in /api"),
+        ("https://vcd.example.com/tenant/acme", "a path that does not end in /api"),
+        ("https://vcd.example.com/cloudapi/", "a path that does not end in /api"),
         ("https://vcd.example.com/api?x=1", "must not hold"),
         ("https://vcd.example.com/api#x", "must not hold"),
         ("https://user:s3cret@vcd.example.com/api", "user name"),
@@ -281,10 +281,14 @@ fn urls_are_checked() {
         let config = parse(json!({"url": url})).unwrap();
         assert_eq!((config.vcd.url.as_str(), config.warnings.len()), (url, 0));
     }
+    for url in ["https://vcd.example.com", "https://vcd.example.com/", "https://vcd.example.com/api//"] {
+        let config = parse(json!({"url": url})).unwrap();
+        assert_eq!((config.vcd.url.as_str(), config.warnings.len()), ("https://vcd.example.com/api", 0), "{url}");
+    }
     let config = parse(json!({"url": "http://vcd.example.com/api/"})).unwrap();
     assert_eq!(config.vcd.url, "http://vcd.example.com/api");
-    assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
-    assert!(config.warnings[1].contains("unencrypted"));
+    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    assert!(config.warnings[0].contains("unencrypted"));
 }
 
 #[test]
@@ -458,11 +462,22 @@ fn generated_credentials_are_of_the_seed_or_else_of_the_token() {
     seed_and_token["token"] = "another".into();
     let same = generated(seed_and_token, "").unwrap();
     assert_eq!((key(&same), &same.policy.credentials), (key(&of_seed), &marks[2]));
-    assert_ne!(generated(seed, "ci").unwrap().policy.credentials, marks[2]);
+    assert_ne!(generated(seed.clone(), "ci").unwrap().policy.credentials, marks[2]);
 
     assert_eq!(parse(json!({})).unwrap().policy.credentials, "", "static ones leave no mark");
     let error = generated(json!({"credentials_seed": "short"}), "").unwrap_err();
     assert!(error.starts_with("credentials_seed: has fewer than"), "{error}");
+
+    // A token from the environment serves as well as one in the configuration; one in a file may change.
+    let connector = Connector { use_static_credentials: false, ..Connector::default() };
+    let of_variable = Config::parse_with(&with(json!({"token": null})), &connector, Some(TOKEN.into())).unwrap();
+    assert_eq!(key(&of_variable), key(&of_token));
+    let file = json!({"token": null, "token_file": "/run/token"});
+    let error = generated(file.clone(), "").unwrap_err();
+    assert!(error.starts_with("credentials_seed: is needed with token_file"), "{error}");
+    let mut file_and_seed = file;
+    file_and_seed["credentials_seed"] = seed["credentials_seed"].clone();
+    assert_eq!(key(&generated(file_and_seed, "").unwrap()), key(&of_seed));
 }
 
 /// The example's plugin_config, read line by line: its keys and their values as JSON. And which of them are in comments.
@@ -543,6 +558,8 @@ fn a_policy_stands_for_cpus_and_memory() {
         assert_eq!(name.as_deref(), Some("small"));
     }
     assert!(parse(json!({"sizing_policy": "small", "memory_mb": 3})).is_err());
+    let warnings = parse(json!({"sizing_policy": "small"})).unwrap().warnings;
+    assert!(warnings[0].starts_with("sizing_policy: what it fixes wins"), "{warnings:?}");
 }
 
 #[test]
@@ -581,7 +598,7 @@ fn files_are_read_whole_or_refused() {
     std::fs::write(path("binary"), b"\xff\xfe").unwrap();
     std::fs::write(path("long"), "x".repeat(MAX_USER_DATA + 1)).unwrap();
     let config = parse(json!({"customization_script_file": path("script"), "user_data_file": path("data")})).unwrap();
-    assert_eq!(config.custom_script.unwrap().reveal(), "#!/bin/sh\n");
+    assert_eq!(config.access.custom_script.unwrap().reveal(), "#!/bin/sh\n");
     assert_eq!(config.vcd.user_data.unwrap().reveal(), "#cloud-config\nü");
     for (name, wrong) in
         [("none", "No such file"), ("empty", "is empty"), ("binary", "UTF-8"), ("long", "more than the 49")]

@@ -281,6 +281,7 @@ mod tests {
             ip_mode: IpMode::Pool,
             catalog: "c".into(),
             template: "t".into(),
+            pattern_life: super::super::PATTERN_LIFE,
             storage_profile: "s".into(),
             sizing_policy: None,
             placement_policy: None,

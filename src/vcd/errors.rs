@@ -122,14 +122,17 @@ const TABLE: &[Row] = &[
     status(&[400, 405, 413, 414, 415, 422], ErrorKind::Invalid),
 ];
 
+impl Row {
+    fn fits(&self, status: u16, code: &str, lower_text: &str) -> bool {
+        (self.status.is_empty() || self.status.contains(&status))
+            && (self.code.is_empty() || self.code == code)
+            && self.text.iter().all(|part| lower_text.contains(part))
+    }
+}
+
 fn look_up(status: u16, said: &Said) -> Option<ErrorKind> {
     let text = said.text.to_lowercase();
-    let fits = |row: &&Row| {
-        (row.status.is_empty() || row.status.contains(&status))
-            && (row.code.is_empty() || row.code == said.code)
-            && row.text.iter().all(|part| text.contains(part))
-    };
-    TABLE.iter().find(fits).map(|row| row.kind)
+    TABLE.iter().find(|row| row.fits(status, &said.code, &text)).map(|row| row.kind)
 }
 
 fn judge(stage: Stage, status: u16, said: &Said) -> ErrorKind {
@@ -288,6 +291,15 @@ mod tests {
         (400, "BAD_REQUEST", "The VM quota of the user is used up", Quota, Quota, Quota),
         (400, "BAD_REQUEST", "The operation would exceed the memory limit of the VDC", Quota, Quota, Quota),
         (400, "BAD_REQUEST", "No more IP addresses are available on network ci-net", Quota, Quota, Quota),
+        (400, "BAD_REQUEST", "There is no free IP in the pool", Quota, Quota, Quota),
+        (400, "BAD_REQUEST", "The operation exceeds what is set in the VDC", Quota, Quota, Quota),
+        (400, "BAD_REQUEST", "The request exceeds the available memory", Quota, Quota, Quota),
+        (500, "INTERNAL_SERVER_ERROR", "Insufficient memory resources on the host", Quota, Quota, Quota),
+        (500, "INTERNAL_SERVER_ERROR", "Not enough space in the datastore", Quota, Quota, Quota),
+        (500, "INTERNAL_SERVER_ERROR", "The pool of MAC addresses is exhausted", Quota, Quota, Quota),
+        (405, "METHOD_NOT_ALLOWED", "not here", Invalid, Invalid, Invalid),
+        (409, "CONFLICT", "it is in the way", State, State, State),
+        (422, "X", "cannot be processed", Invalid, Invalid, Invalid),
         (401, "", "", Auth, Auth, Auth),
         (
             403,
@@ -323,6 +335,7 @@ mod tests {
         ),
         (404, "NOT_FOUND", "The vApp could not be found", NotFound, NotFound, NotFound),
         (404, "", "[ENF] entity not found", NotFound, NotFound, NotFound),
+        (404, "X", "nothing here", NotFound, NotFound, NotFound),
         (406, "NOT_ACCEPTABLE", "The requested version is not supported", Unavailable, Unavailable, Failed),
         (415, "UNSUPPORTED_MEDIA_TYPE", "wrong content type", Invalid, Invalid, Invalid),
         (429, "", "Too many requests", Limit, Limit, Limit),
@@ -379,6 +392,24 @@ mod tests {
             assert_eq!(refused("x", Stage::Change, &answer(*status, &json)).kind, *change, "change: {json}");
             assert!(of(Stage::Read).text.contains(message) && !of(Stage::Read).text.contains("Trace"));
             assert_eq!((of(Stage::Read).code.as_str(), of(Stage::Read).status), (*code, *status));
+        }
+    }
+
+    #[test]
+    fn every_row_of_the_table_decides_a_row_of_the_catalogue() {
+        let decides = |(status, code, text, ..): &(u16, &str, &str, _, _, _)| {
+            let text = text.to_lowercase();
+            TABLE.iter().position(|row| row.fits(*status, code, &text))
+        };
+        let decided: Vec<usize> = CATALOGUE.iter().filter_map(decides).collect();
+        for (at, row) in TABLE.iter().enumerate() {
+            assert!(
+                decided.contains(&at),
+                "no row of the catalogue tests {:?} {:?} {:?}",
+                row.status,
+                row.code,
+                row.text
+            );
         }
     }
 

@@ -5,11 +5,7 @@ use super::query::{fits, unix_ms};
 use super::{Call, Client, last_part, query, xml};
 use crate::cloud::{ErrorKind, Href, UnixMs, VcdError};
 use roxmltree::Node;
-use std::time::Duration;
 use ureq::http::Method;
-
-/// A template that is named by a pattern is looked up again, before a create, when it was looked up so long ago.
-pub const PATTERN_LIFE: Duration = Duration::from_secs(5 * 60);
 
 /// An error lists at most so many candidates for an ambiguous name.
 const MAX_CANDIDATES: usize = 5;
@@ -77,11 +73,10 @@ struct Template {
 
 impl Found {
     /// For a list of candidates.
-    fn shown(&self) -> String {
-        match self.catalog.as_str() {
-            "" => format!("{} ({})", self.href, self.place),
-            catalog => format!("{} in catalog {catalog:?} ({})", self.href, self.place),
-        }
+    fn shown(&self, href: &str) -> String {
+        let catalog = if self.catalog.is_empty() { String::new() } else { format!(" in catalog {:?}", self.catalog) };
+        let place = if self.place.is_empty() { String::new() } else { format!(" ({})", self.place) };
+        format!("{href}{catalog}{place}")
     }
 }
 
@@ -242,13 +237,19 @@ impl Client {
             let filter = format!("container=={};isVAppTemplate==true", query::value(&template.href));
             vms =
                 self.search(call, "vm", &filter, |record| record("containerName").as_deref() == Some(&template.name))?;
+            if vms.is_empty() {
+                // Another org's VMs may not be told of, though its catalog is shared.
+                vms = self.template_children(call, &template)?;
+            }
             (template_name, catalog_name) = (template.name, template.catalog);
         }
-        let mut containers: Vec<&str> = vms.iter().filter_map(|vm| vm.container.as_deref()).collect();
+        let mut containers: Vec<(&str, String)> =
+            vms.iter().filter_map(|vm| vm.container.as_deref().map(|href| (href, vm.shown(href)))).collect();
         containers.sort_unstable();
-        containers.dedup();
+        containers.dedup_by_key(|(href, _)| *href);
         if containers.len() > 1 {
-            return Err(ambiguous("template", name, &place, &containers));
+            let candidates: Vec<String> = containers.into_iter().map(|(_, shown)| shown).collect();
+            return Err(ambiguous("template", name, &place, &candidates));
         }
         let many = vms.len();
         let Some(vm) = vms.pop().filter(|_| many == 1) else {
@@ -294,6 +295,30 @@ impl Client {
             }
         }
         one("template", name, place, found)
+    }
+
+    /// The VMs in a template's own document.
+    fn template_children(&self, call: &Call, template: &Found) -> Search<Vec<Found>> {
+        let got = self.send(call, Method::GET, &template.href, None)?;
+        let document =
+            xml::read(&got.body).map_err(|why| errors::unusable(&call.what, Stage::Read, got.status, why))?;
+        let children = xml::child(document.root_element(), "Children");
+        let vms = children.iter().flat_map(|all| xml::children(*all, "Vm"));
+        vms.map(|vm| {
+            let system = xml::child(vm, "OperatingSystemSection");
+            Ok(Found {
+                href: self.link(call, xml::attribute(vm, "href"))?,
+                name: xml::attribute(vm, "name").unwrap_or_default().to_owned(),
+                place: template.place.clone(),
+                container: Some(template.href.to_string()),
+                catalog: template.catalog.clone(),
+                created: None,
+                guest_os: system.and_then(|s| xml::text(s, "Description")).unwrap_or_default().to_owned(),
+                enabled: true,
+                status: String::new(),
+            })
+        })
+        .collect()
     }
 
     /// The template VM's first hard disk, which must be able to become as large as asked; and whether its guest needs a
@@ -406,7 +431,7 @@ fn one(kind: &str, name: &str, place: &str, mut found: Vec<Found>) -> Search<Fou
         (Some(only), true) => Ok(only),
         (Some(last), false) => {
             found.push(last);
-            let candidates: Vec<String> = found.iter().map(Found::shown).collect();
+            let candidates: Vec<String> = found.iter().map(|one| one.shown(&one.href)).collect();
             Err(ambiguous(kind, name, place, &candidates))
         }
     }

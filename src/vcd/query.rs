@@ -77,11 +77,24 @@ impl Client {
         call: &Call,
         kind: &'static str,
         filter: &str,
+        take: impl FnMut(Node) -> Result<(), VcdError>,
+    ) -> Result<Option<UnixMs>, VcdError> {
+        self.records_with(call, kind, filter, "", take)
+    }
+
+    /// The same, with more parameters, each after an `&`.
+    pub(super) fn records_with(
+        &self,
+        call: &Call,
+        kind: &'static str,
+        filter: &str,
+        parameters: &str,
         mut take: impl FnMut(Node) -> Result<(), VcdError>,
     ) -> Result<Option<UnixMs>, VcdError> {
         let mut now = None;
+        let parameters = format!("sortAsc=name{parameters}");
         for page in 1..=MAX_PAGES {
-            let (got, more) = self.page(call, kind, filter, "sortAsc=name", page, &mut take)?;
+            let (got, more) = self.page(call, kind, filter, &parameters, page, &mut take)?;
             now = now.or(got.now);
             if !more {
                 return Ok(now);
@@ -97,12 +110,12 @@ impl Client {
         call: &Call,
         kind: &'static str,
         filter: &str,
-        sort: &str,
+        parameters: &str,
         page: usize,
         mut take: impl FnMut(Node) -> Result<(), VcdError>,
     ) -> Result<(Received, bool), VcdError> {
         let url = format!(
-            "{}/api/query?type={}&format=records&page={page}&pageSize={PAGE_SIZE}&{sort}&filter=({filter})",
+            "{}/api/query?type={}&format=records&page={page}&pageSize={PAGE_SIZE}&{parameters}&filter=({filter})",
             self.site.root,
             self.query_type(kind)
         );

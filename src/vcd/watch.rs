@@ -9,7 +9,11 @@ use super::{Call, Client, Settings, xml};
 use crate::cloud::{ErrorKind, Href, Made, Poll, Power, Vapp, VcdError, Vm};
 use roxmltree::Node;
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 use ureq::http::Method;
+
+/// What is used of a vApp's record: where metadata is asked for, all else must be, too.
+const VAPP_FIELDS: &str = "name,status,isBusy,numberOfVMs,creationDate";
 
 /// A search for one name looks at no more vApps than this.
 pub const MAX_FOUND: usize = 4;
@@ -38,14 +42,40 @@ impl Client {
         })?;
         if vapps {
             let filter = format!("name=={wanted};vdc=={place}");
-            let mut all = self.vapp_records(call, &filter, |name| has_prefix(name, prefix))?;
-            let labelled = self.labelled(call, &filter)?;
-            for vapp in &mut all {
-                vapp.labelled = labelled.contains(&vapp.href);
-            }
-            poll.vapps = Some(all);
+            poll.vapps = Some(self.vapps_with_labels(call, &filter, |name| has_prefix(name, prefix))?);
         }
         Ok(poll)
+    }
+
+    /// vApp records with their labels: one query, or one more where the first does not show metadata.
+    fn vapps_with_labels(
+        &self,
+        call: &Call,
+        filter: &str,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Vapp>, VcdError> {
+        let mut all = None;
+        if !self.no_metadata_field.load(Ordering::Relaxed) {
+            match self.vapp_records(call, filter, Some(VAPP_FIELDS), &wanted) {
+                Ok((vapps, has_metadata)) if has_metadata || vapps.is_empty() => return Ok(vapps),
+                Ok((vapps, _)) => all = Some(vapps),
+                Err(e) if is_refusal(&e) => {
+                    log::debug!("{}: metadata in records is refused, it is asked for apart: {}", call.what, e.status);
+                    // A 500 may pass.
+                    self.no_metadata_field.fetch_or(e.status < 500, Ordering::Relaxed);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        let mut all = match all {
+            Some(all) => all,
+            None => self.vapp_records(call, filter, None, wanted)?.0,
+        };
+        let labelled = self.labelled(call, filter)?;
+        for vapp in &mut all {
+            vapp.labelled = labelled.contains(&vapp.href);
+        }
+        Ok(all)
     }
 
     /// The vApps of exactly this name, each looked at. The query service may lag: what it does not show is looked for in
@@ -53,7 +83,7 @@ impl Client {
     pub(super) fn find(&self, call: &Call, name: &str) -> Result<Vec<Vapp>, VcdError> {
         let vdc = self.names().vdc.clone();
         let filter = format!("name=={};vdc=={}", query::value(name), query::value(&vdc));
-        let records = self.vapp_records(call, &filter, |n| n == name)?;
+        let (records, _) = self.vapp_records(call, &filter, None, |n| n == name)?;
         let mut found: Vec<Href> = records.into_iter().map(|vapp| vapp.href).collect();
         if found.is_empty() {
             found = self.entities_named(call, &vdc, name)?;
@@ -155,16 +185,26 @@ impl Client {
         })
     }
 
-    fn vapp_records(&self, call: &Call, filter: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<Vapp>, VcdError> {
+    /// Without `fields` the records come with all attributes, but without metadata. True if any came with metadata.
+    fn vapp_records(
+        &self,
+        call: &Call,
+        filter: &str,
+        fields: Option<&str>,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(Vec<Vapp>, bool), VcdError> {
         let mut all: Vec<Vapp> = Vec::new();
+        let mut has_metadata = false;
         let mut seen = HashSet::new();
-        self.records(call, "vApp", filter, |record| {
+        let more = fields.map(|fields| format!("&fields={fields},metadata:{LABEL_KEY}")).unwrap_or_default();
+        self.records_with(call, "vApp", filter, &more, |record| {
             let attribute = |name| xml::attribute(record, name);
             let name = attribute("name").unwrap_or_default();
             if !wanted(name) {
                 return Ok(());
             }
             let href = self.link(call, attribute("href"))?;
+            has_metadata |= xml::child(record, "Metadata").is_some();
             if seen.insert(href.clone()) {
                 all.push(Vapp {
                     href,
@@ -176,12 +216,12 @@ impl Client {
                     vms: attribute("numberOfVMs").and_then(|n| n.parse().ok()).unwrap_or(0),
                     made: None,
                     created: attribute("creationDate").and_then(unix_ms),
-                    labelled: false,
+                    labelled: has_label(&self.settings, record),
                 });
             }
             Ok(())
         })?;
-        Ok(all)
+        Ok((all, has_metadata))
     }
 
     /// Which vApps carry the group's label. Who may not search by metadata gets none.
@@ -201,6 +241,15 @@ impl Client {
             Err(e) => Err(e),
         }
     }
+}
+
+/// Whether the metadata in a record holds the group's label.
+fn has_label(settings: &Settings, record: Node) -> bool {
+    let entries = xml::child(record, "Metadata");
+    entries.iter().flat_map(|all| xml::children(*all, "MetadataEntry")).any(|entry| {
+        let value = xml::child(entry, "TypedValue").and_then(|value| xml::text(value, "Value"));
+        xml::text(entry, "Key") == Some(LABEL_KEY) && value == Some(settings.label.trim())
+    })
 }
 
 /// How a VM's hardware differs from the wish. What its document does not tell counts as right.

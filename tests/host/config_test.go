@@ -87,11 +87,11 @@ func TestBadConfigs(t *testing.T) {
 		{"prefix", changed("vapp_name_prefix", "ci*"), []string{"vapp_name_prefix", "'*'"}},
 		{"debug address", changed("debug_server_addr", "27060"), []string{"debug_server_addr: expected HOST:PORT"}},
 		{"url without scheme", changed("url", "vcd.example.com/api"), []string{"url: must begin with https://"}},
-		{"url without api", changed("url", strings.TrimSuffix(sim.url, "/api")), []string{"url: must end in /api"}},
+		{"url of a page", changed("url", strings.TrimSuffix(sim.url, "/api")+"/tenant/ci-org"), []string{"url: has a path that does not end in /api"}},
 
 		{"nobody there", changed("url", "http://"+nowhere+"/api"), []string{"refused"}},
 		{"a silent VCD", changed("url", "http://"+silent.Addr().String()+"/api"), []string{"time"}},
-		{"no VCD", changed("url", sim.control+"/api"), []string{"api"}},
+		{"no VCD", changed("url", sim.control), []string{"read the API versions"}},
 		{"refused token", changed("token", "another-token"), []string{"token"}},
 		{"unknown org", changed("org", "no-such-org"), []string{"no-such-org"}},
 		{"unknown vdc", changed("virtual_datacenter", "no-such-vdc"), []string{"no-such-vdc"}},
@@ -118,6 +118,21 @@ func TestBadConfigs(t *testing.T) {
 		}
 		isClear(t, start(t, plugin, config, credentials, 3), []string{"no-such-network", "no-such-catalog", "no-such-profile"})
 	})
+}
+
+func TestURLs(t *testing.T) {
+	plugin := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
+	sim := startSimulator(t, "127.0.0.1:0", "")
+	origin := strings.TrimSuffix(sim.url, "/api")
+	for _, url := range []string{origin, origin + "/", origin + "/api", origin + "/api/"} {
+		config, err := json.Marshal(sim.pluginConfig(map[string]any{"url": url}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := start(t, plugin, config, credentials, 3); err != nil {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
 }
 
 func TestBadConnectors(t *testing.T) {

@@ -213,14 +213,7 @@ fn admin(model: &mut Model, body: &Value) -> Result<Value, String> {
                 "force_needs_right" => s.force_needs_right = flag()?,
                 "no_suspend" => s.no_suspend = flag()?,
                 "bearer_s" => s.bearer_s = value.as_u64().ok_or("value: a number")?,
-                "hardware_in_create" => {
-                    s.hardware_in_create = match value.as_str() {
-                        Some("apply") => HardwareInCreate::Apply,
-                        Some("ignore") => HardwareInCreate::Ignore,
-                        Some("refuse") => HardwareInCreate::Refuse,
-                        _ => return Err("value: apply, ignore or refuse".into()),
-                    }
-                }
+                "hardware_in_create" => s.hardware_in_create = value.as_str().unwrap_or_default().parse()?,
                 other => return Err(format!("no setting {other}")),
             }
         }

@@ -5,7 +5,7 @@
 //!
 //! ```json
 //! {"op": "instantiate", "method": "POST", "path": "/action/", "nth": 1, "times": 1, "probability": 1.0,
-//!  "answer_before": {"status": 503, "body": "…", "content_type": "text/html", "retry_after": 3},
+//!  "answer_before": {"status": 503, "body": "…", "content_type": "text/html", "retry_after": 3, "location": "/"},
 //!  "reset_before": true, "reset_after": true, "answer_after": {"status": 500},
 //!  "delay_before_ms": 100, "delay_after_ms": 100, "truncate": 40, "html": true,
 //!  "task_fails": {"step": 1, "major": 500, "minor": "INTERNAL_SERVER_ERROR", "message": "…"}, "task_hangs": 0, "slow": 3.0,
@@ -30,6 +30,8 @@ pub struct Answer {
     pub content_type: String,
     /// `Retry-After` in seconds.
     pub retry_after: Option<u64>,
+    /// `Location`.
+    pub location: Option<String>,
 }
 
 /// What goes wrong with one request.
@@ -93,7 +95,7 @@ const MAX_RULES: usize = 256;
 impl Answer {
     /// An answer without a body.
     pub fn status(status: u16) -> Self {
-        Self { status, body: String::new(), content_type: "text/html".into(), retry_after: None }
+        Self { status, body: String::new(), content_type: "text/html".into(), retry_after: None, location: None }
     }
 }
 
@@ -204,6 +206,7 @@ fn answer(value: &Value) -> Result<Answer, String> {
     answer.body = get("body").unwrap_or_default();
     answer.content_type = get("content_type").unwrap_or(answer.content_type);
     answer.retry_after = value.get("retry_after").and_then(Value::as_u64);
+    answer.location = get("location");
     Ok(answer)
 }
 

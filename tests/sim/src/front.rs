@@ -383,6 +383,9 @@ fn made_up(answer: &Answer) -> io::Result<Response<Out>> {
     if let Some(seconds) = answer.retry_after {
         reply.headers.push(("retry-after", seconds.to_string()));
     }
+    if let Some(place) = &answer.location {
+        reply.headers.push(("location", place.clone()));
+    }
     respond(reply, None)
 }
 

@@ -3,6 +3,7 @@
 use argh::FromArgs;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use vcd_sim::model::{HardwareInCreate, Model};
 
 /// A simulated VMware Cloud Director. Prints its URLs, one a line, and serves until it is killed.
 #[derive(FromArgs)]
@@ -28,6 +29,9 @@ struct Flags {
     /// a real SSH server behind all guests (none: they only say a banner)
     #[argh(option)]
     guest_forward: Option<SocketAddr>,
+    /// what becomes of hardware in a create: apply, ignore or refuse (apply)
+    #[argh(option, default = "HardwareInCreate::Apply")]
+    hardware_in_create: HardwareInCreate,
     /// file for the CA's certificate, with HTTPS (none)
     #[argh(option)]
     ca_out: Option<std::path::PathBuf>,
@@ -35,6 +39,8 @@ struct Flags {
 
 fn main() -> std::io::Result<()> {
     let flags: Flags = argh::from_env();
+    let mut model = Model::standard(flags.seed);
+    model.settings.hardware_in_create = flags.hardware_in_create;
     let server = vcd_sim::Server::start(vcd_sim::Options {
         listen: flags.listen,
         https_listen: flags.https_listen,
@@ -43,6 +49,7 @@ fn main() -> std::io::Result<()> {
         seed: flags.seed,
         guest_port: flags.guest_port,
         guest_forward: flags.guest_forward,
+        model: Some(model),
         ..Default::default()
     })?;
     if let (Some(path), Some(pem)) = (flags.ca_out, server.ca_pem()) {

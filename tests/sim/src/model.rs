@@ -191,6 +191,19 @@ pub enum HardwareInCreate {
     Refuse,
 }
 
+impl std::str::FromStr for HardwareInCreate {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "apply" => Ok(Self::Apply),
+            "ignore" => Ok(Self::Ignore),
+            "refuse" => Ok(Self::Refuse),
+            _ => Err("expected apply, ignore or refuse".into()),
+        }
+    }
+}
+
 /// Where VCD installations differ.
 #[derive(Clone, Debug)]
 pub struct Settings {

@@ -72,6 +72,8 @@ pub struct Api {
     pub versions: Vec<(String, bool)>,
     /// How elements of answers are prefixed.
     pub prefixes: Prefixes,
+    /// Pages of queries are never larger than this, whatever was asked for.
+    pub largest_page: usize,
 }
 
 impl Default for Api {
@@ -79,8 +81,9 @@ impl Default for Api {
         let versions = [("36.3", true), ("37.0", false), ("37.1", false), ("37.2", false), ("38.0", false)];
         let mut versions: Vec<(String, bool)> = versions.iter().map(|(v, d)| (v.to_string(), *d)).collect();
         versions.push(("38.1".into(), false));
-        versions.push(("39.0.0-alpha".into(), false));
-        Self { versions, prefixes: Prefixes::Default }
+        // Never the highest: VMware's own SDK could then do nothing.
+        versions.push(("38.0.0-alpha".into(), false));
+        Self { versions, prefixes: Prefixes::Default, largest_page: query::MAX_PAGE_SIZE }
     }
 }
 
@@ -927,6 +930,7 @@ fn query_service(c: &mut Call<'_>) -> Answer {
     if page_size > query::MAX_PAGE_SIZE {
         return Err(Refusal::bad(format!("pageSize {page_size} is larger than {}.", query::MAX_PAGE_SIZE)));
     }
+    let page_size = page_size.min(c.api.largest_page);
     let page = number(request, "page", 1)?;
     let unknown = |what: &str, name: &str| Refusal::bad(format!("Unknown property name {name} in {what}."));
     let fields: Option<Vec<&str>> = request.parameter("fields").map(|f| f.split(',').collect());
@@ -948,8 +952,8 @@ fn query_service(c: &mut Call<'_>) -> Answer {
         "vm" => {
             let mut all: Vec<Record> =
                 c.model.query_vms(c.who, c.query_fault).iter().map(|r| view.vm_record(r)).collect();
-            let templates = c.model.query_template_vms(c.who);
-            all.extend(templates.iter().filter_map(|r| view.template_vm_record(r)));
+            let templates = thin(c.model.query_template_vms(c.who).into_iter(), c.query_fault);
+            all.extend(templates.filter_map(|r| view.template_vm_record(&r)));
             all
         }
         "vApp" => c.model.query_vapps(c.who, c.query_fault).iter().map(|r| view.vapp_record(r)).collect(),

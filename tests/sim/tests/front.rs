@@ -453,7 +453,14 @@ fn faults_hit_as_their_rules_say() {
     assert_eq!(c.get(&made.root("href")).root("status"), "8");
 
     c.fault(serde_json::json!({"op": "query:vm", "query": "empty"}));
-    assert_eq!(c.get("/api/query?type=vm").root("total"), "4");
+    assert_eq!(c.get("/api/query?type=vm").root("total"), "0");
+    assert_ne!(c.get("/api/query?type=vm").root("total"), "0");
+    let place = serde_json::json!({"status": 302, "location": "/api/org"});
+    c.fault(serde_json::json!({"op": "session", "answer_before": place}));
+    let orgs = c.server.requests("org");
+    // The test's client follows, and takes no bearer along.
+    assert_eq!(c.raw("GET", "/api/session", &headers[..2], "").unwrap().status, 401);
+    assert_eq!(c.server.requests("org"), orgs + 1);
 }
 
 #[test]

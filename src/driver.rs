@@ -239,6 +239,7 @@ impl Driver {
             }
         })?;
         log::info!(api_version = environment.api_version, guest_os = environment.guest_os; "logged in to VCD");
+        access::check(&config.access, Some(&environment.guest_os)).map_err(CallError::Invalid)?;
         if let Some(warning) = access::warning(&config.access, &environment.guest_os) {
             log::warn!("{warning}");
         }

@@ -9,6 +9,7 @@ use super::{Call, Client, Settings, xml};
 use crate::cloud::{ErrorKind, Href, Made, Poll, Power, Vapp, VcdError, Vm};
 use roxmltree::Node;
 use std::collections::HashSet;
+use std::net::IpAddr;
 use ureq::http::Method;
 
 /// A search for one name looks at no more vApps than this.
@@ -129,6 +130,7 @@ impl Client {
             vm: self.link(call, xml::attribute(vm, "href"))?,
             differs: difference(&self.settings, &names, vm),
             lacks_tpm: names.needs_tpm && !has_tpm(vm),
+            external: external(vm),
         })
     }
 
@@ -199,6 +201,15 @@ impl Client {
             Err(e) => Err(e),
         }
     }
+}
+
+/// The primary NIC's `ExternalIpAddress`: VCD shows it in a VM's document, not in its record.
+fn external(vm: Node) -> Option<IpAddr> {
+    let section = xml::child(vm, "NetworkConnectionSection")?;
+    let primary = xml::text(section, "PrimaryNetworkConnectionIndex").unwrap_or("0");
+    let mut nics = xml::children(section, "NetworkConnection");
+    let nic = nics.find(|nic| xml::text(*nic, "NetworkConnectionIndex") == Some(primary))?;
+    xml::text(nic, "ExternalIpAddress")?.parse().ok()
 }
 
 /// How a VM's hardware differs from the wish. What its document does not tell counts as right.

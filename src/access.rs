@@ -210,7 +210,8 @@ fn username(settings: &Settings, windows: bool) -> &str {
     settings.username.as_deref().unwrap_or(if windows { "Administrator" } else { "root" })
 }
 
-/// The customization script, if one is needed: for a key, for a user whose password VCD does not set, or the user's own.
+/// The customization script, if one is needed: for a key, for a user whose password VCD does not set, for a sshd that lets
+/// nobody in by password, or the user's own.
 fn script(settings: &Settings, credentials: &Credentials, windows: bool) -> Option<String> {
     let user = username(settings, windows);
     let administrator = if windows { user.eq_ignore_ascii_case("Administrator") } else { user == "root" };
@@ -219,11 +220,13 @@ fn script(settings: &Settings, credentials: &Credentials, windows: bool) -> Opti
         administrator,
         password: credentials.password.as_ref().map(Secret::reveal).filter(|_| !administrator),
         key: credentials.key.as_ref().map(|key| key.public.as_str()),
+        // Where a key does, nobody needs to open root's account to passwords.
+        by_password: !windows && credentials.password.is_some() && !(administrator && credentials.key.is_some()),
     };
     // Editors of Windows like to begin with a mark.
     let custom = settings.custom_script.as_ref().map(Secret::reveal);
     let custom = custom.map(|custom| custom.strip_prefix(script::BOM).unwrap_or(custom));
-    if account.password.is_none() && account.key.is_none() && custom.is_none() {
+    if account.password.is_none() && account.key.is_none() && !account.by_password && custom.is_none() {
         return None;
     }
     Some(if windows { script::windows(&account, custom) } else { script::linux(&account, custom) })

@@ -197,7 +197,9 @@ fn ec(der: &[u8], curve: Option<ObjectIdentifier>) -> Result<KeyData, &'static s
     let point = key.public_key.ok_or("it does not hold its public half: write it anew with openssl ec")?;
     let public = EcdsaPublicKey::from_sec1_bytes(point).map_err(|_| DAMAGED)?;
     if public.curve() != curve || point.first() != Some(&4) {
-        return Err("its public half is not of its curve, or compressed");
+        return Err(
+            "its public half is not of its curve, or compressed: write it anew with openssl ec -conv_form uncompressed",
+        );
     }
     Ok(KeyData::Ecdsa(public))
 }

@@ -18,12 +18,17 @@ pub struct Account<'a> {
     pub password: Option<&'a str>,
     /// Line for authorized_keys.
     pub key: Option<&'a str>,
+    /// A Linux's sshd shall let the user in by password.
+    pub by_password: bool,
 }
 
 /// For Linux: POSIX sh. With `FLEETING_ROOT` set, it works below that folder, and writes the commands that would change
 /// accounts, owners or services to `$FLEETING_ROOT/commands` instead of running them. `custom` is run at the end.
 pub fn linux(account: &Account, custom: Option<&str>) -> String {
     let mut script = LINUX_START.to_string();
+    if account.password.is_some() || account.key.is_some() || account.by_password {
+        script += LINUX_CHANGE;
+    }
     if account.password.is_some() || account.key.is_some() {
         script += &format!("user={}\n{LINUX_USER}", sh_quoted(account.user));
         script += if account.administrator { "" } else { LINUX_RIGHTS };
@@ -31,7 +36,10 @@ pub fn linux(account: &Account, custom: Option<&str>) -> String {
     if let Some(password) = account.password {
         // The line that ends the text has no colon, so the text cannot be that line.
         script += &format!("change chpasswd <<'END_OF_PASSWORD'\n{}:{password}\nEND_OF_PASSWORD\n", account.user);
-        script += LINUX_PASSWORD;
+    }
+    if account.by_password {
+        let root = if account.administrator { "\nPermitRootLogin yes" } else { "" };
+        script += &format!("\nallow='PasswordAuthentication yes{root}'\n{LINUX_PASSWORD}");
     }
     if let Some(key) = account.key {
         script += &format!("key={}\n{LINUX_KEY}", sh_quoted(key));
@@ -68,7 +76,7 @@ set -eu
 umask 077
 "#;
 
-const LINUX_USER: &str = r#"
+const LINUX_CHANGE: &str = r#"
 root=${FLEETING_ROOT-}
 
 # Runs a command that changes accounts or owners; in a folder other than / it is only noted.
@@ -80,6 +88,9 @@ change() {
     fi
 }
 
+"#;
+
+const LINUX_USER: &str = r#"
 # Sets owner and home from the user's line in passwd, or fails.
 look_up() {
     line=
@@ -132,14 +143,12 @@ if [ -r "$root/etc/group" ] && grep -q '^docker:' "$root/etc/group"; then
 fi
 "#;
 
-/// Cloud images let nobody in by password. Of what sshd reads twice, the first counts; before OpenSSH 8.2 (RHEL 8) there is
+/// Cloud images let nobody in by password, and sshd by itself not root. Of what sshd reads twice, the first counts; before OpenSSH 8.2 (RHEL 8) there is
 /// no folder that it includes.
-const LINUX_PASSWORD: &str = r#"
-config=$root/etc/ssh/sshd_config
-allow='PasswordAuthentication yes'
+const LINUX_PASSWORD: &str = r#"config=$root/etc/ssh/sshd_config
 if [ -d "$config.d" ] && { [ ! -e "$config" ] || grep -qi '^[[:space:]]*include[[:space:]].*sshd_config\.d/' "$config"; }; then
     echo "$allow" >"$config.d/00-fleeting.conf"
-elif [ -e "$config" ] && [ "$(head -n 1 "$config")" != "$allow" ]; then
+elif [ -e "$config" ] && [ "$(head -n 1 "$config")" != 'PasswordAuthentication yes' ]; then
     # Written over, not replaced: its mode and SELinux context stay.
     text=$(cat "$config")
     printf '%s\n' "$allow" "$text" >"$config"

@@ -209,8 +209,8 @@ fn a_script_is_made_only_where_one_is_needed() {
         assert_eq!(guest.computer_name, "ci-abcd1234");
         guest.script.is_some()
     };
-    assert!(!has_script(None, "Linux"));
-    assert!(!has_script(Some("root"), "Linux"));
+    assert!(has_script(None, "Linux"));
+    assert!(has_script(Some("root"), "Linux"));
     assert!(has_script(Some("ci"), "Linux"));
     assert!(!has_script(None, "Windows"));
     assert!(!has_script(Some("administrator"), "Windows"));
@@ -503,6 +503,17 @@ fn the_linux_script_lets_sshd_ask_for_passwords() {
     guest.customized(&with_password);
     assert_eq!(guest.read("etc/ssh/sshd_config.d/00-fleeting.conf"), "PasswordAuthentication yes\n");
     assert!(guest.read("commands").contains("\nsystemctl reload ssh\n"));
+
+    // Root too, by its own rule, but not if a key does.
+    let root = Guest::new("sshd-root", PASSWD);
+    fs::create_dir_all(root.root.join("etc/ssh/sshd_config.d")).unwrap();
+    let as_root = Settings { username: None, ..with_password.clone() };
+    root.customized(&Settings { key: key("ssh-ed25519 AAAA"), ..as_root.clone() });
+    assert!(!root.root.join("etc/ssh/sshd_config.d/00-fleeting.conf").exists());
+    root.customized(&as_root);
+    let expected = "PasswordAuthentication yes\nPermitRootLogin yes\n";
+    assert_eq!(root.read("etc/ssh/sshd_config.d/00-fleeting.conf"), expected);
+    assert!(!root.read("commands").contains("chpasswd"), "VCD sets it");
 
     // A main file that includes the folder stays as it is; one that does not gets the line.
     let main = "#Port 22\n  include /etc/ssh/sshd_config.d/*.conf\nPasswordAuthentication no\n";

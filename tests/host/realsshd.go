@@ -19,8 +19,7 @@ var programs = []string{
 	"tail", "touch", "true", "useradd", "usermod",
 }
 
-// etc is a Debian's /etc, as far as logins need it. The image lets nobody in by password, as cloud images do, but for root
-// where the marker file says so.
+// etc is a Debian's /etc, as far as logins need it. The image lets nobody in by password, as cloud images do.
 var etc = map[string]string{
 	"passwd": "root:x:0:0:root:/root:/bin/bash\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n" +
 		"old:x:1500:1500::/srv/old:/bin/sh\n",
@@ -260,12 +259,6 @@ func (r *realGuests) boot(guest guest) (string, error) {
 	}
 	if guest.Password != "" {
 		if err := within("root:"+guest.Password+"\n", "chpasswd"); err != nil {
-			return "", err
-		}
-		// What the script does not do: an image must let its administrator in by password itself.
-		config := filepath.Join(root, "etc/ssh/sshd_config.d/50-image.conf")
-		allow := "PermitRootLogin yes\nMatch User root\nPasswordAuthentication yes\n"
-		if err := os.WriteFile(config, []byte(allow), 0o644); err != nil {
 			return "", err
 		}
 	}

@@ -183,7 +183,7 @@ fn pkcs8(der: &[u8]) -> Result<KeyData, &'static str> {
 
 /// PKCS#1.
 fn rsa(der: &[u8]) -> Result<KeyData, &'static str> {
-    let key = RsaPrivateKey::try_from(der).map_err(|_| DAMAGED)?;
+    let key = RsaPrivateKey::try_from(der).map_err(|_| "its content is damaged, or it has more than two primes")?;
     let number = |bytes: &[u8]| Mpint::from_positive_bytes(bytes).map_err(|_| DAMAGED);
     Ok(KeyData::Rsa(RsaPublicKey { e: number(key.public_exponent.as_bytes())?, n: number(key.modulus.as_bytes())? }))
 }

@@ -47,7 +47,7 @@ impl Protocol {
 pub struct Settings {
     /// `linux` or `windows`; `None`: by the guest OS.
     pub os: Option<String>,
-    /// Go's name of the architecture; `amd64` if not set.
+    /// Go's name of the architecture; `None`: by the guest OS.
     pub arch: Option<String>,
     /// ssh if not set.
     pub protocol: Protocol,
@@ -75,7 +75,7 @@ pub struct Settings {
 pub struct Login {
     /// `linux` or `windows`.
     pub os: String,
-    /// `amd64`.
+    /// `amd64`, or `386` for what VCD calls a guest of 32 bits.
     pub arch: String,
     /// How.
     pub protocol: Protocol,
@@ -110,7 +110,7 @@ pub fn login(settings: &Settings, guest_os: &str, name: &str) -> Login {
     let credentials = credentials(settings, windows, name);
     Login {
         os: if windows { "windows" } else { "linux" }.into(),
-        arch: settings.arch.clone().unwrap_or_else(|| "amd64".into()),
+        arch: settings.arch.as_deref().unwrap_or_else(|| arch(guest_os)).into(),
         protocol: settings.protocol,
         username: username(settings, windows).into(),
         password: credentials.password,
@@ -154,22 +154,28 @@ fn is_complex(password: &str, user: &str) -> bool {
     kinds >= 3 && password.chars().count() >= 8 && !names.into_iter().any(|part| password.contains(part))
 }
 
-/// Checks that the customization script fits into VCD's XML and into [`MAX_SCRIPT`], whatever the guest's OS.
-pub fn check(settings: &Settings) -> Result<(), String> {
+/// Checks that the customization script is text and fits into [`MAX_SCRIPT`], for the template's guest OS; before that is
+/// known (`None`), that it fits for one OS at least.
+pub fn check(settings: &Settings, guest_os: Option<&str>) -> Result<(), String> {
     let custom = settings.custom_script.as_ref().map_or("", Secret::reveal);
     if custom.contains(|c: char| c.is_control() && !matches!(c, '\t' | '\r' | '\n')) {
-        return Err("the customization script holds control characters: it is no text".into());
+        return Err("customization_script_file: holds control characters: it is no text".into());
     }
-    for windows in [false, true] {
+    let known = match guest_os {
+        Some(guest_os) => Some(windows(settings, guest_os)),
+        None => settings.os.as_ref().map(|_| windows(settings, "")),
+    };
+    let length = |windows: bool| {
         let credentials = credentials(settings, windows, "");
-        let length = script(settings, &credentials, windows).map_or(0, |script| script.chars().count());
-        if length > MAX_SCRIPT {
-            return Err(format!(
-                "the customization script has {length} characters with what the plugin adds, more than VCD's {MAX_SCRIPT}"
-            ));
-        }
+        script(settings, &credentials, windows).map_or(0, |script| script.chars().count())
+    };
+    match known.map_or_else(|| length(false).min(length(true)), length) {
+        length if length > MAX_SCRIPT => Err(format!(
+            "customization_script_file: with what the plugin adds, the script has {length} characters, more than VCD's \
+             {MAX_SCRIPT}"
+        )),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// What lets a runner in to one instance.
@@ -194,12 +200,18 @@ fn windows(settings: &Settings, guest_os: &str) -> bool {
     settings.os.as_ref().map_or_else(|| is_windows(guest_os), |os| os == "windows")
 }
 
+/// Go's name of the guest's architecture: VCD's VMs are x86, and its names of guests end in their bits.
+fn arch(guest_os: &str) -> &'static str {
+    if guest_os.contains("(32-bit)") { "386" } else { "amd64" }
+}
+
 /// The user to log in as.
 fn username(settings: &Settings, windows: bool) -> &str {
     settings.username.as_deref().unwrap_or(if windows { "Administrator" } else { "root" })
 }
 
-/// The customization script, if one is needed: for a key, for a user whose password VCD does not set, or the user's own.
+/// The customization script, if one is needed: for a key, for a user whose password VCD does not set, for a sshd that lets
+/// nobody in by password, or the user's own.
 fn script(settings: &Settings, credentials: &Credentials, windows: bool) -> Option<String> {
     let user = username(settings, windows);
     let administrator = if windows { user.eq_ignore_ascii_case("Administrator") } else { user == "root" };
@@ -208,9 +220,13 @@ fn script(settings: &Settings, credentials: &Credentials, windows: bool) -> Opti
         administrator,
         password: credentials.password.as_ref().map(Secret::reveal).filter(|_| !administrator),
         key: credentials.key.as_ref().map(|key| key.public.as_str()),
+        // Where a key does, nobody needs to open root's account to passwords.
+        by_password: !windows && credentials.password.is_some() && !(administrator && credentials.key.is_some()),
     };
+    // Editors of Windows like to begin with a mark.
     let custom = settings.custom_script.as_ref().map(Secret::reveal);
-    if account.password.is_none() && account.key.is_none() && custom.is_none() {
+    let custom = custom.map(|custom| custom.strip_prefix(script::BOM).unwrap_or(custom));
+    if account.password.is_none() && account.key.is_none() && !account.by_password && custom.is_none() {
         return None;
     }
     Some(if windows { script::windows(&account, custom) } else { script::linux(&account, custom) })

@@ -233,6 +233,8 @@ pub struct Made {
     pub differs: Option<String>,
     /// It needs a TPM and has none.
     pub lacks_tpm: bool,
+    /// The primary NIC's address from outside its vApp, if a NAT of the vApp's gives it one.
+    pub external: Option<IpAddr>,
 }
 
 /// A vApp, from a `type=vApp` record (then `description` and `tasks` are not known) or from its own document.

@@ -1,6 +1,6 @@
 //! plugin_config and connector_config as the host gives them at Init, turned into settings, or into one error that names
-//! every mistake. It reads the files that are named there, but the token's and the certificates', and asks nothing of VCD:
-//! whether a name exists there is found out later.
+//! every mistake. It reads the files that are named there, but the certificates' (and the token's only if credentials are
+//! derived from it), and asks nothing of VCD: whether a name exists there is found out later.
 
 use crate::access::{Key, Protocol, Seed};
 use crate::cloud::Secret;
@@ -248,7 +248,7 @@ impl Config {
         let lease = reading.lease();
         let user_data = reading.file("user_data_file", MAX_USER_DATA);
         let custom_script = reading.file("customization_script_file", vcd::MAX_SCRIPT);
-        let access = reading.connector(connector, &token, custom_script);
+        let access = reading.connector(connector, token.as_ref(), custom_script);
         let (Some(ip_mode), Some(access), Some(token), true) = (ip_mode, access, token, reading.mistakes.is_empty())
         else {
             let mut sentences = reading.mistakes;
@@ -539,11 +539,20 @@ impl Reading {
         read().map(Secret::new).map_err(|why| self.mistakes.push(format!("{key}: {}: {why}", shown(&path)))).ok()
     }
 
-    /// connector_config. `None` if there is a mistake in it, or in what guests get besides.
+    /// What credentials are derived from: the seed or, if there is none, the token as it is now. `None` after a mistake.
+    fn seed(&mut self, token: Option<&vcd::Token>) -> Option<Seed> {
+        let secret = match self.some("credentials_seed") {
+            Some(seed) => Secret::new(seed),
+            None => token?.read().map_err(|why| self.mistakes.push(format!("token_file: {why}"))).ok()?,
+        };
+        Some(Seed::new(secret))
+    }
+
+    /// connector_config, and what else is for the guests. `None` if there is a mistake in it.
     fn connector(
         &mut self,
         connector: &Connector,
-        token: &Option<vcd::Token>,
+        token: Option<&vcd::Token>,
         custom_script: Option<Secret>,
     ) -> Option<access::Settings> {
         let known = self.mistakes.len();
@@ -611,24 +620,11 @@ impl Reading {
             wrong("password", "is needed for winrm".into());
         }
 
-        let generated = !connector.use_static_credentials;
-        let seed = match (self.some("credentials_seed"), token) {
-            (Some(seed), _) => {
-                if seed.chars().count() < MIN_SEED {
-                    let text = format!("credentials_seed: has fewer than the {MIN_SEED} characters that are needed");
-                    self.mistakes.push(text);
-                }
-                Secret::new(seed)
-            }
-            (None, Some(vcd::Token::Text(token))) => token.clone(),
-            (None, Some(vcd::Token::File(_))) if generated => {
-                let text =
-                    "credentials_seed: is needed with token_file and generated credentials: the token may change";
-                self.mistakes.push(text.into());
-                Secret::new("")
-            }
-            (None, _) => Secret::new(""),
-        };
+        let seed = self.text("credentials_seed");
+        if !seed.is_empty() && seed.chars().count() < MIN_SEED {
+            self.mistakes.push(format!("credentials_seed: has fewer than the {MIN_SEED} characters that are needed"));
+        }
+        let seed = if connector.use_static_credentials { None } else { self.seed(token) };
         let settings = access::Settings {
             os: Some(connector.os.clone()).filter(|os| !os.is_empty()),
             arch: Some(connector.arch.clone()).filter(|arch| !arch.is_empty()),
@@ -637,13 +633,13 @@ impl Reading {
             username: Some(connector.username.clone()).filter(|user| !user.is_empty()),
             password: Some(password).filter(|password| !password.is_empty()).map(Secret::new),
             key,
-            seed: generated.then(|| Seed::new(seed)),
+            seed,
             custom_script,
             keepalive: connector.keepalive,
             timeout: connector.timeout,
         };
-        if let Err(error) = access::check(&settings) {
-            self.mistakes.push(format!("connector_config: {error}"));
+        if let Err(error) = access::check(&settings, None) {
+            self.mistakes.push(error);
         }
         (self.mistakes.len() == known).then_some(settings)
     }

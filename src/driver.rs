@@ -87,8 +87,8 @@ pub struct ConnectInfo {
     pub login: Login,
     /// Where, within VCD's network.
     pub internal: IpAddr,
-    /// Where, from outside: the same. The vApps that are made here are bridged to the organization's network, so that VCD
-    /// has no address of theirs behind NAT to show.
+    /// Where, from outside: the same, as the vApps that are made here are bridged to the organization's network; another for
+    /// one that was adopted and has NAT.
     pub external: IpAddr,
 }
 
@@ -180,7 +180,7 @@ impl Plugin {
         let driver = self.driver()?;
         let reach = driver.group.borrow().reach(name).map_err(CallError::NotFound)?;
         let login = access::login(&driver.access, &reach.guest_os, name);
-        Ok(ConnectInfo { login, internal: reach.address, external: reach.address })
+        Ok(ConnectInfo { login, internal: reach.address, external: reach.external })
     }
 
     /// Heartbeat: an error is "unhealthy".
@@ -271,6 +271,7 @@ impl Driver {
             }
         })?;
         log::info!(api_version = environment.api_version, guest_os = environment.guest_os; "logged in to VCD");
+        access::check(&config.access, Some(&environment.guest_os)).map_err(CallError::Invalid)?;
         if let Some(warning) = access::warning(&config.access, &environment.guest_os) {
             log::warn!("{warning}");
         }

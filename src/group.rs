@@ -185,6 +185,8 @@ pub struct Outcome {
 pub struct Reach {
     /// The primary NIC's address.
     pub address: IpAddr,
+    /// The same as seen from outside, if its vApp's NAT gives it another.
+    pub external: IpAddr,
     /// The guest OS as VCD shows it.
     pub guest_os: Arc<str>,
 }
@@ -411,7 +413,9 @@ impl Group {
         let instance = self.named(name).ok_or_else(|| format!("instance {name} is not known"))?;
         let facts = instance.facts.as_ref().filter(|_| instance.is_ready());
         match facts.and_then(|facts| Some((facts.address?, facts.guest_os.clone()))) {
-            Some((address, guest_os)) => Ok(Reach { address, guest_os }),
+            Some((address, guest_os)) => {
+                Ok(Reach { address, external: instance.external.unwrap_or(address), guest_os })
+            }
             None => Err(format!("instance {name} is {} and has no address to log in at", instance.phase().name())),
         }
     }

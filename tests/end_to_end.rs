@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vcd_sim::faults::Rule;
+use vcd_sim::model::{Fence, GcStatus, Power};
 use vcd_sim::{Options, Server};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
@@ -94,6 +95,44 @@ fn a_group_grows_is_used_shrinks_and_ends() {
         for secret in ["sim-api-token", "s3cret-Pa55word", "Bearer "] {
             assert!(!log.iter().any(|line| line.contains(secret)), "{secret} is in the log");
         }
+    });
+}
+
+/// The Go plugin marks its vApps by metadata only, so that each is looked at; what else the look shows is used.
+#[test]
+fn an_adopted_vapp_behind_nat_is_reached_from_outside_by_another_address() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let vapp = server.with_model(|model| {
+            let (vdc, network) = (*model.vdcs.keys().next().unwrap(), *model.networks.keys().next().unwrap());
+            let template = *model.templates.iter().find(|(_, t)| &*t.name == "ubuntu-22.04").unwrap().0;
+            let id = model.admin_foreign_vm(vdc, "ci-abcd1234", "", template, network).unwrap();
+            let vapp = model.vapps.get_mut(&id).unwrap();
+            vapp.networks[0].fence = Fence::NatRouted;
+            vapp.metadata.insert("vcd-instance-group".into(), ("MetadataStringValue".into(), "ci-linux".into()));
+            id
+        });
+        let inside = soon("the guest", async {
+            loop {
+                // A guest whose address somebody has set by hand.
+                let guest = server.with_model(|model| {
+                    let vm = model.vms.get_mut(model.vapps[&vapp].vms.first()?)?;
+                    vm.gc = GcStatus::Complete;
+                    vm.address().filter(|_| vm.power == Power::On)
+                });
+                match guest {
+                    Some(address) => return address,
+                    None => Timer::after(Duration::from_millis(20)).await,
+                };
+            }
+        })
+        .await;
+        let plugin = start(&server, guest_port, json!({})).await;
+        assert_eq!(reach(&plugin, 1, State::Running).await, ["ci-abcd1234"]);
+        let info = plugin.connect_info("ci-abcd1234").await.unwrap();
+        let outside = format!("203.0.113.{}", inside.octets()[3]);
+        assert_eq!((info.internal_addr, info.external_addr), (inside.to_string(), outside));
+        end(plugin).await;
     });
 }
 

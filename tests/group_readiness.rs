@@ -138,7 +138,7 @@ impl Life {
                 busy: false,
                 tasks: Vec::new(),
                 vms: 1,
-                made: Some(Made { vm: "m/1".into(), differs: None, lacks_tpm: false }),
+                made: Some(Made { vm: "m/1".into(), differs: None, lacks_tpm: false, external: None }),
                 created: None,
                 labelled: false,
             }])),

@@ -19,6 +19,9 @@ pub const MAX_KEY: usize = 16 * 1024;
 /// PEM is read only with lines of one length; this is the standard's.
 const PEM_LINE: usize = 64;
 
+/// An RSA key's modulus has at least so many bytes: OpenSSH (RequiredRSASize) and Go's crypto/rsa refuse shorter ones.
+const MIN_RSA: usize = 1024 / 8;
+
 /// OpenSSH's format begins so.
 const OPENSSH_MAGIC: &[u8] = b"openssh-key-v1\0";
 /// rsaEncryption, id-ecPublicKey, id-Ed25519.
@@ -141,7 +144,10 @@ fn halves(mut public: &[u8], mut private: &[u8]) -> Result<Option<KeyData>, ssh_
     let (same, public) = match algorithm.as_str() {
         "ssh-ed25519" => {
             let public = Ed25519PublicKey::decode(public)?;
-            (Ed25519Keypair::decode(private)?.public == public && same, KeyData::Ed25519(public))
+            let pair = Ed25519Keypair::decode(private)?;
+            let derived = ed25519(&pair.private.to_bytes()).ok();
+            let public = KeyData::Ed25519(public);
+            (KeyData::Ed25519(pair.public) == public && derived.as_ref() == Some(&public) && same, public)
         }
         "ssh-rsa" => {
             let public = RsaPublicKey::decode(public)?;
@@ -177,7 +183,7 @@ fn pkcs8(der: &[u8]) -> Result<KeyData, &'static str> {
 
 /// PKCS#1.
 fn rsa(der: &[u8]) -> Result<KeyData, &'static str> {
-    let key = RsaPrivateKey::try_from(der).map_err(|_| DAMAGED)?;
+    let key = RsaPrivateKey::try_from(der).map_err(|_| "its content is damaged, or it has more than two primes")?;
     let number = |bytes: &[u8]| Mpint::from_positive_bytes(bytes).map_err(|_| DAMAGED);
     Ok(KeyData::Rsa(RsaPublicKey { e: number(key.public_exponent.as_bytes())?, n: number(key.modulus.as_bytes())? }))
 }
@@ -191,7 +197,9 @@ fn ec(der: &[u8], curve: Option<ObjectIdentifier>) -> Result<KeyData, &'static s
     let point = key.public_key.ok_or("it does not hold its public half: write it anew with openssl ec")?;
     let public = EcdsaPublicKey::from_sec1_bytes(point).map_err(|_| DAMAGED)?;
     if public.curve() != curve || point.first() != Some(&4) {
-        return Err("its public half is not of its curve, or compressed");
+        return Err(
+            "its public half is not of its curve, or compressed: write it anew with openssl ec -conv_form uncompressed",
+        );
     }
     Ok(KeyData::Ecdsa(public))
 }
@@ -204,6 +212,10 @@ fn ed25519(seed: &[u8; 32]) -> Result<KeyData, &'static str> {
 
 /// As a line for authorized_keys.
 fn line(public: KeyData) -> Result<String, &'static str> {
+    let modulus = public.rsa().and_then(|key| key.n.as_positive_bytes());
+    if modulus.is_some_and(|modulus| modulus.len() < MIN_RSA) {
+        return Err("RSA keys of fewer than 1024 bits are refused by SSH servers and by the runner");
+    }
     let line = PublicKey::new(public, "").to_openssh();
     Ok(line.map_err(|_| DAMAGED)?.trim_end().into())
 }

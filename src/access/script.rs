@@ -5,6 +5,9 @@ use base64ct::{Base64, Encoding};
 /// VCD takes customization scripts of so many characters.
 pub const MAX_SCRIPT: usize = 49_000;
 
+/// Byte order mark.
+pub const BOM: &str = "\u{feff}";
+
 /// Who shall be able to log in, and how.
 pub struct Account<'a> {
     /// The user; made if there is none.
@@ -15,12 +18,17 @@ pub struct Account<'a> {
     pub password: Option<&'a str>,
     /// Line for authorized_keys.
     pub key: Option<&'a str>,
+    /// A Linux's sshd shall let the user in by password.
+    pub by_password: bool,
 }
 
 /// For Linux: POSIX sh. With `FLEETING_ROOT` set, it works below that folder, and writes the commands that would change
 /// accounts, owners or services to `$FLEETING_ROOT/commands` instead of running them. `custom` is run at the end.
 pub fn linux(account: &Account, custom: Option<&str>) -> String {
     let mut script = LINUX_START.to_string();
+    if account.password.is_some() || account.key.is_some() || account.by_password {
+        script += LINUX_CHANGE;
+    }
     if account.password.is_some() || account.key.is_some() {
         script += &format!("user={}\n{LINUX_USER}", sh_quoted(account.user));
         script += if account.administrator { "" } else { LINUX_RIGHTS };
@@ -28,7 +36,10 @@ pub fn linux(account: &Account, custom: Option<&str>) -> String {
     if let Some(password) = account.password {
         // The line that ends the text has no colon, so the text cannot be that line.
         script += &format!("change chpasswd <<'END_OF_PASSWORD'\n{}:{password}\nEND_OF_PASSWORD\n", account.user);
-        script += LINUX_PASSWORD;
+    }
+    if account.by_password {
+        let root = if account.administrator { "\nPermitRootLogin yes" } else { "" };
+        script += &format!("\nallow='PasswordAuthentication yes{root}'\n{LINUX_PASSWORD}");
     }
     if let Some(key) = account.key {
         script += &format!("key={}\n{LINUX_KEY}", sh_quoted(key));
@@ -65,7 +76,7 @@ set -eu
 umask 077
 "#;
 
-const LINUX_USER: &str = r#"
+const LINUX_CHANGE: &str = r#"
 root=${FLEETING_ROOT-}
 
 # Runs a command that changes accounts or owners; in a folder other than / it is only noted.
@@ -77,6 +88,9 @@ change() {
     fi
 }
 
+"#;
+
+const LINUX_USER: &str = r#"
 # Sets owner and home from the user's line in passwd, or fails.
 look_up() {
     line=
@@ -129,20 +143,32 @@ if [ -r "$root/etc/group" ] && grep -q '^docker:' "$root/etc/group"; then
 fi
 "#;
 
-/// Cloud images let nobody in by password. Of what sshd reads twice, the first counts.
-const LINUX_PASSWORD: &str = r#"
-if [ -d "$root/etc/ssh/sshd_config.d" ]; then
-    echo 'PasswordAuthentication yes' >"$root/etc/ssh/sshd_config.d/00-fleeting.conf"
-    if [ -n "$root" ] || command -v systemctl >/dev/null 2>&1; then
-        change systemctl reload ssh || change systemctl reload sshd || :
-    fi
+/// Cloud images let nobody in by password, and sshd by itself not root. Of what sshd reads twice, the first counts; before OpenSSH 8.2 (RHEL 8) there is
+/// no folder that it includes.
+const LINUX_PASSWORD: &str = r#"config=$root/etc/ssh/sshd_config
+if [ -d "$config.d" ] && { [ ! -e "$config" ] || grep -qi '^[[:space:]]*include[[:space:]].*sshd_config\.d/' "$config"; }; then
+    echo "$allow" >"$config.d/00-fleeting.conf"
+elif [ -e "$config" ] && [ "$(head -n 1 "$config")" != 'PasswordAuthentication yes' ]; then
+    # Written over, not replaced: its mode and SELinux context stay.
+    text=$(cat "$config")
+    printf '%s\n' "$allow" "$text" >"$config"
+fi
+if [ -n "$root" ] || command -v systemctl >/dev/null 2>&1; then
+    change systemctl reload ssh || change systemctl reload sshd || :
+elif command -v rc-service >/dev/null 2>&1; then
+    change rc-service sshd reload || :
 fi
 "#;
 
+/// Modes as sshd's StrictModes wants them: nobody but the user may write the home, `.ssh` and the file.
 const LINUX_KEY: &str = r#"
+made=
 if [ ! -d "$root$home" ]; then
-    mkdir -p "$root$home"
+    # Others must get through the folders above it.
+    (umask 022 && mkdir -p "$root$home")
+    chmod 700 "$root$home"
     change chown "$owner" "$root$home"
+    made=$root$home
 fi
 ssh=$root$home/.ssh
 keys=$ssh/authorized_keys
@@ -153,11 +179,12 @@ if ! grep -qxF -e "$key" "$keys"; then
     [ -z "$(tail -c 1 "$keys")" ] || echo >>"$keys"
     printf '%s\n' "$key" >>"$keys"
 fi
+chmod go-w "$root$home"
 chmod 700 "$ssh"
 chmod 600 "$keys"
 change chown "$owner" "$ssh" "$keys"
 if command -v restorecon >/dev/null 2>&1; then
-    change restorecon -R "$ssh" || :
+    change restorecon -R "${made:-$ssh}" || :
 fi
 "#;
 
@@ -174,8 +201,9 @@ pub fn windows(account: &Account, custom: Option<&str>) -> String {
         script += &format!("$key = {}\n{WINDOWS_KEY}", powershell_quoted(key));
     }
     if let Some(custom) = custom {
-        let kind = if custom.starts_with("#ps1") { "ps1" } else { "cmd" };
-        let text = custom.replace("\r\n", "\n").replace('\n', "\r\n");
+        // Windows' PowerShell takes a file without a byte order mark for one in the system's code page.
+        let (kind, mark) = if custom.starts_with("#ps1") { ("ps1", BOM) } else { ("cmd", "") };
+        let text = mark.to_owned() + &custom.replace("\r\n", "\n").replace('\n', "\r\n");
         script +=
             &format!("$kind = '{kind}'\n$custom = '{}'\n{WINDOWS_CUSTOM}", Base64::encode_string(text.as_bytes()));
     }
@@ -204,7 +232,12 @@ if ($user -notmatch '\\') {
         if ($known) { $known | Set-LocalUser -Password $secure }
         else { New-LocalUser -Name $user -Password $secure -PasswordNeverExpires | Out-Null }
     } elseif (-not $known) {
-        New-LocalUser -Name $user -NoPassword | Out-Null
+        # Nobody knows it. An account without one would be open to all at the console, and closed to the network.
+        $bytes = New-Object byte[] 24
+        [Security.Cryptography.RandomNumberGenerator]::Create().GetBytes($bytes)
+        # Two letters at most meet, so that no user's name, which Windows refuses in a password, can come up.
+        $secure = ConvertTo-SecureString ('a.' + [BitConverter]::ToString($bytes)) -AsPlainText -Force
+        New-LocalUser -Name $user -Password $secure -PasswordNeverExpires | Out-Null
     }
     try { Add-LocalGroupMember -SID 'S-1-5-32-544' -Member $user }
     catch [Microsoft.PowerShell.Commands.MemberExistsException] { }
@@ -230,8 +263,13 @@ public static extern int CreateProfile(string sid, string user, System.Text.Stri
 function Install-Key($file, $grants) {
     New-Item -ItemType Directory -Force -Path (Split-Path $file) | Out-Null
     $lines = @()
-    if (Test-Path -LiteralPath $file) { $lines = @(Get-Content -LiteralPath $file) }
-    if ($lines -cnotcontains $key) { [IO.File]::WriteAllLines($file, [string[]]($lines + $key)) }
+    if (Test-Path -LiteralPath $file) {
+        $lines = @(Get-Content -LiteralPath $file)
+        # A new file has no owner or rights that sshd would refuse.
+        Remove-Item -LiteralPath $file -Force
+    }
+    if ($lines -cnotcontains $key) { $lines += $key }
+    [IO.File]::WriteAllLines($file, [string[]]$lines)
     $arguments = @($file, '/inheritance:r')
     foreach ($grant in $grants) { $arguments += @('/grant:r', $grant) }
     & icacls.exe $arguments | Out-Null

@@ -114,6 +114,9 @@ fn keys_that_cannot_be_used_are_refused_with_the_reason() {
         (include_str!("testdata/p256.nopublic").to_owned(), "openssl ec"),
         (include_str!("testdata/p256.encrypted8").to_owned(), "encrypted"),
         (include_str!("testdata/dsa").to_owned(), "DSA"),
+        (include_str!("testdata/rsa768").to_owned(), "fewer than 1024 bits"),
+        // Its private half is another's.
+        (include_str!("testdata/ed25519.swapped").to_owned(), "do not belong together"),
         // The key's label is another's.
         (include_str!("testdata/rsa.pkcs1").replace("RSA PRIVATE", "PRIVATE"), "cannot be read"),
         (include_str!("testdata/rsa.pkcs8").replace("PRIVATE KEY", "RSA PRIVATE KEY"), "cannot be read"),
@@ -191,6 +194,7 @@ fn login_says_what_was_set_and_else_the_defaults() {
     };
     let login = login(&set, "Microsoft Windows", "a");
     assert_eq!((login.os.as_str(), login.arch.as_str(), login.username.as_str()), ("linux", "arm64", "ci"));
+    assert_eq!(super::login(&settings(), "Debian GNU/Linux 6 (32-bit)", "a").arch, "386");
     assert_eq!(login.password.unwrap().reveal(), "geheim");
     assert_eq!(login.key.unwrap().reveal(), "private");
 }
@@ -205,8 +209,8 @@ fn a_script_is_made_only_where_one_is_needed() {
         assert_eq!(guest.computer_name, "ci-abcd1234");
         guest.script.is_some()
     };
-    assert!(!has_script(None, "Linux"));
-    assert!(!has_script(Some("root"), "Linux"));
+    assert!(has_script(None, "Linux"));
+    assert!(has_script(Some("root"), "Linux"));
     assert!(has_script(Some("ci"), "Linux"));
     assert!(!has_script(None, "Windows"));
     assert!(!has_script(Some("administrator"), "Windows"));
@@ -219,9 +223,22 @@ fn a_script_is_made_only_where_one_is_needed() {
 
 #[test]
 fn scripts_have_a_limit() {
-    assert_eq!(check(&Settings { key: key("ssh-ed25519 AAAA"), ..settings() }), Ok(()));
-    let error = check(&Settings { key: key(&"x".repeat(MAX_SCRIPT)), ..settings() }).unwrap_err();
-    assert!(error.contains("49000"), "{error}");
+    let (windows, linux) = (Some("Microsoft Windows Server 2022 (64-bit)"), Some("Debian GNU/Linux 12 (64-bit)"));
+    let small = Settings { key: key("ssh-ed25519 AAAA"), ..settings() };
+    for guest_os in [None, linux, windows] {
+        assert_eq!(check(&small, guest_os), Ok(()));
+        let error = check(&Settings { key: key(&"x".repeat(MAX_SCRIPT)), ..settings() }, guest_os).unwrap_err();
+        assert!(error.contains("49000"), "{error}");
+    }
+    // Base64 makes it too long for Windows only.
+    let long = |os: Option<&str>| {
+        let (os, custom_script) = (os.map(str::to_owned), Some(Secret::new("x".repeat(40_000))));
+        Settings { os, custom_script, ..small.clone() }
+    };
+    assert!(check(&long(None), None).is_ok() && check(&long(None), linux).is_ok());
+    assert!(check(&long(Some("linux")), None).is_ok() && check(&long(Some("linux")), windows).is_ok());
+    assert!(check(&long(None), windows).is_err());
+    assert!(check(&long(Some("windows")), None).is_err());
 }
 
 // Generated credentials
@@ -314,7 +331,9 @@ impl Guest {
         if let Ok(checked) = Command::new("shellcheck").arg("--exclude=SC2016").arg(&file).output() {
             assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
         }
-        Command::new("sh").arg(&file).arg(phase).env("FLEETING_ROOT", &self.root).output().unwrap()
+        // What the test puts there comes first.
+        let path = format!("{}/bin:{}", self.root.display(), std::env::var("PATH").unwrap());
+        Command::new("sh").arg(&file).arg(phase).env("FLEETING_ROOT", &self.root).env("PATH", path).output().unwrap()
     }
 
     fn customized(&self, settings: &Settings) {
@@ -374,6 +393,29 @@ fn the_linux_script_keeps_what_is_there() {
     assert_eq!(guest.read("srv/ci/.ssh/authorized_keys"), "ssh-rsa BBBB admin\nssh-ed25519 AAAA\n");
     assert_eq!((guest.mode("srv/ci/.ssh"), guest.mode("srv/ci/.ssh/authorized_keys")), (0o700, 0o600));
     assert!(guest.read("commands").contains("chown 1001:1002 "));
+}
+
+#[test]
+fn the_linux_script_makes_a_home_that_sshd_and_selinux_take() {
+    // The user is there, the home and the folders above it are not.
+    let guest = Guest::new("home", "ci:x:1001:1002::/export/deep/ci:/bin/sh\n");
+    let settings = Settings { username: Some("ci".into()), key: key("ssh-ed25519 AAAA"), ..settings() };
+    let bin = guest.root.join("bin");
+    fs::create_dir(&bin).unwrap();
+    fs::write(bin.join("restorecon"), "#!/bin/sh\n").unwrap();
+    fs::set_permissions(bin.join("restorecon"), fs::Permissions::from_mode(0o755)).unwrap();
+    guest.customized(&settings);
+    assert_eq!((guest.mode("export"), guest.mode("export/deep"), guest.mode("export/deep/ci")), (0o755, 0o755, 0o700));
+    let home = format!("{}/export/deep/ci", guest.root.display());
+    let commands = guest.read("commands");
+    assert!(commands.starts_with(&format!("chown 1001:1002 {home}\n")), "{commands}");
+    assert!(commands.ends_with(&format!("restorecon -R {home}\n")), "{commands}");
+    // Others may write it: StrictModes would refuse.
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o777)).unwrap();
+    guest.customized(&settings);
+    assert_eq!(guest.mode("export/deep/ci"), 0o755);
+    let commands = guest.read("commands");
+    assert!(commands.ends_with(&format!("restorecon -R {home}/.ssh\n")), "{commands}");
 }
 
 #[test]
@@ -457,9 +499,34 @@ fn the_linux_script_lets_sshd_ask_for_passwords() {
     let password = Some(Secret::new("geheim"));
     guest.customized(&Settings { key: key("ssh-ed25519 AAAA"), ..settings.clone() });
     assert!(!guest.root.join("etc/ssh/sshd_config.d/00-fleeting.conf").exists());
-    guest.customized(&Settings { password, ..settings });
+    let with_password = Settings { password, ..settings };
+    guest.customized(&with_password);
     assert_eq!(guest.read("etc/ssh/sshd_config.d/00-fleeting.conf"), "PasswordAuthentication yes\n");
     assert!(guest.read("commands").contains("\nsystemctl reload ssh\n"));
+
+    // Root too, by its own rule, but not if a key does.
+    let root = Guest::new("sshd-root", PASSWD);
+    fs::create_dir_all(root.root.join("etc/ssh/sshd_config.d")).unwrap();
+    let as_root = Settings { username: None, ..with_password.clone() };
+    root.customized(&Settings { key: key("ssh-ed25519 AAAA"), ..as_root.clone() });
+    assert!(!root.root.join("etc/ssh/sshd_config.d/00-fleeting.conf").exists());
+    root.customized(&as_root);
+    let expected = "PasswordAuthentication yes\nPermitRootLogin yes\n";
+    assert_eq!(root.read("etc/ssh/sshd_config.d/00-fleeting.conf"), expected);
+    assert!(!root.read("commands").contains("chpasswd"), "VCD sets it");
+
+    // A main file that includes the folder stays as it is; one that does not gets the line.
+    let main = "#Port 22\n  include /etc/ssh/sshd_config.d/*.conf\nPasswordAuthentication no\n";
+    fs::write(guest.root.join("etc/ssh/sshd_config"), main).unwrap();
+    guest.customized(&with_password);
+    assert_eq!(guest.read("etc/ssh/sshd_config"), main);
+    let main = "#Include /etc/ssh/sshd_config.d/*.conf\nPasswordAuthentication no\nX %s \\n\n";
+    fs::write(guest.root.join("etc/ssh/sshd_config"), main).unwrap();
+    fs::set_permissions(guest.root.join("etc/ssh/sshd_config"), fs::Permissions::from_mode(0o640)).unwrap();
+    guest.customized(&with_password);
+    guest.customized(&with_password);
+    assert_eq!(guest.read("etc/ssh/sshd_config"), format!("PasswordAuthentication yes\n{main}"));
+    assert_eq!(guest.mode("etc/ssh/sshd_config"), 0o640);
 }
 
 #[test]
@@ -474,7 +541,8 @@ fn the_users_own_script_runs_after_ours() {
     for (at, (script, expected)) in [
         (shown.to_owned(), "postcustomization|ssh-ed25519 AAAA|0022|END_OF_SCRIPT|"),
         (format!("#!/bin/sh -u\r\n{shown}\r\n"), "postcustomization|ssh-ed25519 AAAA|0022|END_OF_SCRIPT|"),
-        ("#!/bin/bash\n[[ $1 == post* ]] && echo \"bash $BASH_VERSINFO\" | cut -c1-4\n".into(), "bash\n"),
+        // As Windows' editors save it.
+        ("\u{feff}#!/bin/bash\n[[ $1 == post* ]] && echo \"bash $BASH_VERSINFO\" | cut -c1-4\n".into(), "bash\n"),
         ("cat <<'END_OF_SCRIPT'\n$HOME `x` \\\nEND_OF_SCRIPT\n".into(), "$HOME `x` \\\n"),
     ]
     .into_iter()
@@ -496,9 +564,7 @@ fn the_users_own_script_runs_after_ours() {
     let output = guest.customize(&only, "postcustomization");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "postcustomization\n");
 
-    assert!(check(&custom(&"x".repeat(30_000))).is_ok());
-    assert!(check(&custom(&"x".repeat(MAX_SCRIPT))).unwrap_err().contains("49000"));
-    assert!(check(&custom("a\u{1}b")).unwrap_err().contains("control characters"));
+    assert!(check(&custom("a\u{1}b"), None).unwrap_err().contains("control characters"));
 }
 
 // The Windows script
@@ -559,7 +625,11 @@ fn the_windows_script_makes_the_user_an_administrator_and_runs_the_users_own() {
     let batch = of(None, Some("echo hällo\n"));
     assert!(batch.contains("\r\n$kind = 'cmd'\r\n$custom = 'ZWNobyBow6RsbG8NCg=='\r\n"), "{batch}");
     assert!(batch.is_ascii() && batch.ends_with("\r\nexit 0\r\n"));
-    assert!(of(None, Some("#ps1\r\nWrite-Output 1")).contains("\r\n$kind = 'ps1'\r\n"));
+    // With a byte order mark, if it has one already or not.
+    for custom in ["#ps1\n\"ä\"", "\u{feff}#ps1\r\n\"ä\""] {
+        let script = of(None, Some(custom));
+        assert!(script.contains("\r\n$kind = 'ps1'\r\n$custom = '77u/I3BzMQ0KIsOkIg=='\r\n"), "{script}");
+    }
 }
 
 // The probe

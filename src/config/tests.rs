@@ -464,20 +464,29 @@ fn generated_credentials_are_of_the_seed_or_else_of_the_token() {
     assert_eq!((key(&same), &same.policy.credentials), (key(&of_seed), &marks[2]));
     assert_ne!(generated(seed.clone(), "ci").unwrap().policy.credentials, marks[2]);
 
+    // The token is the secret wherever it comes from, and never nothing.
+    let place = std::env::temp_dir().join(format!("vcd-config-token-{}", std::process::id()));
+    std::fs::write(&place, format!("{TOKEN}\n")).unwrap();
+    let file = json!({"token": null, "token_file": place.to_str().unwrap()});
+    assert_eq!(key(&generated(file.clone(), "").unwrap()), key(&of_token));
+    std::fs::write(&place, "\n").unwrap();
+    let error = generated(file.clone(), "").unwrap_err();
+    assert!(error.starts_with("token_file: ") && error.ends_with(": is empty"), "{error}");
+    std::fs::remove_file(&place).unwrap();
+    assert!(generated(file.clone(), "").unwrap_err().contains("No such file"));
+    // Nobody needs it where there is a seed, or where nothing is generated.
+    let mut file_and_seed = file.clone();
+    file_and_seed["credentials_seed"] = seed["credentials_seed"].clone();
+    assert_eq!(key(&generated(file_and_seed, "").unwrap()), key(&of_seed));
+    assert!(parse(file).is_ok());
+    let connector =
+        Connector { password: String::new(), key: Vec::new(), use_static_credentials: false, ..connector() };
+    let of_variable = Config::parse_with(&with(json!({"token": null})), &connector, Some(TOKEN.into())).unwrap();
+    assert_eq!(key(&of_variable), key(&of_token));
+
     assert_eq!(parse(json!({})).unwrap().policy.credentials, "", "static ones leave no mark");
     let error = generated(json!({"credentials_seed": "short"}), "").unwrap_err();
     assert!(error.starts_with("credentials_seed: has fewer than"), "{error}");
-
-    // A token from the environment serves as well as one in the configuration; one in a file may change.
-    let connector = Connector { use_static_credentials: false, ..Connector::default() };
-    let of_variable = Config::parse_with(&with(json!({"token": null})), &connector, Some(TOKEN.into())).unwrap();
-    assert_eq!(key(&of_variable), key(&of_token));
-    let file = json!({"token": null, "token_file": "/run/token"});
-    let error = generated(file.clone(), "").unwrap_err();
-    assert!(error.starts_with("credentials_seed: is needed with token_file"), "{error}");
-    let mut file_and_seed = file;
-    file_and_seed["credentials_seed"] = seed["credentials_seed"].clone();
-    assert_eq!(key(&generated(file_and_seed, "").unwrap()), key(&of_seed));
 }
 
 /// The example's plugin_config, read line by line: its keys and their values as JSON. And which of them are in comments.
@@ -607,6 +616,14 @@ fn files_are_read_whole_or_refused() {
             let error = parse(json!({key: path(name)})).unwrap_err();
             assert!(error.starts_with(&format!("{key}: ")) && error.contains(wrong), "{error}");
         }
+    }
+    // What is wrong with the script comes together with all the rest.
+    std::fs::write(path("control"), "a\u{1}b").unwrap();
+    std::fs::write(path("almost"), "x".repeat(48_999)).unwrap();
+    for (name, wrong) in [("control", "holds control characters"), ("almost", "with what the plugin adds")] {
+        let error = parse(json!({"customization_script_file": path(name), "memory_mb": 3, "lease": "x"})).unwrap_err();
+        let wrong = format!("customization_script_file: {wrong}");
+        assert!([&wrong, "memory_mb: 3", "invalid lease"].iter().all(|text| error.contains(text)), "{error}");
     }
     let both = json!({"user_data_file": path("data"), "guest_properties": {"user-data": "x"}});
     assert!(parse(both).unwrap_err().starts_with("guest_properties: user-data is given by"));

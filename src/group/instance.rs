@@ -267,6 +267,8 @@ pub(super) struct Instance {
     /// Since when its vApp is known: polls that were sent before say nothing of it.
     pub known: Time,
     pub facts: Option<Facts>,
+    /// Its address outside the NAT of its vApp, if a look at that showed one: the vApps that are made here have no NAT.
+    pub external: Option<IpAddr>,
     /// When a poll showed it last.
     pub seen: Time,
     /// Polls in a row that showed it off, or on, when it should not be.
@@ -324,6 +326,7 @@ impl Instance {
             patience: MISSED_POLLS,
             known: now,
             facts: None,
+            external: None,
             seen: now,
             off: 0,
             lease_end: None,

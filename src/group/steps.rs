@@ -851,6 +851,7 @@ impl Group {
         };
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.stumbles = 0;
+        i.external = vapps.last().and_then(|vapp| vapp.made.as_ref()?.external).or(i.external);
         if matches!(i.there, There::Stranger { .. }) {
             return self.stranger_seen(key, vapps.pop());
         }

@@ -228,28 +228,35 @@ fn choose(root: roxmltree::Node) -> Result<Arc<str>, String> {
 
 /// The API token as it is now.
 fn read_token(settings: &Settings, site: &Site) -> Result<Secret, VcdError> {
-    let path = match &settings.token {
-        Token::Text(token) => return Ok(token.clone()),
-        Token::File(path) => path,
-    };
-    let refuse = |why: String| {
+    settings.token.read().map_err(|why| {
         let what = format!("log in to org {:?} at {}", settings.org, site.root);
-        errors::own(ErrorKind::Auth, what, format!("token_file {}: {why}", path.display()))
-    };
-    let mut text = String::new();
-    let file = File::open(path).map_err(|e| refuse(e.to_string()))?;
-    file.take(MAX_TOKEN_FILE + 1).read_to_string(&mut text).map_err(|e| refuse(e.to_string()))?;
-    if text.len() as u64 > MAX_TOKEN_FILE {
-        return Err(refuse(format!("has more than the {MAX_TOKEN_FILE} bytes allowed")));
+        errors::own(ErrorKind::Auth, what, format!("token_file {why}"))
+    })
+}
+
+impl Token {
+    /// The API token as it is now. The error names the file, and says what is wrong with it.
+    pub fn read(&self) -> Result<Secret, String> {
+        let path = match self {
+            Token::Text(token) => return Ok(token.clone()),
+            Token::File(path) => path,
+        };
+        let refuse = |why: String| format!("{}: {why}", path.display());
+        let mut text = String::new();
+        let file = File::open(path).map_err(|e| refuse(e.to_string()))?;
+        file.take(MAX_TOKEN_FILE + 1).read_to_string(&mut text).map_err(|e| refuse(e.to_string()))?;
+        if text.len() as u64 > MAX_TOKEN_FILE {
+            return Err(refuse(format!("has more than the {MAX_TOKEN_FILE} bytes allowed")));
+        }
+        let token = text.trim();
+        if token.is_empty() {
+            return Err(refuse("is empty".into()));
+        }
+        if !token.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(refuse("holds more than one word, or characters that no token has".into()));
+        }
+        Ok(Secret::new(token))
     }
-    let token = text.trim();
-    if token.is_empty() {
-        return Err(refuse("is empty".into()));
-    }
-    if !token.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(refuse("holds more than one word, or characters that no token has".into()));
-    }
-    Ok(Secret::new(token))
 }
 
 /// The bearer and how long it lives.

@@ -9,6 +9,7 @@ use super::{Call, Client, Settings, xml};
 use crate::cloud::{ErrorKind, Href, Made, Poll, Power, Vapp, VcdError, Vm};
 use roxmltree::Node;
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use ureq::http::Method;
 
@@ -161,6 +162,7 @@ impl Client {
             vm: self.link(call, xml::attribute(vm, "href"))?,
             differs: difference(&self.settings, &names, vm),
             lacks_tpm: names.needs_tpm && !has_tpm(vm),
+            external: external(vm),
         })
     }
 
@@ -250,6 +252,15 @@ fn has_label(settings: &Settings, record: Node) -> bool {
         let value = xml::child(entry, "TypedValue").and_then(|value| xml::text(value, "Value"));
         xml::text(entry, "Key") == Some(LABEL_KEY) && value == Some(settings.label.trim())
     })
+}
+
+/// The primary NIC's `ExternalIpAddress`: VCD shows it in a VM's document, not in its record.
+fn external(vm: Node) -> Option<IpAddr> {
+    let section = xml::child(vm, "NetworkConnectionSection")?;
+    let primary = xml::text(section, "PrimaryNetworkConnectionIndex").unwrap_or("0");
+    let mut nics = xml::children(section, "NetworkConnection");
+    let nic = nics.find(|nic| xml::text(*nic, "NetworkConnectionIndex") == Some(primary))?;
+    xml::text(nic, "ExternalIpAddress")?.parse().ok()
 }
 
 /// How a VM's hardware differs from the wish. What its document does not tell counts as right.

@@ -15,12 +15,11 @@ import (
 
 // programs are what a guest needs to run the customization script for real, and OpenSSH's server.
 var programs = []string{
-	"bash", "cat", "chmod", "chown", "chpasswd", "getent", "grep", "head", "id", "mkdir", "mktemp", "rm", "sh", "sshd", "tail",
-	"touch", "true", "useradd", "usermod",
+	"bash", "cat", "chmod", "chown", "chpasswd", "getent", "grep", "head", "id", "mkdir", "mktemp", "rm", "sh", "sshd", "sudo",
+	"tail", "touch", "true", "useradd", "usermod",
 }
 
-// etc is a Debian's /etc, as far as logins need it. The image lets nobody in by password, as cloud images do, but for root
-// where the marker file says so.
+// etc is a Debian's /etc, as far as logins need it. The image lets nobody in by password, as cloud images do.
 var etc = map[string]string{
 	"passwd": "root:x:0:0:root:/root:/bin/bash\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n" +
 		"old:x:1500:1500::/srv/old:/bin/sh\n",
@@ -31,6 +30,7 @@ var etc = map[string]string{
 	"nsswitch.conf":                   "passwd: files\ngroup: files\nshadow: files\n",
 	"default/locale":                  "",
 	"environment":                     "",
+	"sudoers":                         "root ALL=(ALL:ALL) ALL\n@includedir /etc/sudoers.d\n",
 	"sudoers.d/README":                "",
 	"ssh/sshd_config":                 "Include /etc/ssh/sshd_config.d/*.conf\nUsePAM yes\nKbdInteractiveAuthentication no\nPrintMotd no\n",
 	"ssh/sshd_config.d/60-image.conf": "PasswordAuthentication no\n",
@@ -132,8 +132,8 @@ func (r *realGuests) image() error {
 		}
 		files[path] = true
 	}
-	// Newer OpenSSH has its parts here; PAM's modules are loaded by name.
-	for _, pattern := range []string{"/usr/lib/openssh/sshd-*", "/usr/lib/*/security/pam_*.so"} {
+	// Newer OpenSSH has its parts here; PAM's modules and sudo's are loaded by name.
+	for _, pattern := range []string{"/usr/lib/openssh/sshd-*", "/usr/lib/*/security/pam_*.so", "/usr/libexec/sudo/*.so*"} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			return err
@@ -160,6 +160,9 @@ func (r *realGuests) image() error {
 		if said, err := exec.Command("cp", "-L", path, to).CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, said)
 		}
+	}
+	if err := os.Chmod(filepath.Join(root, "usr/bin/sudo"), 0o755|os.ModeSetuid); err != nil {
+		return err
 	}
 	for name, text := range etc {
 		to := filepath.Join(root, "etc", name)
@@ -256,12 +259,6 @@ func (r *realGuests) boot(guest guest) (string, error) {
 	}
 	if guest.Password != "" {
 		if err := within("root:"+guest.Password+"\n", "chpasswd"); err != nil {
-			return "", err
-		}
-		// What the script does not do: an image must let its administrator in by password itself.
-		config := filepath.Join(root, "etc/ssh/sshd_config.d/50-image.conf")
-		allow := "PermitRootLogin yes\nMatch User root\nPasswordAuthentication yes\n"
-		if err := os.WriteFile(config, []byte(allow), 0o644); err != nil {
 			return "", err
 		}
 	}

@@ -29,6 +29,9 @@ func requireRealGuests(t *testing.T) {
 	if _, err := exec.LookPath("/usr/sbin/sshd"); err != nil {
 		missing = "Debian's openssh-server is needed"
 	}
+	if _, err := exec.LookPath("sudo"); err != nil {
+		missing = "Debian's sudo is needed"
+	}
 	if missing != "" && os.Getenv("REAL_SSHD") != "" {
 		t.Fatal(missing)
 	}
@@ -131,7 +134,7 @@ func run(t *testing.T, instance fleeting.Instance, command string) (string, erro
 // logsIn makes an instance, logs in, ends the plugin's process, and logs in to the adopted instance.
 func (w realWorld) logsIn(t *testing.T, changes map[string]any, credentials provider.ConnectorConfig, expected string) {
 	t.Helper()
-	const command = "id -un; id -Gn; echo ~"
+	const command = "id -un; id -Gn; echo ~; sudo -n id -un 2>/dev/null"
 	first := w.live(t, changes, credentials)
 	first.Request(1)
 	before := first.one(t)
@@ -156,9 +159,9 @@ func (w realWorld) logsIn(t *testing.T, changes map[string]any, credentials prov
 }
 
 const (
-	asRoot = "root\nroot\n/root\n"
-	asCI   = "ci\nci docker\n/home/ci\n"
-	asOld  = "old\nold docker\n/srv/old\n"
+	asRoot = "root\nroot\n/root\nroot\n"
+	asCI   = "ci\nci docker\n/home/ci\nroot\n"
+	asOld  = "old\nold docker\n/srv/old\nroot\n"
 )
 
 // TestRealStaticKeys logs in with each type and format of key that the plugin's own tests know.
@@ -172,7 +175,7 @@ func TestRealStaticKeys(t *testing.T) {
 	for _, path := range keys {
 		name := filepath.Base(path)
 		switch name {
-		case "dsa", "encrypted", "k256.sec1", "p256.encrypted8", "p256.explicit", "p256.nopublic":
+		case "dsa", "ed25519.swapped", "encrypted", "k256.sec1", "p256.encrypted8", "p256.explicit", "p256.nopublic", "rsa768":
 			continue // What the plugin refuses.
 		}
 		if strings.HasSuffix(name, ".pub") {
@@ -229,7 +232,35 @@ func TestRealGeneratedCredentials(t *testing.T) {
 // After a change of what they are derived from, instances are not healthy, and indeed nobody gets in.
 func TestRealGeneratedCredentialsChange(t *testing.T) {
 	world := startRealWorld(t)
-	first := world.live(t, map[string]any{"credentials_seed": "a seed of a good length"}, provider.ConnectorConfig{})
+	const otherToken = "another-api-token"
+	if err := postJSON(world.control+"/admin", map[string]any{"action": "restore_token", "token": otherToken}); err != nil {
+		t.Fatal(err)
+	}
+	seed := func(t *testing.T, seed string) map[string]any { return map[string]any{"credentials_seed": seed} }
+	file := func(t *testing.T, token string) map[string]any {
+		path := filepath.Join(t.TempDir(), "token")
+		if err := os.WriteFile(path, []byte(token+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return map[string]any{"token": nil, "token_file": path}
+	}
+	for name, of := range map[string]struct {
+		changes      func(*testing.T, string) map[string]any
+		one, another string
+	}{
+		"seed":       {seed, "a seed of a good length", "another of a good length"},
+		"token":      {func(_ *testing.T, token string) map[string]any { return map[string]any{"token": token} }, token, otherToken},
+		"token file": {file, token, otherToken},
+	} {
+		t.Run(name, func(t *testing.T) {
+			world.locksOut(t, of.changes(t, of.one), of.changes(t, of.another))
+		})
+	}
+}
+
+func (w realWorld) locksOut(t *testing.T, one, another map[string]any) {
+	t.Helper()
+	first := w.live(t, one, provider.ConnectorConfig{})
 	first.Request(1)
 	before := first.one(t)
 	if said, err := run(t, before, "id -un"); err != nil || said != "root\n" {
@@ -237,7 +268,7 @@ func TestRealGeneratedCredentialsChange(t *testing.T) {
 	}
 	first.runner.Kill()
 
-	second := world.live(t, map[string]any{"credentials_seed": "another of a good length"}, provider.ConnectorConfig{})
+	second := w.live(t, another, provider.ConnectorConfig{})
 	after := second.one(t)
 	if err := after.Heartbeat(context.Background()); err == nil || !strings.Contains(err.Error(), "credentials") {
 		t.Errorf("heartbeat of %s: %v", after.ID(), err)
@@ -253,20 +284,38 @@ func TestRealGeneratedCredentialsChange(t *testing.T) {
 	guest := net.JoinHostPort(info.InternalAddr, strconv.Itoa(guestPort))
 	if client, err := dialFrom("127.0.0.1", guest, "root", ssh.PublicKeys(signer)); err == nil {
 		client.Close()
-		t.Error("a key of another seed was let in")
+		t.Error("a key of another secret was let in")
 	} else if !strings.Contains(err.Error(), "unable to authenticate") {
 		t.Error(err)
 	}
 	second.runner.Kill()
 
-	third := world.live(t, map[string]any{"credentials_seed": "a seed of a good length"}, provider.ConnectorConfig{})
+	third := w.live(t, one, provider.ConnectorConfig{})
 	back := third.one(t)
 	if err := back.Heartbeat(context.Background()); err != nil {
-		t.Errorf("heartbeat of %s with the old seed again: %v", back.ID(), err)
+		t.Errorf("heartbeat of %s with the old secret again: %v", back.ID(), err)
 	}
 	if said, err := run(t, back, "id -un"); err != nil || said != "root\n" {
 		t.Errorf("%q, %v", said, err)
 	}
 	third.Shutdown(context.Background())
+	w.waitForNoVapp(t)
+}
+
+// The user's own script runs in the guest after ours, before the runner may log in.
+func TestRealUsersScript(t *testing.T) {
+	world := startRealWorld(t)
+	path := filepath.Join(t.TempDir(), "script")
+	const script = "#!/bin/bash\n[[ -s ~ci/.ssh/authorized_keys ]] && echo \"it's $1 $BASH\" >/etc/told\n"
+	if err := os.WriteFile(path, []byte(script), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	only := world.live(t, map[string]any{"customization_script_file": path}, provider.ConnectorConfig{Username: "ci"})
+	only.Request(1)
+	said, err := run(t, only.one(t), "cat /etc/told")
+	if err != nil || said != "it's postcustomization /bin/bash\n" {
+		t.Errorf("%q, %v", said, err)
+	}
+	only.Shutdown(context.Background())
 	world.waitForNoVapp(t)
 }

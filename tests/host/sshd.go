@@ -320,3 +320,21 @@ func getJSON(url string, into any) error {
 	}
 	return json.Unmarshal(body, into)
 }
+
+// postJSON sends a JSON document, whose answer does not matter.
+func postJSON(url string, document any) error {
+	body, err := json.Marshal(document)
+	if err != nil {
+		return err
+	}
+	client := http.Client{Timeout: 10 * time.Second}
+	response, err := client.Post(url, "application/json", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, response.Status)
+	}
+	return nil
+}

@@ -909,6 +909,7 @@ impl World {
             vm: vm_href(id),
             differs: (vm.memory_mb != MEMORY_MB).then(|| "another size of memory".into()),
             lacks_tpm: self.plan.policy.tpm && !vm.tpm,
+            external: None,
         });
         Some(cloud::Vapp {
             href: href(id),

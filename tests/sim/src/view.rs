@@ -4,6 +4,7 @@ use crate::model::*;
 use crate::query::Record;
 use crate::xml::{Prefixes, Writer};
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 
 /// Writes entities with absolute links.
 pub struct View<'a> {
@@ -397,6 +398,12 @@ impl<'a> View<'a> {
         w.finish()
     }
 
+    /// Outside its vApp such a NIC has an address of another range.
+    fn is_behind_nat(&self, vm: &Vm, nic: &Nic) -> bool {
+        let networks = self.model.vapps.get(&vm.vapp).map(|vapp| &vapp.networks);
+        networks.into_iter().flatten().any(|n| Some(&n.name) == nic.network.as_ref() && n.fence == Fence::NatRouted)
+    }
+
     fn nics_body(&self, w: &mut Writer, id: VmId, vm: &Vm) {
         let href = format!("{}/networkConnectionSection/", self.href(id));
         self.section(w, "NetworkConnectionSection", &href, "Specifies the available VM network connections");
@@ -406,6 +413,9 @@ impl<'a> View<'a> {
             w.attr("needsCustomization", "false").leaf("NetworkConnectionIndex", nic.index.to_string());
             if let Some(address) = nic.address {
                 w.leaf("IpAddress", address.to_string());
+                if self.is_behind_nat(vm, nic) {
+                    w.leaf("ExternalIpAddress", Ipv4Addr::new(203, 0, 113, address.octets()[3]).to_string());
+                }
             }
             w.leaf("IsConnected", nic.connected.to_string());
             w.leaf(

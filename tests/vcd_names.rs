@@ -183,6 +183,24 @@ fn policies_stand_for_cpus_and_memory() {
         assert_eq!((vm.cpus, vm.memory_mb), if sizing.is_some() { (2, 2048) } else { (2, 4096) }, "{name}");
         assert_eq!(made(&client, begun.vapp.as_ref().unwrap()).differs, None);
     }
+    // Numbers that the policy fixes are neither sent nor missed; the others are.
+    for (fixes_memory, memory_mb) in [(true, 2048), (false, 8192)] {
+        server.with_model(|m| {
+            m.settings.hardware_in_create = HardwareInCreate::Apply;
+            let small = m.policies.values_mut().find(|p| p.sizing).unwrap();
+            small.memory_mb = small.memory_mb.filter(|_| fixes_memory);
+        });
+        let numbers = Settings { sizing_policy: Some("small".into()), disk_gb: 0, ..settings(&server) };
+        let client = Client::open(numbers).unwrap().0;
+        let name = format!("ci-numbers-{fixes_memory}");
+        let begun = create(&client, &name).unwrap();
+        assert_eq!(ended(&client, &begun), TaskState::Success);
+        assert_eq!((vm(&server, &name).cpus, vm(&server, &name).memory_mb), (2, memory_mb));
+        assert_eq!(made(&client, begun.vapp.as_ref().unwrap()).differs, None);
+        server.with_model(|m| m.settings.hardware_in_create = HardwareInCreate::Refuse);
+        let outcome = create(&client, &format!("ci-more-{fixes_memory}")).map_err(|e| e.kind);
+        assert_eq!(outcome.err(), (!fixes_memory).then_some(ErrorKind::TooMuch), "what is fixed is not sent");
+    }
     for (settings, what) in [
         (with(Some("no-such"), None), "find sizing policy \"no-such\""),
         (with(None, Some("no-such")), "find placement policy \"no-such\""),

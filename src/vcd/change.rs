@@ -106,13 +106,14 @@ fn reconfigure(settings: &Settings, names: &Names, vm: Node) -> Result<String, &
     w.leaf("Description", xml::child(vm, "Description").and_then(|d| d.text()).unwrap_or_default());
     w.open("VmSpecSection", &[("Modified", "true")]);
     w.leaf("ovf:Info", "The VM's hardware");
-    if settings.cpus > 0 {
-        w.leaf("NumCpus", &settings.cpus.to_string());
-        w.leaf("NumCoresPerSocket", &settings.cores_per_socket.max(1).to_string());
+    let wish = names.wish(settings);
+    if wish.cpus > 0 {
+        w.leaf("NumCpus", &wish.cpus.to_string());
+        w.leaf("NumCoresPerSocket", &wish.cores_per_socket.to_string());
     }
-    if settings.memory_mb > 0 {
+    if wish.memory_mb > 0 {
         w.open("MemoryResourceMb", &[]);
-        w.leaf("Configured", &settings.memory_mb.to_string());
+        w.leaf("Configured", &wish.memory_mb.to_string());
         w.close();
     }
     disks(&mut w, settings, names, vm)?;

@@ -136,10 +136,10 @@ fn document(
     if names.sizing_policy.is_some() || names.placement_policy.is_some() {
         w.open("ComputePolicy", &[]);
         if let Some(policy) = &names.placement_policy {
-            w.empty("VmPlacementPolicy", &[("href", policy)]);
+            w.empty("VmPlacementPolicy", &[("href", &policy.href)]);
         }
         if let Some(policy) = &names.sizing_policy {
-            w.empty("VmSizingPolicy", &[("href", policy)]);
+            w.empty("VmSizingPolicy", &[("href", &policy.href)]);
         }
         w.close();
     }
@@ -198,32 +198,33 @@ fn nic(w: &mut Writer, settings: &Settings) {
 
 /// The children of an item come in the order of the alphabet, `vmw` after `rasd`. Nothing is written if nothing is wished.
 fn hardware(w: &mut Writer, settings: &Settings, names: &Names) {
-    if settings.cpus == 0 && settings.memory_mb == 0 && settings.disk_gb == 0 {
+    let wish = names.wish(settings);
+    if wish.cpus == 0 && wish.memory_mb == 0 && settings.disk_gb == 0 {
         return;
     }
     w.open("ovf:VirtualHardwareSection", &[]);
     w.leaf("ovf:Info", "The VM's hardware");
-    if settings.cpus > 0 {
+    if wish.cpus > 0 {
         w.open("ovf:Item", &[]);
         w.leaf("rasd:AllocationUnits", "hertz * 10^6");
         w.leaf("rasd:Description", "Number of Virtual CPUs");
-        w.leaf("rasd:ElementName", &format!("{} virtual CPU(s)", settings.cpus));
+        w.leaf("rasd:ElementName", &format!("{} virtual CPU(s)", wish.cpus));
         w.leaf("rasd:InstanceID", "1");
         w.leaf("rasd:ResourceType", "3");
-        w.leaf("rasd:VirtualQuantity", &settings.cpus.to_string());
+        w.leaf("rasd:VirtualQuantity", &wish.cpus.to_string());
         // The attribute says that a reader may ignore the element.
-        let cores = settings.cores_per_socket.max(1).to_string();
+        let cores = wish.cores_per_socket.to_string();
         w.leaf_with("vmw:CoresPerSocket", &[("ovf:required", "false")], &cores);
         w.close();
     }
-    if settings.memory_mb > 0 {
+    if wish.memory_mb > 0 {
         w.open("ovf:Item", &[]);
         w.leaf("rasd:AllocationUnits", "byte * 2^20");
         w.leaf("rasd:Description", "Memory Size");
-        w.leaf("rasd:ElementName", &format!("{} MB of memory", settings.memory_mb));
+        w.leaf("rasd:ElementName", &format!("{} MB of memory", wish.memory_mb));
         w.leaf("rasd:InstanceID", "2");
         w.leaf("rasd:ResourceType", "4");
-        w.leaf("rasd:VirtualQuantity", &settings.memory_mb.to_string());
+        w.leaf("rasd:VirtualQuantity", &wish.memory_mb.to_string());
         w.close();
     }
     if let Some(disk) = names.disk.as_ref().filter(|_| settings.disk_gb > 0) {
@@ -265,9 +266,13 @@ fn guest_customization(w: &mut Writer, guest: &Guest) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::names::Disk;
+    use super::super::names::{Disk, Policy};
     use super::*;
     use crate::cloud::Secret;
+
+    fn policy(href: &str) -> Policy {
+        Policy { href: href.into(), ..Policy::default() }
+    }
 
     fn example() -> Settings {
         Settings {
@@ -388,8 +393,8 @@ mod tests {
             ..example()
         };
         let names = Names {
-            placement_policy: Some("https://h/cloudapi/p".into()),
-            sizing_policy: Some("https://h/cloudapi/s".into()),
+            placement_policy: Some(policy("https://h/cloudapi/p")),
+            sizing_policy: Some(policy("https://h/cloudapi/s")),
             ..names()
         };
         let text = document(&settings, &names, "ci-1", "d", false, &guest()).unwrap();

@@ -2,7 +2,7 @@
 
 use super::errors::{self, Stage};
 use super::query::{fits, unix_ms};
-use super::{Call, Client, last_part, query, xml};
+use super::{Call, Client, Settings, last_part, query, xml};
 use crate::cloud::{ErrorKind, Href, UnixMs, VcdError};
 use roxmltree::Node;
 use ureq::http::Method;
@@ -32,8 +32,24 @@ pub(super) struct Names {
     pub(super) disk: Option<Disk>,
     /// Its guest does not boot without a TPM, and the template has none.
     pub(super) needs_tpm: bool,
-    pub(super) sizing_policy: Option<Href>,
-    pub(super) placement_policy: Option<Href>,
+    pub(super) sizing_policy: Option<Policy>,
+    pub(super) placement_policy: Option<Policy>,
+}
+
+/// A compute policy. What it fixes wins over the numbers in a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Policy {
+    pub(super) href: Href,
+    pub(super) fixes_cpus: bool,
+    pub(super) fixes_memory: bool,
+}
+
+/// The CPUs and memory that are asked for; 0 leaves them to the template or to a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wish {
+    pub(super) cpus: u32,
+    pub(super) cores_per_socket: u32,
+    pub(super) memory_mb: u32,
 }
 
 /// The template's first hard disk, as VCD wants to hear of it again.
@@ -136,7 +152,7 @@ impl Client {
         self.find_template(call).map(|template| old.clone().with(template)).map_err(|e| vec![e])
     }
 
-    fn find_policy(&self, call: &Call, vdc: &Href, name: &str, sizing: bool) -> Search<Href> {
+    fn find_policy(&self, call: &Call, vdc: &Href, name: &str, sizing: bool) -> Search<Policy> {
         let kind = if sizing { "sizing policy" } else { "placement policy" };
         let root = &self.site.root;
         let (id, wanted) = (last_part(vdc), query::value(name));
@@ -149,19 +165,26 @@ impl Client {
         let json: serde_json::Value = serde_json::from_str(&got.body).map_err(|_| unusable())?;
         let values = json.get("values").and_then(|v| v.as_array()).ok_or_else(unusable)?;
         let text = |policy: &serde_json::Value, key: &str| policy.get(key).and_then(|v| v.as_str()).map(str::to_owned);
-        let mut found: Vec<String> = values
+        let fixes = |policy: &serde_json::Value, key: &str| policy.get(key).is_some_and(|v| !v.is_null());
+        let mut found: Vec<(String, Policy)> = values
             .iter()
             .filter(|policy| text(policy, "name").as_deref() == Some(name))
             // An older VCD may not say of which kind a policy is.
             .filter(|policy| policy.get("isSizingOnly").and_then(|v| v.as_bool()).is_none_or(|only| only == sizing))
-            .filter_map(|policy| text(policy, "id"))
+            .filter_map(|policy| {
+                let id = text(policy, "id")?;
+                let href = format!("{root}/cloudapi/2.0.0/vdcComputePolicies/{id}").into();
+                let (fixes_cpus, fixes_memory) = (fixes(policy, "cpuCount"), fixes(policy, "memory"));
+                Some((id, Policy { href, fixes_cpus, fixes_memory }))
+            })
             .collect();
         match (found.pop(), found.is_empty()) {
             (None, _) => Err(unknown(kind, name, &self.in_vdc())),
-            (Some(id), true) => Ok(format!("{root}/cloudapi/2.0.0/vdcComputePolicies/{id}").into()),
+            (Some((_, policy)), true) => Ok(policy),
             (Some(last), false) => {
                 found.push(last);
-                Err(ambiguous(kind, name, &self.in_vdc(), &found))
+                let ids: Vec<String> = found.into_iter().map(|(id, _)| id).collect();
+                Err(ambiguous(kind, name, &self.in_vdc(), &ids))
             }
         }
     }
@@ -390,6 +413,15 @@ impl Client {
 }
 
 impl Names {
+    /// What the settings wish for and no policy decides.
+    pub(super) fn wish(&self, settings: &Settings) -> Wish {
+        let fixes = |fixes: fn(&Policy) -> bool| self.sizing_policy.as_ref().is_some_and(fixes);
+        let cpus = if fixes(|policy| policy.fixes_cpus) { 0 } else { settings.cpus };
+        let cores_per_socket = if cpus == 0 { 0 } else { settings.cores_per_socket.max(1) };
+        let memory_mb = if fixes(|policy| policy.fixes_memory) { 0 } else { settings.memory_mb };
+        Wish { cpus, cores_per_socket, memory_mb }
+    }
+
     fn with(self, template: Template) -> Names {
         Names {
             template: template.href,

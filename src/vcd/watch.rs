@@ -268,11 +268,11 @@ fn difference(settings: &Settings, names: &Names, vm: Node) -> Option<String> {
     let spec = xml::child(vm, "VmSpecSection");
     let number = |node: Option<Node>, name| node.and_then(|n| xml::text(n, name)).and_then(|n| n.parse::<u64>().ok());
     let memory = number(spec.and_then(|s| xml::child(s, "MemoryResourceMb")), "Configured");
-    let cores = settings.cores_per_socket.max(1);
+    let wish = names.wish(settings);
     let parts = [
-        ("CPUs", number(spec, "NumCpus"), u64::from(settings.cpus)),
-        ("cores per socket", number(spec, "NumCoresPerSocket"), u64::from(if settings.cpus > 0 { cores } else { 0 })),
-        ("MB of memory", memory, u64::from(settings.memory_mb)),
+        ("CPUs", number(spec, "NumCpus"), u64::from(wish.cpus)),
+        ("cores per socket", number(spec, "NumCoresPerSocket"), u64::from(wish.cores_per_socket)),
+        ("MB of memory", memory, u64::from(wish.memory_mb)),
         ("MB of disk", first_disk(names, vm).map(|(_, mb)| mb), disk_mb(settings)),
     ];
     let wrong = parts.into_iter().filter_map(|(what, has, wish)| {

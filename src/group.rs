@@ -411,7 +411,8 @@ impl Group {
     /// ConnectInfo: how to reach a running instance, or why not.
     pub fn reach(&self, name: &str) -> Result<Reach, String> {
         let instance = self.named(name).ok_or_else(|| format!("instance {name} is not known"))?;
-        let facts = instance.facts.as_ref().filter(|_| instance.is_ready());
+        let runs = instance.is_ready() && instance.goal == Goal::Live;
+        let facts = instance.facts.as_ref().filter(|_| runs);
         match facts.and_then(|facts| Some((facts.address?, facts.guest_os.clone()))) {
             Some((address, guest_os)) => {
                 Ok(Reach { address, external: instance.external.unwrap_or(address), guest_os })

@@ -36,8 +36,12 @@ pub const CUSTOMIZATION_GRACE: Duration = Duration::from_secs(60);
 pub const CUSTOMIZATION_GRACE_WINDOWS: Duration = Duration::from_secs(5 * 60);
 /// Tries to write the metadata label.
 const LABEL_TRIES: u32 = 3;
-/// Pause between questions for the tasks that are awaited.
-pub const TASK_PAUSE: Duration = Duration::from_secs(3);
+/// Pauses between questions for the tasks that are awaited, by how long the youngest of them has been going on: small things
+/// take seconds, a create half a minute, and what takes longer will take long.
+pub const TASK_PAUSES: [(Duration, Duration); 2] =
+    [(Duration::from_secs(4), Duration::from_secs(1)), (Duration::from_secs(60), Duration::from_secs(3))];
+/// The same beyond these.
+pub const TASK_PAUSE_LONG: Duration = Duration::from_secs(5);
 /// Pause between polls while a guest boots: what a poll shows late is late for the runner.
 pub const BOOT_PAUSE: Duration = Duration::from_secs(2);
 /// The same when VCD has shown nothing new for [`LONG_QUIET`].
@@ -58,8 +62,8 @@ struct Load {
     others: u32,
     looks: usize,
     probes: usize,
-    /// Tasks are awaited.
-    tasks: bool,
+    /// Tasks are awaited, the youngest since then.
+    tasks: Option<Time>,
     /// Something boots: only a poll shows how far it is.
     boots: bool,
     /// Creates have to wait for leftovers of an earlier life.
@@ -96,7 +100,9 @@ impl Group {
             load.others += u32::from(!wire && i.other_slot());
             load.looks += usize::from(matches!(i.asked, Some(Asked::Look | Asked::Find)));
             load.probes += usize::from(i.probing);
-            load.tasks |= i.work().is_some();
+            if let There::Working { since, .. } = i.there {
+                load.tasks = load.tasks.max(Some(since));
+            }
             load.boots |= matches!(i.there, There::Booting { .. });
             leftovers |= i.earlier && !i.reported;
         }
@@ -357,8 +363,8 @@ impl Group {
 
     /// Asks for tasks and polls when they are due.
     fn watch(&mut self, load: &Load) {
-        if load.tasks && !self.tasks.on_wire {
-            let due = (self.tasks.last + TASK_PAUSE).max(self.tasks.not_before);
+        if let (Some(since), false) = (load.tasks, self.tasks.on_wire) {
+            let due = (self.tasks.last + task_pause(self.now - since)).max(self.tasks.not_before);
             if self.now >= due {
                 self.ask_tasks();
             } else {
@@ -1128,6 +1134,10 @@ impl Group {
         self.create_failed(key, Some(&error));
         self.count_create_failure();
     }
+}
+
+fn task_pause(age: Duration) -> Duration {
+    TASK_PAUSES.iter().find(|(until, _)| age < *until).map_or(TASK_PAUSE_LONG, |(_, pause)| *pause)
 }
 
 /// VCD's reason stands until somebody changes something there.

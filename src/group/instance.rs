@@ -32,14 +32,8 @@ pub enum Phase {
 
 impl Phase {
     /// All, in the order of a life.
-    pub const ALL: [Phase; 6] = [
-        Phase::PendingCreate,
-        Phase::Creating,
-        Phase::Running,
-        Phase::PendingDelete,
-        Phase::Deleting,
-        Phase::Deleted,
-    ];
+    pub const ALL: [Phase; 6] =
+        [Phase::PendingCreate, Phase::Creating, Phase::Running, Phase::PendingDelete, Phase::Deleting, Phase::Deleted];
 
     /// True if an instance may stay in it for as long as it likes: nothing is awaited.
     pub fn rests(self) -> bool {

@@ -108,7 +108,30 @@ pub struct Standing {
 impl Group {
     /// Every instance, leftovers and strangers included, in the order in which they came.
     pub fn views(&self, now: Time) -> Vec<View> {
-        self.instances.iter().map(|(key, instance)| instance.view(*key, now)).collect()
+        let view = |(key, instance): (&Key, &Instance)| {
+            let mut view = instance.view(*key, now);
+            if let Some(words) = self.held_by(instance, now) {
+                view.waits_for = words;
+            }
+            view
+        };
+        self.instances.iter().map(view).collect()
+    }
+
+    /// What holds the instance's next step up beside the limits, if it is not its own pause.
+    fn held_by(&self, i: &Instance, now: Time) -> Option<&'static str> {
+        if i.asked.is_some() || i.ended.is_some() || i.not_before > now {
+            return None;
+        }
+        let wanted = i.goal == Goal::Live;
+        match i.there {
+            There::Absent if !wanted || i.create_after > now => None,
+            There::Absent if self.breaker.until(now).is_some() => Some("the breaker on creates"),
+            There::Absent if self.hold_until.is_some_and(|until| until > now) => Some("leftovers to be gone"),
+            There::Absent | There::Scrap { .. } if self.throttle.until(now).is_some() => Some("VCD's operation limit"),
+            There::Absent | There::Scrap { .. } if self.unreachable => Some("VCD to answer polls"),
+            _ => None,
+        }
     }
 
     /// The instance that a request or probe on the wire is about ([`View::key`]).
@@ -131,7 +154,10 @@ impl Group {
             creates: Limit { used: creates, most: policy.max_creates },
             deletes: Limit { used: deletes, most: policy.max_deletes },
             operations: Limit { used: creates + deletes, most: policy.max_operations },
-            looks: Limit { used: count(|i| matches!(i.asked, Some(Asked::Look | Asked::Find))), most: MAX_LOOKS as u32 },
+            looks: Limit {
+                used: count(|i| matches!(i.asked, Some(Asked::Look | Asked::Find))),
+                most: MAX_LOOKS as u32,
+            },
             probes: Limit { used: count(|i| i.probing), most: MAX_PROBES as u32 },
             creates_waiting: count(|i| i.phase() == Phase::PendingCreate),
             deletes_waiting: count(|i| i.phase() == Phase::PendingDelete && !matches!(i.there, There::Stranger { .. })),

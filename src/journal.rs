@@ -1,0 +1,541 @@
+//! What has happened: a ring of events, the life of each instance step by step, how many there were of each phase, and the
+//! counts that follow from it. It is told everything, the time included, and does no I/O. It changes nothing.
+
+use crate::cloud::Href;
+use crate::group::{Event, Name, Phase, Time, View};
+use crate::tally::Tally;
+use log::Level;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Events that are kept.
+pub const MAX_EVENTS: usize = 200;
+/// Steps of one life that are kept, the newest ones.
+pub const MAX_STEPS: usize = 64;
+/// Lives that are kept after their end.
+pub const MAX_ENDED: usize = 64;
+/// Lives that are kept in all; of more instances there are events only.
+pub const MAX_LIVES: usize = 512;
+/// An event's text is cut to so many bytes.
+pub const MAX_TEXT: usize = 1000;
+/// Pause between two samples of the history.
+pub const SAMPLE_PAUSE: Duration = Duration::from_secs(15);
+/// Samples that are kept: two hours.
+pub const MAX_SAMPLES: usize = 480;
+/// An instance that is on its way for so long is mentioned; then after twice this time, and so on.
+pub const FIRST_WORD: Duration = Duration::from_secs(60);
+/// Longest pause between two such words.
+pub const WORD_PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
+/// A repeated event is written to the log again after so long, and at its 10th, 100th, … time.
+pub const REPEAT_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// One event, or one step of a life.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// When it happened last.
+    pub at: Time,
+    /// When it happened first.
+    pub first: Time,
+    /// How often.
+    pub times: u32,
+    /// How bad.
+    pub level: Level,
+    /// Which instance, if one.
+    pub name: Option<Name>,
+    /// The phase it left, if it changed.
+    pub from: Option<Phase>,
+    /// Its phase since.
+    pub phase: Option<Phase>,
+    /// What happened, and what follows.
+    pub text: Arc<str>,
+    /// The operation that it came of.
+    pub operation: Option<&'static str>,
+    /// VCD's task.
+    pub task: Option<Href>,
+    /// How long the operation or task took; for a change of phase without either, the time in the phase before.
+    pub took: Option<Duration>,
+    /// What went wrong.
+    pub error: Option<Arc<str>>,
+    /// [`View::key`] of the instance.
+    key: Option<u64>,
+    /// When it was written to the log last.
+    logged: Time,
+}
+
+/// What is known of the operation that an input to the group ended.
+#[derive(Clone, Debug)]
+pub struct Note {
+    /// The instance ([`View::key`]), if it is about one.
+    pub key: Option<u64>,
+    /// The operation.
+    pub operation: &'static str,
+    /// The task that it began, or that ended.
+    pub task: Option<Href>,
+    /// How long it took.
+    pub took: Duration,
+    /// Why it failed.
+    pub error: Option<Arc<str>>,
+}
+
+/// What an input to the group showed of the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// Nothing: the host asked, or time has passed.
+    Nothing,
+    /// The states of tasks.
+    Tasks,
+    /// A poll.
+    Poll,
+    /// One login port.
+    Port,
+}
+
+/// One instance's life.
+#[derive(Clone, Debug)]
+pub struct Life {
+    /// The id.
+    pub name: Name,
+    /// [`View::key`].
+    pub key: u64,
+    /// When it was accepted or found.
+    pub began: Time,
+    /// Its phase.
+    pub phase: Phase,
+    /// Since when.
+    pub since: Time,
+    /// When VCD was first asked to make it.
+    pub create_asked: Option<Time>,
+    /// When it first came to running here.
+    pub created: Option<Time>,
+    /// When it was first to go, and why.
+    pub condemned: Option<(Time, &'static str)>,
+    /// When VCD was first asked to delete it.
+    pub delete_asked: Option<Time>,
+    /// When VCD did not have it any more.
+    pub ended: Option<Time>,
+    /// What happened, oldest first.
+    pub steps: VecDeque<Entry>,
+    /// Steps that were dropped.
+    pub dropped: u64,
+    /// It was made here; else it was found.
+    made_here: bool,
+    /// The task that is awaited: which, of which operation, since when.
+    task: Option<(Href, &'static str, Time)>,
+    /// Something went wrong since it last came to rest: what happens again from here on is a repeat.
+    trouble: bool,
+    retries: u32,
+    waits_for: &'static str,
+    waits_since: Time,
+    /// The last look that showed no progress.
+    looked: Time,
+    /// Between progress and notice, so far.
+    noticed: Duration,
+    /// When it is mentioned if it is still on its way.
+    word_at: Time,
+}
+
+/// How many instances there were of each phase, in the order of [`Phase::ALL`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// When.
+    pub at: Time,
+    /// How many.
+    pub counts: [u16; Phase::ALL.len()],
+}
+
+/// All of it.
+#[derive(Default)]
+pub struct Journal {
+    /// Events, oldest first.
+    pub events: VecDeque<Entry>,
+    /// Events that have been dropped.
+    pub dropped: u64,
+    /// Samples, oldest first.
+    pub samples: VecDeque<Sample>,
+    /// What was counted.
+    pub tally: Tally,
+    lives: BTreeMap<u64, Life>,
+    ended: VecDeque<Life>,
+}
+
+impl Journal {
+    /// One input to the group: what it showed, what is known of what it ended, what the group said, and how the instances
+    /// are now. Returns what to write to the log.
+    pub fn turn(
+        &mut self,
+        now: Time,
+        shown: Shown,
+        mut notes: Vec<Note>,
+        said: Vec<Event>,
+        views: &[View],
+    ) -> Vec<Entry> {
+        let mut changed: BTreeMap<u64, (Option<Phase>, Phase, Duration)> = BTreeMap::new();
+        for view in views.iter().filter(|view| !view.stranger) {
+            let before = self.lives.get(&view.key).map(|life| (life.phase, life.since));
+            if before.is_none() && self.lives.len() >= MAX_LIVES {
+                continue;
+            }
+            let life = self.lives.entry(view.key).or_insert_with(|| Life::new(view, now));
+            if before.is_none_or(|(phase, _)| phase != view.phase) {
+                let stayed = before.map_or(Duration::ZERO, |(_, since)| now - since);
+                changed.insert(view.key, (before.map(|(phase, _)| phase), view.phase, stayed));
+            }
+            life.follow(view, now, shown, &notes, &mut self.tally);
+        }
+        let here = |key: &u64| views.iter().any(|view| view.key == *key);
+        let gone: Vec<u64> = self.lives.keys().filter(|key| !here(key)).copied().collect();
+        for key in &gone {
+            // A leftover is forgotten in the moment in which it is gone.
+            if let Some(life) = self.lives.get_mut(key)
+                && life.phase != Phase::Deleted
+            {
+                changed.insert(*key, (Some(life.phase), Phase::Deleted, now - life.since));
+                life.enter(Phase::Deleted, now, &mut self.tally);
+            }
+        }
+        for note in &mut notes {
+            self.settle(note, now);
+        }
+
+        let mut log = Vec::new();
+        for event in said {
+            let key = event.name.as_ref().and_then(|name| self.key_of(name, &notes));
+            let change = key.and_then(|key| changed.remove(&key));
+            let at = notes.iter().position(|note| note.key == key && (key.is_some() || event.name.is_none()));
+            let note = at.map(|at| notes.swap_remove(at));
+            let mut entry = Entry::new(now, event.level, cut(&event.text, MAX_TEXT));
+            (entry.key, entry.name, entry.phase) = (key, event.name, event.phase);
+            entry.explain(note, change);
+            log.extend(self.record(entry, false));
+        }
+        for (key, change) in changed {
+            let Some(life) = self.lives.get(&key) else { continue };
+            let text = match life.waits_for {
+                "" => String::new(),
+                waits_for => format!("waits for {waits_for}"),
+            };
+            let at = notes.iter().position(|note| note.key == Some(key));
+            let note = at.map(|at| notes.swap_remove(at));
+            let mut entry = Entry::new(now, Level::Info, &text);
+            (entry.key, entry.name) = (Some(key), Some(life.name.clone()));
+            entry.explain(note, Some(change));
+            log.extend(self.record(entry, false));
+        }
+        // What ended and changed nothing is part of the instance's life only.
+        for note in notes {
+            let Some(life) = note.key.and_then(|key| self.lives.get_mut(&key)) else { continue };
+            let mut entry = Entry::new(now, Level::Debug, "");
+            (entry.key, entry.name) = (note.key, Some(life.name.clone()));
+            entry.explain(Some(note), None);
+            life.step(entry);
+        }
+        for key in gone {
+            if let Some(life) = self.lives.remove(&key) {
+                push(&mut self.ended, life, MAX_ENDED);
+            }
+        }
+        log.extend(self.words(now));
+        self.sample(now);
+        log
+    }
+
+    /// When [`Journal::turn`] wants to be called at the latest.
+    pub fn due(&self) -> Option<Time> {
+        self.lives.values().filter(|life| !life.phase.rests()).map(|life| life.word_at).min()
+    }
+
+    /// The life of a present instance, by [`View::key`].
+    pub fn life(&self, key: u64) -> Option<&Life> {
+        self.lives.get(&key)
+    }
+
+    /// The lives of this name, oldest first: the present one last.
+    pub fn lives_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Life> {
+        self.ended.iter().chain(self.lives.values()).filter(move |life| *life.name == *name)
+    }
+
+    /// The instance whose awaited task this is, and the operation.
+    pub fn task_of(&self, task: &str) -> Option<(u64, &'static str, Time)> {
+        let waits = |life: &&Life| life.task.as_ref().is_some_and(|(href, ..)| **href == *task);
+        let life = self.lives.values().find(waits)?;
+        life.task.as_ref().map(|(_, operation, since)| (life.key, *operation, *since))
+    }
+
+    fn key_of(&self, name: &Name, notes: &[Note]) -> Option<u64> {
+        let of_note = notes.iter().filter_map(|note| note.key);
+        let mut keys = of_note.filter(|key| self.lives.get(key).is_some_and(|life| life.name == *name));
+        keys.next().or_else(|| self.lives.values().rev().find(|life| life.name == *name).map(|life| life.key))
+    }
+
+    /// Counts what a note tells, and remembers the task that it began.
+    fn settle(&mut self, note: &mut Note, now: Time) {
+        let Some(life) = note.key.and_then(|key| self.lives.get_mut(&key)) else { return };
+        let ends = life.task.as_ref().is_some_and(|(href, ..)| note.task.as_ref() == Some(href));
+        if ends {
+            life.task = None;
+            self.tally.task(note.operation, note.took, note.error.is_some());
+        } else if let Some(task) = &note.task {
+            life.task = Some((task.clone(), note.operation, now));
+        }
+        if note.error.is_some() {
+            life.trouble = true;
+        }
+    }
+
+    /// Keeps an entry, in the ring and in its instance's life. Returns it if it is to be logged: it is no repeat, or its
+    /// turn has come again.
+    fn record(&mut self, mut entry: Entry, anew: bool) -> Option<Entry> {
+        let troubled = entry.error.is_some()
+            || match entry.key.and_then(|key| self.lives.get(&key)) {
+                Some(life) => life.trouble,
+                None => entry.level <= Level::Warn,
+            };
+        let same = |old: &Entry| troubled && !anew && old.repeats(&entry);
+        // What went well for the group as a whole ends its trouble.
+        let well = |old: &Entry| entry.name.is_none() && old.name.is_none() && old.level > Level::Warn;
+        let at = self.events.iter().rposition(|old| same(old) || well(old));
+        let mut show = true;
+        if let Some(at) = at.filter(|at| self.events.get(*at).is_some_and(same))
+            && let Some(old) = self.events.remove(at)
+        {
+            entry.first = old.first;
+            entry.times = old.times.saturating_add(1);
+            show = is_round(entry.times) || entry.at >= old.logged + REPEAT_PAUSE;
+            entry.logged = if show { entry.at } else { old.logged };
+        }
+        if let Some(life) = entry.key.and_then(|key| self.lives.get_mut(&key)) {
+            life.step(entry.clone());
+            life.trouble &= !entry.phase.is_some_and(Phase::rests);
+        }
+        if self.events.len() >= MAX_EVENTS {
+            self.dropped += 1;
+        }
+        push(&mut self.events, entry.clone(), MAX_EVENTS);
+        show.then_some(entry)
+    }
+
+    /// A word on those that are on their way for long, with growing pauses.
+    fn words(&mut self, now: Time) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        for life in self.lives.values_mut().filter(|life| !life.phase.rests() && life.word_at <= now) {
+            let stayed = now - life.since;
+            life.word_at = now + stayed.clamp(FIRST_WORD, WORD_PAUSE_MAX);
+            let waits = if life.waits_for.is_empty() { "its next step" } else { life.waits_for };
+            let text = format!("still {} after {} s: waits for {waits}", life.phase.name(), stayed.as_secs());
+            let mut entry = Entry::new(now, Level::Info, &text);
+            (entry.key, entry.name, entry.phase) = (Some(life.key), Some(life.name.clone()), Some(life.phase));
+            entry.task = life.task.as_ref().map(|(task, ..)| task.clone());
+            entry.took = Some(stayed);
+            entries.push(entry);
+        }
+        entries.into_iter().filter_map(|entry| self.record(entry, true)).collect()
+    }
+
+    fn sample(&mut self, now: Time) {
+        if self.samples.back().is_some_and(|last| now < last.at + SAMPLE_PAUSE) {
+            return;
+        }
+        let counts = count(self.lives.values().map(|life| life.phase));
+        push(&mut self.samples, Sample { at: now, counts }, MAX_SAMPLES);
+    }
+}
+
+impl Life {
+    fn new(view: &View, now: Time) -> Life {
+        Life {
+            name: view.name.clone(),
+            key: view.key,
+            began: now,
+            phase: view.phase,
+            since: now,
+            create_asked: None,
+            created: None,
+            condemned: None,
+            delete_asked: None,
+            ended: None,
+            steps: VecDeque::new(),
+            dropped: 0,
+            made_here: view.reported && matches!(view.phase, Phase::PendingCreate | Phase::Creating),
+            task: None,
+            trouble: false,
+            retries: 0,
+            waits_for: "",
+            waits_since: now,
+            looked: now,
+            noticed: Duration::ZERO,
+            word_at: now + FIRST_WORD,
+        }
+    }
+
+    /// True if it was made by this process; else it was found.
+    pub fn was_made_here(&self) -> bool {
+        self.made_here
+    }
+
+    /// Takes in how the instance is now.
+    fn follow(&mut self, view: &View, now: Time, shown: Shown, notes: &[Note], tally: &mut Tally) {
+        let first = self.began == now && self.steps.is_empty();
+        if first && !view.reported && view.cause.is_some() {
+            tally.leftovers += 1;
+        }
+        if view.retries > self.retries {
+            for _ in self.retries..view.retries {
+                tally.fail("create");
+            }
+            self.trouble = true;
+        }
+        self.retries = view.retries;
+        if let (None, Some(cause)) = (self.condemned, view.cause) {
+            self.condemned = Some((now, cause));
+            match cause {
+                "timeout" => tally.fail("timeout"),
+                "aged" | "ill" | "leftover" => tally.collected += 1,
+                _ => {}
+            }
+        }
+        // Progress that was waited for is noticed at a look; it may have come right after the look before.
+        let looks = match shown {
+            Shown::Nothing => false,
+            Shown::Tasks => view.task.is_some(),
+            Shown::Poll => view.task.is_none(),
+            Shown::Port => notes.iter().any(|note| note.key == Some(view.key)),
+        };
+        if view.waits_for != self.waits_for {
+            if shown != Shown::Nothing && self.phase == Phase::Creating {
+                self.noticed += now - self.looked.max(self.waits_since);
+            }
+            (self.waits_for, self.waits_since, self.looked) = (view.waits_for, now, now);
+        } else if looks {
+            self.looked = now;
+        }
+        if first || view.phase != self.phase {
+            self.enter(view.phase, now, tally);
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, now: Time, tally: &mut Tally) {
+        (self.phase, self.since, self.word_at) = (phase, now, now + FIRST_WORD);
+        match phase {
+            Phase::Creating => {
+                self.create_asked.get_or_insert(now);
+            }
+            Phase::Running if self.made_here && self.created.is_none() => {
+                self.created = Some(now);
+                tally.created += 1;
+                tally.creation.add(now - self.began);
+                tally.queued.add(self.create_asked.unwrap_or(now) - self.began);
+                tally.noticed.add(self.noticed);
+            }
+            Phase::Deleting => {
+                self.delete_asked.get_or_insert(now);
+            }
+            Phase::Deleted => {
+                self.ended = Some(now);
+                tally.deleted += 1;
+                if let (Some((condemned, _)), Some(_)) = (self.condemned, self.delete_asked) {
+                    tally.deletion.add(now - condemned);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn step(&mut self, mut entry: Entry) {
+        let same = |old: &Entry| (entry.times > 1 || entry.level == Level::Debug) && old.repeats(&entry);
+        if let Some(at) = self.steps.iter().rposition(same)
+            && let Some(old) = self.steps.remove(at)
+        {
+            (entry.first, entry.times) = (old.first, old.times.saturating_add(1));
+        }
+        self.dropped += u64::from(self.steps.len() >= MAX_STEPS);
+        push(&mut self.steps, entry, MAX_STEPS);
+    }
+}
+
+impl Entry {
+    fn new(now: Time, level: Level, text: &str) -> Entry {
+        Entry {
+            at: now,
+            first: now,
+            times: 1,
+            level,
+            name: None,
+            from: None,
+            phase: None,
+            text: text.into(),
+            operation: None,
+            task: None,
+            took: None,
+            error: None,
+            key: None,
+            logged: now,
+        }
+    }
+
+    fn explain(&mut self, note: Option<Note>, change: Option<(Option<Phase>, Phase, Duration)>) {
+        if let Some((from, phase, stayed)) = change {
+            (self.from, self.phase) = (from, Some(phase));
+            self.took = from.map(|_| stayed);
+        }
+        if let Some(note) = note {
+            (self.operation, self.task, self.error) = (Some(note.operation), note.task, note.error);
+            self.took = Some(note.took);
+        }
+    }
+
+    /// True if `other` tells the same of the same instance: numbers and ids in it aside.
+    fn repeats(&self, other: &Entry) -> bool {
+        let frame = |entry: &Entry| (entry.key, entry.from, entry.phase, entry.operation);
+        if frame(self) != frame(other) || self.error.is_some() != other.error.is_some() {
+            return false;
+        }
+        match (&self.error, &other.error) {
+            (Some(one), Some(two)) => alike(one, two),
+            _ => alike(&self.text, &other.text),
+        }
+    }
+}
+
+/// True if both have the same words; words with a digit in them are alike.
+fn alike(one: &str, two: &str) -> bool {
+    let numbered = |word: &str| word.bytes().any(|byte| byte.is_ascii_digit());
+    let (mut one, mut two) = (one.split_whitespace(), two.split_whitespace());
+    loop {
+        match (one.next(), two.next()) {
+            (None, None) => return true,
+            (Some(a), Some(b)) if a == b || (numbered(a) && numbered(b)) => {}
+            _ => return false,
+        }
+    }
+}
+
+/// 1, 10, 100, …
+fn is_round(times: u32) -> bool {
+    times.checked_ilog10().is_some_and(|digits| times == 10_u32.pow(digits))
+}
+
+/// How many there are of each phase, in the order of [`Phase::ALL`].
+pub fn count(phases: impl Iterator<Item = Phase>) -> [u16; Phase::ALL.len()] {
+    let mut counts = [0; Phase::ALL.len()];
+    for phase in phases {
+        let place = Phase::ALL.iter().position(|other| *other == phase);
+        if let Some(count) = place.and_then(|place| counts.get_mut(place)) {
+            *count += 1;
+        }
+    }
+    counts
+}
+
+fn push<T>(to: &mut VecDeque<T>, item: T, most: usize) {
+    if to.len() >= most {
+        to.pop_front();
+    }
+    to.push_back(item);
+}
+
+/// At most `most` bytes of `text`, cut between characters.
+fn cut(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    text.get(..end).unwrap_or_default()
+}

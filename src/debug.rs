@@ -301,7 +301,7 @@ fn facts(status: &Status<'_>) -> Vec<Fact> {
     let mut words = limits.map(|(name, of)| limit(name, of)).join(", ");
     let waiting = status.wire.waiting + status.wire.changes_waiting;
     words += &format!(
-        "; {} creates, {} deletes, {waiting} requests wait",
+        "; waiting: creates {}, deletes {}, requests {waiting}",
         standing.creates_waiting, standing.deletes_waiting
     );
     fact("limits", words, false);

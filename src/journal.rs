@@ -161,7 +161,7 @@ pub struct Journal {
 
 impl Journal {
     /// One input to the group: what it showed, what is known of what it ended, what the group said, and how the instances
-    /// are now. Returns what to write to the log.
+    /// are now, in the order of their keys. Returns what to write to the log.
     pub fn turn(
         &mut self,
         now: Time,
@@ -183,7 +183,8 @@ impl Journal {
             }
             life.follow(view, now, shown, &notes, &mut self.tally);
         }
-        let here = |key: &u64| views.iter().any(|view| view.key == *key);
+        // The group's views come in the order of their keys.
+        let here = |key: &u64| views.binary_search_by_key(key, |view| view.key).is_ok();
         let gone: Vec<u64> = self.lives.keys().filter(|key| !here(key)).copied().collect();
         for key in &gone {
             // A leftover is forgotten in the moment in which it is gone.
@@ -538,4 +539,184 @@ fn push<T>(to: &mut VecDeque<T>, item: T, most: usize) {
 fn cut(text: &str, most: usize) -> &str {
     let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     text.get(..end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: &str = "ci-aaaaaaaa";
+
+    fn said(level: Level, text: &str) -> Event {
+        Event { level, name: Some(NAME.into()), phase: Some(Phase::Creating), text: text.into() }
+    }
+
+    fn seconds(seconds: u64) -> Time {
+        Time(seconds * 1000)
+    }
+
+    fn view(phase: Phase, waits_for: &'static str) -> View {
+        View { waits_for, ..View::example(1, NAME, phase) }
+    }
+
+    /// What is logged, in short.
+    fn lines(entries: Vec<Entry>) -> Vec<String> {
+        let phase = |phase: Option<Phase>| phase.map_or("", Phase::name);
+        entries.iter().map(|e| format!("{}>{} {} x{}", phase(e.from), phase(e.phase), e.text, e.times)).collect()
+    }
+
+    #[test]
+    fn each_change_of_phase_is_one_line_with_its_cause() {
+        let mut journal = Journal::default();
+        let task: Href = "https://vcd/api/task/7".into();
+        let turn = |journal: &mut Journal, at, notes, said, view: View| {
+            lines(journal.turn(seconds(at), Shown::Nothing, notes, said, &[view]))
+        };
+        let creating = || view(Phase::Creating, "the create's task");
+        let accepted = vec![said(Level::Info, "accepted")];
+        assert_eq!(turn(&mut journal, 0, vec![], accepted, creating()), [">Creating accepted x1"]);
+        // The answer begins a task and changes nothing.
+        let note = |took, task: &Href| Note {
+            key: Some(1),
+            operation: "create",
+            task: Some(task.clone()),
+            took: Duration::from_secs(took),
+            error: None,
+        };
+        assert!(turn(&mut journal, 1, vec![note(1, &task)], vec![], creating()).is_empty());
+        assert_eq!(journal.task_of(&task), Some((1, "create", seconds(1))));
+        let ends = vec![note(30, &task)];
+        let made = vec![said(Level::Info, "made")];
+        assert_eq!(turn(&mut journal, 31, ends, made, creating()), ["Creating made x1"].map(|l| format!(">{l}")));
+        assert_eq!(journal.tally.tasks["create"].count, 1);
+        let running = || view(Phase::Running, "");
+        let up = vec![said(Level::Info, "running, 40 s after it was accepted"), said(Level::Warn, "but slow")];
+        let both = ["Creating>Running running, 40 s after it was accepted x1", ">Creating but slow x1"];
+        assert_eq!(turn(&mut journal, 40, vec![], up, running()), both);
+        // Nobody said why: then what it waits for is said.
+        let leaving = View { cause: Some("asked"), ..view(Phase::Deleting, "the delete's task") };
+        let said_so = ["Running>Deleting waits for the delete's task x1"];
+        assert_eq!(turn(&mut journal, 50, vec![], vec![], leaving), said_so);
+        // It is forgotten in the moment in which it is gone.
+        let gone = vec![Event { phase: Some(Phase::Deleted), ..said(Level::Info, "gone from VCD") }];
+        let log = lines(journal.turn(seconds(60), Shown::Nothing, vec![], gone, &[]));
+        assert_eq!(log, ["Deleting>Deleted gone from VCD x1"]);
+
+        let life = journal.lives_of(NAME).next().unwrap();
+        assert_eq!(life.steps.len(), 7, "{:#?}", life.steps);
+        let made = life.steps.iter().find(|step| &*step.text == "made").unwrap();
+        assert_eq!((made.operation, made.task.as_deref()), (Some("create"), Some(&*task)));
+        assert_eq!(made.took, Some(Duration::from_secs(30)));
+        let times = (life.create_asked, life.created, life.delete_asked, life.ended);
+        assert_eq!(times, (Some(seconds(0)), Some(seconds(40)), Some(seconds(50)), Some(seconds(60))));
+        let tally = &journal.tally;
+        assert_eq!((tally.created, tally.deleted, tally.leftovers, tally.collected), (1, 1, 0, 0));
+        assert_eq!((tally.creation.count, tally.creation.sum, tally.deletion.sum), (1, 40.0, 10.0));
+    }
+
+    #[test]
+    fn the_same_error_is_counted_and_told_anew_after_it_went_well() {
+        let mut journal = Journal::default();
+        let mut logged = 0;
+        let mut fail = |journal: &mut Journal, at: u64| {
+            let error = Some(format!("create vApp {NAME}: VCD answered 500 X: [ req-{at} ] no").into());
+            let note = Note { key: Some(1), operation: "create", task: None, took: Duration::from_secs(1), error };
+            let view = View { retries: at as u32, ..view(Phase::PendingCreate, "the next try") };
+            let said = vec![said(Level::Warn, &format!("no; next try in {at} s"))];
+            let creating = View { retries: at as u32 - 1, ..self::view(Phase::Creating, "VCD to accept the create") };
+            logged += journal.turn(seconds(at * 2), Shown::Nothing, vec![], vec![], &[creating]).len();
+            logged += journal.turn(seconds(at * 2 + 1), Shown::Nothing, vec![note], said, &[view]).len();
+        };
+        for at in 1..=100 {
+            fail(&mut journal, at);
+        }
+        // The first of each, the second change to Creating (from PendingCreate), the 10th and the 100th, as far as they go.
+        assert!((5..=8).contains(&logged), "{logged} lines for 100 failures");
+        assert_eq!(journal.tally.failed["create"], 100);
+        let failures: Vec<u32> = journal.events.iter().filter(|e| e.error.is_some()).map(|e| e.times).collect();
+        assert_eq!(failures, [100], "one event, counted");
+        let running = view(Phase::Running, "");
+        assert_eq!(journal.turn(seconds(300), Shown::Port, vec![], vec![], &[running]).len(), 1);
+        // What rests is in trouble no more: its next changes are news, as often as they come.
+        for at in 0..3 {
+            let away = view(Phase::PendingDelete, "");
+            assert_eq!(journal.turn(seconds(400 + at * 10), Shown::Nothing, vec![], vec![], &[away]).len(), 1);
+            let back = view(Phase::Running, "");
+            assert_eq!(journal.turn(seconds(405 + at * 10), Shown::Nothing, vec![], vec![], &[back]).len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_second_outage_is_told_though_it_is_like_the_first() {
+        let mut journal = Journal::default();
+        let plain = |level, text: &str| Event { level, name: None, phase: None, text: text.into() };
+        let mut turn =
+            |at, level, text: &str| journal.turn(seconds(at), Shown::Poll, vec![], vec![plain(level, text)], &[]).len();
+        assert_eq!(turn(1, Level::Warn, "poll: no answer in 3 ms"), 1);
+        assert_eq!(turn(2, Level::Warn, "poll: no answer in 4 ms"), 0);
+        assert_eq!(turn(3, Level::Info, "VCD answers polls again"), 1);
+        assert_eq!(turn(4, Level::Warn, "poll: no answer in 5 ms"), 1);
+        assert_eq!(turn(5, Level::Warn, "poll: no answer in 6 ms"), 0);
+        assert_eq!(turn(4 + REPEAT_PAUSE.as_secs(), Level::Warn, "poll: no answer in 6 ms"), 1, "an hour later");
+        let counts: Vec<u32> = journal.events.iter().map(|event| event.times).collect();
+        assert_eq!(counts, [2, 1, 3]);
+    }
+
+    #[test]
+    fn what_takes_long_is_mentioned_with_growing_pauses() {
+        let mut journal = Journal::default();
+        let mut mentioned = Vec::new();
+        for at in 0..=4000 {
+            let waits_for = if at < 500 { "the create's task" } else { "an address" };
+            for entry in journal.turn(seconds(at), Shown::Poll, vec![], vec![], &[view(Phase::Creating, waits_for)]) {
+                mentioned.push((at, entry.text.to_string()));
+            }
+            assert!(journal.due().is_some_and(|due| due > seconds(at)));
+        }
+        let times: Vec<u64> = mentioned.iter().map(|(at, _)| *at).collect();
+        assert_eq!(times, [0, 60, 120, 240, 480, 960, 1920, 3840]);
+        assert_eq!(mentioned[3].1, "still Creating after 240 s: waits for the create's task");
+        assert_eq!(mentioned[5].1, "still Creating after 960 s: waits for an address");
+        journal.turn(seconds(4001), Shown::Port, vec![], vec![], &[view(Phase::Running, "")]);
+        assert_eq!(journal.due(), None, "what rests is not waited for");
+    }
+
+    #[test]
+    fn overhead_is_the_queue_and_the_time_from_progress_to_its_notice() {
+        let mut journal = Journal::default();
+        let mut turn = |at, shown, phase, waits_for, task: bool| {
+            let task = task.then(|| "https://vcd/api/task/1".into());
+            journal.turn(Time(at), shown, vec![], vec![], &[View { task, ..view(phase, waits_for) }]);
+        };
+        turn(0, Shown::Nothing, Phase::PendingCreate, "a free create slot", false);
+        turn(4_000, Shown::Nothing, Phase::Creating, "VCD to accept the create", false);
+        turn(4_500, Shown::Nothing, Phase::Creating, "the create's task", true);
+        turn(7_500, Shown::Tasks, Phase::Creating, "the create's task", true);
+        turn(8_000, Shown::Poll, Phase::Creating, "the create's task", true);
+        // At most 3 s since the look that showed it running.
+        turn(10_500, Shown::Tasks, Phase::Creating, "guest customization", false);
+        turn(12_500, Shown::Poll, Phase::Creating, "guest customization", false);
+        turn(14_500, Shown::Poll, Phase::Creating, "the login port", false);
+        turn(14_600, Shown::Port, Phase::Running, "", false);
+        let tally = &journal.tally;
+        assert_eq!((tally.queued.sum, tally.noticed.sum), (4.0, 3.0 + 2.0 + 0.1));
+        assert_eq!(tally.noticed.buckets[4], 1, "in the bucket up to 10 s: {:?}", tally.noticed);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut journal = Journal::default();
+        for turn in 0..1_000_u64 {
+            let views: Vec<View> = (turn..turn + 200)
+                .map(|key| View::example(key, &format!("ci-{key:08}"), Phase::ALL[(key + turn) as usize % 6]))
+                .collect();
+            journal.turn(seconds(turn), Shown::Poll, vec![], vec![], &views);
+        }
+        assert_eq!((journal.events.len(), journal.samples.len()), (MAX_EVENTS, 67));
+        assert!(journal.lives.len() <= MAX_LIVES && journal.ended.len() == MAX_ENDED);
+        assert!(journal.lives.values().chain(&journal.ended).all(|life| life.steps.len() <= MAX_STEPS));
+        let many: Vec<View> = (0..2000).map(|key| View::example(key, "ci-x", Phase::Creating)).collect();
+        journal.turn(seconds(9000), Shown::Poll, vec![], vec![], &many);
+        assert!(journal.lives.len() <= MAX_LIVES);
+    }
 }

@@ -111,7 +111,7 @@ pub fn instance(status: &Status<'_>, name: &str, width: usize) -> String {
             page.push('\n');
         }
         for (label, value) in life_facts(status, life) {
-            wrap(&mut page, &format!("{label:20}"), &value, 20, width);
+            wrap(&mut page, &format!("{label:22}"), &value, 22, width);
         }
         page.push('\n');
         if life.dropped > 0 {
@@ -148,7 +148,7 @@ pub fn took(entry: &Entry) -> String {
 }
 
 /// `label` and `text` in lines of at most `width` columns, at most [`MAX_LINES`]; all but the first begin at `indent`.
-fn wrap(page: &mut String, label: &str, text: &str, indent: usize, width: usize) {
+pub fn wrap(page: &mut String, label: &str, text: &str, indent: usize, width: usize) {
     let mut lines = vec![label.to_owned()];
     let mut used = label.chars().count();
     let mut fresh = true;

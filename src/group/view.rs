@@ -216,3 +216,30 @@ impl Instance {
         }
     }
 }
+
+#[cfg(test)]
+impl View {
+    /// One that the host knows, without anything else known.
+    pub fn example(key: u64, name: &str, phase: Phase) -> View {
+        View {
+            key,
+            name: name.into(),
+            reported: true,
+            stranger: false,
+            phase,
+            cause: None,
+            vapp: None,
+            task: None,
+            power: None,
+            guest_os: None,
+            address: None,
+            age: Duration::ZERO,
+            waits_for: "",
+            next_try: None,
+            retries: 0,
+            missed: 0,
+            seen: None,
+            error: None,
+        }
+    }
+}

@@ -3,7 +3,7 @@
 //! All of it runs on the one executor; only the requests to VCD run on the pool's threads.
 
 use crate::access::{self, Login};
-use crate::cloud::{Answer, ErrorKind, Reply, Request, TaskState, VcdError};
+use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, TaskState, VcdError};
 use crate::config::{Config, Connector};
 use crate::group::{Command, Group, Name, Outcome, State, Ticket, Time};
 use crate::journal::{Entry, Journal, Note, Shown};
@@ -442,7 +442,7 @@ impl Driver {
         let answer = self.pool.run(move || client.call(&request, guest.as_ref())).await;
         drop(permit);
         self.on_wire.set(self.on_wire.get() - usize::from(changes));
-        let answer = answer.unwrap_or_else(|| no_thread(operation));
+        let answer = self.hush(answer.unwrap_or_else(|| no_thread(operation)));
         let took = began.elapsed();
         let mut shown = Shown::Nothing;
         let mut notes = Vec::new();
@@ -474,6 +474,26 @@ impl Driver {
         self.turn(shown, notes, |group, now| group.answer(now, ticket, answer));
     }
 
+    /// The answer without what guests were given: VCD may echo it in any error, and in that of a task long after the
+    /// request.
+    fn hush(&self, mut answer: Answer) -> Answer {
+        let (script, password) = (self.access.custom_script.clone(), self.access.password.clone());
+        let any = Guest { computer_name: String::new(), script, password };
+        match &mut answer {
+            Ok(Reply::Tasks(tasks)) => {
+                for task in tasks {
+                    let TaskState::Failed(error) = &mut task.state else { continue };
+                    let name = self.journal.borrow().task_of(&task.href).map(|(life, ..)| life.name.clone());
+                    let guest = name.map(|name| access::guest(&self.access, &self.guest_os, &name));
+                    *error = self.client.hush(error.clone(), guest.as_ref().unwrap_or(&any));
+                }
+            }
+            Err(error) => *error = self.client.hush(error.clone(), &any),
+            Ok(_) => {}
+        }
+        answer
+    }
+
     /// Counts a poll.
     fn polled(&self, answer: &Answer, took: Duration, with_vapps: bool) {
         let (ended, mut journal, mut polls) = (self.now(), self.journal.borrow_mut(), self.polls.borrow_mut());
@@ -503,7 +523,9 @@ impl Driver {
                 TaskState::Success | TaskState::Unknown => None,
                 TaskState::Failed(error) => Some(error.to_string().into()),
             };
-            let known = self.journal.borrow().task_of(&task.href);
+            let journal = self.journal.borrow();
+            let known = journal.task_of(&task.href).map(|(life, operation, since)| (life.key, operation, since));
+            drop(journal);
             if let Some((key, operation, since)) = known {
                 if error.is_some() {
                     self.count_failure(operation);

@@ -257,10 +257,10 @@ impl Journal {
     }
 
     /// The instance whose awaited task this is, and the operation.
-    pub fn task_of(&self, task: &str) -> Option<(u64, &'static str, Time)> {
+    pub fn task_of(&self, task: &str) -> Option<(&Life, &'static str, Time)> {
         let waits = |life: &&Life| life.task.as_ref().is_some_and(|(href, ..)| **href == *task);
         let life = self.lives.values().find(waits)?;
-        life.task.as_ref().map(|(_, operation, since)| (life.key, *operation, *since))
+        life.task.as_ref().map(|(_, operation, since)| (life, *operation, *since))
     }
 
     fn key_of(&self, name: &Name, notes: &[Note]) -> Option<u64> {
@@ -584,7 +584,8 @@ mod tests {
             error: None,
         };
         assert!(turn(&mut journal, 1, vec![note(1, &task)], vec![], creating()).is_empty());
-        assert_eq!(journal.task_of(&task), Some((1, "create", seconds(1))));
+        let (life, operation, since) = journal.task_of(&task).unwrap();
+        assert_eq!((life.key, operation, since), (1, "create", seconds(1)));
         let ends = vec![note(30, &task)];
         let made = vec![said(Level::Info, "made")];
         assert_eq!(turn(&mut journal, 31, ends, made, creating()), ["Creating made x1"].map(|l| format!(">{l}")));

@@ -285,6 +285,11 @@ impl Client {
         }
     }
 
+    /// `error` without what `guest` was given: VCD may echo it long after the request that brought it.
+    pub fn hush(&self, error: VcdError, guest: &Guest) -> VcdError {
+        self.finish(error, Some(guest))
+    }
+
     /// How the session stands. Never waits.
     pub fn session(&self) -> SessionView {
         self.session.view()

@@ -19,10 +19,12 @@ pub const MAX_ENDED: usize = 64;
 pub const MAX_LIVES: usize = 512;
 /// An event's text is cut to so many bytes.
 pub const MAX_TEXT: usize = 1000;
-/// Pause between two samples of the history.
-pub const SAMPLE_PAUSE: Duration = Duration::from_secs(15);
-/// Samples that are kept: two hours.
-pub const MAX_SAMPLES: usize = 480;
+/// The history of instances by phase goes back so far.
+pub const HISTORY: Duration = Duration::from_secs(2 * 60 * 60);
+/// Changes that follow each other faster are one sample of the history.
+pub const SAMPLE_PAUSE: Duration = Duration::from_secs(1);
+/// Samples that are kept; of the older half every second one goes when there are more.
+pub const MAX_SAMPLES: usize = 400;
 /// An instance that is on its way for so long is mentioned; then after twice this time, and so on.
 pub const FIRST_WORD: Duration = Duration::from_secs(60);
 /// Longest pause between two such words.
@@ -333,12 +335,25 @@ impl Journal {
         entries.into_iter().filter_map(|entry| self.record(entry, true)).collect()
     }
 
+    /// Notes how many there are of each phase, if that has changed.
     fn sample(&mut self, now: Time) {
-        if self.samples.back().is_some_and(|last| now < last.at + SAMPLE_PAUSE) {
-            return;
-        }
         let counts = count(self.lives.values().map(|life| life.phase));
-        push(&mut self.samples, Sample { at: now, counts }, MAX_SAMPLES);
+        match self.samples.back_mut() {
+            Some(last) if last.counts == counts => {}
+            Some(last) if now < last.at + SAMPLE_PAUSE => last.counts = counts,
+            _ => self.samples.push_back(Sample { at: now, counts }),
+        }
+        // One that is older tells how it was when the history begins.
+        while self.samples.get(1).is_some_and(|second| second.at + HISTORY < now) {
+            self.samples.pop_front();
+        }
+        if self.samples.len() > MAX_SAMPLES {
+            let mut at = 0;
+            self.samples.retain(|_| {
+                at += 1;
+                at % 2 == 0 || at > MAX_SAMPLES / 2
+            });
+        }
     }
 }
 
@@ -705,6 +720,23 @@ mod tests {
     }
 
     #[test]
+    fn the_history_has_each_change_once_and_two_hours_of_them() {
+        let mut journal = Journal::default();
+        let mut turn = |at: u64, phase| {
+            journal.turn(Time(at), Shown::Poll, vec![], vec![], &[view(phase, "")]);
+            journal.samples.iter().map(|sample| sample.at.0).collect::<Vec<_>>()
+        };
+        assert_eq!(turn(0, Phase::PendingCreate), [0]);
+        assert_eq!(turn(500, Phase::Creating), [0], "within a second");
+        assert_eq!(turn(5_000, Phase::Creating), [0]);
+        assert_eq!(turn(60_000, Phase::Running), [0, 60_000]);
+        let later = HISTORY.as_millis() as u64;
+        assert_eq!(turn(later + 70_000, Phase::Running), [60_000], "how it was two hours ago is kept");
+        assert_eq!(turn(later + 80_000, Phase::Deleting), [60_000, later + 80_000]);
+        assert_eq!(journal.samples[0].counts, count([Phase::Running].into_iter()));
+    }
+
+    #[test]
     fn memory_is_bounded() {
         let mut journal = Journal::default();
         for turn in 0..1_000_u64 {
@@ -713,7 +745,9 @@ mod tests {
                 .collect();
             journal.turn(seconds(turn), Shown::Poll, vec![], vec![], &views);
         }
-        assert_eq!((journal.events.len(), journal.samples.len()), (MAX_EVENTS, 67));
+        assert_eq!(journal.events.len(), MAX_EVENTS);
+        assert!(((MAX_SAMPLES / 2)..=MAX_SAMPLES).contains(&journal.samples.len()), "{}", journal.samples.len());
+        assert!(journal.samples.iter().zip(journal.samples.iter().skip(1)).all(|(one, two)| one.at < two.at));
         assert!(journal.lives.len() <= MAX_LIVES && journal.ended.len() == MAX_ENDED);
         assert!(journal.lives.values().chain(&journal.ended).all(|life| life.steps.len() <= MAX_STEPS));
         let many: Vec<View> = (0..2000).map(|key| View::example(key, "ci-x", Phase::Creating)).collect();

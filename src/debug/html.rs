@@ -3,7 +3,7 @@
 use super::{Fact, SHOWN_EVENTS, clock, facts, life_facts, short, since, words};
 use crate::driver::last_part;
 use crate::group::{Phase, Time};
-use crate::journal::{Entry, SAMPLE_PAUSE};
+use crate::journal::{Entry, HISTORY, SAMPLE_PAUSE};
 use crate::status::Status;
 use crate::timestamp::timestamp;
 use base64::Engine;
@@ -22,7 +22,7 @@ pub fn policy() -> &'static str {
     static POLICY: LazyLock<String> = LazyLock::new(|| {
         let hash = |text: &str| STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()));
         format!(
-            "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; base-uri 'none'; \
+            "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; img-src data:; base-uri 'none'; \
              form-action 'none'; frame-ancestors 'none'",
             hash(STYLE),
             hash(SCRIPT)
@@ -113,10 +113,13 @@ fn colour(phase: Phase) -> usize {
 fn chart(main: &mut String, status: &Status<'_>) {
     let known = status.views.iter().filter(|view| !view.stranger);
     let present = crate::journal::count(known.map(|view| view.phase));
-    let mut points: Vec<(Time, [u16; Phase::ALL.len()])> =
-        status.journal.samples.iter().map(|sample| (sample.at, sample.counts)).collect();
+    let first = Time(status.now.0.saturating_sub(HISTORY.as_millis() as u64));
+    // How it was when the history begins, each change since, and how it is.
+    let samples = || status.journal.samples.iter();
+    let before = samples().take_while(|sample| sample.at <= first).last();
+    let mut points = vec![(first, before.map_or_else(Default::default, |sample| sample.counts))];
+    points.extend(samples().filter(|sample| sample.at > first).map(|sample| (sample.at, sample.counts)));
     points.push((status.now, present));
-    let Some((first, _)) = points.first().copied() else { return };
     let span = (status.now - first).max(SAMPLE_PAUSE);
     let top = points.iter().map(|(_, counts)| counts.iter().sum::<u16>()).max().unwrap_or(0).max(1);
     let x = |time: Time| CHART.0 * (1.0 - (status.now - time).as_secs_f64() / span.as_secs_f64());
@@ -202,7 +205,7 @@ fn events(main: &mut String, status: &Status<'_>) {
         line(
             main,
             format_args!(
-                "<tr><td>{}<td><a href=\"/instances/{name}\">{name}</a><td{}>{}</tr>",
+                "<tr><td>{}<td class=\"n\"><a href=\"/instances/{name}\">{name}</a><td{}>{}</tr>",
                 clock(status, entry.at),
                 class(entry),
                 Safe(words(status, entry)),

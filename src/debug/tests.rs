@@ -372,7 +372,7 @@ fn the_chart_is_stacked_and_ends_now() {
     let polygons: Vec<&str> = page.lines().filter(|line| line.starts_with("<polygon")).collect();
     // Creating, Running, PendingDelete, Deleting.
     assert_eq!(polygons.len(), 4, "{polygons:#?}");
-    assert!(page.contains("the last 80m (at most 128)"));
+    assert!(page.contains("the last 2h (at most 128)"));
     for polygon in polygons {
         assert!(polygon.contains("1000,"), "up to now: {polygon}");
         let points = polygon.split_once("points=\"").unwrap().1.trim_end_matches("\"/>");

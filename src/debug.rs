@@ -17,7 +17,9 @@ use crate::transport::{Clock, Io};
 use crate::vcd::SessionState;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderValue, VARY,
+};
 use hyper::header::{REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Method, Request, Response, StatusCode};
 use smol::LocalExecutor;
@@ -179,16 +181,17 @@ async fn answer(driver: &Driver, request: Request<Incoming>) -> Result<Response<
     let mut response = Response::new(Full::new(Bytes::from(page.body)));
     *response.status_mut() = page.status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(page.kind));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(VARY, HeaderValue::from_static("Accept"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    if let Ok(policy) = HeaderValue::from_str(html::policy()) {
-        headers.insert(CONTENT_SECURITY_POLICY, policy);
-    }
-    if page.status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(hyper::header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    let all = [
+        (CONTENT_TYPE, page.kind),
+        (CACHE_CONTROL, "no-store"),
+        (VARY, "Accept"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        (CONTENT_SECURITY_POLICY, html::policy()),
+        (ALLOW, "GET, HEAD"),
+    ];
+    for (name, value) in all {
+        headers.insert(name, HeaderValue::from_static(value));
     }
     Ok(response)
 }
@@ -278,9 +281,9 @@ fn facts(status: &Status<'_>) -> Vec<Fact> {
             short(status.now - polls.good)
         ),
     };
-    let (ago, took) = (short(status.now - polls.ended), polls.took.as_secs_f64());
+    let (ago, took) = (short(status.now - polls.ended), tenths(polls.took));
     let failed = matches!(polls.result, Some(Err(_)));
-    fact("last poll", format!("{ago} ago, took {took:.1} s: {result}"), failed);
+    fact("last poll", format!("{ago} ago, took {took} s: {result}"), failed);
 
     let mut words = limit("", standing.instances);
     for (phase, count) in by_phase(status) {
@@ -333,8 +336,8 @@ fn facts(status: &Status<'_>) -> Vec<Fact> {
     }
     let process = &status.process;
     if let (Some(memory), Some(cpu), Some(threads)) = (process.memory, process.cpu, process.threads) {
-        let memory = memory as f64 / f64::from(1 << 20);
-        fact("process", format!("{memory:.1} MB, {:.1} s of CPU, {threads} threads", cpu.as_secs_f64()), false);
+        let memory = tenths(Duration::from_millis(memory.saturating_mul(1000) >> 20));
+        fact("process", format!("{memory} MB, {} s of CPU, {threads} threads", tenths(cpu)), false);
     }
     all
 }
@@ -411,6 +414,12 @@ fn clock(status: &Status<'_>, time: Time) -> String {
     let today = then.get(..10) == now.get(..10);
     let text = if today { then.get(11..19) } else { then.get(5..19) };
     text.unwrap_or_default().replace('T', " ")
+}
+
+/// In seconds with one decimal. Formatting floating-point numbers would take more code than this whole page.
+fn tenths(duration: Duration) -> String {
+    let tenths = duration.as_millis().saturating_add(50) / 100;
+    format!("{}.{}", tenths / 10, tenths % 10)
 }
 
 /// Two or three digits and a unit: `47s`, `12m`, `3h`, `9d`.

@@ -597,7 +597,7 @@ impl Driver {
 
 /// One line in the log, with what is known as fields of its own.
 fn write(entry: &Entry) {
-    let took = entry.took.map(|took| format!("{:.3}s", took.as_secs_f64()));
+    let took = entry.took.map(|took| format!("{}.{:03}s", took.as_secs(), took.subsec_millis()));
     let fields = [
         ("instance", entry.name.as_deref()),
         ("from", entry.from.map(|phase| phase.name())),

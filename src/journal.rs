@@ -5,7 +5,6 @@ use crate::cloud::Href;
 use crate::group::{Event, Name, Phase, Time, View};
 use crate::tally::Tally;
 use log::Level;
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,7 +116,7 @@ pub struct Life {
     /// When VCD did not have it any more.
     pub ended: Option<Time>,
     /// What happened, oldest first.
-    pub steps: VecDeque<Entry>,
+    pub steps: Vec<Entry>,
     /// Steps that were dropped.
     pub dropped: u64,
     /// It was made here; else it was found.
@@ -137,6 +136,15 @@ pub struct Life {
     word_at: Time,
 }
 
+/// An instance has come to another phase.
+struct Change {
+    key: u64,
+    from: Option<Phase>,
+    to: Phase,
+    /// Time in the phase before.
+    stayed: Duration,
+}
+
 /// How many instances there were of each phase, in the order of [`Phase::ALL`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
@@ -150,15 +158,16 @@ pub struct Sample {
 #[derive(Default)]
 pub struct Journal {
     /// Events, oldest first.
-    pub events: VecDeque<Entry>,
+    pub events: Vec<Entry>,
     /// Events that have been dropped.
     pub dropped: u64,
     /// Samples, oldest first.
-    pub samples: VecDeque<Sample>,
+    pub samples: Vec<Sample>,
     /// What was counted.
     pub tally: Tally,
-    lives: BTreeMap<u64, Life>,
-    ended: VecDeque<Life>,
+    /// By key.
+    lives: Vec<Life>,
+    ended: Vec<Life>,
 }
 
 impl Journal {
@@ -172,28 +181,31 @@ impl Journal {
         said: Vec<Event>,
         views: &[View],
     ) -> Vec<Entry> {
-        let mut changed: BTreeMap<u64, (Option<Phase>, Phase, Duration)> = BTreeMap::new();
+        let mut changed: Vec<Change> = Vec::new();
         for view in views.iter().filter(|view| !view.stranger) {
-            let before = self.lives.get(&view.key).map(|life| (life.phase, life.since));
-            if before.is_none() && self.lives.len() >= MAX_LIVES {
-                continue;
-            }
-            let life = self.lives.entry(view.key).or_insert_with(|| Life::new(view, now));
-            if before.is_none_or(|(phase, _)| phase != view.phase) {
+            let (at, before) = match self.lives.binary_search_by_key(&view.key, |life| life.key) {
+                Ok(at) => (at, self.lives.get(at).map(|life| (life.phase, life.since))),
+                Err(_) if self.lives.len() >= MAX_LIVES => continue,
+                Err(at) => {
+                    self.lives.insert(at, Life::new(view, now));
+                    (at, None)
+                }
+            };
+            let Some(life) = self.lives.get_mut(at) else { continue };
+            let from = before.map(|(phase, _)| phase);
+            if from != Some(view.phase) {
                 let stayed = before.map_or(Duration::ZERO, |(_, since)| now - since);
-                changed.insert(view.key, (before.map(|(phase, _)| phase), view.phase, stayed));
+                changed.push(Change { key: view.key, from, to: view.phase, stayed });
             }
             life.follow(view, now, shown, &notes, &mut self.tally);
         }
         // The group's views come in the order of their keys.
-        let here = |key: &u64| views.binary_search_by_key(key, |view| view.key).is_ok();
-        let gone: Vec<u64> = self.lives.keys().filter(|key| !here(key)).copied().collect();
-        for key in &gone {
+        let here = |key: u64| views.binary_search_by_key(&key, |view| view.key).is_ok();
+        for life in self.lives.iter_mut().filter(|life| !here(life.key)) {
             // A leftover is forgotten in the moment in which it is gone.
-            if let Some(life) = self.lives.get_mut(key)
-                && life.phase != Phase::Deleted
-            {
-                changed.insert(*key, (Some(life.phase), Phase::Deleted, now - life.since));
+            if life.phase != Phase::Deleted {
+                let stayed = now - life.since;
+                changed.push(Change { key: life.key, from: Some(life.phase), to: Phase::Deleted, stayed });
                 life.enter(Phase::Deleted, now, &mut self.tally);
             }
         }
@@ -204,7 +216,8 @@ impl Journal {
         let mut log = Vec::new();
         for event in said {
             let key = event.name.as_ref().and_then(|name| self.key_of(name, &notes));
-            let change = key.and_then(|key| changed.remove(&key));
+            let change = changed.iter().position(|change| Some(change.key) == key);
+            let change = change.map(|at| changed.remove(at));
             let at = notes.iter().position(|note| note.key == key && (key.is_some() || event.name.is_none()));
             let note = at.map(|at| notes.swap_remove(at));
             let mut entry = Entry::new(now, event.level, cut(&event.text, MAX_TEXT));
@@ -212,8 +225,9 @@ impl Journal {
             entry.explain(note, change);
             log.extend(self.record(entry, false));
         }
-        for (key, change) in changed {
-            let Some(life) = self.lives.get(&key) else { continue };
+        for change in changed {
+            let key = change.key;
+            let Some(life) = self.life(key) else { continue };
             let text = match life.waits_for {
                 "" => String::new(),
                 waits_for => format!("waits for {waits_for}"),
@@ -227,16 +241,17 @@ impl Journal {
         }
         // What ended and changed nothing is part of the instance's life only.
         for note in notes {
-            let Some(life) = note.key.and_then(|key| self.lives.get_mut(&key)) else { continue };
+            let Some(life) = note.key.and_then(|key| self.life_mut(key)) else { continue };
             let mut entry = Entry::new(now, Level::Debug, "");
             (entry.key, entry.name) = (note.key, Some(life.name.clone()));
             entry.explain(Some(note), None);
             life.step(entry);
         }
-        for key in gone {
-            if let Some(life) = self.lives.remove(&key) {
-                push(&mut self.ended, life, MAX_ENDED);
-            }
+        let (stay, gone): (Vec<Life>, Vec<Life>) =
+            std::mem::take(&mut self.lives).into_iter().partition(|life| here(life.key));
+        self.lives = stay;
+        for life in gone {
+            push(&mut self.ended, life, MAX_ENDED);
         }
         log.extend(self.words(now));
         self.sample(now);
@@ -245,35 +260,42 @@ impl Journal {
 
     /// When [`Journal::turn`] wants to be called at the latest.
     pub fn due(&self) -> Option<Time> {
-        self.lives.values().filter(|life| !life.phase.rests()).map(|life| life.word_at).min()
+        self.lives.iter().filter(|life| !life.phase.rests()).map(|life| life.word_at).min()
     }
 
     /// The life of a present instance, by [`View::key`].
     pub fn life(&self, key: u64) -> Option<&Life> {
-        self.lives.get(&key)
+        let at = self.lives.binary_search_by_key(&key, |life| life.key).ok()?;
+        self.lives.get(at)
+    }
+
+    fn life_mut(&mut self, key: u64) -> Option<&mut Life> {
+        let at = self.lives.binary_search_by_key(&key, |life| life.key).ok()?;
+        self.lives.get_mut(at)
     }
 
     /// The lives of this name, oldest first: the present one last.
     pub fn lives_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Life> {
-        self.ended.iter().chain(self.lives.values()).filter(move |life| *life.name == *name)
+        self.ended.iter().chain(&self.lives).filter(move |life| *life.name == *name)
     }
 
     /// The instance whose awaited task this is, and the operation.
     pub fn task_of(&self, task: &str) -> Option<(&Life, &'static str, Time)> {
         let waits = |life: &&Life| life.task.as_ref().is_some_and(|(href, ..)| **href == *task);
-        let life = self.lives.values().find(waits)?;
+        let life = self.lives.iter().find(waits)?;
         life.task.as_ref().map(|(_, operation, since)| (life, *operation, *since))
     }
 
     fn key_of(&self, name: &Name, notes: &[Note]) -> Option<u64> {
         let of_note = notes.iter().filter_map(|note| note.key);
-        let mut keys = of_note.filter(|key| self.lives.get(key).is_some_and(|life| life.name == *name));
-        keys.next().or_else(|| self.lives.values().rev().find(|life| life.name == *name).map(|life| life.key))
+        let mut keys = of_note.filter(|key| self.life(*key).is_some_and(|life| life.name == *name));
+        keys.next().or_else(|| self.lives.iter().rev().find(|life| life.name == *name).map(|life| life.key))
     }
 
     /// Counts what a note tells, and remembers the task that it began.
     fn settle(&mut self, note: &mut Note, now: Time) {
-        let Some(life) = note.key.and_then(|key| self.lives.get_mut(&key)) else { return };
+        let at = note.key.and_then(|key| self.lives.binary_search_by_key(&key, |life| life.key).ok());
+        let Some(life) = at.and_then(|at| self.lives.get_mut(at)) else { return };
         let ends = life.task.as_ref().is_some_and(|(href, ..)| note.task.as_ref() == Some(href));
         if ends {
             life.task = None;
@@ -290,7 +312,7 @@ impl Journal {
     /// turn has come again.
     fn record(&mut self, mut entry: Entry, anew: bool) -> Option<Entry> {
         let troubled = entry.error.is_some()
-            || match entry.key.and_then(|key| self.lives.get(&key)) {
+            || match entry.key.and_then(|key| self.life(key)) {
                 Some(life) => life.trouble,
                 None => entry.level <= Level::Warn,
             };
@@ -299,15 +321,14 @@ impl Journal {
         let well = |old: &Entry| entry.name.is_none() && old.name.is_none() && old.level > Level::Warn;
         let at = self.events.iter().rposition(|old| same(old) || well(old));
         let mut show = true;
-        if let Some(at) = at.filter(|at| self.events.get(*at).is_some_and(same))
-            && let Some(old) = self.events.remove(at)
-        {
+        if let Some(at) = at.filter(|at| self.events.get(*at).is_some_and(same)) {
+            let old = self.events.remove(at);
             entry.first = old.first;
             entry.times = old.times.saturating_add(1);
             show = is_round(entry.times) || entry.at >= old.logged + REPEAT_PAUSE;
             entry.logged = if show { entry.at } else { old.logged };
         }
-        if let Some(life) = entry.key.and_then(|key| self.lives.get_mut(&key)) {
+        if let Some(life) = entry.key.and_then(|key| self.life_mut(key)) {
             life.step(entry.clone());
             life.trouble &= !entry.phase.is_some_and(Phase::rests);
         }
@@ -321,7 +342,7 @@ impl Journal {
     /// A word on those that are on their way for long, with growing pauses.
     fn words(&mut self, now: Time) -> Vec<Entry> {
         let mut entries = Vec::new();
-        for life in self.lives.values_mut().filter(|life| !life.phase.rests() && life.word_at <= now) {
+        for life in self.lives.iter_mut().filter(|life| !life.phase.rests() && life.word_at <= now) {
             let stayed = now - life.since;
             life.word_at = now + stayed.clamp(FIRST_WORD, WORD_PAUSE_MAX);
             let waits = if life.waits_for.is_empty() { "its next step" } else { life.waits_for };
@@ -337,15 +358,15 @@ impl Journal {
 
     /// Notes how many there are of each phase, if that has changed.
     fn sample(&mut self, now: Time) {
-        let counts = count(self.lives.values().map(|life| life.phase));
-        match self.samples.back_mut() {
+        let counts = count(self.lives.iter().map(|life| life.phase));
+        match self.samples.last_mut() {
             Some(last) if last.counts == counts => {}
             Some(last) if now < last.at + SAMPLE_PAUSE => last.counts = counts,
-            _ => self.samples.push_back(Sample { at: now, counts }),
+            _ => self.samples.push(Sample { at: now, counts }),
         }
         // One that is older tells how it was when the history begins.
         while self.samples.get(1).is_some_and(|second| second.at + HISTORY < now) {
-            self.samples.pop_front();
+            self.samples.remove(0);
         }
         if self.samples.len() > MAX_SAMPLES {
             let mut at = 0;
@@ -370,7 +391,7 @@ impl Life {
             condemned: None,
             delete_asked: None,
             ended: None,
-            steps: VecDeque::new(),
+            steps: Vec::new(),
             dropped: 0,
             made_here: view.reported && matches!(view.phase, Phase::PendingCreate | Phase::Creating),
             task: None,
@@ -459,9 +480,8 @@ impl Life {
 
     fn step(&mut self, mut entry: Entry) {
         let same = |old: &Entry| (entry.times > 1 || entry.level == Level::Debug) && old.repeats(&entry);
-        if let Some(at) = self.steps.iter().rposition(same)
-            && let Some(old) = self.steps.remove(at)
-        {
+        if let Some(at) = self.steps.iter().rposition(same) {
+            let old = self.steps.remove(at);
             (entry.first, entry.times) = (old.first, old.times.saturating_add(1));
         }
         self.dropped += u64::from(self.steps.len() >= MAX_STEPS);
@@ -489,9 +509,9 @@ impl Entry {
         }
     }
 
-    fn explain(&mut self, note: Option<Note>, change: Option<(Option<Phase>, Phase, Duration)>) {
-        if let Some((from, phase, stayed)) = change {
-            (self.from, self.phase) = (from, Some(phase));
+    fn explain(&mut self, note: Option<Note>, change: Option<Change>) {
+        if let Some(Change { from, to, stayed, .. }) = change {
+            (self.from, self.phase) = (from, Some(to));
             self.took = from.map(|_| stayed);
         }
         if let Some(note) = note {
@@ -543,11 +563,12 @@ pub fn count(phases: impl Iterator<Item = Phase>) -> [u16; Phase::ALL.len()] {
     counts
 }
 
-fn push<T>(to: &mut VecDeque<T>, item: T, most: usize) {
+/// The oldest goes if there are as many as there may be. They are few: moving them costs less than a ring's code.
+fn push<T>(to: &mut Vec<T>, item: T, most: usize) {
     if to.len() >= most {
-        to.pop_front();
+        to.remove(0);
     }
-    to.push_back(item);
+    to.push(item);
 }
 
 /// At most `most` bytes of `text`, cut between characters.
@@ -604,7 +625,7 @@ mod tests {
         let ends = vec![note(30, &task)];
         let made = vec![said(Level::Info, "made")];
         assert_eq!(turn(&mut journal, 31, ends, made, creating()), ["Creating made x1"].map(|l| format!(">{l}")));
-        assert_eq!(journal.tally.tasks["create"].count, 1);
+        assert_eq!(journal.tally.tasks[0].1.count, 1);
         let running = || view(Phase::Running, "");
         let up = vec![said(Level::Info, "running, 40 s after it was accepted"), said(Level::Warn, "but slow")];
         let both = ["Creating>Running running, 40 s after it was accepted x1", ">Creating but slow x1"];
@@ -648,7 +669,7 @@ mod tests {
         }
         // The first of each, the second change to Creating (from PendingCreate), the 10th and the 100th, as far as they go.
         assert!((5..=8).contains(&logged), "{logged} lines for 100 failures");
-        assert_eq!(journal.tally.failed["create"], 100);
+        assert_eq!(journal.tally.failed[0], ("create", 100));
         let failures: Vec<u32> = journal.events.iter().filter(|e| e.error.is_some()).map(|e| e.times).collect();
         assert_eq!(failures, [100], "one event, counted");
         let running = view(Phase::Running, "");
@@ -749,7 +770,7 @@ mod tests {
         assert!(((MAX_SAMPLES / 2)..=MAX_SAMPLES).contains(&journal.samples.len()), "{}", journal.samples.len());
         assert!(journal.samples.iter().zip(journal.samples.iter().skip(1)).all(|(one, two)| one.at < two.at));
         assert!(journal.lives.len() <= MAX_LIVES && journal.ended.len() == MAX_ENDED);
-        assert!(journal.lives.values().chain(&journal.ended).all(|life| life.steps.len() <= MAX_STEPS));
+        assert!(journal.lives.iter().chain(&journal.ended).all(|life| life.steps.len() <= MAX_STEPS));
         let many: Vec<View> = (0..2000).map(|key| View::example(key, "ci-x", Phase::Creating)).collect();
         journal.turn(seconds(9000), Shown::Poll, vec![], vec![], &many);
         assert!(journal.lives.len() <= MAX_LIVES);

@@ -1,6 +1,5 @@
 //! Counts and distributions, as plain numbers. They know neither Prometheus nor where they come from.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// What was measured, in buckets.
@@ -49,7 +48,7 @@ pub struct Tally {
     /// Instances that VCD does not have any more.
     pub deleted: u64,
     /// What failed, by operation: `create` counts tries, `timeout` instances that were given up, `delete` requests and tasks.
-    pub failed: BTreeMap<&'static str, u64>,
+    pub failed: Vec<(&'static str, u64)>,
     /// From Increase to running.
     pub creation: Histogram,
     /// From the wish to remove it until VCD does not have it any more.
@@ -69,9 +68,9 @@ pub struct Tally {
     /// Polls that failed.
     pub failed_polls: u64,
     /// VCD's tasks from the request to the notice of their end, by operation.
-    pub tasks: BTreeMap<&'static str, Histogram>,
+    pub tasks: Vec<(&'static str, Histogram)>,
     /// Tasks that failed, by operation.
-    pub failed_tasks: BTreeMap<&'static str, u64>,
+    pub failed_tasks: Vec<(&'static str, u64)>,
 }
 
 impl Default for Tally {
@@ -89,8 +88,8 @@ impl Default for Tally {
             leftovers: 0,
             polls: Histogram::new(RECONCILE),
             failed_polls: 0,
-            tasks: BTreeMap::new(),
-            failed_tasks: BTreeMap::new(),
+            tasks: Vec::new(),
+            failed_tasks: Vec::new(),
         }
     }
 }
@@ -98,12 +97,22 @@ impl Default for Tally {
 impl Tally {
     /// A task of VCD's has ended.
     pub fn task(&mut self, operation: &'static str, took: Duration, failed: bool) {
-        self.tasks.entry(operation).or_insert_with(|| Histogram::new(TASK)).add(took);
-        *self.failed_tasks.entry(operation).or_default() += u64::from(failed);
+        of(&mut self.tasks, operation, || Histogram::new(TASK)).add(took);
+        *of(&mut self.failed_tasks, operation, || 0) += u64::from(failed);
     }
 
     /// An operation has failed.
     pub fn fail(&mut self, operation: &'static str) {
-        *self.failed.entry(operation).or_default() += 1;
+        *of(&mut self.failed, operation, || 0) += 1;
     }
+}
+
+/// The operation's, made if it is the first. There are few operations.
+fn of<'a, T>(all: &'a mut Vec<(&'static str, T)>, operation: &'static str, new: impl FnOnce() -> T) -> &'a mut T {
+    let at = all.iter().position(|(name, _)| *name == operation).unwrap_or(all.len());
+    if at == all.len() {
+        all.push((operation, new()));
+    }
+    #[expect(clippy::indexing_slicing, reason = "it is there now")]
+    &mut all[at].1
 }

@@ -221,7 +221,7 @@ fn the_page_in_a_browser() {
         browser.screenshot(&pictures.join("phone-dark.png"));
         browser.scheme("light");
         browser.screenshot(&pictures.join("phone-light.png"));
-        let link = "document.querySelector('#instances a').href";
+        let link = "document.querySelector('#instances .why').closest('tr').querySelector('a').href";
         let life = browser.value(link).as_str().unwrap().to_owned();
         browser.go(&life);
         assert_eq!(browser.value(fits), true);

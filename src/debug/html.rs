@@ -15,7 +15,7 @@ const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
 /// Size of the chart in its own units.
-const CHART: (f64, f64) = (1000.0, 160.0);
+const CHART: (u64, u64) = (1000, 160);
 
 /// The content security policy: nothing but this style, this script, and requests to this server.
 pub fn policy() -> &'static str {
@@ -122,8 +122,9 @@ fn chart(main: &mut String, status: &Status<'_>) {
     points.push((status.now, present));
     let span = (status.now - first).max(SAMPLE_PAUSE);
     let top = points.iter().map(|(_, counts)| counts.iter().sum::<u16>()).max().unwrap_or(0).max(1);
-    let x = |time: Time| CHART.0 * (1.0 - (status.now - time).as_secs_f64() / span.as_secs_f64());
-    let y = |count: u16| CHART.1 * (1.0 - f64::from(count) / f64::from(top));
+    let span_ms = span.as_millis() as u64;
+    let x = |time: Time| CHART.0.saturating_sub(CHART.0 * (status.now - time).as_millis() as u64 / span_ms);
+    let y = |count: u16| CHART.1 - CHART.1 * u64::from(count) / u64::from(top);
 
     line(main, format_args!("<h2>Instances by phase, the last {} (at most {top})</h2>", short(span)));
     let (width, height) = CHART;
@@ -145,15 +146,15 @@ fn chart(main: &mut String, status: &Status<'_>) {
             }
             let at = x(*time);
             if let Some((low, high)) = before {
-                let _ = write!(upper, "{at:.0},{:.1} ", y(high));
+                let _ = write!(upper, "{at},{} ", y(high));
                 lower.push((at, y(low)));
             }
-            let _ = write!(upper, "{at:.0},{:.1} ", y(now.1));
+            let _ = write!(upper, "{at},{} ", y(now.1));
             lower.push((at, y(now.0)));
             before = Some(now);
         }
         for (at, low) in lower.iter().rev() {
-            let _ = write!(upper, "{at:.0},{low:.1} ");
+            let _ = write!(upper, "{at},{low} ");
         }
         line(main, format_args!("<polygon class=\"p{number}\" points=\"{}\"/>", upper.trim_end()));
     }

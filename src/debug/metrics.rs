@@ -12,7 +12,6 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt::Error;
 use std::time::UNIX_EPOCH;
 
@@ -76,7 +75,7 @@ impl Moment {
         self.add(MetricType::Counter, name, help, "", vec![("", Sample::Whole(value))]);
     }
 
-    fn counters(&mut self, name: &str, help: &'static str, label: &'static str, values: &BTreeMap<&'static str, u64>) {
+    fn counters(&mut self, name: &str, help: &'static str, label: &'static str, values: &[(&'static str, u64)]) {
         let samples = values.iter().map(|(value, count)| (*value, Sample::Whole(*count))).collect();
         self.add(MetricType::Counter, name, help, label, samples);
     }
@@ -130,9 +129,9 @@ fn gather(status: &Status<'_>) -> Moment {
     all.histogram("gc_duration_seconds", help, &tally.gc);
 
     let requests = || status.requests.iter();
-    let calls: BTreeMap<_, _> = requests().map(|count| (count.operation, count.requests)).collect();
+    let calls: Vec<_> = requests().map(|count| (count.operation, count.requests)).collect();
     all.counters("api_calls", "HTTP requests to VCD", "operation", &calls);
-    let errors: BTreeMap<_, _> = requests().map(|count| (count.operation, count.errors)).collect();
+    let errors: Vec<_> = requests().map(|count| (count.operation, count.errors)).collect();
     let help = "HTTP requests to VCD without an answer, or with one of status 400 and above";
     all.counters("api_errors", help, "operation", &errors);
     let took = requests().filter(|count| count.requests > 0).map(|count| {

@@ -1,7 +1,7 @@
 //! The pages as plain text, for a terminal of a given width. Only ASCII is added to what VCD says, and no control
 //! character of anybody's comes through.
 
-use super::{SHOWN_EVENTS, clock, facts, life_facts, short, since, words};
+use super::{SHOWN_EVENTS, clock, facts, life_facts, short, since, tenths, words};
 use crate::driver::last_part;
 use crate::journal::{Entry, Life};
 use crate::status::Status;
@@ -141,7 +141,7 @@ pub fn operation(entry: &Entry) -> &'static str {
 /// How long it took, or a dash.
 pub fn took(entry: &Entry) -> String {
     match entry.took {
-        Some(took) if took.as_secs() < 120 => format!("{:.1}s", took.as_secs_f64()),
+        Some(took) if took.as_secs() < 120 => tenths(took) + "s",
         Some(took) => short(took),
         None => "-".into(),
     }

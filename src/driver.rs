@@ -5,7 +5,7 @@
 use crate::access::{self, Login};
 use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, TaskState, VcdError};
 use crate::config::{Config, Connector};
-use crate::group::{Command, Group, Name, Outcome, State, Ticket, Time};
+use crate::group::{Command, Group, Name, Outcome, Phase, State, Ticket, Time};
 use crate::journal::{Entry, Journal, Note, Shown};
 use crate::pool::{Pool, THREADS};
 use crate::status::{About, Polls, Process, Status, Wire};
@@ -466,7 +466,7 @@ impl Driver {
             if error
                 .is_some_and(|error| !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Busy | ErrorKind::Limit))
             {
-                self.count_failure(operation);
+                self.count_failure(operation, about);
             }
             let error = error.map(|error| error.to_string().into());
             notes.push(Note { key: about, operation, task, took, error });
@@ -528,7 +528,7 @@ impl Driver {
             drop(journal);
             if let Some((key, operation, since)) = known {
                 if error.is_some() {
-                    self.count_failure(operation);
+                    self.count_failure(operation, Some(key));
                 }
                 let (task, took) = (Some(task.href.clone()), self.now() - since);
                 notes.push(Note { key: Some(key), operation, task, took, error });
@@ -538,10 +538,13 @@ impl Driver {
     }
 
     /// Failed creates are counted by their tries.
-    fn count_failure(&self, operation: &'static str) {
+    fn count_failure(&self, operation: &str, about: Option<u64>) {
+        let mut journal = self.journal.borrow_mut();
+        let resuming = about.and_then(|key| journal.life(key)).is_some_and(|life| life.phase == Phase::Resuming);
         match operation {
-            "delete" | "undeploy" | "delete_stopped" => self.journal.borrow_mut().tally.fail("delete"),
-            "suspend" | "resume" => self.journal.borrow_mut().tally.fail(operation),
+            "delete" | "undeploy" | "delete_stopped" => journal.tally.fail("delete"),
+            "suspend" => journal.tally.fail("suspend"),
+            "power_on" if resuming => journal.tally.fail("resume"),
             _ => {}
         }
     }

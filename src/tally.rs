@@ -47,7 +47,8 @@ pub struct Tally {
     pub created: u64,
     /// Instances that VCD does not have any more.
     pub deleted: u64,
-    /// What failed, by operation: `create` counts tries, `timeout` instances that were given up, `delete` requests and tasks.
+    /// What failed, by operation: `create` counts tries, `timeout` instances that were given up, others
+    /// requests and tasks.
     pub failed: Vec<(&'static str, u64)>,
     /// From Increase to running.
     pub creation: Histogram,
@@ -78,7 +79,7 @@ impl Default for Tally {
         Tally {
             created: 0,
             deleted: 0,
-            failed: ["create", "delete", "timeout"].map(|operation| (operation, 0)).into(),
+            failed: ["create", "delete", "resume", "suspend", "timeout"].map(|operation| (operation, 0)).into(),
             creation: Histogram::new(CREATION),
             deletion: Histogram::new(DELETION),
             queued: Histogram::new(OVERHEAD),

@@ -38,8 +38,9 @@ impl Phase {
     /// True if an instance may stay in it for as long as it likes: nothing is awaited.
     pub fn rests(self) -> bool {
         match self {
-            Phase::Running | Phase::Deleted => true,
+            Phase::Running | Phase::Suspended | Phase::Deleted => true,
             Phase::PendingCreate | Phase::Creating | Phase::PendingDelete | Phase::Deleting => false,
+            Phase::Suspending | Phase::Resuming => false,
         }
     }
 

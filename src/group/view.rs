@@ -67,7 +67,7 @@ pub struct Standing {
     pub creates: Limit,
     /// Deletes that VCD works on, or has been asked for.
     pub deletes: Limit,
-    /// Both together.
+    /// Both together, and suspends and resumes.
     pub operations: Limit,
     /// Direct looks at vApps.
     pub looks: Limit,
@@ -147,13 +147,14 @@ impl Group {
         let live = || self.instances.values().filter(|i| i.ended.is_none());
         let count = |which: fn(&Instance) -> bool| live().filter(|i| which(i)).count() as u32;
         let (creates, deletes) = (count(Instance::create_slot), count(Instance::delete_slot));
+        let others = count(Instance::other_slot);
         let leftovers = count(|i| i.earlier && !i.reported);
         let policy = &self.policy;
         Standing {
             instances: Limit { used: count(|i| i.reported), most: policy.max_size },
             creates: Limit { used: creates, most: policy.max_creates },
             deletes: Limit { used: deletes, most: policy.max_deletes },
-            operations: Limit { used: creates + deletes, most: policy.max_operations },
+            operations: Limit { used: creates + deletes + others, most: policy.max_operations },
             looks: Limit {
                 used: count(|i| matches!(i.asked, Some(Asked::Look | Asked::Find))),
                 most: MAX_LOOKS as u32,
@@ -182,7 +183,7 @@ impl Instance {
     /// The task of VCD's that is awaited.
     fn task(&self) -> Option<&Href> {
         match &self.there {
-            There::Making { task, .. } | There::Removing { task, .. } => Some(task),
+            There::Working { task, .. } => Some(task),
             _ => None,
         }
     }
@@ -198,7 +199,7 @@ impl Instance {
             stranger: matches!(self.there, There::Stranger { .. }),
             phase: self.phase(),
             cause: match self.goal {
-                Goal::Live => None,
+                Goal::Live | Goal::Asleep => None,
                 Goal::Gone(cause) => Some(cause.name()),
             },
             vapp: self.vapp().cloned(),

@@ -62,6 +62,11 @@ pub fn start(executor: &Rc<LocalExecutor<'static>>, driver: Rc<Driver>, address:
         .detach();
 }
 
+/// A connection of either kind, so that hyper's machinery is compiled once.
+trait Connection: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Connection for T {}
+
 struct Server {
     executor: Rc<LocalExecutor<'static>>,
     driver: Rc<Driver>,
@@ -85,7 +90,7 @@ impl Server {
         loop {
             let place = self.places.acquire_arc().await;
             match listener.accept().await {
-                Ok((stream, _)) => self.serve(stream, place),
+                Ok((stream, _)) => self.serve(Box::new(stream), place),
                 Err(error) => pause(error).await,
             }
         }
@@ -111,7 +116,7 @@ impl Server {
         loop {
             let place = self.places.acquire_arc().await;
             match listener.accept().await {
-                Ok((stream, _)) => self.serve(stream, place),
+                Ok((stream, _)) => self.serve(Box::new(stream), place),
                 Err(error) => pause(error).await,
             }
         }
@@ -122,7 +127,7 @@ impl Server {
         Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "there are no Unix sockets here"))
     }
 
-    fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, place: smol::lock::SemaphoreGuardArc) {
+    fn serve(&self, stream: Box<dyn Connection>, place: smol::lock::SemaphoreGuardArc) {
         let driver = self.driver.clone();
         let connection = async move {
             let _place = place;

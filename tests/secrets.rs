@@ -112,7 +112,8 @@ async fn reach(plugin: &PluginProcess, count: usize, state: State) -> Vec<String
 
 /// Refused or answered with words that hold every secret there is.
 fn echoing(op: &str, status: u16, bearers: &[String]) -> Value {
-    let words = [TOKEN, PASSWORD, PROPERTY, "echo top-secret-script-line > /root/file"].join(" ") + " " + &bearers.join(" ");
+    let words =
+        [TOKEN, PASSWORD, PROPERTY, "echo top-secret-script-line > /root/file"].join(" ") + " " + &bearers.join(" ");
     let words = words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
     let body = format!(
         "<Error xmlns=\"http://www.vmware.com/vcloud/v1.5\" majorErrorCode=\"{status}\" minorErrorCode=\"X\" \

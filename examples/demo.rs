@@ -116,8 +116,9 @@ impl View {
     fn show(&mut self) -> Result<(), String> {
         let page = ureq::get(&self.page).call().and_then(|mut answer| answer.body_mut().read_to_string());
         let page = page.map_err(|error| format!("debug page: {error}"))?;
-        // The table alone, without the column of ages.
-        let table: Vec<&str> = page.lines().skip_while(|line| !line.starts_with("NAME")).collect();
+        // The table alone, without the columns of ages.
+        let table: Vec<&str> =
+            page.lines().skip_while(|line| !line.starts_with("NAME")).take_while(|line| !line.is_empty()).collect();
         let essence: String =
             table.iter().flat_map(|line| line.split_whitespace().filter(|word| !is_age(word))).collect();
         if essence != self.shown {

@@ -308,6 +308,19 @@ pub enum Power {
     Other,
 }
 
+impl Power {
+    /// One word, VCD's where it has one.
+    pub fn name(self) -> &'static str {
+        match self {
+            Power::On => "POWERED_ON",
+            Power::Off => "POWERED_OFF",
+            Power::Suspended => "SUSPENDED",
+            Power::Failed => "FAILED",
+            Power::Other => "UNKNOWN",
+        }
+    }
+}
+
 /// Guest customization as VMware Tools report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Customization {

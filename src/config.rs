@@ -43,6 +43,8 @@ const MAX_SHOWN: usize = 64;
 const MAX_UNKNOWN_NAMED: usize = 10;
 /// A known key is suggested for an unknown one that is at most so many edits away.
 const MAX_EDITS: usize = 3;
+/// The kernel's limit for a socket's path, in bytes.
+const MAX_SOCKET_PATH: usize = 107;
 
 /// connector_config as it comes over gRPC (`proto.ConnectorConfig`).
 #[derive(Clone, Default)]
@@ -80,7 +82,7 @@ pub struct Config {
     pub access: access::Settings,
     /// The host is told that instances can be suspended and resumed.
     pub suspend_resume: bool,
-    /// `HOST:PORT` of the debug server, if wanted.
+    /// `HOST:PORT` or `unix:/PATH` of the debug server, if wanted.
     pub debug_server_addr: Option<String>,
     /// What the user should know: unknown keys with the nearest known key, an `http://` url.
     pub warnings: Vec<String>,
@@ -171,7 +173,7 @@ pub const KEYS: &[ConfigKey] = {
         key("customization_script_file", LONG, Some(""), "A script that new guests run after ours."),
         key("metadata", Kind::Table { max: MAX_LONG_TEXT }, Some(""), "Metadata to write on vApps."),
         key("lease", NAME, Some("auto"), "auto: a lease above twice max_instance_age; org: the organization's."),
-        key("debug_server_addr", NAME, Some(""), "HOST:PORT of the debug server; empty for none."),
+        key("debug_server_addr", NAME, Some(""), "HOST:PORT or unix:/PATH of the debug server; empty for none."),
         key("max_size", whole(1, 1000), Some("128"), "At most so many instances."),
         key("max_concurrent_creates", whole(1, 128), Some("3"), "Creates at a time."),
         key("max_concurrent_deletes", whole(1, 128), Some("5"), "Deletes at a time."),
@@ -435,8 +437,12 @@ impl Reading {
                 address.insert_str(0, "0.0.0.0");
                 self.warnings.push("debug_server_addr: without a host it serves everyone who can reach it".into());
             }
-            if !is_host_port(address) {
-                self.mistakes.push("debug_server_addr: expected HOST:PORT, such as 127.0.0.1:27060".into());
+            let path = address.strip_prefix("unix:");
+            if !path
+                .map_or_else(|| is_host_port(address), |path| path.starts_with('/') && path.len() <= MAX_SOCKET_PATH)
+            {
+                let text = "debug_server_addr: expected HOST:PORT, such as 127.0.0.1:27060, or unix:/PATH";
+                self.mistakes.push(text.into());
             }
         }
         (ip_mode, url, address)

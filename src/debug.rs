@@ -1,18 +1,34 @@
-//! The debug server: what the plugin does, in plain text, over HTTP/1. Read-only, a few short connections at a time.
+//! The debug server: what the plugin does, over HTTP/1, as text, HTML, JSON and Prometheus metrics. Read-only, a few short
+//! connections at a time.
+
+mod html;
+mod json;
+mod metrics;
+#[cfg(test)]
+mod tests;
+mod text;
 
 use crate::driver::Driver;
-use crate::group::View;
+use crate::group::{Limit, Time};
+use crate::journal::{Entry, Life};
+use crate::status::Status;
+use crate::timestamp::timestamp;
 use crate::transport::{Clock, Io};
+use crate::vcd::SessionState;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderValue, VARY,
+};
+use hyper::header::{REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Method, Request, Response, StatusCode};
 use smol::LocalExecutor;
 use smol::future::FutureExt;
+use smol::io::{AsyncRead, AsyncWrite};
 use smol::lock::Semaphore;
 use std::convert::Infallible;
-use std::fmt::Write;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// At most so many connections at a time; further ones wait.
@@ -25,105 +41,393 @@ pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 pub const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Pause after a failed accept (no descriptors left, for one).
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// A page shows so many events; `/api/status` has all that are kept.
+pub const SHOWN_EVENTS: usize = 50;
+/// Columns of the text page if `?width=` does not ask for others.
+const WIDTH: usize = 80;
+/// What `?width=` may ask for.
+const WIDTHS: std::ops::RangeInclusive<usize> = 60..=400;
+/// What an address begins with that is a Unix socket's path.
+const UNIX: &str = "unix:";
 
-/// Serves `driver`'s state at `address` (`HOST:PORT`) until the process ends. A failure to listen is a warning: the plugin
-/// runs on without it.
+/// Serves `driver`'s state at `address` (`HOST:PORT` or `unix:/PATH`) until the process ends. A failure to listen is a
+/// warning: the plugin runs on without it.
 pub fn start(executor: &Rc<LocalExecutor<'static>>, driver: Rc<Driver>, address: String) {
-    executor.spawn(serve(executor.clone(), driver, address)).detach();
+    let server = Server { executor: executor.clone(), driver, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)) };
+    executor
+        .spawn(async move {
+            let Err(error) = server.listen(&address).await;
+            log::warn!("listen at debug_server_addr {address}: {error}; the plugin runs on without a debug server");
+        })
+        .detach();
 }
 
-async fn serve(executor: Rc<LocalExecutor<'static>>, driver: Rc<Driver>, address: String) {
-    let listener = match smol::net::TcpListener::bind(&address).await {
-        Ok(listener) => listener,
-        Err(error) => {
-            log::warn!("listen at debug_server_addr {address}: {error}; the plugin runs on without a debug server");
-            return;
+/// A connection of either kind, so that hyper's machinery is compiled once.
+trait Connection: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Connection for T {}
+
+struct Server {
+    executor: Rc<LocalExecutor<'static>>,
+    driver: Rc<Driver>,
+    places: Arc<Semaphore>,
+}
+
+impl Server {
+    /// Accepts connections for ever. The error says why it cannot listen.
+    async fn listen(&self, address: &str) -> std::io::Result<Infallible> {
+        if let Some(path) = address.strip_prefix(UNIX) {
+            return self.listen_unix(path.into()).await;
         }
-    };
-    match listener.local_addr() {
-        Ok(local) if !local.ip().is_loopback() => {
-            log::warn!("debug server at http://{local}: anyone who can reach this address can read it");
+        let listener = smol::net::TcpListener::bind(address).await?;
+        match listener.local_addr() {
+            Ok(local) if !local.ip().is_loopback() => {
+                log::warn!("debug server at http://{local}: anyone who can reach this address can read it");
+            }
+            Ok(local) => log::info!("debug server at http://{local}"),
+            Err(_) => {}
         }
-        Ok(local) => log::info!("debug server at http://{local}"),
-        Err(_) => {}
+        loop {
+            let place = self.places.acquire_arc().await;
+            match listener.accept().await {
+                Ok((stream, _)) => self.serve(Box::new(stream), place),
+                Err(error) => pause(error).await,
+            }
+        }
     }
-    let places = std::sync::Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let place = places.acquire_arc().await;
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let driver = driver.clone();
-                let connection = async move {
-                    let _place = place;
-                    let serve = hyper::server::conn::http1::Builder::new()
-                        .timer(Clock)
-                        .header_read_timeout(HEADER_TIMEOUT)
-                        .max_buf_size(MAX_HEADER_BYTES)
-                        .serve_connection(Io(stream), hyper::service::service_fn(|request| answer(&driver, request)));
-                    let late = async {
-                        smol::Timer::after(CONNECTION_TIMEOUT).await;
-                        Ok(())
-                    };
-                    if let Err(error) = serve.or(late).await {
-                        log::debug!("debug server: {error}");
-                    }
-                };
-                executor.spawn(connection).detach();
-            }
-            Err(error) => {
-                log::warn!("debug server: accept: {error}; goes on in {} s", ACCEPT_PAUSE.as_secs());
-                smol::Timer::after(ACCEPT_PAUSE).await;
+
+    /// A socket for this user only, in place of one that a dead process left behind.
+    #[cfg(unix)]
+    async fn listen_unix(&self, path: std::path::PathBuf) -> std::io::Result<Infallible> {
+        use smol::net::unix::{UnixListener, UnixStream};
+        use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+        let is_socket = std::fs::symlink_metadata(&path).is_ok_and(|found| found.file_type().is_socket());
+        if is_socket
+            && UnixStream::connect(&path).await.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+        {
+            std::fs::remove_file(&path)?;
+        }
+        let listener = UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        log::info!("debug server at {UNIX}{}", path.display());
+        self.driver.at_end(move || {
+            let _ = std::fs::remove_file(path);
+        });
+        loop {
+            let place = self.places.acquire_arc().await;
+            match listener.accept().await {
+                Ok((stream, _)) => self.serve(Box::new(stream), place),
+                Err(error) => pause(error).await,
             }
         }
+    }
+
+    #[cfg(not(unix))]
+    async fn listen_unix(&self, _: std::path::PathBuf) -> std::io::Result<Infallible> {
+        Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "there are no Unix sockets here"))
+    }
+
+    fn serve(&self, stream: Box<dyn Connection>, place: smol::lock::SemaphoreGuardArc) {
+        let driver = self.driver.clone();
+        let connection = async move {
+            let _place = place;
+            let serve = hyper::server::conn::http1::Builder::new()
+                .timer(Clock)
+                .header_read_timeout(HEADER_TIMEOUT)
+                .max_buf_size(MAX_HEADER_BYTES)
+                .serve_connection(Io(stream), hyper::service::service_fn(|request| answer(&driver, request)));
+            let late = async {
+                smol::Timer::after(CONNECTION_TIMEOUT).await;
+                Ok(())
+            };
+            if let Err(error) = serve.or(late).await {
+                log::debug!("debug server: {error}");
+            }
+        };
+        self.executor.spawn(connection).detach();
     }
 }
+
+async fn pause(error: std::io::Error) {
+    log::warn!("debug server: accept: {error}; goes on in {} s", ACCEPT_PAUSE.as_secs());
+    smol::Timer::after(ACCEPT_PAUSE).await;
+}
+
+/// What is sent back.
+struct Page {
+    status: StatusCode,
+    kind: &'static str,
+    body: String,
+}
+
+impl Page {
+    fn new(kind: &'static str, body: String) -> Page {
+        Page { status: StatusCode::OK, kind, body }
+    }
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const HTML: &str = "text/html; charset=utf-8";
+const JSON: &str = "application/json";
 
 async fn answer(driver: &Driver, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let (status, text) = match (request.method(), request.uri().path()) {
-        (&Method::GET | &Method::HEAD, "/") => (StatusCode::OK, text_page(driver)),
-        (&Method::GET | &Method::HEAD, _) => (StatusCode::NOT_FOUND, "not found; try /\n".into()),
-        _ => (StatusCode::METHOD_NOT_ALLOWED, "read-only: GET and HEAD\n".into()),
+    let page = match *request.method() {
+        Method::GET | Method::HEAD => {
+            let (path, query) = (request.uri().path(), request.uri().query());
+            let html = wants_html(request.headers());
+            driver.show(|status| page(status, path, query.unwrap_or_default(), html))
+        }
+        _ => Page {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            kind: TEXT,
+            body: "this server only shows: GET and HEAD\n".into(),
+        },
     };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
+    let mut response = Response::new(Full::new(Bytes::from(page.body)));
+    *response.status_mut() = page.status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let all = [
+        (CONTENT_TYPE, page.kind),
+        (CACHE_CONTROL, "no-store"),
+        (VARY, "Accept"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        (CONTENT_SECURITY_POLICY, html::policy()),
+        (ALLOW, "GET, HEAD"),
+    ];
+    for (name, value) in all {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
     Ok(response)
 }
 
-fn text_page(driver: &Driver) -> String {
-    let (views, uptime) = (driver.views(), driver.uptime());
-    let mut page = format!(
-        "{} {}, up {}, {} instances\n\n",
-        env!("CARGO_PKG_NAME"),
-        env!("CARGO_PKG_VERSION"),
-        short(uptime),
-        views.len()
-    );
-    page.push_str(&table(&views));
-    page
+fn wants_html(headers: &HeaderMap) -> bool {
+    headers.get_all(ACCEPT).iter().any(|value| value.to_str().is_ok_and(|value| value.contains("text/html")))
 }
 
-/// A fixed-width table of instances.
-fn table(views: &[View]) -> String {
-    let width = views.iter().map(|view| view.name.len()).max().unwrap_or(0).max(4);
-    let mut text = format!("{:width$}  {:13}  {:15}  {:>5}  WAITS FOR\n", "NAME", "PHASE", "ADDRESS", "AGE");
-    for view in views {
-        let address = view.address.map(|address| address.to_string()).unwrap_or_else(|| "-".into());
-        let (phase, age) = (view.phase.name(), short(view.age));
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{:width$}  {phase:13}  {address:15}  {age:>5}  {}", view.name, view.waits_for);
-        if let Some(error) = &view.error {
-            let _ = write!(text, "  [{} retries; {error}]", view.retries);
-        }
-        text.truncate(text.trim_end().len());
-        text.push('\n');
+fn page(status: &Status<'_>, path: &str, query: &str, html: bool) -> Page {
+    let kind = if html { HTML } else { TEXT };
+    if let Some(name) = path.strip_prefix("/instances/") {
+        let found = status.journal.lives_of(name).next().is_some();
+        let body = match (found, html) {
+            (true, true) => html::instance(status, name),
+            (true, false) => text::instance(status, name, width(query)),
+            (false, true) => html::missing("No such instance is known, or not any more."),
+            (false, false) => "no such instance is known, or not any more\n".into(),
+        };
+        let code = if found { StatusCode::OK } else { StatusCode::NOT_FOUND };
+        return Page { status: code, kind, body };
     }
-    text
+    match path {
+        "/" if html => Page::new(HTML, html::overview(status)),
+        "/" => Page::new(TEXT, text::overview(status, width(query))),
+        "/api/status" => Page::new(JSON, json::status(status)),
+        "/metrics" => Page::new(metrics::CONTENT_TYPE, metrics::page(status)),
+        "/healthz" => {
+            let ailments = status.ailments();
+            match ailments.is_empty() {
+                true => Page::new(TEXT, "ok\n".into()),
+                false => Page { status: StatusCode::SERVICE_UNAVAILABLE, kind: TEXT, body: ailments.join("\n") + "\n" },
+            }
+        }
+        _ if html => Page { status: StatusCode::NOT_FOUND, kind: HTML, body: html::missing("There is no such page.") },
+        _ => Page {
+            status: StatusCode::NOT_FOUND,
+            kind: TEXT,
+            body: "no such page; there are /, /instances/NAME, /api/status, /metrics and /healthz\n".into(),
+        },
+    }
 }
 
-/// Two places at most: `47s`, `12m`, `3h`, `9d`.
+fn width(query: &str) -> usize {
+    let asked = query.split('&').find_map(|pair| pair.strip_prefix("width=")?.parse().ok());
+    asked.map_or(WIDTH, |asked: usize| asked.clamp(*WIDTHS.start(), *WIDTHS.end()))
+}
+
+/// One line of what stands above the table, in both kinds of page.
+struct Fact {
+    label: &'static str,
+    words: String,
+    /// Somebody should look at it.
+    bad: bool,
+}
+
+/// Everything but instances and events.
+fn facts(status: &Status<'_>) -> Vec<Fact> {
+    let mut all = Vec::new();
+    let mut fact = |label, words: String, bad| all.push(Fact { label, words, bad });
+    let (about, standing, polls) = (status.about, &status.standing, &status.polls);
+
+    fact("VCD", format!("{}, org {}, VDC {}, API {}", about.url, about.org, about.vdc, about.api_version), false);
+    let session = &status.session;
+    let mut words = match session.state {
+        SessionState::Valid => "valid".to_owned(),
+        SessionState::LoggingIn => "logging in".to_owned(),
+        SessionState::Ended => "none".to_owned(),
+    };
+    if session.logins > 0 {
+        words += &format!(", login {}", session.logins);
+    }
+    if let Some(left) = session.renewed_in {
+        words += &format!(", renewed in {}", short(left));
+    }
+    if let Some(failure) = &session.failure {
+        words += &format!("; the last login failed: {failure}");
+    }
+    fact("session", words, session.state == SessionState::Ended || session.failure.is_some());
+
+    let result = match &polls.result {
+        None => "none yet".to_owned(),
+        Some(Ok(1)) => "1 VM".to_owned(),
+        Some(Ok(vms)) => format!("{vms} VMs"),
+        Some(Err(error)) => format!(
+            "FAILED ({} in a row, the last good one {} ago): {error}",
+            standing.failed_polls,
+            short(status.now - polls.good)
+        ),
+    };
+    let (ago, took) = (short(status.now - polls.ended), tenths(polls.took));
+    let failed = matches!(polls.result, Some(Err(_)));
+    fact("last poll", format!("{ago} ago, took {took} s: {result}"), failed);
+
+    let mut words = limit("", standing.instances);
+    for (phase, count) in by_phase(status) {
+        if count > 0 {
+            words += &format!(", {count} {phase}");
+        }
+    }
+    fact("instances", words.trim_start().to_owned(), false);
+
+    let limits = [
+        ("creates", standing.creates),
+        ("deletes", standing.deletes),
+        ("together", standing.operations),
+        ("probes", standing.probes),
+        ("looks", standing.looks),
+        ("requests", Limit { used: status.wire.busy as u32, most: status.wire.most as u32 }),
+    ];
+    let mut words = limits.map(|(name, of)| limit(name, of)).join(", ");
+    let waiting = status.wire.waiting + status.wire.changes_waiting;
+    words += &format!(
+        "; waiting: creates {}, deletes {}, requests {waiting}",
+        standing.creates_waiting, standing.deletes_waiting
+    );
+    fact("limits", words, false);
+
+    let failures = standing.failures;
+    let words = match (standing.breaker, failures) {
+        (Some(left), _) => format!("OPEN after {failures} failures in a row: creates go on in {}", short(left)),
+        (None, _) if standing.breaker_tries => format!("trying one create, after {failures} failures in a row"),
+        (None, 0) => "shut".to_owned(),
+        (None, 1) => "shut, 1 failure".to_owned(),
+        (None, _) => format!("shut, {failures} failures in a row"),
+    };
+    fact("breaker", words, standing.breaker.is_some() || standing.breaker_tries);
+    let words = match standing.throttle {
+        Some(left) => format!("VCD's operation limit was reached: changes go on in {}", short(left)),
+        None => "none".to_owned(),
+    };
+    fact("throttle", words, standing.throttle.is_some());
+    if let Some(left) = standing.hold {
+        let words =
+            format!("creates wait for {} leftovers to be gone, at most {} more", standing.leftovers, short(left));
+        fact("start", words, true);
+    }
+    if standing.unreachable {
+        fact("held", "VCD could not be asked: changes wait for a poll that succeeds".into(), true);
+    }
+    if standing.stopping {
+        fact("stopping", "the host has said Shutdown".into(), false);
+    }
+    let process = &status.process;
+    if let (Some(memory), Some(cpu), Some(threads)) = (process.memory, process.cpu, process.threads) {
+        let memory = tenths(Duration::from_millis(memory.saturating_mul(1000) >> 20));
+        fact("process", format!("{memory} MB, {} s of CPU, {threads} threads", tenths(cpu)), false);
+    }
+    all
+}
+
+fn limit(name: &str, of: Limit) -> String {
+    format!("{name} {} of {}", of.used, of.most)
+}
+
+/// What stands above the steps of a life, in both kinds of page.
+fn life_facts(status: &Status<'_>, life: &Life) -> Vec<(&'static str, String)> {
+    let at = |time: Time| {
+        let text = timestamp(status.wall(time));
+        format!("{} UTC, {} ago", text.get(..19).unwrap_or_default().replace('T', " "), short(status.now - time))
+    };
+    let view = status.views.iter().find(|view| view.key == life.key);
+    let mut all = vec![
+        ("instance", life.name.to_string()),
+        ("phase", format!("{} for {}", life.phase.name(), short(status.now - life.since))),
+    ];
+    if let Some(view) = view {
+        let mut more = |label, value: Option<String>| all.extend(value.map(|value| (label, value)));
+        let waits_for = Some(view.waits_for.to_owned()).filter(|words| !words.is_empty());
+        more("waits for", waits_for);
+        more("address", view.address.map(|address| address.to_string()));
+        more("VM", view.power.map(|power| power.name().to_owned()));
+        more("guest OS", view.guest_os.as_deref().map(str::to_owned));
+        more("vApp", view.vapp.as_deref().map(str::to_owned));
+        more("task", view.task.as_deref().map(str::to_owned));
+        more("failed tries", (view.retries > 0).then(|| view.retries.to_string()));
+        more("last error", view.error.as_deref().map(str::to_owned));
+    }
+    let began = if life.was_made_here() { "accepted" } else { "found" };
+    all.push((began, at(life.began)));
+    all.extend(life.create_asked.map(|time| ("VCD asked to make it", at(time))));
+    all.extend(life.created.map(|time| ("running", at(time))));
+    all.extend(life.condemned.map(|(time, cause)| ("to be removed", format!("{}, cause: {cause}", at(time)))));
+    all.extend(life.delete_asked.map(|time| ("deleting", at(time))));
+    all.extend(life.ended.map(|time| ("gone", at(time))));
+    all
+}
+
+/// How many instances there are of each phase; what may be another's is not counted.
+fn by_phase(status: &Status<'_>) -> impl Iterator<Item = (&'static str, u16)> {
+    let known = status.views.iter().filter(|view| !view.stranger);
+    let counts = crate::journal::count(known.map(|view| view.phase));
+    crate::group::Phase::ALL.iter().map(|phase| phase.name()).zip(counts)
+}
+
+/// Time since the instance came to its phase.
+fn since(status: &Status<'_>, key: u64) -> String {
+    status.journal.life(key).map_or_else(|| "-".into(), |life| short(status.now - life.since))
+}
+
+/// What an entry says: `Creating -> Running: text (3 times since 12:00:01)`.
+fn words(status: &Status<'_>, entry: &Entry) -> String {
+    let mut words = match (entry.from, entry.phase) {
+        (Some(from), Some(to)) => format!("{} -> {}: ", from.name(), to.name()),
+        _ => String::new(),
+    };
+    words += match (&*entry.text, &entry.error) {
+        ("", Some(error)) => error,
+        (text, _) => text,
+    };
+    if entry.times > 1 {
+        words += &format!(" ({} times since {})", entry.times, clock(status, entry.first));
+    }
+    let words = words.trim_end().trim_end_matches(':');
+    if words.is_empty() { "done".to_owned() } else { words.to_owned() }
+}
+
+/// `12:34:56`, in UTC; with the date if it was not today.
+fn clock(status: &Status<'_>, time: Time) -> String {
+    let (then, now) = (timestamp(status.wall(time)), timestamp(status.wall));
+    let today = then.get(..10) == now.get(..10);
+    let text = if today { then.get(11..19) } else { then.get(5..19) };
+    text.unwrap_or_default().replace('T', " ")
+}
+
+/// In seconds with one decimal. Formatting floating-point numbers would take more code than this whole page.
+fn tenths(duration: Duration) -> String {
+    let tenths = duration.as_millis().saturating_add(50) / 100;
+    format!("{}.{}", tenths / 10, tenths % 10)
+}
+
+/// Two or three digits and a unit: `47s`, `12m`, `3h`, `9d`.
 fn short(duration: Duration) -> String {
     match duration.as_secs() {
         s @ 0..120 => format!("{s}s"),

@@ -3,10 +3,12 @@
 //! All of it runs on the one executor; only the requests to VCD run on the pool's threads.
 
 use crate::access::{self, Login};
-use crate::cloud::{Answer, ErrorKind, Reply, Request, VcdError};
+use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, TaskState, VcdError};
 use crate::config::{Config, Connector};
-use crate::group::{Command, Event, Group, Name, Outcome, State, Ticket, Time, View};
+use crate::group::{Command, Group, Name, Outcome, Phase, State, Ticket, Time};
+use crate::journal::{Entry, Journal, Note, Shown};
 use crate::pool::{Pool, THREADS};
+use crate::status::{About, Polls, Process, Status, Wire};
 use crate::vcd::Client;
 use crate::version;
 use smol::LocalExecutor;
@@ -17,7 +19,7 @@ use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// At most so many changing requests on the wire, so that a read always finds a thread.
 const MAX_CHANGES_ON_WIRE: usize = THREADS - 1;
@@ -206,6 +208,9 @@ impl Plugin {
     pub async fn drain(&self) {
         if let Ok(driver) = self.driver() {
             driver.closing.set(true);
+            for tidy in driver.at_end.take() {
+                tidy();
+            }
             driver.wait(Duration::MAX, |_| driver.on_wire.get() == 0).await;
         }
     }
@@ -245,14 +250,21 @@ pub struct Driver {
     /// The template's guest OS: what a new instance will run.
     guest_os: String,
     started: Instant,
+    about: About,
+    journal: RefCell<Journal>,
+    polls: RefCell<Polls>,
     /// Changing requests on the wire.
     on_wire: Cell<usize>,
+    /// Changing requests that wait because enough are on the wire.
+    changes_waiting: Cell<usize>,
     /// The process ends: no new requests.
     closing: Cell<bool>,
     /// Wakes the clock when the group's next wake-up may have changed.
     nudge: Sender<()>,
     /// Wakes those who wait for a condition.
     waiting: RefCell<Vec<Sender<()>>>,
+    /// What has to be tidied up when the process ends.
+    at_end: RefCell<Vec<Box<dyn FnOnce()>>>,
 }
 
 impl Driver {
@@ -261,6 +273,15 @@ impl Driver {
         let busy = || CallError::Unavailable("no thread for requests to VCD could be started".into());
         let pool = Rc::new(Pool::default());
         let settings = config.vcd;
+        let mut about = About {
+            group: config.policy.group.clone(),
+            manager: config.policy.manager.clone(),
+            prefix: settings.vapp_prefix.clone(),
+            url: settings.url.clone(),
+            org: settings.org.clone(),
+            vdc: settings.vdc.clone(),
+            ..About::default()
+        };
         let opened = pool.run(move || Client::open(settings)).await.ok_or_else(busy)?;
         let (client, environment) = opened.map_err(|errors| {
             let lines: Vec<String> = errors.iter().map(VcdError::to_string).collect();
@@ -275,7 +296,10 @@ impl Driver {
         if let Some(warning) = access::warning(&config.access, &environment.guest_os) {
             log::warn!("{warning}");
         }
+        about.api_version.clone_from(&environment.api_version);
+        about.guest_os.clone_from(&environment.guest_os);
         let client = Arc::new(client);
+        let began = Instant::now();
         let first = {
             let client = client.clone();
             pool.run(move || client.call(&Request::Poll { vapps: true }, None)).await.ok_or_else(busy)?
@@ -291,6 +315,9 @@ impl Driver {
         let seed = getrandom::u64().map_err(|error| CallError::Unavailable(format!("random seed: {error}")))?;
         let (nudge, nudged) = bounded(1);
         let started = Instant::now();
+        let mut journal = Journal::default();
+        journal.tally.polls.add(began.elapsed());
+        let polls = Polls { took: began.elapsed(), result: Some(Ok(first.vms.len())), ..Polls::default() };
         let driver = Rc::new(Driver {
             executor: executor.clone(),
             group: RefCell::new(Group::new(config.policy, seed, Time::default(), &first)),
@@ -301,12 +328,17 @@ impl Driver {
             suspend_resume: config.suspend_resume,
             guest_os: environment.guest_os,
             started,
+            about,
+            journal: RefCell::new(journal),
+            polls: RefCell::new(polls),
             on_wire: Cell::new(0),
+            changes_waiting: Cell::new(0),
             closing: Cell::new(false),
             nudge,
             waiting: RefCell::new(Vec::new()),
+            at_end: RefCell::new(Vec::new()),
         });
-        driver.run_commands();
+        driver.with(|_, _| {});
         executor.spawn(driver.clone().run_clock(nudged)).detach();
         if !driver.wait(ADOPTION_TIMEOUT, Group::knows_its_own).await {
             log::warn!("some vApps that may be ours could not be looked at yet: they follow when VCD answers");
@@ -318,74 +350,219 @@ impl Driver {
         Time(self.started.elapsed().as_millis() as u64)
     }
 
-    /// What the debug pages show.
-    pub fn views(&self) -> Vec<View> {
-        self.group.borrow().views(self.now())
+    /// Hands everything that the debug pages show to `show`.
+    pub fn show<T>(&self, show: impl FnOnce(&Status<'_>) -> T) -> T {
+        let (now, group, journal) = (self.now(), self.group.borrow(), self.journal.borrow());
+        let (threads, busy) = (self.pool.threads(), self.pool.busy());
+        let wire = Wire {
+            busy: busy.min(threads),
+            most: THREADS,
+            waiting: busy.saturating_sub(threads),
+            changes_waiting: self.changes_waiting.get(),
+        };
+        show(&Status {
+            now,
+            wall: SystemTime::now(),
+            about: &self.about,
+            session: self.client.session(),
+            polls: self.polls.borrow().clone(),
+            standing: group.standing(now),
+            wire,
+            views: group.views(now),
+            journal: &journal,
+            requests: self.client.counts(),
+            process: Process::read(),
+        })
     }
 
-    /// Time since Init.
-    pub fn uptime(&self) -> Duration {
-        self.started.elapsed()
+    /// Has `tidy` called when the process ends in order.
+    pub fn at_end(&self, tidy: impl FnOnce() + 'static) {
+        self.at_end.borrow_mut().push(Box::new(tidy));
     }
 
     /// Feeds the group, and runs what it commands.
     fn with<T>(self: &Rc<Self>, feed: impl FnOnce(&mut Group, Time) -> T) -> T {
-        let result = feed(&mut self.group.borrow_mut(), self.now());
-        self.run_commands();
-        result
+        self.turn(Shown::Nothing, Vec::new(), feed)
     }
 
-    fn run_commands(self: &Rc<Self>) {
-        loop {
-            let command = self.group.borrow_mut().next_command();
+    /// The same with what the input showed, and what is known of the operations that it ended.
+    fn turn<T>(self: &Rc<Self>, shown: Shown, notes: Vec<Note>, feed: impl FnOnce(&mut Group, Time) -> T) -> T {
+        let now = self.now();
+        let mut group = self.group.borrow_mut();
+        let result = feed(&mut group, now);
+        let mut said = Vec::new();
+        while let Some(command) = group.next_command() {
             match command {
-                Some(Command::Say(event)) => say(&event),
-                Some(Command::Ask { ticket, request }) => {
-                    self.executor.spawn(self.clone().ask(ticket, request)).detach()
+                Command::Say(event) => said.push(event),
+                Command::Ask { ticket, request } => {
+                    let about = group.about(ticket);
+                    self.executor.spawn(self.clone().ask(ticket, about, request)).detach();
                 }
-                Some(Command::Probe { ticket, address }) => {
-                    self.executor.spawn(self.clone().probe(ticket, address)).detach()
+                Command::Probe { ticket, address } => {
+                    let about = group.about(ticket);
+                    self.executor.spawn(self.clone().probe(ticket, about, address)).detach();
                 }
-                None => break,
             }
+        }
+        let views = group.views(now);
+        drop(group);
+        for entry in self.journal.borrow_mut().turn(now, shown, notes, said, &views) {
+            write(&entry);
         }
         // Full means that a nudge is on its way already.
         let _ = self.nudge.try_send(());
         for waiter in self.waiting.borrow_mut().drain(..) {
             let _ = waiter.try_send(());
         }
+        result
     }
 
-    async fn ask(self: Rc<Self>, ticket: Ticket, request: Request) {
+    async fn ask(self: Rc<Self>, ticket: Ticket, about: Option<u64>, request: Request) {
         let changes = request.changes();
-        let permit = if changes { Some(self.changes.acquire().await) } else { None };
+        let permit = if changes {
+            self.changes_waiting.set(self.changes_waiting.get() + 1);
+            let permit = self.changes.acquire().await;
+            self.changes_waiting.set(self.changes_waiting.get() - 1);
+            Some(permit)
+        } else {
+            None
+        };
         if self.closing.get() {
             return;
         }
         self.on_wire.set(self.on_wire.get() + usize::from(changes));
         let operation = request.operation();
+        let with_vapps = matches!(request, Request::Poll { vapps: true });
         let guest = match &request {
             Request::Create { name, .. } => Some(access::guest(&self.access, &self.guest_os, name)),
             _ => None,
         };
         let client = self.client.clone();
+        let began = Instant::now();
         let answer = self.pool.run(move || client.call(&request, guest.as_ref())).await;
         drop(permit);
         self.on_wire.set(self.on_wire.get() - usize::from(changes));
-        let answer = answer.unwrap_or_else(|| no_thread(operation));
-        self.with(|group, now| group.answer(now, ticket, answer));
+        let answer = self.hush(answer.unwrap_or_else(|| no_thread(operation)));
+        let took = began.elapsed();
+        let mut shown = Shown::Nothing;
+        let mut notes = Vec::new();
+        match operation {
+            "poll" => {
+                shown = Shown::Poll;
+                self.polled(&answer, took, with_vapps);
+            }
+            "tasks" => {
+                shown = Shown::Tasks;
+                notes = self.tasks_ended(&answer);
+            }
+            _ => {}
+        }
+        let error = answer.as_ref().err();
+        if about.is_some() || error.is_some() {
+            let task = match &answer {
+                Ok(Reply::Started(started)) => started.task.clone(),
+                _ => None,
+            };
+            if error
+                .is_some_and(|error| !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Busy | ErrorKind::Limit))
+            {
+                self.count_failure(operation, about);
+            }
+            let error = error.map(|error| error.to_string().into());
+            notes.push(Note { key: about, operation, task, took, error });
+        }
+        self.turn(shown, notes, |group, now| group.answer(now, ticket, answer));
     }
 
-    async fn probe(self: Rc<Self>, ticket: Ticket, address: IpAddr) {
+    /// The answer without what guests were given: VCD may echo it in any error, and in that of a task long after the
+    /// request.
+    fn hush(&self, mut answer: Answer) -> Answer {
+        let (script, password) = (self.access.custom_script.clone(), self.access.password.clone());
+        let any = Guest { computer_name: String::new(), script, password };
+        match &mut answer {
+            Ok(Reply::Tasks(tasks)) => {
+                for task in tasks {
+                    let TaskState::Failed(error) = &mut task.state else { continue };
+                    let name = self.journal.borrow().task_of(&task.href).map(|(life, ..)| life.name.clone());
+                    let guest = name.map(|name| access::guest(&self.access, &self.guest_os, &name));
+                    *error = self.client.hush(error.clone(), guest.as_ref().unwrap_or(&any));
+                }
+            }
+            Err(error) => *error = self.client.hush(error.clone(), &any),
+            Ok(_) => {}
+        }
+        answer
+    }
+
+    /// Counts a poll.
+    fn polled(&self, answer: &Answer, took: Duration, with_vapps: bool) {
+        let (ended, mut journal, mut polls) = (self.now(), self.journal.borrow_mut(), self.polls.borrow_mut());
+        match answer {
+            Ok(Reply::Poll(poll)) => {
+                journal.tally.polls.add(took);
+                if with_vapps {
+                    journal.tally.gc.add(took);
+                }
+                *polls = Polls { ended, took, result: Some(Ok(poll.vms.len())), good: ended };
+            }
+            other => {
+                journal.tally.failed_polls += 1;
+                let why = other.as_ref().err().map(|error| error.to_string()).unwrap_or_default();
+                *polls = Polls { ended, took, result: Some(Err(why.into())), good: polls.good };
+            }
+        }
+    }
+
+    /// What is known of the tasks that have ended.
+    fn tasks_ended(&self, answer: &Answer) -> Vec<Note> {
+        let Ok(Reply::Tasks(tasks)) = answer else { return Vec::new() };
+        let mut notes = Vec::new();
+        for task in tasks {
+            let error: Option<Arc<str>> = match &task.state {
+                TaskState::Running => continue,
+                TaskState::Success | TaskState::Unknown => None,
+                TaskState::Failed(error) => Some(error.to_string().into()),
+            };
+            let journal = self.journal.borrow();
+            let known = journal.task_of(&task.href).map(|(life, operation, since)| (life.key, operation, since));
+            drop(journal);
+            if let Some((key, operation, since)) = known {
+                if error.is_some() {
+                    self.count_failure(operation, Some(key));
+                }
+                let (task, took) = (Some(task.href.clone()), self.now() - since);
+                notes.push(Note { key: Some(key), operation, task, took, error });
+            }
+        }
+        notes
+    }
+
+    /// Failed creates are counted by their tries.
+    fn count_failure(&self, operation: &str, about: Option<u64>) {
+        let mut journal = self.journal.borrow_mut();
+        let resuming = about.and_then(|key| journal.life(key)).is_some_and(|life| life.phase == Phase::Resuming);
+        match operation {
+            "delete" | "undeploy" | "delete_stopped" => journal.tally.fail("delete"),
+            "suspend" => journal.tally.fail("suspend"),
+            "power_on" if resuming => journal.tally.fail("resume"),
+            _ => {}
+        }
+    }
+
+    async fn probe(self: Rc<Self>, ticket: Ticket, about: Option<u64>, address: IpAddr) {
         let address = SocketAddr::new(address, self.access.port);
+        let began = Instant::now();
         let result = access::probe(address, self.access.protocol, PROBE_TIMEOUT).await;
-        self.with(|group, now| group.probed(now, ticket, result));
+        let error = result.as_ref().err().map(|seen| format!("login port {address}: {seen}").into());
+        let note = Note { key: about, operation: "probe", task: None, took: began.elapsed(), error };
+        self.turn(Shown::Port, vec![note], |group, now| group.probed(now, ticket, result));
     }
 
     /// Calls the group when it wants to be called.
     async fn run_clock(self: Rc<Self>, nudged: Receiver<()>) {
         while !self.closing.get() {
-            let wake = self.group.borrow().wake_at();
+            let due = self.journal.borrow().due();
+            let wake = self.group.borrow().wake_at().into_iter().chain(due).min();
             let due = async {
                 match wake.and_then(|wake| self.started.checked_add(Duration::from_millis(wake.0))) {
                     Some(at) => smol::Timer::at(at).await,
@@ -421,11 +598,42 @@ impl Driver {
     }
 }
 
-fn say(event: &Event) {
-    match (&event.name, event.phase) {
-        (Some(name), Some(phase)) => log::log!(event.level, instance = **name, phase = phase.name(); "{}", event.text),
-        _ => log::log!(event.level, "{}", event.text),
+/// One line in the log, with what is known as fields of its own.
+fn write(entry: &Entry) {
+    let took = entry.took.map(|took| format!("{}.{:03}s", took.as_secs(), took.subsec_millis()));
+    let fields = [
+        ("instance", entry.name.as_deref()),
+        ("from", entry.from.map(|phase| phase.name())),
+        ("phase", entry.phase.map(|phase| phase.name())),
+        ("operation", entry.operation),
+        ("task", entry.task.as_deref().map(last_part)),
+        ("duration", took.as_deref()),
+        ("error", entry.error.as_deref()),
+    ];
+    let fields: Vec<(&str, &str)> = fields.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+    let fields = fields.as_slice();
+    let log = |text: std::fmt::Arguments<'_>| {
+        let record = log::Record::builder()
+            .level(entry.level)
+            .target(module_path!())
+            .module_path_static(Some(module_path!()))
+            .key_values(&fields)
+            .args(text)
+            .build();
+        log::logger().log(&record);
+    };
+    if entry.level > log::max_level() {
+        return;
     }
+    match (entry.times, &*entry.text) {
+        (1, text) => log(format_args!("{text}")),
+        (times, text) => log(format_args!("{text} ({times} times so far)")),
+    }
+}
+
+/// What follows the last slash: the id in a link.
+pub fn last_part(href: &str) -> &str {
+    href.rsplit('/').next().unwrap_or(href)
 }
 
 fn no_thread(operation: &str) -> Answer {

@@ -13,9 +13,11 @@ mod limits;
 mod owner;
 mod steps;
 mod time;
+mod view;
 
 pub use instance::Phase;
 pub use time::Time;
+pub use view::{Limit, Standing, View};
 
 use crate::cloud::{Answer, Href, Poll, Request, UnixMs, VcdError};
 use instance::{Cause, Goal, Instance, There};
@@ -189,25 +191,6 @@ pub struct Reach {
     pub external: IpAddr,
     /// The guest OS as VCD shows it.
     pub guest_os: Arc<str>,
-}
-
-/// One instance as the debug pages and the demo show it.
-#[derive(Clone, Debug)]
-pub struct View {
-    /// The id.
-    pub name: Name,
-    /// Where it is in its life.
-    pub phase: Phase,
-    /// The address, once known.
-    pub address: Option<IpAddr>,
-    /// Time since it was accepted or, if adopted, since VCD made it.
-    pub age: Duration,
-    /// What it waits for, in a few words.
-    pub waits_for: &'static str,
-    /// Failed tries so far.
-    pub retries: u32,
-    /// What went wrong last.
-    pub error: Option<Arc<str>>,
 }
 
 /// What a request on the wire is about.
@@ -522,11 +505,6 @@ impl Group {
     /// When [`Group::tick`] must be called at the latest.
     pub fn wake_at(&self) -> Option<Time> {
         self.wake
-    }
-
-    /// Every instance, strays included, for people.
-    pub fn views(&self, now: Time) -> Vec<View> {
-        self.instances.values().map(|i| i.view(now)).collect()
     }
 
     // Small helpers for all of the above.

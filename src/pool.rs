@@ -51,6 +51,11 @@ impl Pool {
         self.busy.get()
     }
 
+    /// Threads so far.
+    pub fn threads(&self) -> usize {
+        self.threads.get()
+    }
+
     fn start_thread(&self) {
         let queue = self.queue.clone();
         let work = move || {

@@ -15,8 +15,11 @@ mod xml;
 
 pub use change::LABEL_KEY;
 pub use create::{MAX_SCRIPT, USER_DATA};
-pub use http::{CHANGE_TIMEOUT, CONNECT_TIMEOUT, Count, FIRST_TIMEOUT, LOGOUT_TIMEOUT, MAX_BODY, READ_TIMEOUT};
+pub use http::{
+    CHANGE_TIMEOUT, CONNECT_TIMEOUT, Count, FIRST_TIMEOUT, LOGOUT_TIMEOUT, MAX_BODY, READ_TIMEOUT, TOOK_BOUNDS,
+};
 pub use query::{MAX_PAGES, PAGE_SIZE};
+pub use session::{SessionState, SessionView};
 pub use watch::MAX_FOUND;
 
 use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, Secret, TaskState, VcdError};
@@ -282,7 +285,17 @@ impl Client {
         }
     }
 
-    /// HTTP requests sent so far and how many failed, by operation.
+    /// `error` without what `guest` was given: VCD may echo it long after the request that brought it.
+    pub fn hush(&self, error: VcdError, guest: &Guest) -> VcdError {
+        self.finish(error, Some(guest))
+    }
+
+    /// How the session stands. Never waits.
+    pub fn session(&self) -> SessionView {
+        self.session.view()
+    }
+
+    /// HTTP requests sent so far, by operation.
     pub fn counts(&self) -> Vec<Count> {
         self.http.counts()
     }

@@ -308,6 +308,9 @@ fn texts_are_checked_and_kept() {
         (json!({"vapp_name_prefix": "x".repeat(65)}), "has 65 characters"),
         (json!({"ip_allocation_mode": " DHCP"}), "invalid ip_allocation_mode:  DHCP (expected POOL or DHCP)"),
         (json!({"debug_server_addr": "27060"}), "expected HOST:PORT"),
+        (json!({"debug_server_addr": "unix:"}), "or unix:/PATH"),
+        (json!({"debug_server_addr": "unix:debug.sock"}), "or unix:/PATH"),
+        (json!({"debug_server_addr": format!("unix:/{}", "x".repeat(107))}), "or unix:/PATH"),
         (json!({"debug_server_addr": "127.0.0.1"}), "expected HOST:PORT"),
         (json!({"debug_server_addr": "127.0.0.1:"}), "expected HOST:PORT"),
         (json!({"debug_server_addr": "127.0.0.1:0"}), "expected HOST:PORT"),
@@ -324,7 +327,9 @@ fn texts_are_checked_and_kept() {
     for prefix in ["ci", "CI_Linux.2-x", "9", "a-"] {
         assert_eq!(parse(json!({"vapp_name_prefix": prefix})).unwrap().policy.prefix, prefix);
     }
-    for address in ["localhost:27060", "[::1]:27060", "0.0.0.0:1", "my-host.example:65535"] {
+    for address in
+        ["unix:/run/gitlab-runner/vcd.sock", "localhost:27060", "[::1]:27060", "0.0.0.0:1", "my-host.example:65535"]
+    {
         assert_eq!(parse(json!({"debug_server_addr": address})).unwrap().debug_server_addr.as_deref(), Some(address));
     }
     let config = parse(json!({"debug_server_addr": ":27060"})).unwrap();

@@ -1,7 +1,7 @@
 //! One instance: what is wanted of it, what is known of it, and how both look to the host and to people.
 
 use super::steps::{CUSTOMIZATION_GRACE, CUSTOMIZATION_GRACE_WINDOWS};
-use super::{Event, Name, State, Time, View};
+use super::{Event, Name, State, Time};
 use crate::cloud::{Customization, Href, Power, Vm, is_windows};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,6 +31,19 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All, in the order of a life.
+    pub const ALL: [Phase; 6] =
+        [Phase::PendingCreate, Phase::Creating, Phase::Running, Phase::PendingDelete, Phase::Deleting, Phase::Deleted];
+
+    /// True if an instance may stay in it for as long as it likes: nothing is awaited.
+    pub fn rests(self) -> bool {
+        match self {
+            Phase::Running | Phase::Suspended | Phase::Deleted => true,
+            Phase::PendingCreate | Phase::Creating | Phase::PendingDelete | Phase::Deleting => false,
+            Phase::Suspending | Phase::Resuming => false,
+        }
+    }
+
     /// As users of the Go plugin know it.
     pub fn name(self) -> &'static str {
         match self {
@@ -80,6 +93,19 @@ pub(super) enum Cause {
 }
 
 impl Cause {
+    /// One word, for the debug pages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::Asked => "asked",
+            Cause::Shutdown => "shutdown",
+            Cause::Timeout => "timeout",
+            Cause::Lost => "lost",
+            Cause::Ill => "ill",
+            Cause::Aged => "aged",
+            Cause::Leftover => "leftover",
+        }
+    }
+
     /// For the log.
     pub fn words(self) -> (log::Level, &'static str) {
         match self {
@@ -514,18 +540,6 @@ impl Instance {
             }
             (There::Absent, _) => "a free create slot",
             (There::Scrap { .. }, _) => "a free delete slot",
-        }
-    }
-
-    pub fn view(&self, now: Time) -> View {
-        View {
-            name: self.name.clone(),
-            phase: self.phase(),
-            address: self.facts.as_ref().and_then(|facts| facts.address),
-            age: self.age(now),
-            waits_for: self.waits_for(now),
-            retries: self.retries,
-            error: self.error.clone(),
         }
     }
 

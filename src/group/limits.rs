@@ -91,6 +91,11 @@ impl Breaker {
         Some(pause)
     }
 
+    /// Creates that failed in a row.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// At most so many creates may be under way now.
     pub fn allows(&self, now: Time) -> u32 {
         match self.until {
@@ -110,6 +115,8 @@ impl Breaker {
 #[derive(Default)]
 pub(super) struct Throttle {
     refusals: u32,
+    /// Pauses begun so far.
+    pauses: u64,
     until: Time,
 }
 
@@ -128,8 +135,14 @@ impl Throttle {
         }
         let pause = rng.jitter(doubled(THROTTLE_PAUSE, self.refusals, THROTTLE_PAUSE_MAX), 50).max(asked);
         self.refusals += 1;
+        self.pauses += 1;
         self.until = now + pause;
         Some(pause)
+    }
+
+    /// Pauses begun so far.
+    pub fn pauses(&self) -> u64 {
+        self.pauses
     }
 
     /// When changes may go on, if they are paused.

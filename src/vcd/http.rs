@@ -55,8 +55,11 @@ const OPERATIONS: [&str; 18] = [
     "label",
 ];
 
-/// How many HTTP requests were sent for one operation, and how many of them failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Upper bounds of [`Count::took`], in milliseconds.
+pub const TOOK_BOUNDS: [u64; 8] = [100, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000];
+
+/// How many HTTP requests were sent for one operation, how many of them failed, and how long they took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     /// The operation's name, as `Request::operation` has it, or `versions`, `login`, `logout`, `resolve`.
     pub operation: &'static str,
@@ -64,6 +67,31 @@ pub struct Count {
     pub requests: u64,
     /// Those that brought no answer, or one with a status of 400 and above.
     pub errors: u64,
+    /// How many took no longer than each of [`TOOK_BOUNDS`] and longer than the one before.
+    pub took: [u64; TOOK_BOUNDS.len()],
+    /// What all took together.
+    pub took_in_all: Duration,
+}
+
+/// The same while it is being counted, by several threads.
+#[derive(Default)]
+struct Counter {
+    requests: AtomicU64,
+    errors: AtomicU64,
+    took: [AtomicU64; TOOK_BOUNDS.len()],
+    took_in_all_us: AtomicU64,
+}
+
+impl Counter {
+    fn add(&self, took: Duration, failed: bool) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.errors.fetch_add(u64::from(failed), Ordering::Relaxed);
+        self.took_in_all_us.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let mut buckets = TOOK_BOUNDS.iter().zip(&self.took);
+        if let Some((_, bucket)) = buckets.find(|(bound, _)| took <= Duration::from_millis(**bound)) {
+            bucket.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Where VCD is: the origin and the path before `/api`.
@@ -220,7 +248,7 @@ pub(super) struct Lost {
 /// The connections, shared by all threads.
 pub(super) struct Http {
     agent: Agent,
-    counts: [(AtomicU64, AtomicU64); OPERATIONS.len()],
+    counts: [Counter; OPERATIONS.len()],
 }
 
 impl Http {
@@ -249,7 +277,13 @@ impl Http {
         OPERATIONS
             .iter()
             .zip(&self.counts)
-            .map(|(operation, (requests, errors))| Count { operation, requests: read(requests), errors: read(errors) })
+            .map(|(operation, counter)| Count {
+                operation,
+                requests: read(&counter.requests),
+                errors: read(&counter.errors),
+                took: std::array::from_fn(|at| counter.took.get(at).map_or(0, read)),
+                took_in_all: Duration::from_micros(read(&counter.took_in_all_us)),
+            })
             .collect()
     }
 
@@ -275,7 +309,8 @@ impl Http {
     fn once(&self, ask: &Ask) -> Result<Received, Lost> {
         let began = Instant::now();
         let result = self.run(ask);
-        let ms = began.elapsed().as_millis();
+        let took = began.elapsed();
+        let ms = took.as_millis();
         // No header and no body is ever logged; our queries hold names only.
         let place = ask.url.splitn(4, '/').nth(3).unwrap_or_default();
         match &result {
@@ -283,12 +318,9 @@ impl Http {
             Err(lost) => log::debug!("{} /{place}: no answer in {ms} ms: {}", ask.method, lost.text),
         }
         if let Some(at) = OPERATIONS.iter().position(|o| *o == ask.operation)
-            && let Some((requests, errors)) = self.counts.get(at)
+            && let Some(counter) = self.counts.get(at)
         {
-            requests.fetch_add(1, Ordering::Relaxed);
-            if result.as_ref().map_or(true, |got| got.status >= 400) {
-                errors.fetch_add(1, Ordering::Relaxed);
-            }
+            counter.add(took, result.as_ref().map_or(true, |got| got.status >= 400));
         }
         result
     }

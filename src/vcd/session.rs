@@ -24,6 +24,32 @@ const MAX_TOKEN_FILE: u64 = 16 * 1024;
 /// After a renewal that failed while the old bearer still serves, the next try waits so long.
 const RENEW_PAUSE: Duration = Duration::from_secs(60);
 
+/// How the session stands, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionView {
+    /// What it is.
+    pub state: SessionState,
+    /// Logins so far.
+    pub logins: u64,
+    /// Time until it is renewed.
+    pub renewed_in: Option<Duration>,
+    /// Time until VCD ends it, if VCD said when.
+    pub ends_in: Option<Duration>,
+    /// Why the last login failed, if it did.
+    pub failure: Option<VcdError>,
+}
+
+/// What there is of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionState {
+    /// VCD let us in.
+    Valid,
+    /// A thread logs in right now.
+    LoggingIn,
+    /// None, or VCD has ended it.
+    Ended,
+}
+
 /// What a request needs to be let in.
 #[derive(Clone)]
 pub(super) struct Pass {
@@ -126,6 +152,26 @@ impl Session {
     /// The pass, which is not to be used again; `None` if there is none or another thread is logging in.
     pub(super) fn end(&self) -> Option<Pass> {
         self.state.try_lock().ok()?.pass.take()
+    }
+
+    /// How it stands. Never waits: it says so if a thread is logging in.
+    pub(super) fn view(&self) -> SessionView {
+        let Ok(state) = self.state.try_lock() else {
+            let state = SessionState::LoggingIn;
+            return SessionView { state, logins: 0, renewed_in: None, ends_in: None, failure: None };
+        };
+        let now = Instant::now();
+        let valid = state.pass.is_some() && state.expires_at.is_none_or(|at| now < at);
+        let bearer = state.pass.as_ref().map(|pass| &*pass.bearer);
+        let token = state.token.as_ref().map(Secret::reveal);
+        let secrets: Vec<&str> = bearer.into_iter().chain(token).collect();
+        SessionView {
+            state: if valid { SessionState::Valid } else { SessionState::Ended },
+            logins: state.generation,
+            renewed_in: valid.then(|| state.renew_at.saturating_duration_since(now)),
+            ends_in: state.expires_at.filter(|_| valid).map(|at| at.saturating_duration_since(now)),
+            failure: state.failure.clone().map(|failure| errors::finish(failure, &secrets)),
+        }
     }
 
     /// The API token, to keep it out of error texts.

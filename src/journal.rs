@@ -1,0 +1,778 @@
+//! What has happened: a ring of events, the life of each instance step by step, how many there were of each phase, and the
+//! counts that follow from it. It is told everything, the time included, and does no I/O. It changes nothing.
+
+use crate::cloud::Href;
+use crate::group::{Event, Name, Phase, Time, View};
+use crate::tally::Tally;
+use log::Level;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Events that are kept.
+pub const MAX_EVENTS: usize = 200;
+/// Steps of one life that are kept, the newest ones.
+pub const MAX_STEPS: usize = 64;
+/// Lives that are kept after their end.
+pub const MAX_ENDED: usize = 64;
+/// Lives that are kept in all; of more instances there are events only.
+pub const MAX_LIVES: usize = 512;
+/// An event's text is cut to so many bytes.
+pub const MAX_TEXT: usize = 1000;
+/// The history of instances by phase goes back so far.
+pub const HISTORY: Duration = Duration::from_secs(2 * 60 * 60);
+/// Changes that follow each other faster are one sample of the history.
+pub const SAMPLE_PAUSE: Duration = Duration::from_secs(1);
+/// Samples that are kept; of the older half every second one goes when there are more.
+pub const MAX_SAMPLES: usize = 400;
+/// An instance that is on its way for so long is mentioned; then after twice this time, and so on.
+pub const FIRST_WORD: Duration = Duration::from_secs(60);
+/// Longest pause between two such words.
+pub const WORD_PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
+/// A repeated event is written to the log again after so long, and at its 10th, 100th, … time.
+pub const REPEAT_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// One event, or one step of a life.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// When it happened last.
+    pub at: Time,
+    /// When it happened first.
+    pub first: Time,
+    /// How often.
+    pub times: u32,
+    /// How bad.
+    pub level: Level,
+    /// Which instance, if one.
+    pub name: Option<Name>,
+    /// The phase it left, if it changed.
+    pub from: Option<Phase>,
+    /// Its phase since.
+    pub phase: Option<Phase>,
+    /// What happened, and what follows.
+    pub text: Arc<str>,
+    /// The operation that it came of.
+    pub operation: Option<&'static str>,
+    /// VCD's task.
+    pub task: Option<Href>,
+    /// How long the operation or task took; for a change of phase without either, the time in the phase before.
+    pub took: Option<Duration>,
+    /// What went wrong.
+    pub error: Option<Arc<str>>,
+    /// [`View::key`] of the instance.
+    key: Option<u64>,
+    /// When it was written to the log last.
+    logged: Time,
+}
+
+/// What is known of the operation that an input to the group ended.
+#[derive(Clone, Debug)]
+pub struct Note {
+    /// The instance ([`View::key`]), if it is about one.
+    pub key: Option<u64>,
+    /// The operation.
+    pub operation: &'static str,
+    /// The task that it began, or that ended.
+    pub task: Option<Href>,
+    /// How long it took.
+    pub took: Duration,
+    /// Why it failed.
+    pub error: Option<Arc<str>>,
+}
+
+/// What an input to the group showed of the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// Nothing: the host asked, or time has passed.
+    Nothing,
+    /// The states of tasks.
+    Tasks,
+    /// A poll.
+    Poll,
+    /// One login port.
+    Port,
+}
+
+/// One instance's life.
+#[derive(Clone, Debug)]
+pub struct Life {
+    /// The id.
+    pub name: Name,
+    /// [`View::key`].
+    pub key: u64,
+    /// When it was accepted or found.
+    pub began: Time,
+    /// Its phase.
+    pub phase: Phase,
+    /// Since when.
+    pub since: Time,
+    /// When VCD was first asked to make it.
+    pub create_asked: Option<Time>,
+    /// When it first came to running here.
+    pub created: Option<Time>,
+    /// When it was first to go, and why.
+    pub condemned: Option<(Time, &'static str)>,
+    /// When VCD was first asked to delete it.
+    pub delete_asked: Option<Time>,
+    /// When VCD did not have it any more.
+    pub ended: Option<Time>,
+    /// What happened, oldest first.
+    pub steps: Vec<Entry>,
+    /// Steps that were dropped.
+    pub dropped: u64,
+    /// It was made here; else it was found.
+    made_here: bool,
+    /// The task that is awaited: which, of which operation, since when.
+    task: Option<(Href, &'static str, Time)>,
+    /// Something went wrong since it last came to rest: what happens again from here on is a repeat.
+    trouble: bool,
+    retries: u32,
+    waits_for: &'static str,
+    waits_since: Time,
+    /// The last look that showed no progress.
+    looked: Time,
+    /// Between progress and notice, so far.
+    noticed: Duration,
+    /// When it is mentioned if it is still on its way.
+    word_at: Time,
+}
+
+/// An instance has come to another phase.
+struct Change {
+    key: u64,
+    from: Option<Phase>,
+    to: Phase,
+    /// Time in the phase before.
+    stayed: Duration,
+}
+
+/// How many instances there were of each phase, in the order of [`Phase::ALL`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// When.
+    pub at: Time,
+    /// How many.
+    pub counts: [u16; Phase::ALL.len()],
+}
+
+/// All of it.
+#[derive(Default)]
+pub struct Journal {
+    /// Events, oldest first.
+    pub events: Vec<Entry>,
+    /// Events that have been dropped.
+    pub dropped: u64,
+    /// Samples, oldest first.
+    pub samples: Vec<Sample>,
+    /// What was counted.
+    pub tally: Tally,
+    /// By key.
+    lives: Vec<Life>,
+    ended: Vec<Life>,
+}
+
+impl Journal {
+    /// One input to the group: what it showed, what is known of what it ended, what the group said, and how the instances
+    /// are now, in the order of their keys. Returns what to write to the log.
+    pub fn turn(
+        &mut self,
+        now: Time,
+        shown: Shown,
+        mut notes: Vec<Note>,
+        said: Vec<Event>,
+        views: &[View],
+    ) -> Vec<Entry> {
+        let mut changed: Vec<Change> = Vec::new();
+        for view in views.iter().filter(|view| !view.stranger) {
+            let (at, before) = match self.lives.binary_search_by_key(&view.key, |life| life.key) {
+                Ok(at) => (at, self.lives.get(at).map(|life| (life.phase, life.since))),
+                Err(_) if self.lives.len() >= MAX_LIVES => continue,
+                Err(at) => {
+                    self.lives.insert(at, Life::new(view, now));
+                    (at, None)
+                }
+            };
+            let Some(life) = self.lives.get_mut(at) else { continue };
+            let from = before.map(|(phase, _)| phase);
+            if from != Some(view.phase) {
+                let stayed = before.map_or(Duration::ZERO, |(_, since)| now - since);
+                changed.push(Change { key: view.key, from, to: view.phase, stayed });
+            }
+            life.follow(view, now, shown, &notes, &mut self.tally);
+        }
+        // The group's views come in the order of their keys.
+        let here = |key: u64| views.binary_search_by_key(&key, |view| view.key).is_ok();
+        for life in self.lives.iter_mut().filter(|life| !here(life.key)) {
+            // A leftover is forgotten in the moment in which it is gone.
+            if life.phase != Phase::Deleted {
+                let stayed = now - life.since;
+                changed.push(Change { key: life.key, from: Some(life.phase), to: Phase::Deleted, stayed });
+                life.enter(Phase::Deleted, now, &mut self.tally);
+            }
+        }
+        for note in &mut notes {
+            self.settle(note, now);
+        }
+
+        let mut log = Vec::new();
+        for event in said {
+            let key = event.name.as_ref().and_then(|name| self.key_of(name, &notes));
+            let change = changed.iter().position(|change| Some(change.key) == key);
+            let change = change.map(|at| changed.remove(at));
+            let at = notes.iter().position(|note| note.key == key && (key.is_some() || event.name.is_none()));
+            let note = at.map(|at| notes.swap_remove(at));
+            let mut entry = Entry::new(now, event.level, cut(&event.text, MAX_TEXT));
+            (entry.key, entry.name, entry.phase) = (key, event.name, event.phase);
+            entry.explain(note, change);
+            log.extend(self.record(entry, false));
+        }
+        for change in changed {
+            let key = change.key;
+            let Some(life) = self.life(key) else { continue };
+            let text = match life.waits_for {
+                "" => String::new(),
+                waits_for => format!("waits for {waits_for}"),
+            };
+            let at = notes.iter().position(|note| note.key == Some(key));
+            let note = at.map(|at| notes.swap_remove(at));
+            let mut entry = Entry::new(now, Level::Info, &text);
+            (entry.key, entry.name) = (Some(key), Some(life.name.clone()));
+            entry.explain(note, Some(change));
+            log.extend(self.record(entry, false));
+        }
+        // What ended and changed nothing is part of the instance's life only.
+        for note in notes {
+            let Some(life) = note.key.and_then(|key| self.life_mut(key)) else { continue };
+            let mut entry = Entry::new(now, Level::Debug, "");
+            (entry.key, entry.name) = (note.key, Some(life.name.clone()));
+            entry.explain(Some(note), None);
+            life.step(entry);
+        }
+        let (stay, gone): (Vec<Life>, Vec<Life>) =
+            std::mem::take(&mut self.lives).into_iter().partition(|life| here(life.key));
+        self.lives = stay;
+        for life in gone {
+            push(&mut self.ended, life, MAX_ENDED);
+        }
+        log.extend(self.words(now));
+        self.sample(now);
+        log
+    }
+
+    /// When [`Journal::turn`] wants to be called at the latest.
+    pub fn due(&self) -> Option<Time> {
+        self.lives.iter().filter(|life| !life.phase.rests()).map(|life| life.word_at).min()
+    }
+
+    /// The life of a present instance, by [`View::key`].
+    pub fn life(&self, key: u64) -> Option<&Life> {
+        let at = self.lives.binary_search_by_key(&key, |life| life.key).ok()?;
+        self.lives.get(at)
+    }
+
+    fn life_mut(&mut self, key: u64) -> Option<&mut Life> {
+        let at = self.lives.binary_search_by_key(&key, |life| life.key).ok()?;
+        self.lives.get_mut(at)
+    }
+
+    /// The lives of this name, oldest first: the present one last.
+    pub fn lives_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Life> {
+        self.ended.iter().chain(&self.lives).filter(move |life| *life.name == *name)
+    }
+
+    /// The instance whose awaited task this is, and the operation.
+    pub fn task_of(&self, task: &str) -> Option<(&Life, &'static str, Time)> {
+        let waits = |life: &&Life| life.task.as_ref().is_some_and(|(href, ..)| **href == *task);
+        let life = self.lives.iter().find(waits)?;
+        life.task.as_ref().map(|(_, operation, since)| (life, *operation, *since))
+    }
+
+    fn key_of(&self, name: &Name, notes: &[Note]) -> Option<u64> {
+        let of_note = notes.iter().filter_map(|note| note.key);
+        let mut keys = of_note.filter(|key| self.life(*key).is_some_and(|life| life.name == *name));
+        keys.next().or_else(|| self.lives.iter().rev().find(|life| life.name == *name).map(|life| life.key))
+    }
+
+    /// Counts what a note tells, and remembers the task that it began.
+    fn settle(&mut self, note: &mut Note, now: Time) {
+        let at = note.key.and_then(|key| self.lives.binary_search_by_key(&key, |life| life.key).ok());
+        let Some(life) = at.and_then(|at| self.lives.get_mut(at)) else { return };
+        let ends = life.task.as_ref().is_some_and(|(href, ..)| note.task.as_ref() == Some(href));
+        if ends {
+            life.task = None;
+            self.tally.task(note.operation, note.took, note.error.is_some());
+        } else if let Some(task) = &note.task {
+            life.task = Some((task.clone(), note.operation, now));
+        }
+        if note.error.is_some() {
+            life.trouble = true;
+        }
+    }
+
+    /// Keeps an entry, in the ring and in its instance's life. Returns it if it is to be logged: it is no repeat, or its
+    /// turn has come again.
+    fn record(&mut self, mut entry: Entry, anew: bool) -> Option<Entry> {
+        let troubled = entry.error.is_some()
+            || match entry.key.and_then(|key| self.life(key)) {
+                Some(life) => life.trouble,
+                None => entry.level <= Level::Warn,
+            };
+        let same = |old: &Entry| troubled && !anew && old.repeats(&entry);
+        // What went well for the group as a whole ends its trouble.
+        let well = |old: &Entry| entry.name.is_none() && old.name.is_none() && old.level > Level::Warn;
+        let at = self.events.iter().rposition(|old| same(old) || well(old));
+        let mut show = true;
+        if let Some(at) = at.filter(|at| self.events.get(*at).is_some_and(same)) {
+            let old = self.events.remove(at);
+            entry.first = old.first;
+            entry.times = old.times.saturating_add(1);
+            show = is_round(entry.times) || entry.at >= old.logged + REPEAT_PAUSE;
+            entry.logged = if show { entry.at } else { old.logged };
+        }
+        if let Some(life) = entry.key.and_then(|key| self.life_mut(key)) {
+            life.step(entry.clone());
+            life.trouble &= !entry.phase.is_some_and(Phase::rests);
+        }
+        if self.events.len() >= MAX_EVENTS {
+            self.dropped += 1;
+        }
+        push(&mut self.events, entry.clone(), MAX_EVENTS);
+        show.then_some(entry)
+    }
+
+    /// A word on those that are on their way for long, with growing pauses.
+    fn words(&mut self, now: Time) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        for life in self.lives.iter_mut().filter(|life| !life.phase.rests() && life.word_at <= now) {
+            let stayed = now - life.since;
+            life.word_at = now + stayed.clamp(FIRST_WORD, WORD_PAUSE_MAX);
+            let waits = if life.waits_for.is_empty() { "its next step" } else { life.waits_for };
+            let text = format!("still {} after {} s: waits for {waits}", life.phase.name(), stayed.as_secs());
+            let mut entry = Entry::new(now, Level::Info, &text);
+            (entry.key, entry.name, entry.phase) = (Some(life.key), Some(life.name.clone()), Some(life.phase));
+            entry.task = life.task.as_ref().map(|(task, ..)| task.clone());
+            entry.took = Some(stayed);
+            entries.push(entry);
+        }
+        entries.into_iter().filter_map(|entry| self.record(entry, true)).collect()
+    }
+
+    /// Notes how many there are of each phase, if that has changed.
+    fn sample(&mut self, now: Time) {
+        let counts = count(self.lives.iter().map(|life| life.phase));
+        match self.samples.last_mut() {
+            Some(last) if last.counts == counts => {}
+            Some(last) if now < last.at + SAMPLE_PAUSE => last.counts = counts,
+            _ => self.samples.push(Sample { at: now, counts }),
+        }
+        // One that is older tells how it was when the history begins.
+        while self.samples.get(1).is_some_and(|second| second.at + HISTORY < now) {
+            self.samples.remove(0);
+        }
+        if self.samples.len() > MAX_SAMPLES {
+            let mut at = 0;
+            self.samples.retain(|_| {
+                at += 1;
+                at % 2 == 0 || at > MAX_SAMPLES / 2
+            });
+        }
+    }
+}
+
+impl Life {
+    fn new(view: &View, now: Time) -> Life {
+        Life {
+            name: view.name.clone(),
+            key: view.key,
+            began: now,
+            phase: view.phase,
+            since: now,
+            create_asked: None,
+            created: None,
+            condemned: None,
+            delete_asked: None,
+            ended: None,
+            steps: Vec::new(),
+            dropped: 0,
+            made_here: view.reported && matches!(view.phase, Phase::PendingCreate | Phase::Creating),
+            task: None,
+            trouble: false,
+            retries: 0,
+            waits_for: "",
+            waits_since: now,
+            looked: now,
+            noticed: Duration::ZERO,
+            word_at: now + FIRST_WORD,
+        }
+    }
+
+    /// True if it was made by this process; else it was found.
+    pub fn was_made_here(&self) -> bool {
+        self.made_here
+    }
+
+    /// Takes in how the instance is now.
+    fn follow(&mut self, view: &View, now: Time, shown: Shown, notes: &[Note], tally: &mut Tally) {
+        let first = self.began == now && self.steps.is_empty();
+        if first && !view.reported && view.cause.is_some() {
+            tally.leftovers += 1;
+        }
+        if view.retries > self.retries {
+            for _ in self.retries..view.retries {
+                tally.fail("create");
+            }
+            self.trouble = true;
+        }
+        self.retries = view.retries;
+        if let (None, Some(cause)) = (self.condemned, view.cause) {
+            self.condemned = Some((now, cause));
+            match cause {
+                "timeout" => tally.fail("timeout"),
+                "aged" | "ill" | "leftover" => tally.collected += 1,
+                _ => {}
+            }
+        }
+        // Progress that was waited for is noticed at a look; it may have come right after the look before.
+        let looks = match shown {
+            Shown::Nothing => false,
+            Shown::Tasks => view.task.is_some(),
+            Shown::Poll => view.task.is_none(),
+            Shown::Port => notes.iter().any(|note| note.key == Some(view.key)),
+        };
+        if view.waits_for != self.waits_for {
+            if shown != Shown::Nothing && self.phase == Phase::Creating {
+                self.noticed += now - self.looked.max(self.waits_since);
+            }
+            (self.waits_for, self.waits_since, self.looked) = (view.waits_for, now, now);
+        } else if looks {
+            self.looked = now;
+        }
+        if first || view.phase != self.phase {
+            self.enter(view.phase, now, tally);
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, now: Time, tally: &mut Tally) {
+        (self.phase, self.since, self.word_at) = (phase, now, now + FIRST_WORD);
+        match phase {
+            Phase::Creating => {
+                self.create_asked.get_or_insert(now);
+            }
+            Phase::Running if self.made_here && self.created.is_none() => {
+                self.created = Some(now);
+                tally.created += 1;
+                tally.creation.add(now - self.began);
+                tally.queued.add(self.create_asked.unwrap_or(now) - self.began);
+                tally.noticed.add(self.noticed);
+            }
+            Phase::Deleting => {
+                self.delete_asked.get_or_insert(now);
+            }
+            Phase::Deleted => {
+                self.ended = Some(now);
+                tally.deleted += 1;
+                if let (Some((condemned, _)), Some(_)) = (self.condemned, self.delete_asked) {
+                    tally.deletion.add(now - condemned);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn step(&mut self, mut entry: Entry) {
+        let same = |old: &Entry| (entry.times > 1 || entry.level == Level::Debug) && old.repeats(&entry);
+        if let Some(at) = self.steps.iter().rposition(same) {
+            let old = self.steps.remove(at);
+            (entry.first, entry.times) = (old.first, old.times.saturating_add(1));
+        }
+        self.dropped += u64::from(self.steps.len() >= MAX_STEPS);
+        push(&mut self.steps, entry, MAX_STEPS);
+    }
+}
+
+impl Entry {
+    fn new(now: Time, level: Level, text: &str) -> Entry {
+        Entry {
+            at: now,
+            first: now,
+            times: 1,
+            level,
+            name: None,
+            from: None,
+            phase: None,
+            text: text.into(),
+            operation: None,
+            task: None,
+            took: None,
+            error: None,
+            key: None,
+            logged: now,
+        }
+    }
+
+    fn explain(&mut self, note: Option<Note>, change: Option<Change>) {
+        if let Some(Change { from, to, stayed, .. }) = change {
+            (self.from, self.phase) = (from, Some(to));
+            self.took = from.map(|_| stayed);
+        }
+        if let Some(note) = note {
+            (self.operation, self.task, self.error) = (Some(note.operation), note.task, note.error);
+            self.took = Some(note.took);
+        }
+    }
+
+    /// True if `other` tells the same of the same instance: numbers and ids in it aside.
+    fn repeats(&self, other: &Entry) -> bool {
+        let frame = |entry: &Entry| (entry.key, entry.from, entry.phase, entry.operation);
+        if frame(self) != frame(other) || self.error.is_some() != other.error.is_some() {
+            return false;
+        }
+        match (&self.error, &other.error) {
+            (Some(one), Some(two)) => alike(one, two),
+            _ => alike(&self.text, &other.text),
+        }
+    }
+}
+
+/// True if both have the same words; words with a digit in them are alike.
+fn alike(one: &str, two: &str) -> bool {
+    let numbered = |word: &str| word.bytes().any(|byte| byte.is_ascii_digit());
+    let (mut one, mut two) = (one.split_whitespace(), two.split_whitespace());
+    loop {
+        match (one.next(), two.next()) {
+            (None, None) => return true,
+            (Some(a), Some(b)) if a == b || (numbered(a) && numbered(b)) => {}
+            _ => return false,
+        }
+    }
+}
+
+/// 1, 10, 100, …
+fn is_round(times: u32) -> bool {
+    times.checked_ilog10().is_some_and(|digits| times == 10_u32.pow(digits))
+}
+
+/// How many there are of each phase, in the order of [`Phase::ALL`].
+pub fn count(phases: impl Iterator<Item = Phase>) -> [u16; Phase::ALL.len()] {
+    let mut counts = [0; Phase::ALL.len()];
+    for phase in phases {
+        let place = Phase::ALL.iter().position(|other| *other == phase);
+        if let Some(count) = place.and_then(|place| counts.get_mut(place)) {
+            *count += 1;
+        }
+    }
+    counts
+}
+
+/// The oldest goes if there are as many as there may be. They are few: moving them costs less than a ring's code.
+fn push<T>(to: &mut Vec<T>, item: T, most: usize) {
+    if to.len() >= most {
+        to.remove(0);
+    }
+    to.push(item);
+}
+
+/// At most `most` bytes of `text`, cut between characters.
+fn cut(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    text.get(..end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: &str = "ci-aaaaaaaa";
+
+    fn said(level: Level, text: &str) -> Event {
+        Event { level, name: Some(NAME.into()), phase: Some(Phase::Creating), text: text.into() }
+    }
+
+    fn seconds(seconds: u64) -> Time {
+        Time(seconds * 1000)
+    }
+
+    fn view(phase: Phase, waits_for: &'static str) -> View {
+        View { waits_for, ..View::example(1, NAME, phase) }
+    }
+
+    /// What is logged, in short.
+    fn lines(entries: Vec<Entry>) -> Vec<String> {
+        let phase = |phase: Option<Phase>| phase.map_or("", Phase::name);
+        entries.iter().map(|e| format!("{}>{} {} x{}", phase(e.from), phase(e.phase), e.text, e.times)).collect()
+    }
+
+    #[test]
+    fn each_change_of_phase_is_one_line_with_its_cause() {
+        let mut journal = Journal::default();
+        let task: Href = "https://vcd/api/task/7".into();
+        let turn = |journal: &mut Journal, at, notes, said, view: View| {
+            lines(journal.turn(seconds(at), Shown::Nothing, notes, said, &[view]))
+        };
+        let creating = || view(Phase::Creating, "the create's task");
+        let accepted = vec![said(Level::Info, "accepted")];
+        assert_eq!(turn(&mut journal, 0, vec![], accepted, creating()), [">Creating accepted x1"]);
+        // The answer begins a task and changes nothing.
+        let note = |took, task: &Href| Note {
+            key: Some(1),
+            operation: "create",
+            task: Some(task.clone()),
+            took: Duration::from_secs(took),
+            error: None,
+        };
+        assert!(turn(&mut journal, 1, vec![note(1, &task)], vec![], creating()).is_empty());
+        let (life, operation, since) = journal.task_of(&task).unwrap();
+        assert_eq!((life.key, operation, since), (1, "create", seconds(1)));
+        let ends = vec![note(30, &task)];
+        let made = vec![said(Level::Info, "made")];
+        assert_eq!(turn(&mut journal, 31, ends, made, creating()), ["Creating made x1"].map(|l| format!(">{l}")));
+        assert_eq!(journal.tally.tasks[0].1.count, 1);
+        let running = || view(Phase::Running, "");
+        let up = vec![said(Level::Info, "running, 40 s after it was accepted"), said(Level::Warn, "but slow")];
+        let both = ["Creating>Running running, 40 s after it was accepted x1", ">Creating but slow x1"];
+        assert_eq!(turn(&mut journal, 40, vec![], up, running()), both);
+        // Nobody said why: then what it waits for is said.
+        let leaving = View { cause: Some("asked"), ..view(Phase::Deleting, "the delete's task") };
+        let said_so = ["Running>Deleting waits for the delete's task x1"];
+        assert_eq!(turn(&mut journal, 50, vec![], vec![], leaving), said_so);
+        // It is forgotten in the moment in which it is gone.
+        let gone = vec![Event { phase: Some(Phase::Deleted), ..said(Level::Info, "gone from VCD") }];
+        let log = lines(journal.turn(seconds(60), Shown::Nothing, vec![], gone, &[]));
+        assert_eq!(log, ["Deleting>Deleted gone from VCD x1"]);
+
+        let life = journal.lives_of(NAME).next().unwrap();
+        assert_eq!(life.steps.len(), 7, "{:#?}", life.steps);
+        let made = life.steps.iter().find(|step| &*step.text == "made").unwrap();
+        assert_eq!((made.operation, made.task.as_deref()), (Some("create"), Some(&*task)));
+        assert_eq!(made.took, Some(Duration::from_secs(30)));
+        let times = (life.create_asked, life.created, life.delete_asked, life.ended);
+        assert_eq!(times, (Some(seconds(0)), Some(seconds(40)), Some(seconds(50)), Some(seconds(60))));
+        let tally = &journal.tally;
+        assert_eq!((tally.created, tally.deleted, tally.leftovers, tally.collected), (1, 1, 0, 0));
+        assert_eq!((tally.creation.count, tally.creation.sum, tally.deletion.sum), (1, 40.0, 10.0));
+    }
+
+    #[test]
+    fn the_same_error_is_counted_and_told_anew_after_it_went_well() {
+        let mut journal = Journal::default();
+        let mut logged = 0;
+        let mut fail = |journal: &mut Journal, at: u64| {
+            let error = Some(format!("create vApp {NAME}: VCD answered 500 X: [ req-{at} ] no").into());
+            let note = Note { key: Some(1), operation: "create", task: None, took: Duration::from_secs(1), error };
+            let view = View { retries: at as u32, ..view(Phase::PendingCreate, "the next try") };
+            let said = vec![said(Level::Warn, &format!("no; next try in {at} s"))];
+            let creating = View { retries: at as u32 - 1, ..self::view(Phase::Creating, "VCD to accept the create") };
+            logged += journal.turn(seconds(at * 2), Shown::Nothing, vec![], vec![], &[creating]).len();
+            logged += journal.turn(seconds(at * 2 + 1), Shown::Nothing, vec![note], said, &[view]).len();
+        };
+        for at in 1..=100 {
+            fail(&mut journal, at);
+        }
+        // The first of each, the second change to Creating (from PendingCreate), the 10th and the 100th, as far as they go.
+        assert!((5..=8).contains(&logged), "{logged} lines for 100 failures");
+        assert_eq!(journal.tally.failed[0], ("create", 100));
+        let failures: Vec<u32> = journal.events.iter().filter(|e| e.error.is_some()).map(|e| e.times).collect();
+        assert_eq!(failures, [100], "one event, counted");
+        let running = view(Phase::Running, "");
+        assert_eq!(journal.turn(seconds(300), Shown::Port, vec![], vec![], &[running]).len(), 1);
+        // What rests is in trouble no more: its next changes are news, as often as they come.
+        for at in 0..3 {
+            let away = view(Phase::PendingDelete, "");
+            assert_eq!(journal.turn(seconds(400 + at * 10), Shown::Nothing, vec![], vec![], &[away]).len(), 1);
+            let back = view(Phase::Running, "");
+            assert_eq!(journal.turn(seconds(405 + at * 10), Shown::Nothing, vec![], vec![], &[back]).len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_second_outage_is_told_though_it_is_like_the_first() {
+        let mut journal = Journal::default();
+        let plain = |level, text: &str| Event { level, name: None, phase: None, text: text.into() };
+        let mut turn =
+            |at, level, text: &str| journal.turn(seconds(at), Shown::Poll, vec![], vec![plain(level, text)], &[]).len();
+        assert_eq!(turn(1, Level::Warn, "poll: no answer in 3 ms"), 1);
+        assert_eq!(turn(2, Level::Warn, "poll: no answer in 4 ms"), 0);
+        assert_eq!(turn(3, Level::Info, "VCD answers polls again"), 1);
+        assert_eq!(turn(4, Level::Warn, "poll: no answer in 5 ms"), 1);
+        assert_eq!(turn(5, Level::Warn, "poll: no answer in 6 ms"), 0);
+        assert_eq!(turn(4 + REPEAT_PAUSE.as_secs(), Level::Warn, "poll: no answer in 6 ms"), 1, "an hour later");
+        let counts: Vec<u32> = journal.events.iter().map(|event| event.times).collect();
+        assert_eq!(counts, [2, 1, 3]);
+    }
+
+    #[test]
+    fn what_takes_long_is_mentioned_with_growing_pauses() {
+        let mut journal = Journal::default();
+        let mut mentioned = Vec::new();
+        for at in 0..=4000 {
+            let waits_for = if at < 500 { "the create's task" } else { "an address" };
+            for entry in journal.turn(seconds(at), Shown::Poll, vec![], vec![], &[view(Phase::Creating, waits_for)]) {
+                mentioned.push((at, entry.text.to_string()));
+            }
+            assert!(journal.due().is_some_and(|due| due > seconds(at)));
+        }
+        let times: Vec<u64> = mentioned.iter().map(|(at, _)| *at).collect();
+        assert_eq!(times, [0, 60, 120, 240, 480, 960, 1920, 3840]);
+        assert_eq!(mentioned[3].1, "still Creating after 240 s: waits for the create's task");
+        assert_eq!(mentioned[5].1, "still Creating after 960 s: waits for an address");
+        journal.turn(seconds(4001), Shown::Port, vec![], vec![], &[view(Phase::Running, "")]);
+        assert_eq!(journal.due(), None, "what rests is not waited for");
+    }
+
+    #[test]
+    fn overhead_is_the_queue_and_the_time_from_progress_to_its_notice() {
+        let mut journal = Journal::default();
+        let mut turn = |at, shown, phase, waits_for, task: bool| {
+            let task = task.then(|| "https://vcd/api/task/1".into());
+            journal.turn(Time(at), shown, vec![], vec![], &[View { task, ..view(phase, waits_for) }]);
+        };
+        turn(0, Shown::Nothing, Phase::PendingCreate, "a free create slot", false);
+        turn(4_000, Shown::Nothing, Phase::Creating, "VCD to accept the create", false);
+        turn(4_500, Shown::Nothing, Phase::Creating, "the create's task", true);
+        turn(7_500, Shown::Tasks, Phase::Creating, "the create's task", true);
+        turn(8_000, Shown::Poll, Phase::Creating, "the create's task", true);
+        // At most 3 s since the look that showed it running.
+        turn(10_500, Shown::Tasks, Phase::Creating, "guest customization", false);
+        turn(12_500, Shown::Poll, Phase::Creating, "guest customization", false);
+        turn(14_500, Shown::Poll, Phase::Creating, "the login port", false);
+        turn(14_600, Shown::Port, Phase::Running, "", false);
+        let tally = &journal.tally;
+        assert_eq!((tally.queued.sum, tally.noticed.sum), (4.0, 3.0 + 2.0 + 0.1));
+        assert_eq!(tally.noticed.buckets[4], 1, "in the bucket up to 10 s: {:?}", tally.noticed);
+    }
+
+    #[test]
+    fn the_history_has_each_change_once_and_two_hours_of_them() {
+        let mut journal = Journal::default();
+        let mut turn = |at: u64, phase| {
+            journal.turn(Time(at), Shown::Poll, vec![], vec![], &[view(phase, "")]);
+            journal.samples.iter().map(|sample| sample.at.0).collect::<Vec<_>>()
+        };
+        assert_eq!(turn(0, Phase::PendingCreate), [0]);
+        assert_eq!(turn(500, Phase::Creating), [0], "within a second");
+        assert_eq!(turn(5_000, Phase::Creating), [0]);
+        assert_eq!(turn(60_000, Phase::Running), [0, 60_000]);
+        let later = HISTORY.as_millis() as u64;
+        assert_eq!(turn(later + 70_000, Phase::Running), [60_000], "how it was two hours ago is kept");
+        assert_eq!(turn(later + 80_000, Phase::Deleting), [60_000, later + 80_000]);
+        assert_eq!(journal.samples[0].counts, count([Phase::Running].into_iter()));
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut journal = Journal::default();
+        for turn in 0..1_000_u64 {
+            let views: Vec<View> = (turn..turn + 200)
+                .map(|key| View::example(key, &format!("ci-{key:08}"), Phase::ALL[(key + turn) as usize % 6]))
+                .collect();
+            journal.turn(seconds(turn), Shown::Poll, vec![], vec![], &views);
+        }
+        assert_eq!(journal.events.len(), MAX_EVENTS);
+        assert!(((MAX_SAMPLES / 2)..=MAX_SAMPLES).contains(&journal.samples.len()), "{}", journal.samples.len());
+        assert!(journal.samples.iter().zip(journal.samples.iter().skip(1)).all(|(one, two)| one.at < two.at));
+        assert!(journal.lives.len() <= MAX_LIVES && journal.ended.len() == MAX_ENDED);
+        assert!(journal.lives.iter().chain(&journal.ended).all(|life| life.steps.len() <= MAX_STEPS));
+        let many: Vec<View> = (0..2000).map(|key| View::example(key, "ci-x", Phase::Creating)).collect();
+        journal.turn(seconds(9000), Shown::Poll, vec![], vec![], &many);
+        assert!(journal.lives.len() <= MAX_LIVES);
+    }
+}

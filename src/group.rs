@@ -8,8 +8,10 @@
 //! It does not know how VCD or the host are spoken to.
 
 mod adopt;
+mod answers;
 mod instance;
 mod limits;
+mod naps;
 mod owner;
 mod steps;
 mod time;

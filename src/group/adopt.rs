@@ -1,9 +1,10 @@
 //! What a poll shows, held against what is known: instances that changed, that are missing, and vApps of ours that nothing
 //! here stands for (an earlier life's, or made by a request that was given up).
 
+use super::answers::{begun, watch_backoff};
 use super::instance::{Asked, Cause, Facts, Goal, MISSED_POLLS, There, Work};
 use super::owner::Ownership;
-use super::steps::{CUSTOMIZATION_USUAL, LOOK_PAUSE, UNCLEAR_WINDOW, begun, watch_backoff};
+use super::steps::{CUSTOMIZATION_USUAL, LOOK_PAUSE, UNCLEAR_WINDOW};
 use super::{Group, Instance, Key, MAX_FOREIGN, Name, Time};
 use crate::cloud::{Answer, Customization, ErrorKind, Href, Poll, Power, Reply, UnixMs, Vapp, Vm, is_windows};
 use log::Level;

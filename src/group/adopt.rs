@@ -142,11 +142,17 @@ impl Group {
                         i.ill = Some((now, down));
                         self.say_of(Level::Warn, key, format!("{down}, not by us: its memory is lost"));
                     }
+                    (Power::Suspended, _) => i.ill = None,
                     _ => {}
                 }
             }
-            // A suspend on its way.
-            There::Ready { .. } if i.goal == Goal::Asleep => {}
+            There::Ready { .. } if i.goal == Goal::Asleep && matches!(vm.power, Power::On | Power::Suspended) => {
+                i.ill = None;
+                if vm.power == Power::Suspended && !vm.busy {
+                    // By somebody else, or by a request whose answer was lost: a look tells.
+                    i.unsure = i.unsure.or(Some(now));
+                }
+            }
             There::Ready { vapp }
                 if vm.power == Power::Suspended && !vm.busy && i.earlier && now < i.since + EARLIER_WORK =>
             {

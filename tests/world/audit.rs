@@ -185,7 +185,7 @@ impl Audit {
                 Request::PowerOn { vapp } | Request::Suspend { vapp } => {
                     let id = vapp_id(vapp);
                     match self.ours.get(&id) {
-                        Some((name, _)) if !self.napped.contains(name) => _ = creates.insert(name),
+                        Some((name, _)) if !self.naps(name) => _ = creates.insert(name),
                         _ => _ = others.insert(id),
                     }
                 }
@@ -203,7 +203,7 @@ impl Audit {
                 // Nobody could know.
                 Some(Operation::UpdateVm | Operation::Deploy | Operation::Suspend) if self.late.contains(id) => {}
                 Some(Operation::UpdateVm) => _ = creates.insert(name),
-                Some(Operation::Deploy) if !self.napped.contains(name) => _ = creates.insert(name),
+                Some(Operation::Deploy) if !self.naps(name) => _ = creates.insert(name),
                 Some(Operation::Deploy | Operation::Suspend) => _ = others.insert(*id),
                 Some(Operation::Delete | Operation::UndeployPowerOff) if !self.late.contains(id) => {
                     _ = deletes.insert(*id)
@@ -212,6 +212,11 @@ impl Audit {
             }
         }
         (creates.len() as u32, deletes.len() as u32, others.len() as u32)
+    }
+
+    /// The host asked to suspend or to resume it, ever: powering it on is no part of a create.
+    fn naps(&self, name: &Name) -> bool {
+        self.napped.contains(name) || self.roused.contains(name)
     }
 
     /// The answer to a request has come back.

@@ -115,15 +115,16 @@ impl Plugin {
         }
         let vcd = &config.vcd;
         let id = ["vcd", &vcd.org, &vcd.vdc, &vcd.network, &vcd.vapp_prefix, &config.policy.group].join("/");
-        let provider = Provider {
+        let mut provider = Provider {
             id,
             max_size: config.policy.max_size,
             version: version::VERSION.into(),
             build_info: version::build_info(),
-            capabilities: config.suspend_resume.then(|| SUSPEND_RESUME.into()).into_iter().collect(),
+            capabilities: Vec::new(),
         };
         let debug_server_addr = config.debug_server_addr.clone();
         let driver = Driver::start(self.executor.clone(), config).await?;
+        provider.capabilities.extend(driver.suspend_resume.then(|| SUSPEND_RESUME.into()));
         if let Some(address) = debug_server_addr {
             (self.serve_debug)(&self.executor, driver.clone(), address);
         }
@@ -171,7 +172,7 @@ impl Plugin {
     fn nap(&self, names: Vec<String>, change: fn(&mut Group, Time, &[Name]) -> Outcome) -> Result<Outcome, CallError> {
         let driver = self.driver()?;
         if !driver.suspend_resume {
-            return Err(CallError::Unsupported("suspend_resume is false in plugin_config".into()));
+            return Err(CallError::Unsupported("suspend_resume is off: by plugin_config, or for this template".into()));
         }
         let names: Vec<Name> = names.into_iter().map(Name::from).collect();
         Ok(driver.with(|group, now| change(group, now, &names)))
@@ -296,6 +297,9 @@ impl Driver {
         if let Some(warning) = access::warning(&config.access, &environment.guest_os) {
             log::warn!("{warning}");
         }
+        if let (true, Some(why)) = (config.suspend_resume, environment.no_suspend) {
+            log::info!("{why}: the host is not told that instances can be suspended");
+        }
         about.api_version.clone_from(&environment.api_version);
         about.guest_os.clone_from(&environment.guest_os);
         let client = Arc::new(client);
@@ -325,7 +329,7 @@ impl Driver {
             pool,
             changes: Semaphore::new(MAX_CHANGES_ON_WIRE),
             access: config.access,
-            suspend_resume: config.suspend_resume,
+            suspend_resume: config.suspend_resume && environment.no_suspend.is_none(),
             guest_os: environment.guest_os,
             started,
             about,

@@ -133,6 +133,8 @@ pub struct Environment {
     pub api_version: String,
     /// The template's guest OS as VCD shows it.
     pub guest_os: String,
+    /// Why its VMs cannot be suspended, if VCD tells that beforehand.
+    pub no_suspend: Option<&'static str>,
 }
 
 /// A session with VCD. Shared by the pool's threads.
@@ -213,8 +215,11 @@ impl Client {
             client.pass(None, call.deadline).map_err(|e| vec![e]).and_then(|pass| Ok((pass, client.resolve(&call)?)));
         match opened {
             Ok((pass, names)) => {
-                let environment =
-                    Environment { api_version: pass.version.to_string(), guest_os: names.guest_os.clone() };
+                let environment = Environment {
+                    api_version: pass.version.to_string(),
+                    guest_os: names.guest_os.clone(),
+                    no_suspend: names.no_suspend(),
+                };
                 *client.known() = Known { names: Arc::new(names), at: Instant::now(), stale: false };
                 Ok((client, environment))
             }

@@ -9,10 +9,10 @@ mod fleet;
 #[path = "common/live.rs"]
 mod live;
 
-use common::{PluginProcess, soon};
+use common::{PluginProcess, command, soon};
 use fleeting_plugin_vcd::host::proto::fleeting::{ResumeResponse, State, SuspendResponse};
 use fleeting_plugin_vcd::host::proto::status;
-use live::{SCALE, end, reach, start};
+use live::{BINARY, SCALE, end, reach, start};
 use prost::Message;
 use serde_json::json;
 use smol::{Timer, block_on};
@@ -229,6 +229,33 @@ fn what_cannot_be_suspended_runs_on() {
         plugin.logged("storage quota").await;
         becomes(&plugin, &names[0], State::Running).await;
         end(plugin).await;
+    });
+}
+
+#[test]
+fn what_vcd_shows_to_be_unfit_for_it_is_not_said_to_be_suspendable() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let announced = |keys: serde_json::Value| {
+            let server = &server;
+            async move {
+                let mut config = fleet::plugin_config(server);
+                config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+                let plugin = PluginProcess::start(command(BINARY)).await;
+                let init = plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
+                let unsupported = plugin.suspend(&["ci-00000000"]).await.unwrap_err().code() == Code::Unimplemented;
+                assert_eq!(init.capabilities.is_empty(), unsupported);
+                end(plugin).await;
+                init.capabilities
+            }
+        };
+        assert_eq!(announced(json!({})).await, ["suspend_resume"]);
+        assert_eq!(announced(json!({"suspend_resume": false})).await, [""; 0]);
+        server.with_model(|model| model.policies.values_mut().for_each(|policy| policy.vgpu = true));
+        assert_eq!(announced(json!({"placement_policy": "rack-1"})).await, [""; 0]);
+        assert_eq!(announced(json!({})).await, ["suspend_resume"], "the policy is not used");
+        server.with_model(|model| model.template_vms.values_mut().for_each(|vm| vm.passthrough = true));
+        assert_eq!(announced(json!({})).await, [""; 0]);
     });
 }
 

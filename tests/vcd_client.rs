@@ -20,7 +20,7 @@ fn a_create_is_one_request_with_everything_and_its_vm_comes_up() {
         let server = server_with(|o| o.api.prefixes = prefixes);
         let (client, environment) = Client::open(settings(&server)).unwrap();
         let ubuntu = "Ubuntu Linux (64-bit)";
-        assert_eq!(environment, Environment { api_version: "38.1".into(), guest_os: ubuntu.into() });
+        assert_eq!(environment, Environment { api_version: "38.1".into(), guest_os: ubuntu.into(), no_suspend: None });
         let started = create(&client, "ci-abc12345").unwrap();
         let vapp = started.vapp.clone().unwrap();
         assert_eq!(server.requests("instantiate"), 1);

@@ -231,6 +231,11 @@ impl Group {
                 i.not_before = now + FIND_PAUSE;
                 self.blame(key, &error, "whether it worked is looked up");
             }
+            // A template may have one without telling.
+            _ if fit == Fit::Tpm => {
+                i.tpm = true;
+                self.blame(key, &error, "powered on as it is");
+            }
             _ => self.made_badly(key, vapp, &error),
         }
     }

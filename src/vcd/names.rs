@@ -32,6 +32,8 @@ pub(super) struct Names {
     pub(super) disk: Option<Disk>,
     /// Its guest does not boot without a TPM, and the template has none.
     pub(super) needs_tpm: bool,
+    /// It has a device that does not let it be suspended.
+    pub(super) passthrough: bool,
     pub(super) sizing_policy: Option<Policy>,
     pub(super) placement_policy: Option<Policy>,
 }
@@ -42,6 +44,8 @@ pub(super) struct Policy {
     pub(super) href: Href,
     pub(super) fixes_cpus: bool,
     pub(super) fixes_memory: bool,
+    /// It gives VMs a part of a graphics card (`isVgpuPolicy`).
+    pub(super) vgpu: bool,
 }
 
 /// The CPUs and memory that are asked for; 0 leaves them to the template or to a policy.
@@ -83,8 +87,14 @@ struct Template {
     name: String,
     catalog: String,
     vm: Found,
+    inside: Inside,
+}
+
+/// What only the template's VM's own document tells.
+struct Inside {
     disk: Option<Disk>,
     needs_tpm: bool,
+    passthrough: bool,
 }
 
 impl Found {
@@ -175,7 +185,8 @@ impl Client {
                 let id = text(policy, "id")?;
                 let href = format!("{root}/cloudapi/2.0.0/vdcComputePolicies/{id}").into();
                 let (fixes_cpus, fixes_memory) = (fixes(policy, "cpuCount"), fixes(policy, "memory"));
-                Some((id, Policy { href, fixes_cpus, fixes_memory }))
+                let vgpu = policy.get("isVgpuPolicy").and_then(|v| v.as_bool()) == Some(true);
+                Some((id, Policy { href, fixes_cpus, fixes_memory, vgpu }))
             })
             .collect();
         match (found.pop(), found.is_empty()) {
@@ -285,9 +296,9 @@ impl Client {
         if UNUSABLE.contains(&vm.status.as_str()) {
             return Err(errors::own(ErrorKind::State, what(), format!("the template's VM is in state {}", vm.status)));
         }
-        let (disk, needs_tpm) = self.read_template_vm(call, &vm)?;
+        let inside = self.read_template_vm(call, &vm)?;
         let href = self.link(call, vm.container.as_deref())?;
-        Ok(Template { href, name: template_name, catalog: catalog_name, vm, disk, needs_tpm })
+        Ok(Template { href, name: template_name, catalog: catalog_name, vm, inside })
     }
 
     fn find_template_record(&self, call: &Call, place: &str) -> Search<Found> {
@@ -346,25 +357,29 @@ impl Client {
 
     /// The template VM's first hard disk, which must be able to become as large as asked; and whether its guest needs a
     /// TPM that it does not have.
-    fn read_template_vm(&self, call: &Call, vm: &Found) -> Search<(Option<Disk>, bool)> {
+    fn read_template_vm(&self, call: &Call, vm: &Found) -> Search<Inside> {
         let got = self.send(call, Method::GET, &vm.href, None)?;
         let document =
             xml::read(&got.body).map_err(|why| errors::unusable(&call.what, Stage::Read, got.status, why))?;
-        let disk = first_disk(document.root_element());
-        let needs_tpm = is_windows_11(document.root_element(), &vm.guest_os) && !has_tpm(document.root_element());
+        let root = document.root_element();
+        let inside = Inside {
+            disk: first_disk(root),
+            needs_tpm: is_windows_11(root, &vm.guest_os) && !has_tpm(root),
+            passthrough: has_passthrough(root),
+        };
         let wanted = u64::from(self.settings.disk_gb) * MB_PER_GB;
         let refuse = |why: String| {
             let what =
                 format!("give VMs of template {:?} a disk of {} GB", self.settings.template, self.settings.disk_gb);
             Err(errors::own(ErrorKind::Invalid, what, why))
         };
-        match &disk {
-            _ if wanted == 0 => Ok((disk, needs_tpm)),
+        match &inside.disk {
+            _ if wanted == 0 => Ok(inside),
             None => refuse("the template's VM has no hard disk".into()),
             Some(disk) if wanted < disk.capacity_mb => {
                 refuse(format!("the template's disk has {} MB, and disks cannot shrink", disk.capacity_mb))
             }
-            Some(_) => Ok((disk, needs_tpm)),
+            Some(_) => Ok(inside),
         }
     }
 
@@ -430,9 +445,20 @@ impl Names {
             template_name: template.name,
             catalog_name: template.catalog,
             guest_os: template.vm.guest_os,
-            disk: template.disk,
-            needs_tpm: template.needs_tpm,
+            disk: template.inside.disk,
+            needs_tpm: template.inside.needs_tpm,
+            passthrough: template.inside.passthrough,
             ..self
+        }
+    }
+
+    /// Why VMs cannot be suspended, as far as VCD tells that beforehand.
+    pub(super) fn no_suspend(&self) -> Option<&'static str> {
+        let vgpu = [&self.sizing_policy, &self.placement_policy].into_iter().flatten().any(|policy| policy.vgpu);
+        match (self.passthrough, vgpu) {
+            (true, _) => Some("the template's VM has a passthrough device"),
+            (_, true) => Some("a policy gives the VMs a part of a graphics card"),
+            _ => None,
         }
     }
 }
@@ -450,6 +476,15 @@ fn is_windows_11(vm: Node, guest_os: &str) -> bool {
     let system = vm.descendants().find(|n| n.is_element() && xml::local(*n) == "OperatingSystemSection");
     let kind = system.and_then(|s| xml::attribute(s, "osType")).unwrap_or_default();
     kind.to_lowercase().starts_with("windows11") || guest_os.to_lowercase().contains("windows 11")
+}
+
+/// Whether a VM's hardware holds a device of its host's: such a VM cannot be suspended.
+fn has_passthrough(vm: Node) -> bool {
+    let kinds = vm.descendants().filter(|n| n.is_element() && xml::local(*n) == "ResourceSubType");
+    kinds.filter_map(|n| n.text()).any(|kind| {
+        let kind = kind.to_lowercase();
+        kind.contains("passthrough") || kind.contains("vgpu")
+    })
 }
 
 /// Whether a VM's document tells of a TPM.

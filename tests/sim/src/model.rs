@@ -377,6 +377,8 @@ pub struct Policy {
     pub cpus: Option<u32>,
     pub cores_per_socket: Option<u32>,
     pub memory_mb: Option<u32>,
+    /// VMs get a part of a graphics card.
+    pub vgpu: bool,
 }
 
 /// A catalog.
@@ -416,6 +418,8 @@ pub struct TemplateVm {
     pub disks: Vec<Disk>,
     /// Copies get a TPM, too.
     pub tpm: bool,
+    /// A device of the host's: copies cannot be suspended.
+    pub passthrough: bool,
 }
 
 /// A disk.
@@ -658,6 +662,7 @@ pub struct Vm {
     pub cpu_hot_add: bool,
     pub memory_hot_add: bool,
     pub tpm: bool,
+    pub passthrough: bool,
     /// A linked clone: its disks cannot grow.
     pub linked: bool,
     pub metadata: Metadata,
@@ -914,11 +919,19 @@ impl Model {
             cpus: Some(2),
             cores_per_socket: Some(1),
             memory_mb: Some(4096),
+            vgpu: false,
         };
         m.policies.insert(policy, small);
         let policy = m.fresh();
-        let rack =
-            Policy { name: "rack-1".into(), sizing: false, cpus: None, cores_per_socket: None, memory_mb: None, vdc };
+        let rack = Policy {
+            name: "rack-1".into(),
+            sizing: false,
+            cpus: None,
+            cores_per_socket: None,
+            memory_mb: None,
+            vgpu: false,
+            vdc,
+        };
         m.policies.insert(policy, rack);
         let catalog = m.add_catalog(org, "ci-catalog");
         let (ubuntu, windows) = ("Ubuntu Linux (64-bit)", "Microsoft Windows Server 2022 (64-bit)");
@@ -1064,6 +1077,7 @@ impl Model {
                 memory_mb: 4096,
                 disks: vec![Disk { id: 2000, mb: 20_480 }],
                 tpm: false,
+                passthrough: false,
             };
             self.template_vms.insert(vm, template_vm);
             ids.push(vm);

@@ -549,7 +549,7 @@ fn policies(c: &mut Call<'_>) -> Answer {
         if filter.as_ref().is_none_or(|f| f.matches(&record)) {
             values.push(json!({
                 "id": c.view().urn(*id), "name": &*p.name, "isSizingOnly": p.sizing, "cpuCount": p.cpus,
-                "coresPerSocket": p.cores_per_socket, "memory": p.memory_mb,
+                "coresPerSocket": p.cores_per_socket, "memory": p.memory_mb, "isVgpuPolicy": p.vgpu,
             }));
         }
     }

@@ -546,6 +546,11 @@ impl<'a> View<'a> {
         w.leaf("ovf:Info", "Specifies the operating system installed").leaf("ovf:Description", &vm.guest_os).end();
         w.start("ovf:VirtualHardwareSection");
         self.hardware_body(w, &self.href(id), (vm.cpus, vm.cores_per_socket, vm.memory_mb), &vm.disks, &[]);
+        if vm.passthrough {
+            w.start("ovf:Item").leaf("rasd:Description", "PCI device").leaf("rasd:ElementName", "PCI device 0");
+            w.leaf("rasd:InstanceID", "13000").leaf("rasd:ResourceSubType", "vmware.pcipassthrough");
+            w.leaf("rasd:ResourceType", "1").end();
+        }
         w.end().leaf("VAppScopedLocalId", &vm.name).leaf("DateCreated", self.when(0));
         w.start("TrustedPlatformModule").leaf("TpmPresent", vm.tpm.to_string()).end();
     }

@@ -330,6 +330,7 @@ impl Model {
                 cpu_hot_add: item.cpu_hot_add,
                 memory_hot_add: item.memory_hot_add,
                 tpm: source.tpm,
+                passthrough: source.passthrough,
                 linked: false,
                 metadata: Metadata::new(),
                 properties: item.properties.clone(),
@@ -702,7 +703,7 @@ impl Model {
     /// A VM's memory has to fit into its storage, and some VMs cannot be suspended at all.
     fn check_suspend(&self, target: Target) -> Result<(), Refusal> {
         for vm in self.vms_of(target).iter().filter_map(|v| self.vms.get(v)).filter(|v| v.power == Power::On) {
-            if self.settings.no_suspend {
+            if self.settings.no_suspend || vm.passthrough {
                 return Err(Refusal::bad(format!(
                     "The virtual machine \"{}\" cannot be suspended: it has a device or a snapshot that does not allow it.",
                     vm.name

@@ -237,6 +237,9 @@ pub struct Group {
     /// Creates are held until then, or until all leftovers of an earlier life are gone.
     hold_until: Option<Time>,
     stopping: bool,
+    /// When that began, and whether a poll that was sent since has been answered: what it shows of ours has to go, too.
+    stopping_since: Time,
+    swept: bool,
     /// When the group began, by VCD's clock.
     vcd_start: Option<UnixMs>,
     /// vApps that look like ours and are not.
@@ -282,6 +285,8 @@ impl Group {
             next_gc: now + GC_INTERVAL,
             hold_until: None,
             stopping: false,
+            stopping_since: now,
+            swept: false,
             vcd_start: first.now,
             foreign: BTreeSet::new(),
             wake: None,
@@ -441,7 +446,10 @@ impl Group {
     /// The limits on deletes hold for requests on the wire only: VCD queues the tasks itself.
     pub fn shutdown(&mut self, now: Time) {
         self.now = now;
-        self.stopping = true;
+        if !std::mem::replace(&mut self.stopping, true) {
+            (self.stopping_since, self.next_gc) = (now, now);
+            self.poll = Watch { on_wire: self.poll.on_wire, fails: self.poll.fails, ..Watch::default() };
+        }
         let keep = self.policy.on_shutdown == OnShutdown::Keep;
         let keys: Vec<Key> = self.instances.keys().copied().collect();
         for key in keys {
@@ -452,10 +460,10 @@ impl Group {
         self.advance();
     }
 
-    /// True when [`Group::shutdown`] was called and nothing is left to do for it.
+    /// True when [`Group::shutdown`] was called and nothing is left to do for it, as far as one last poll shows.
     pub fn stopped(&self) -> bool {
         let kept = |i: &Instance| i.has_run() && !i.goal.is_gone() && i.asked.is_none();
-        self.stopping && self.instances.values().all(|i| i.ended.is_some() || kept(i))
+        self.stopping && self.swept && self.instances.values().all(|i| i.ended.is_some() || kept(i))
     }
 
     /// Names of what [`Group::shutdown`] has yet to remove.

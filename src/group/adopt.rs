@@ -5,7 +5,7 @@ use super::answers::{begun, watch_backoff};
 use super::instance::{Asked, Cause, Facts, Goal, MISSED_POLLS, There, Work};
 use super::owner::Ownership;
 use super::steps::{CUSTOMIZATION_USUAL, LOOK_PAUSE, UNCLEAR_WINDOW};
-use super::{Group, Instance, Key, MAX_FOREIGN, Name, Time};
+use super::{Group, Instance, Key, MAX_FOREIGN, Name, OnShutdown, Time};
 use crate::cloud::{Answer, Customization, ErrorKind, Href, Poll, Power, Reply, UnixMs, Vapp, Vm, is_windows};
 use log::Level;
 use std::collections::BTreeMap;
@@ -43,6 +43,7 @@ impl Group {
 
     pub(super) fn polled(&mut self, sent: Time, vapps: bool, answer: Answer) {
         self.poll.on_wire = false;
+        self.swept |= self.stopping && sent >= self.stopping_since;
         let poll = match answer {
             Ok(Reply::Poll(poll)) => poll,
             other => {
@@ -243,7 +244,7 @@ impl Group {
 
     /// A complete vApp of an earlier life, on or suspended, if its id is free: reported, so that the host decides.
     fn adopt(&mut self, key: Key, vapp: &Href) -> bool {
-        let now = self.now;
+        let (now, sweeping) = (self.now, self.sweeping());
         let Some(i) = self.instances.get_mut(&key) else { return false };
         let name = i.name.clone();
         let suspended = i.facts.as_ref().is_some_and(|facts| facts.power == Power::Suspended);
@@ -252,7 +253,7 @@ impl Group {
             let old = Facts { customization: Customization::Unknown, ..facts.clone() };
             facts.complete() || (i.age(now) >= CUSTOMIZATION_USUAL + i.grace() && old.complete())
         });
-        if !i.earlier || !(complete || suspended) || self.names.contains_key(&name) {
+        if sweeping || !i.earlier || !(complete || suspended) || self.names.contains_key(&name) {
             return false;
         }
         let vapp = vapp.clone();
@@ -286,9 +287,10 @@ impl Group {
         if on && self.adopt(key, &vapp.href) {
             return;
         }
+        let sweeping = self.sweeping();
         let Some(i) = self.instances.get_mut(&key) else { return };
         let href = vapp.href.clone();
-        let shown = i.facts.is_some() && i.seen >= i.since + LEFTOVER_GRACE;
+        let shown = sweeping || i.facts.is_some() && i.seen >= i.since + LEFTOVER_GRACE;
         if on && i.earlier && !shown {
             i.looked = true;
             i.not_before = now + LOOK_PAUSE;
@@ -301,6 +303,11 @@ impl Group {
         i.place(there, now);
         let (level, text) = Cause::Leftover.words();
         self.say_of(level, key, text.into());
+    }
+
+    /// The host goes, and nothing is to be left.
+    fn sweeping(&self) -> bool {
+        self.stopping && self.policy.on_shutdown == OnShutdown::Delete
     }
 
     /// Mentioned once, then ignored.

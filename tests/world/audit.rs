@@ -94,6 +94,10 @@ impl Audit {
 
     pub fn shutdown(&mut self, keep: bool, group: &Group) {
         self.shutdown = true;
+        if !keep {
+            // What the group has not seen yet, too.
+            self.asked.extend(self.ours.values().map(|(name, _)| name.clone()));
+        }
         for (name, state) in group.update() {
             if !keep || !has_run(state) {
                 self.asked.insert(name.clone());

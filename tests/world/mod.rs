@@ -222,10 +222,13 @@ impl World {
         self.play_until(end)?;
         self.calm = true;
         self.faults.clear();
-        // In the end the host goes; nothing may be left, or everything that ran. If the process dies at that, the next one
-        // has to clear up and to go.
+        // In the end the host goes, when all has settled or in the middle of things; nothing may be left, or everything that
+        // ran. If the process dies at that, the next one has to clear up and to go.
+        let mut hasty = self.dice.percent(50);
         loop {
-            self.settle()?;
+            if !std::mem::take(&mut hasty) {
+                self.settle()?;
+            }
             let life = self.life;
             self.stop()?;
             if self.group.is_some() && self.life == life {

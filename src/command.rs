@@ -2,3 +2,9 @@
 //! plugin that serves runs none of this.
 
 pub mod bootstrap;
+pub mod check;
+pub mod clean;
+mod life;
+pub mod list;
+pub mod output;
+pub mod runner;

@@ -15,6 +15,7 @@ pub mod group;
 pub mod host;
 pub mod journal;
 pub mod pool;
+pub mod presence;
 pub mod status;
 pub mod tally;
 pub mod timestamp;

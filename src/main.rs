@@ -1,9 +1,11 @@
 //! The command line.
 
 use argh::{EarlyExit, FromArgs};
-use fleeting_plugin_vcd::{command, debug, driver::Plugin, host, version};
+use fleeting_plugin_vcd::command::{self, check, runner::DEFAULT_PATH};
+use fleeting_plugin_vcd::{debug, driver::Plugin, host, version};
 use smol::LocalExecutor;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -22,6 +24,9 @@ struct Arguments {
 enum Command {
     Serve(Serve),
     Version(Version),
+    Check(Check),
+    List(List),
+    Clean(Clean),
     Bootstrap(Bootstrap),
 }
 
@@ -34,6 +39,73 @@ struct Serve {}
 #[derive(FromArgs)]
 #[argh(subcommand, name = "version")]
 struct Version {}
+
+/// Tell whether the runners of a config.toml would get VMs from VCD, and what to do where not. Changes nothing without
+/// --create.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "check",
+    example = "{command_name} --runner vcd\n{command_name} --create\n{command_name} --offline --config config.toml",
+    error_code(0, "it works; there may be warnings"),
+    error_code(1, "something does not work, or the file cannot be read")
+)]
+struct Check {
+    /// the runner's configuration (/etc/gitlab-runner/config.toml)
+    #[argh(option, default = "DEFAULT_PATH.into()")]
+    config: PathBuf,
+    /// only the runner of this name
+    #[argh(option)]
+    runner: Option<String>,
+    /// read the file only, ask nothing of VCD
+    #[argh(switch)]
+    offline: bool,
+    /// make one instance, log in to it, delete it
+    #[argh(switch)]
+    create: bool,
+}
+
+/// List the vApps in VCD that are named like the group's, and whose they are.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "list",
+    example = "{command_name}\n{command_name} --runner vcd --json",
+    error_code(0, "listed"),
+    error_code(1, "not listed; the reason is on stderr")
+)]
+struct List {
+    /// the runner's configuration (/etc/gitlab-runner/config.toml)
+    #[argh(option, default = "DEFAULT_PATH.into()")]
+    config: PathBuf,
+    /// the runner of this name, if several use this plugin
+    #[argh(option)]
+    runner: Option<String>,
+    /// as JSON, for scripts
+    #[argh(switch)]
+    json: bool,
+}
+
+/// Delete what the group has left in VCD, after showing it and asking. Stop the runner first.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "clean",
+    example = "{command_name}\n{command_name} --runner vcd --yes",
+    error_code(0, "nothing of the group is left"),
+    error_code(1, "something is left, or nothing was tried; the reason is on stderr")
+)]
+struct Clean {
+    /// the runner's configuration (/etc/gitlab-runner/config.toml)
+    #[argh(option, default = "DEFAULT_PATH.into()")]
+    config: PathBuf,
+    /// the runner of this name, if several use this plugin
+    #[argh(option)]
+    runner: Option<String>,
+    /// do not ask
+    #[argh(switch)]
+    yes: bool,
+}
 
 /// Install this plugin from its OCI image into the runner's plugin folder ($FLEETING_PLUGIN_PATH, /plugins).
 #[derive(FromArgs)]
@@ -74,6 +146,16 @@ fn main() -> ExitCode {
                 smol::block_on(executor.run(host::serve(executor.clone(), plugin)))
             }
             Command::Version(_) => print(&version::text()),
+            Command::Check(Check { config, runner, offline, create }) => {
+                let options = check::Options { path: &config, runner: runner.as_deref(), offline, create };
+                end(check::run(&options))
+            }
+            Command::List(List { config, runner, json }) => {
+                end(command::list::run(&config, runner.as_deref(), json).map(|()| true))
+            }
+            Command::Clean(Clean { config, runner, yes }) => {
+                end(command::clean::run(&config, runner.as_deref(), yes).map(|()| true))
+            }
             Command::Bootstrap(Bootstrap { repo }) => match command::bootstrap::run(&repo) {
                 Ok(installed) => {
                     if let Some(warning) = installed.warning {
@@ -87,6 +169,18 @@ fn main() -> ExitCode {
                 }
             },
         },
+    }
+}
+
+/// The end of a command: whether all is well, or why it could not be done.
+fn end(result: Result<bool, String>) -> ExitCode {
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(reason) => {
+            complain(&format!("{}: {reason}\n", env!("CARGO_PKG_NAME")));
+            ExitCode::FAILURE
+        }
     }
 }
 

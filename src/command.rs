@@ -8,3 +8,5 @@ mod life;
 pub mod list;
 pub mod output;
 pub mod runner;
+
+pub use life::run;

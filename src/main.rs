@@ -143,7 +143,7 @@ fn main() -> ExitCode {
             Command::Serve(_) => {
                 let executor = Rc::new(LocalExecutor::new());
                 let plugin = Plugin::new(executor.clone(), debug::start);
-                smol::block_on(executor.run(host::serve(executor.clone(), plugin)))
+                command::run(&executor, host::serve(executor.clone(), plugin))
             }
             Command::Version(_) => print(&version::text()),
             Command::Check(Check { config, runner, offline, create }) => {

@@ -2,7 +2,7 @@
 //! It changes nothing, unless it is asked to make one instance.
 
 use super::life::{self, DELETE_TIMEOUT, Life};
-use super::output::{Paper, Verdict, log_for_people, print, short, size};
+use super::output::{Paper, Verdict, log_for_people, print, short, size, tenths};
 use super::runner::{Runner, RunnerFile};
 use crate::access::{self, Login as GuestLogin, Protocol};
 use crate::cloud::{ErrorKind, Href, VcdError, is_windows};
@@ -13,11 +13,12 @@ use crate::pool::Pool;
 use crate::vcd::inspect::{Inspector, Login, is_about_names};
 use crate::vcd::{IpMode, Token};
 use serde_json::Value;
-use smol::Timer;
+use smol::{LocalExecutor, Timer};
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Rights without which nothing is made or deleted, by VCD's names.
@@ -31,6 +32,8 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(120);
 const LOGIN_PAUSE: Duration = Duration::from_secs(2);
 /// One try has so long, as ssh itself counts it.
 const SSH_CONNECT_TIMEOUT: u64 = 10;
+/// So much of what ssh says is read.
+const MAX_SSH_ERRORS: u64 = 64 * 1024;
 /// `max_instances` is compared with at most so many, to tell "no limit" apart.
 const MANY: u64 = 1000;
 /// A shutdown_timeout below this may be too short for VCD to delete.
@@ -60,18 +63,19 @@ struct Report {
 }
 
 impl Report {
-    fn say(&mut self, verdict: Verdict, topic: &str, text: impl AsRef<str>, advice: impl AsRef<str>) {
+    #[inline(never)]
+    fn say(&mut self, verdict: Verdict, topic: &str, text: &str, advice: &str) {
         self.failed += usize::from(verdict == Verdict::Fail);
         self.warned += usize::from(verdict == Verdict::Warn);
-        self.paper.finding(verdict, topic, text.as_ref(), advice.as_ref());
+        self.paper.finding(verdict, topic, text, advice);
     }
 
-    fn ok(&mut self, topic: &str, text: impl AsRef<str>) {
+    fn ok(&mut self, topic: &str, text: &str) {
         self.say(Verdict::Ok, topic, text, "");
     }
 
     fn fail(&mut self, topic: &str, error: &VcdError) {
-        self.say(Verdict::Fail, topic, error.to_string(), advice(error));
+        self.say(Verdict::Fail, topic, &error.to_string(), advice(error));
     }
 }
 
@@ -116,7 +120,7 @@ fn check(report: &mut Report, file: &RunnerFile, runner: &Runner, options: &Opti
     };
     report.ok(
         "configuration",
-        format!(
+        &format!(
             "group {:?} of {:?}, vApps {}-*, at most {} instances",
             config.policy.group, config.policy.manager, config.policy.prefix, config.policy.max_size
         ),
@@ -143,13 +147,13 @@ fn check(report: &mut Report, file: &RunnerFile, runner: &Runner, options: &Opti
 fn runner_itself(report: &mut Report, file: &RunnerFile, runner: &Runner, config: &Config) {
     if !matches!(runner.executor.as_str(), "instance" | "docker-autoscaler") {
         let text = format!("executor {:?} does not autoscale", runner.executor);
-        report.say(Verdict::Fail, "runner", text, "use \"instance\" or \"docker-autoscaler\"");
+        report.say(Verdict::Fail, "runner", &text, "use \"instance\" or \"docker-autoscaler\"");
     }
     let most = u64::from(config.policy.max_size);
     if runner.max_instances > most {
         let text =
             format!("max_instances {} is above max_size {most}: the runner refuses to start", runner.max_instances);
-        report.say(Verdict::Fail, "runner", text, "lower max_instances, or raise max_size in plugin_config");
+        report.say(Verdict::Fail, "runner", &text, "lower max_instances, or raise max_size in plugin_config");
     }
     if runner.max_instances == 0 {
         let text = "max_instances is not set: as many instances as there are jobs, up to max_size";
@@ -165,12 +169,12 @@ fn runner_itself(report: &mut Report, file: &RunnerFile, runner: &Runner, config
     let jobs = wanted(runner, config) * runner.capacity.max(1);
     if runner.idle_count > jobs {
         let text = format!("a policy keeps {} idle, but only {jobs} jobs fit on all instances", runner.idle_count);
-        report.say(Verdict::Warn, "runner", text, "lower idle_count, or raise max_instances");
+        report.say(Verdict::Warn, "runner", &text, "lower idle_count, or raise max_instances");
     }
     if file.concurrent > 0 && runner.max_instances > 0 && file.concurrent < jobs {
         let text =
             format!("concurrent = {} lets less run than the {jobs} jobs that fit on all instances", file.concurrent);
-        report.say(Verdict::Note, "runner", text, "");
+        report.say(Verdict::Note, "runner", &text, "");
     }
     let deletes = runner.delete_on_shutdown || config.policy.on_shutdown == OnShutdown::Delete;
     if deletes && file.shutdown_timeout < SHORT_SHUTDOWN {
@@ -179,7 +183,7 @@ fn runner_itself(report: &mut Report, file: &RunnerFile, runner: &Runner, config
         report.say(
             Verdict::Warn,
             "runner",
-            text,
+            &text,
             "set shutdown_timeout = 120; what is left is deleted at the next start",
         );
     }
@@ -194,7 +198,7 @@ fn runner_itself(report: &mut Report, file: &RunnerFile, runner: &Runner, config
             report.say(
                 Verdict::Fail,
                 "runner",
-                text,
+                &text,
                 "each would delete the other's VMs: give one another vapp_name_prefix",
             );
         }
@@ -209,12 +213,12 @@ fn credentials(report: &mut Report, runner: &Runner, offline: bool) {
         (Some(why), _) if offline => {
             report.say(Verdict::Warn, "credentials", why, "the file must be there where the runner runs");
         }
-        (_, false) => report.ok("credentials", format!("{user}, with a key of its own for each VM")),
+        (_, false) => report.ok("credentials", &format!("{user}, with a key of its own for each VM")),
         (_, true) => {
             let key = runner.key_path.as_deref().map(|path| format!("the key {}", path.display()));
             let password = (!connector.password.is_empty()).then(|| "a password".to_owned());
             let with: Vec<String> = key.into_iter().chain(password).collect();
-            report.ok("credentials", format!("{user}, with {}", with.join(" and ")));
+            report.ok("credentials", &format!("{user}, with {}", with.join(" and ")));
         }
     }
     #[cfg(unix)]
@@ -222,7 +226,7 @@ fn credentials(report: &mut Report, runner: &Runner, offline: bool) {
         use std::os::unix::fs::PermissionsExt as _;
         if fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o077 != 0) {
             let text = format!("{} can be read by others", path.display());
-            report.say(Verdict::Warn, "credentials", text, format!("chmod 600 {}", path.display()));
+            report.say(Verdict::Warn, "credentials", &text, &format!("chmod 600 {}", path.display()));
         }
     }
 }
@@ -248,7 +252,7 @@ fn vcd(report: &mut Report, runner: &Runner, config: &Config) {
         (Some(ca), ..) => format!("TLS, trusting {} and the public roots", ca.display()),
         (None, ..) => "TLS, trusting the public roots".to_owned(),
     };
-    report.ok("URL and TLS", format!("{} answers, API version {}, {trust}", settings.url, login.api_version));
+    report.ok("URL and TLS", &format!("{} answers, API version {}, {trust}", settings.url, login.api_version));
     let place = match &settings.token {
         Token::Text(_) => String::new(),
         Token::File(path) => format!(" in {}", path.display()),
@@ -258,13 +262,15 @@ fn vcd(report: &mut Report, runner: &Runner, config: &Config) {
     let life = life.map_or("as long as VCD likes".into(), short);
     report.ok(
         "token",
-        format!(
+        &format!(
             "taken{place}; a session lasts {life} and is renewed; VCD's API tokens do not expire, but can be revoked"
         ),
     );
     match login.user.is_empty() {
-        true => report.ok("org", format!("{:?}", settings.org)),
-        false => report.ok("org", format!("{:?}, as user {:?} ({})", settings.org, login.user, login.roles.join(", "))),
+        true => report.ok("org", &format!("{:?}", settings.org)),
+        false => {
+            report.ok("org", &format!("{:?}, as user {:?} ({})", settings.org, login.user, login.roles.join(", ")))
+        }
     }
     let wanted = wanted(runner, config);
     let vdc = check_vdc(report, &inspector, config, wanted);
@@ -277,7 +283,7 @@ fn vcd(report: &mut Report, runner: &Runner, config: &Config) {
         {
             let Some(name) = name else { continue };
             match inspector.policy(vdc, name, sizing) {
-                Ok(()) => report.ok(topic, format!("{name:?}")),
+                Ok(()) => report.ok(topic, &format!("{name:?}")),
                 Err(error) => report.fail(topic, &error),
             }
         }
@@ -300,13 +306,13 @@ fn check_vdc(report: &mut Report, inspector: &Inspector, config: &Config, wanted
     let memory = limit.map_or("no memory limit".into(), |limit| format!("{} of memory", size(limit)));
     report.ok(
         "VDC",
-        format!("{:?}: {} VMs, {quota}; {} of memory in use, {memory}", config.vcd.vdc, vdc.vms, size(used)),
+        &format!("{:?}: {} VMs, {quota}; {} of memory in use, {memory}", config.vcd.vdc, vdc.vms, size(used)),
     );
     if let Some(quota) = vdc.vm_quota
         && quota.saturating_sub(vdc.vms) < wanted
     {
         let text = format!("room for {} more VMs, but the runner may want {wanted}", quota.saturating_sub(vdc.vms));
-        report.say(Verdict::Warn, "quota", text, "ask for a larger VM quota, remove VMs, or lower max_instances");
+        report.say(Verdict::Warn, "quota", &text, "ask for a larger VM quota, remove VMs, or lower max_instances");
     }
     let each = u64::from(config.vcd.memory_mb);
     if let Some(limit) = limit
@@ -315,7 +321,7 @@ fn check_vdc(report: &mut Report, inspector: &Inspector, config: &Config, wanted
     {
         let fit = limit.saturating_sub(used) / each;
         let text = format!("memory for {fit} more VMs of {}, but the runner may want {wanted}", size(each));
-        report.say(Verdict::Warn, "quota", text, "ask for more memory, lower memory_mb, or lower max_instances");
+        report.say(Verdict::Warn, "quota", &text, "ask for more memory, lower memory_mb, or lower max_instances");
     }
     Some(vdc.href)
 }
@@ -328,29 +334,29 @@ fn check_network(report: &mut Report, inspector: &Inspector, config: &Config, vd
     };
     if config.vcd.ip_mode == IpMode::Dhcp {
         let text = format!("{name:?}, addresses by DHCP: VCD cannot tell how many are free");
-        return report.ok("network", text);
+        return report.ok("network", &text);
     }
     let Some(used) = network.used else {
         let text =
             format!("{name:?}: {} addresses in its static pool; VCD does not tell how many are free", network.pool);
         match network.pool {
-            0 => report.say(Verdict::Fail, "network", text, "give the network a static IP pool, or use DHCP"),
+            0 => report.say(Verdict::Fail, "network", &text, "give the network a static IP pool, or use DHCP"),
             pool if pool < wanted => {
-                report.say(Verdict::Warn, "network", text, "enlarge the pool, or lower max_instances")
+                report.say(Verdict::Warn, "network", &text, "enlarge the pool, or lower max_instances")
             }
-            _ => report.ok("network", text),
+            _ => report.ok("network", &text),
         }
         return;
     };
     let free = network.pool.saturating_sub(used);
     let text = format!("{name:?}: {free} of {} addresses of its static pool are free", network.pool);
     match free {
-        0 => report.say(Verdict::Fail, "network", text, "enlarge the static IP pool, or remove VMs"),
+        0 => report.say(Verdict::Fail, "network", &text, "enlarge the static IP pool, or remove VMs"),
         free if free < wanted => {
             let text = format!("{text}, but the runner may want {wanted}");
-            report.say(Verdict::Warn, "network", text, "enlarge the static IP pool, or lower max_instances");
+            report.say(Verdict::Warn, "network", &text, "enlarge the static IP pool, or lower max_instances");
         }
-        _ => report.ok("network", text),
+        _ => report.ok("network", &text),
     }
 }
 
@@ -364,7 +370,7 @@ fn check_template(report: &mut Report, inspector: &Inspector, config: &Config, r
             return None;
         }
     };
-    report.ok("catalog", format!("{:?}", template.catalog));
+    report.ok("catalog", &format!("{:?}", template.catalog));
     let wish = u64::from(config.vcd.disk_gb) * 1024;
     let disk_mb = if wish > 0 { Some(wish) } else { template.disk_mb };
     let disk = match (template.disk_mb, wish) {
@@ -372,7 +378,7 @@ fn check_template(report: &mut Report, inspector: &Inspector, config: &Config, r
         (Some(mb), 0) => format!("a disk of {}", size(mb)),
         (Some(mb), _) => format!("a disk of {}, which becomes {}", size(mb), size(wish)),
     };
-    report.ok("template", format!("{:?}: one VM, {}, {disk}", template.name, template.guest_os));
+    report.ok("template", &format!("{:?}: one VM, {}, {disk}", template.name, template.guest_os));
     if template.tools.as_deref().is_some_and(|version| matches!(version, "" | "0")) {
         let text = "VMware Tools are not installed: no address and no guest customization";
         report.say(
@@ -391,14 +397,14 @@ fn check_template(report: &mut Report, inspector: &Inspector, config: &Config, r
     }
     if template.nics > 1 {
         let text = format!("has {} NICs: VMs get one, on {:?}", template.nics, config.vcd.network);
-        report.say(Verdict::Note, "template", text, "");
+        report.say(Verdict::Note, "template", &text, "");
     }
     if is_windows(&template.guest_os) && runner.connector.os == "linux" {
         let text = "the guest is a Windows, but connector_config says os = \"linux\"";
         report.say(Verdict::Fail, "template", text, "remove os, or take another template");
     }
     if let Some(warning) = access::warning(&config.access, &template.guest_os) {
-        report.say(Verdict::Warn, "credentials", warning, "");
+        report.say(Verdict::Warn, "credentials", &warning, "");
     }
     disk_mb
 }
@@ -417,7 +423,7 @@ fn check_storage(
         Err(error) => return report.fail("storage profile", &error),
     };
     let Some(limit) = storage.limit_mb else {
-        return report.ok("storage profile", format!("{name:?}: {} in use, no limit", size(storage.used_mb)));
+        return report.ok("storage profile", &format!("{name:?}: {} in use, no limit", size(storage.used_mb)));
     };
     let left = limit.saturating_sub(storage.used_mb);
     let text = format!("{name:?}: {} of {} left", size(left), size(limit));
@@ -427,9 +433,9 @@ fn check_storage(
             let fit = left / (disk + u64::from(config.vcd.memory_mb)).max(1);
             let text = format!("{text}: enough for {fit} VMs, but the runner may want {wanted}");
             let verdict = if fit == 0 { Verdict::Fail } else { Verdict::Warn };
-            report.say(verdict, "storage profile", text, "ask for more storage, or lower max_instances");
+            report.say(verdict, "storage profile", &text, "ask for more storage, or lower max_instances");
         }
-        _ => report.ok("storage profile", text),
+        _ => report.ok("storage profile", &text),
     }
 }
 
@@ -444,12 +450,12 @@ fn check_rights(report: &mut Report, inspector: &Inspector, login: &Login) {
         true => report.ok("rights", "those to make, change, power and delete vApps are there"),
         false => {
             let text = format!("missing: {}", missing.join(", "));
-            report.say(Verdict::Fail, "rights", text, "have the user's role extended; docs/guide.md lists all rights");
+            report.say(Verdict::Fail, "rights", &text, "have the user's role extended; docs/guide.md lists all rights");
         }
     }
     if !has(FORCE_RIGHT) {
         let text = format!("{FORCE_RIGHT:?} is missing: if VCD refuses a forced delete, a delete takes two tasks");
-        report.say(Verdict::Note, "rights", text, "");
+        report.say(Verdict::Note, "rights", &text, "");
     }
 }
 
@@ -463,13 +469,13 @@ fn check_lease(report: &mut Report, inspector: &Inspector, login: &Login, config
         Duration::ZERO => report.ok("lease", "the org lets vApps run for ever"),
         runtime if !age.is_zero() && runtime > age => {
             let text = format!("the org lets vApps run for {}, longer than max_instance_age", short(runtime));
-            report.ok("lease", text);
+            report.ok("lease", &text);
         }
         runtime => {
             let text = format!("the org suspends vApps after {}: it may be in the middle of a job", short(runtime));
             let advice =
                 format!("set max_instance_age below {}, or have the org's runtime lease raised", short(runtime));
-            report.say(Verdict::Warn, "lease", text, advice);
+            report.say(Verdict::Warn, "lease", &text, &advice);
         }
     }
 }
@@ -507,10 +513,14 @@ fn create(report: &mut Report, runner: &Runner, config: &Config) {
         ("max_size", 1.into()),
     ];
     let limit = config.policy.create_timeout + config.policy.startup_cleanup_timeout;
-    life::run(async |executor| {
+    let executor = Rc::new(LocalExecutor::new());
+    life::run(&executor.clone(), async {
         let mut life = match Life::begin(&executor, runner, &changes).await {
             Ok(life) => life,
-            Err(error) => return report.say(Verdict::Fail, "create", error, ""),
+            Err(error) => {
+                report.say(Verdict::Fail, "create", &error, "");
+                return ExitCode::FAILURE;
+            }
         };
         let made = life::interruptible(make(report, &mut life, began, limit)).await;
         if made.is_none() {
@@ -518,12 +528,13 @@ fn create(report: &mut Report, runner: &Runner, config: &Config) {
         }
         let deleting = Instant::now();
         match life.end(DELETE_TIMEOUT).await {
-            true => report.ok("delete", format!("gone from VCD after {:.1} s", deleting.elapsed().as_secs_f64())),
+            true => report.ok("delete", &format!("gone from VCD after {} s", tenths(deleting.elapsed()))),
             false => {
                 let text = format!("the instance is not gone after {} min", DELETE_TIMEOUT.as_secs() / 60);
-                report.say(Verdict::Fail, "delete", text, "the next check --create deletes it; its lease ends it too");
+                report.say(Verdict::Fail, "delete", &text, "the next check --create deletes it; its lease ends it too");
             }
         }
+        ExitCode::SUCCESS
     });
 }
 
@@ -547,11 +558,11 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
         return report.say(
             Verdict::Fail,
             "create",
-            format!("no instance came to run: {why}"),
+            &format!("no instance came to run: {why}"),
             "docs/troubleshooting.md",
         );
     };
-    report.ok("create", format!("{name} runs {:.1} s after it was asked for", began.elapsed().as_secs_f64()));
+    report.ok("create", &format!("{name} runs {} s after it was asked for", tenths(began.elapsed())));
     match life.plugin.connect_info(&name) {
         Ok(info) if info.login.protocol == Protocol::Ssh => {
             let trying = Instant::now();
@@ -568,22 +579,20 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
                 Timer::after(LOGIN_PAUSE).await;
             }
             match result {
-                Some(Ok(())) => {
-                    report.ok("SSH", format!("logged in as {shown} in {:.1} s", trying.elapsed().as_secs_f64()))
-                }
+                Some(Ok(())) => report.ok("SSH", &format!("logged in as {shown} in {} s", tenths(trying.elapsed()))),
                 Some(Err(Some(why))) => {
                     let text = format!("no login as {shown}: {why}");
                     let advice = "did guest customization run? See \"template\" in docs/guide.md";
-                    report.say(Verdict::Fail, "SSH", text, advice);
+                    report.say(Verdict::Fail, "SSH", &text, advice);
                 }
                 _ => {
                     let text = format!("{shown} shows its banner; no ssh client is here to try a login with");
-                    report.say(Verdict::Note, "SSH", text, "");
+                    report.say(Verdict::Note, "SSH", &text, "");
                 }
             }
         }
-        Ok(info) => report.ok("WinRM", format!("{} answers on port {}", info.internal, info.login.port)),
-        Err(error) => report.say(Verdict::Fail, "SSH", life::text(error), ""),
+        Ok(info) => report.ok("WinRM", &format!("{} answers on port {}", info.internal, info.login.port)),
+        Err(error) => report.say(Verdict::Fail, "SSH", &life::text(error), ""),
     }
 }
 
@@ -618,11 +627,13 @@ fn log_in(login: &GuestLogin, host: &str) -> Result<(), Option<String>> {
         }
         None => drop(ssh.args(["-o", "BatchMode=yes"])),
     }
-    let output = ssh.arg(host).arg("exit 0").stdin(Stdio::null()).output();
-    match output {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => {
-            let text = String::from_utf8_lossy(&output.stderr);
+    let errors = folder.file("errors", 0o600).map_err(prepare)?;
+    let end = ssh.arg(host).arg("exit 0").stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).status();
+    match end {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => {
+            let text = super::runner::read_limited(&folder.0.join("errors"), MAX_SSH_ERRORS).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
             let said = |line: &&str| !line.trim().is_empty() && !line.starts_with("Warning: Permanently added");
             let line = text.lines().rev().find(said).unwrap_or("ssh said nothing");
             Err(Some(line.trim().escape_debug().to_string()))
@@ -646,16 +657,19 @@ impl Private {
         Ok(Private(folder))
     }
 
-    fn write(&self, name: &str, text: &str, mode: u32) -> std::io::Result<PathBuf> {
-        let path = self.0.join(name);
+    fn file(&self, name: &str, mode: u32) -> std::io::Result<fs::File> {
         let mut options = fs::OpenOptions::new();
         options.write(true).create_new(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
         #[cfg(not(unix))]
         let _ = mode;
-        options.open(&path)?.write_all(text.as_bytes())?;
-        Ok(path)
+        options.open(self.0.join(name))
+    }
+
+    fn write(&self, name: &str, text: &str, mode: u32) -> std::io::Result<PathBuf> {
+        self.file(name, mode)?.write_all(text.as_bytes())?;
+        Ok(self.0.join(name))
     }
 }
 

@@ -7,8 +7,11 @@ use super::output::{confirm, log_for_people, print};
 use super::runner::RunnerFile;
 use crate::config::Config;
 use crate::presence::Presence;
+use smol::LocalExecutor;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::Path;
+use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Something that listens at the debug server's address answers within this time.
@@ -48,13 +51,20 @@ pub fn run(path: &Path, name: Option<&str>, yes: bool) -> Result<(), String> {
     if names(&mine(gather(&config)?)) != names(&ours) {
         return Err("the group's vApps have changed meanwhile: a plugin may be at work; nothing was deleted".into());
     }
-    let gone = life::run(async |executor| {
-        let life = Life::begin(&executor, runner, &[]).await?;
-        life::interruptible(life.end(DELETE_TIMEOUT))
-            .await
-            .ok_or("interrupted: VCD goes on with what it has begun; call clean again for the rest".to_owned())
-    })?;
-    if !gone {
+    let executor = Rc::new(LocalExecutor::new());
+    let mut result = Err("interrupted: VCD goes on with what it has begun; call clean again for the rest".to_owned());
+    life::run(&executor.clone(), async {
+        match Life::begin(&executor, runner, &[]).await {
+            Ok(life) => {
+                if let Some(gone) = life::interruptible(life.end(DELETE_TIMEOUT)).await {
+                    result = Ok(gone);
+                }
+            }
+            Err(why) => result = Err(why),
+        }
+        ExitCode::SUCCESS
+    });
+    if !result? {
         return Err("not all are gone: call clean again, and see the lines above for what VCD said".into());
     }
     print(&format!("deleted: {count} of {count}\n"));

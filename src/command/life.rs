@@ -9,6 +9,8 @@ use serde_json::Value;
 use smol::future::or;
 use smol::stream::StreamExt;
 use smol::{LocalExecutor, Timer};
+use std::pin::Pin;
+use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -24,11 +26,11 @@ pub struct Life {
     shown: String,
 }
 
-/// Runs `work` with an executor of its own; Ctrl-C or SIGTERM ends it early, as `None`. What it holds is to be cleaned up
-/// by the caller, in a second run.
-pub fn run<T>(work: impl AsyncFnOnce(Rc<LocalExecutor<'static>>) -> T) -> T {
-    let executor = Rc::new(LocalExecutor::new());
-    smol::block_on(executor.clone().run(work(executor)))
+/// Runs `work` to its end on `executor`.
+pub fn run(executor: &Rc<LocalExecutor<'static>>, work: impl Future<Output = ExitCode>) -> ExitCode {
+    // One kind of future for all commands, `serve` included: the loop around it is linked once.
+    let work: Pin<Box<dyn Future<Output = ExitCode> + '_>> = Box::pin(work);
+    smol::block_on(executor.run(work))
 }
 
 /// `future`, or `None` when a person or the system wants an end.

@@ -7,7 +7,6 @@ use crate::config::Config;
 use crate::group::{Owner, Ownership, Policy};
 use crate::vcd::Client;
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -51,7 +50,7 @@ fn look(client: &Client, policy: &Policy) -> Result<Vec<Item>, VcdError> {
     let Reply::Poll(poll) = client.call(&Request::Poll { vapps: true }, None)? else { return Ok(Vec::new()) };
     let owner = Owner::new(policy);
     let mut items = items(&poll, &owner);
-    for (item, verdict) in items.values_mut() {
+    for (item, verdict) in &mut items {
         if *verdict != Ownership::Unsure {
             continue;
         }
@@ -66,12 +65,12 @@ fn look(client: &Client, policy: &Policy) -> Result<Vec<Item>, VcdError> {
             false => foreign(description.as_deref()),
         };
     }
-    Ok(items.into_values().map(|(item, _)| item).collect())
+    Ok(items.into_iter().map(|(item, _)| item).collect())
 }
 
-/// By name. While a verdict is unsure, `is_ours` holds whether the vApp carries the group's label.
-fn items(poll: &Poll, owner: &Owner) -> BTreeMap<(String, Href), (Item, Ownership)> {
-    let mut all = BTreeMap::new();
+/// In VCD's order, by name. While a verdict is unsure, `is_ours` holds whether the vApp carries the group's label.
+fn items(poll: &Poll, owner: &Owner) -> Vec<(Item, Ownership)> {
+    let mut all: Vec<(Item, Ownership)> = Vec::new();
     let since = |at: Option<UnixMs>| Some(Duration::from_millis(poll.now?.saturating_sub(at?)));
     let until = |at: Option<UnixMs>| Some(Duration::from_millis(at?.saturating_sub(poll.now?)));
     let labelled = |href: &Href| poll.vapps.iter().flatten().any(|vapp| vapp.href == *href && vapp.labelled);
@@ -88,9 +87,13 @@ fn items(poll: &Poll, owner: &Owner) -> BTreeMap<(String, Href), (Item, Ownershi
             is_ours: verdict == Ownership::Ours || (verdict == Ownership::Unsure && labelled(&vm.vapp)),
             owner: if verdict == Ownership::Ours { "ours".into() } else { foreign(Some(&vm.description)) },
         };
-        all.insert((item.name.clone(), item.href.clone()), (item, verdict));
+        all.push((item, verdict));
     }
     for vapp in poll.vapps.iter().flatten() {
+        if let Some((known, _)) = all.iter_mut().find(|(item, _)| item.href == vapp.href) {
+            known.busy |= vapp.busy;
+            continue;
+        }
         let verdict = owner.judge_record(&vapp.name, vapp.description.as_deref(), vapp.labelled);
         let item = Item {
             href: vapp.href.clone(),
@@ -103,9 +106,7 @@ fn items(poll: &Poll, owner: &Owner) -> BTreeMap<(String, Href), (Item, Ownershi
             is_ours: verdict == Ownership::Unsure && vapp.labelled,
             owner: foreign(None),
         };
-        all.entry((item.name.clone(), item.href.clone()))
-            .and_modify(|(known, _)| known.busy |= vapp.busy)
-            .or_insert((item, verdict));
+        all.push((item, verdict));
     }
     all
 }

@@ -77,7 +77,7 @@ pub fn log_for_people(level: log::LevelFilter) {
     let began = Instant::now();
     let format = move |to: &mut env_logger::fmt::Formatter, record: &log::Record| {
         let name = record.key_values().get("instance".into()).map(|name| format!("{name}: ")).unwrap_or_default();
-        writeln!(to, "  {:6.1} s  {name}{}", began.elapsed().as_secs_f64(), record.args())
+        writeln!(to, "  {:>6} s  {name}{}", tenths(began.elapsed()), record.args())
     };
     // Fails only if there is a logger already: then that one stays.
     let _ = env_logger::Builder::new().filter_module(env!("CARGO_CRATE_NAME"), level).format(format).try_init();
@@ -102,6 +102,11 @@ pub fn short(duration: Duration) -> String {
         s @ 7200..172_800 => format!("{}h", s / 3600),
         s => format!("{}d", s / 86_400),
     }
+}
+
+/// Seconds with one decimal.
+pub fn tenths(duration: Duration) -> String {
+    format!("{}.{}", duration.as_secs(), duration.subsec_millis() / 100)
 }
 
 /// MB as people read them.

@@ -248,7 +248,8 @@ fn json(value: &DeValue<'_>) -> Value {
         DeValue::Integer(number) => {
             i64::from_str_radix(number.as_str(), number.radix()).map_or(Value::Null, Value::from)
         }
-        DeValue::Float(number) => number.as_str().parse::<f64>().map_or(Value::Null, Value::from),
+        // JSON has no plus sign, infinity or NaN; nor has any key of ours a fraction.
+        DeValue::Float(number) => serde_json::from_str(number.as_str().trim_start_matches('+')).unwrap_or_default(),
         DeValue::Boolean(flag) => (*flag).into(),
         DeValue::Datetime(date) => date.to_string().into(),
         DeValue::Array(all) => all.iter().map(|value| json(value.get_ref())).collect(),
@@ -272,7 +273,7 @@ fn duration(value: &Value) -> Option<i64> {
     }
 }
 
-fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
+pub(super) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(|error| error.to_string())?;
     file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;

@@ -30,8 +30,19 @@ const FORCE_RIGHT: &str = "vApp: VM Migrate, Force Undeploy, Relocate, Consolida
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(120);
 /// Pause between two tries.
 const LOGIN_PAUSE: Duration = Duration::from_secs(2);
-/// One try has so long, as ssh itself counts it.
-const SSH_CONNECT_TIMEOUT: u64 = 10;
+/// What ssh is told. The host key of a new guest is not known beforehand.
+const SSH_OPTIONS: [&str; 8] = [
+    "-Fnone",
+    "-oStrictHostKeyChecking=no",
+    "-oUserKnownHostsFile=/dev/null",
+    "-oGlobalKnownHostsFile=/dev/null",
+    "-oLogLevel=INFO",
+    "-oConnectTimeout=10",
+    "-oNumberOfPasswordPrompts=1",
+    "-oIdentityAgent=none",
+];
+/// What `env` ends with when it does not find the program.
+const NO_SUCH_PROGRAM: i32 = 127;
 /// So much of what ssh says is read.
 const MAX_SSH_ERRORS: u64 = 64 * 1024;
 /// `max_instances` is compared with at most so many, to tell "no limit" apart.
@@ -600,37 +611,35 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
 fn log_in(login: &GuestLogin, host: &str) -> Result<(), Option<String>> {
     let folder = Private::new().map_err(|error| Some(format!("a private folder for the key: {error}")))?;
     let prepare = |error: std::io::Error| Some(format!("write into {}: {error}", folder.0.display()));
-    let mut ssh = Command::new("ssh");
-    ssh.args([
-        "-F",
-        "none",
-        "-o",
-        "StrictHostKeyChecking=no",
-        "-o",
-        "UserKnownHostsFile=/dev/null",
-        "-o",
-        "LogLevel=INFO",
-    ]);
-    ssh.args(["-o", &format!("ConnectTimeout={SSH_CONNECT_TIMEOUT}"), "-o", "NumberOfPasswordPrompts=1"]);
-    ssh.args(["-o", "IdentityAgent=none", "-p", &login.port.to_string(), "-l", &login.username]);
+    // By `env`, which sets what ssh is to find in its environment.
+    let mut ssh = Command::new("env");
+    let mut words: Vec<String> = Vec::new();
+    if let Some(password) = &login.password {
+        // ssh asks a program for the password.
+        folder.write("password", password.reveal(), 0o600).map_err(prepare)?;
+        let ask = folder.write("ask", "#!/bin/sh\ncat \"${0%/*}/password\"\n", 0o700).map_err(prepare)?;
+        words.extend([
+            format!("SSH_ASKPASS={}", ask.display()),
+            "SSH_ASKPASS_REQUIRE=force".into(),
+            "DISPLAY=:0".into(),
+        ]);
+    }
+    words.push("ssh".into());
+    if login.password.is_none() {
+        words.push("-oBatchMode=yes".into());
+    }
     if let Some(key) = &login.key {
         let path = folder.write("key", key.reveal(), 0o600).map_err(prepare)?;
-        ssh.args(["-o", "IdentitiesOnly=yes"]).arg("-i").arg(path);
+        words.extend(["-oIdentitiesOnly=yes".into(), format!("-i{}", path.display())]);
     }
-    match &login.password {
-        Some(password) => {
-            // ssh asks a program for the password, which has it from its environment.
-            let script = "#!/bin/sh\nprintf '%s\\n' \"$VCD_CHECK_PASSWORD\"\n";
-            let path = folder.write("ask", script, 0o700).map_err(prepare)?;
-            ssh.env("SSH_ASKPASS", path).env("SSH_ASKPASS_REQUIRE", "force").env("DISPLAY", ":0");
-            ssh.env("VCD_CHECK_PASSWORD", password.reveal());
-        }
-        None => drop(ssh.args(["-o", "BatchMode=yes"])),
-    }
+    words.extend(SSH_OPTIONS.map(str::to_owned));
+    words.extend([format!("-p{}", login.port), format!("-l{}", login.username), host.to_owned(), "exit 0".into()]);
+    ssh.args(words);
     let errors = folder.file("errors", 0o600).map_err(prepare)?;
-    let end = ssh.arg(host).arg("exit 0").stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).status();
+    let end = ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).status();
     match end {
         Ok(status) if status.success() => Ok(()),
+        Ok(status) if status.code() == Some(NO_SUCH_PROGRAM) => Err(None),
         Ok(_) => {
             let text = super::runner::read_limited(&folder.0.join("errors"), MAX_SSH_ERRORS).unwrap_or_default();
             let text = String::from_utf8_lossy(&text);

@@ -148,7 +148,6 @@ impl Runner {
             return None;
         }
         let table = |name: &str| autoscaler.get(name).and_then(Value::as_object).cloned().unwrap_or_default();
-        let flag = |table: &Map<String, Value>, name: &str| table.get(name).and_then(Value::as_bool) == Some(true);
         let connector = table("connector_config");
         let policies = autoscaler.get("policy").and_then(Value::as_array);
         let mut read = Runner {
@@ -239,7 +238,11 @@ fn is_this_plugin(plugin: &str) -> bool {
 
 /// A table as JSON, as the runner passes plugin_config on. Dates become text. The parser bounds how deep tables nest.
 fn object(table: &DeTable<'_>) -> Map<String, Value> {
-    table.iter().map(|(key, value)| (key.get_ref().to_string(), json(value.get_ref()))).collect()
+    let mut object = Map::new();
+    for (key, value) in table.iter() {
+        object.insert(key.get_ref().to_string(), json(value.get_ref()));
+    }
+    object
 }
 
 fn json(value: &DeValue<'_>) -> Value {
@@ -257,10 +260,17 @@ fn json(value: &DeValue<'_>) -> Value {
     }
 }
 
+#[inline(never)]
+fn flag(table: &Map<String, Value>, name: &str) -> bool {
+    table.get(name).and_then(Value::as_bool) == Some(true)
+}
+
+#[inline(never)]
 fn text(table: &Map<String, Value>, name: &str) -> String {
     table.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
+#[inline(never)]
 fn whole(table: &Map<String, Value>, name: &str) -> u64 {
     table.get(name).and_then(Value::as_u64).unwrap_or_default()
 }

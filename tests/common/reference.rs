@@ -1,5 +1,5 @@
 //! docs/configuration.md, made from the table of keys that the plugin reads and from config.example.toml.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use fleeting_plugin_vcd::config::{ConfigKey, KEYS, Kind};
 use std::fmt::Write;

@@ -118,6 +118,7 @@ pub fn text(error: CallError) -> String {
         CallError::NotReady(text)
         | CallError::Invalid(text)
         | CallError::NotFound(text)
-        | CallError::Unavailable(text) => text,
+        | CallError::Unavailable(text)
+        | CallError::Unsupported(text) => text,
     }
 }

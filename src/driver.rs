@@ -5,7 +5,7 @@
 use crate::access::{self, Login};
 use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, TaskState, VcdError};
 use crate::config::{Config, Connector};
-use crate::group::{Command, Group, Name, Outcome, Phase, State, Ticket, Time};
+use crate::group::{Command, Group, Name, Outcome, Phase, State, Ticket, Time, View};
 use crate::journal::{Entry, Journal, Note, Shown};
 use crate::pool::{Pool, THREADS};
 use crate::presence::Presence;
@@ -148,9 +148,9 @@ impl Plugin {
         Ok(group.update().map(|(name, state)| (name.clone(), state)).collect())
     }
 
-    /// What the debug pages show; empty before Init.
+    /// Every instance as the debug pages show it; none before Init.
     pub fn views(&self) -> Vec<View> {
-        self.driver().map(|driver| driver.views()).unwrap_or_default()
+        self.driver().map(|driver| driver.group.borrow().views(driver.now())).unwrap_or_default()
     }
 
     /// Increase: how many were accepted.

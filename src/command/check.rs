@@ -584,22 +584,25 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
             while trying.elapsed() < LOGIN_TIMEOUT {
                 let (login, host) = (info.login.clone(), host.clone());
                 result = pool.run(move || log_in(&login, &host)).await;
-                if !matches!(result, Some(Err(Some(_)))) {
+                if !matches!(result, Some(Err(NoLogin::Refused(_)))) {
                     break;
                 }
                 Timer::after(LOGIN_PAUSE).await;
             }
             match result {
-                Some(Ok(())) => report.ok("SSH", &format!("logged in as {shown} in {} s", tenths(trying.elapsed()))),
-                Some(Err(Some(why))) => {
+                Some(Ok(())) => {
+                    let took = tenths(trying.elapsed());
+                    report.ok("SSH", &format!("logged in as {shown} in {took} s"));
+                }
+                Some(Err(NoLogin::Refused(why))) => {
                     let text = format!("no login as {shown}: {why}");
                     let advice = "did guest customization run? See \"template\" in docs/guide.md";
                     report.say(Verdict::Fail, "SSH", &text, advice);
                 }
-                _ => {
-                    let text = format!("{shown} shows its banner; no ssh client is here to try a login with");
-                    report.say(Verdict::Note, "SSH", &text, "");
+                Some(Err(NoLogin::NotTried(why))) => {
+                    report.say(Verdict::Note, "SSH", &format!("{shown} shows its banner; {why}"), "");
                 }
+                None => report.say(Verdict::Note, "SSH", &format!("{shown} shows its banner"), ""),
             }
         }
         Ok(info) => report.ok("WinRM", &format!("{} answers on port {}", info.internal, info.login.port)),
@@ -607,10 +610,19 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
     }
 }
 
-/// One login with the system's ssh. `Err(None)`: there is no such program.
-fn log_in(login: &GuestLogin, host: &str) -> Result<(), Option<String>> {
-    let folder = Private::new().map_err(|error| Some(format!("a private folder for the key: {error}")))?;
-    let prepare = |error: std::io::Error| Some(format!("write into {}: {error}", folder.0.display()));
+/// Why there was no login.
+enum NoLogin {
+    /// The guest did not let us in, or ssh failed: what it said.
+    Refused(String),
+    /// This machine cannot try.
+    NotTried(&'static str),
+}
+
+/// One login with the system's ssh.
+fn log_in(login: &GuestLogin, host: &str) -> Result<(), NoLogin> {
+    let absent = NoLogin::NotTried("no ssh client is here to try a login with");
+    let folder = Private::new().map_err(|error| NoLogin::Refused(format!("a private folder for the key: {error}")))?;
+    let prepare = |error: std::io::Error| NoLogin::Refused(format!("write into {}: {error}", folder.0.display()));
     // By `env`, which sets what ssh is to find in its environment.
     let mut ssh = Command::new("env");
     let mut words: Vec<String> = Vec::new();
@@ -639,16 +651,19 @@ fn log_in(login: &GuestLogin, host: &str) -> Result<(), Option<String>> {
     let end = ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).status();
     match end {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) if status.code() == Some(NO_SUCH_PROGRAM) => Err(None),
+        Ok(status) if status.code() == Some(NO_SUCH_PROGRAM) => Err(absent),
         Ok(_) => {
             let text = super::runner::read_limited(&folder.0.join("errors"), MAX_SSH_ERRORS).unwrap_or_default();
             let text = String::from_utf8_lossy(&text);
             let said = |line: &&str| !line.trim().is_empty() && !line.starts_with("Warning: Permanently added");
             let line = text.lines().rev().find(said).unwrap_or("ssh said nothing");
-            Err(Some(line.trim().escape_debug().to_string()))
+            if text.lines().any(|line| line.starts_with("Load key ")) {
+                return Err(NoLogin::NotTried("the ssh client here cannot read the key's format, and the runner can"));
+            }
+            Err(NoLogin::Refused(line.trim().escape_debug().to_string()))
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(None),
-        Err(error) => Err(Some(format!("run ssh: {error}"))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(absent),
+        Err(error) => Err(NoLogin::Refused(format!("run ssh: {error}"))),
     }
 }
 

@@ -82,14 +82,23 @@ fn nobody_serves(config: &Config) -> Result<(), String> {
             "a plugin of this group and name runs on this machine; nothing was deleted. Stop the runner first".into()
         );
     }
-    if let Some(address) = &config.debug_server_addr {
-        let mut places = address.to_socket_addrs().into_iter().flatten();
-        if places.any(|place| TcpStream::connect_timeout(&place, DEBUG_TIMEOUT).is_ok()) {
-            return Err(format!(
-                "something listens at debug_server_addr {address}: a plugin of this runner, as it seems; nothing was \
-                 deleted. Stop the runner first"
-            ));
-        }
+    if let Some(address) = &config.debug_server_addr
+        && answers(address)
+    {
+        return Err(format!(
+            "something listens at debug_server_addr {address}: a plugin of this runner, as it seems; nothing was deleted. Stop \
+             the runner first"
+        ));
     }
     Ok(())
+}
+
+/// Whether anybody listens at `HOST:PORT` or `unix:PATH`.
+fn answers(address: &str) -> bool {
+    #[cfg(unix)]
+    if let Some(path) = address.strip_prefix("unix:") {
+        return std::os::unix::net::UnixStream::connect(path).is_ok();
+    }
+    let mut places = address.to_socket_addrs().into_iter().flatten();
+    places.any(|place| TcpStream::connect_timeout(&place, DEBUG_TIMEOUT).is_ok())
 }

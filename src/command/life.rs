@@ -108,6 +108,7 @@ impl Life {
         };
         or(stop, show).await;
         self.plugin.drain().await;
+        self.plugin.log_out().await;
         self.plugin.views().iter().all(|view| view.phase.name() == "Deleted")
     }
 }

@@ -1,6 +1,8 @@
 package host
 
 import (
+	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -100,5 +102,70 @@ func TestBootstrap(t *testing.T) {
 	out, _, err := bootstrap("vcd", filepath.Join(plugins, "nowhere"))
 	if err == nil || !strings.Contains(out, "doesn't exist") {
 		t.Errorf("%v: no folder: %q", err, out)
+	}
+}
+
+// checkCreate runs `check --create` against guests that can be logged in to, and returns what it printed.
+func checkCreate(t *testing.T, connector string) string {
+	t.Helper()
+	if _, err := exec.LookPath("ssh"); err != nil {
+		t.Skip("no ssh client: the login is what this is about")
+	}
+	plugin := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
+	sim, _ := startGuests(t)
+	var keys strings.Builder
+	for key, value := range sim.pluginConfig(nil) {
+		quoted, err := json.Marshal(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&keys, "%s = %s\n", key, quoted)
+	}
+	file := filepath.Join(t.TempDir(), "config.toml")
+	config := fmt.Sprintf("shutdown_timeout = 120\n[[runners]]\nname = \"vcd\"\nexecutor = \"instance\"\n[runners.autoscaler]\n"+
+		"plugin = \"fleeting-plugin-vcd\"\ncapacity_per_instance = 1\nmax_use_count = 1\nmax_instances = 2\n"+
+		"[runners.autoscaler.plugin_config]\n%s[runners.autoscaler.connector_config]\nprotocol_port = %d\n%s",
+		keys.String(), guestPort, connector)
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(plugin, "check", "--create", "--config", file).CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if vapps := sim.vapps(t); len(vapps) > 0 {
+		t.Errorf("left in VCD: %q", vapps)
+	}
+	return string(out)
+}
+
+// TestCheckCreate makes an instance, logs in to it with the system's ssh and deletes it, with each kind of credentials.
+func TestCheckCreate(t *testing.T) {
+	_, private := newKey(t)
+	key := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, private, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, connector := range map[string]string{
+		"password":  "use_static_credentials = true\nusername = \"root\"\npassword = '''it's \"a\" $secret\\'''\n",
+		"key":       "use_static_credentials = true\nusername = \"root\"\nkey_path = \"" + key + "\"\n",
+		"generated": "use_static_credentials = false\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			said := checkCreate(t, connector)
+			for _, line := range []string{"ok    create ", "ok    SSH              logged in as root@", "ok    delete "} {
+				// A generated key is in a form (PKCS#8) that OpenSSH reads from 9.6 on, and Go always.
+				unread := name == "generated" && strings.Contains(said, "the ssh client here cannot read the key's format")
+				if !strings.Contains(said, line) && !(unread && strings.Contains(line, "SSH")) {
+					t.Errorf("does not say %q", line)
+				}
+			}
+			for _, secret := range []string{token, "$secret", "PRIVATE KEY"} {
+				if strings.Contains(said, secret) {
+					t.Errorf("says the secret %q", secret)
+				}
+			}
+		})
 	}
 }

@@ -230,6 +230,12 @@ struct Reading {
 }
 
 impl Config {
+    /// What tells this group from others: of two plugins that agree in it, each takes the other's VMs for its own.
+    pub fn identity(&self) -> [&str; 6] {
+        let (vcd, policy) = (&self.vcd, &self.policy);
+        [&vcd.url, &vcd.org, &vcd.vdc, &policy.prefix, &policy.group, &policy.manager]
+    }
+
     /// Reads plugin_config (JSON, at most [`MAX_CONFIG`] bytes) and connector_config. The error names every mistake, in
     /// one line, and holds nothing of the token, the password or the key.
     pub fn parse(plugin_config: &[u8], connector: &Connector) -> Result<Config, String> {
@@ -743,7 +749,7 @@ fn shown(text: &str) -> String {
 }
 
 /// A duration as Go's `time.ParseDuration` reads it, without a sign: numbers with units, such as `1h30m` or `1.5h`.
-fn go_duration(text: &str) -> Option<Duration> {
+pub(crate) fn go_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }

@@ -5,9 +5,10 @@
 use crate::access::{self, Login};
 use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, TaskState, VcdError};
 use crate::config::{Config, Connector};
-use crate::group::{Command, Group, Name, Outcome, Phase, State, Ticket, Time};
+use crate::group::{Command, Group, Name, Outcome, Phase, State, Ticket, Time, View};
 use crate::journal::{Entry, Journal, Note, Shown};
 use crate::pool::{Pool, THREADS};
+use crate::presence::Presence;
 use crate::status::{About, Polls, Process, Status, Wire};
 use crate::vcd::Client;
 use crate::version;
@@ -147,6 +148,11 @@ impl Plugin {
         Ok(group.update().map(|(name, state)| (name.clone(), state)).collect())
     }
 
+    /// Every instance as the debug pages show it; none before Init.
+    pub fn views(&self) -> Vec<View> {
+        self.driver().map(|driver| driver.group.borrow().views(driver.now())).unwrap_or_default()
+    }
+
     /// Increase: how many were accepted.
     pub fn increase(&self, n: u32) -> Result<u32, CallError> {
         Ok(self.driver()?.with(|group, now| group.increase(now, n)))
@@ -260,6 +266,8 @@ pub struct Driver {
     changes_waiting: Cell<usize>,
     /// The process ends: no new requests.
     closing: Cell<bool>,
+    /// Shows other processes that this group is served.
+    _presence: Option<Presence>,
     /// Wakes the clock when the group's next wake-up may have changed.
     nudge: Sender<()>,
     /// Wakes those who wait for a condition.
@@ -271,6 +279,13 @@ pub struct Driver {
 impl Driver {
     /// Logs in, polls once, and begins. Failures name everything that is wrong, one line.
     async fn start(executor: Rc<LocalExecutor<'static>>, config: Config) -> Result<Rc<Driver>, CallError> {
+        let presence = Presence::claim(&config.identity());
+        if presence.as_ref().is_some_and(|presence| presence.is_second) {
+            log::warn!(
+                "another plugin with the same name, group and prefix runs on this machine: if it is not about to end, each \
+                 takes the other's VMs for its own; give each runner another name"
+            );
+        }
         let busy = || CallError::Unavailable("no thread for requests to VCD could be started".into());
         let pool = Rc::new(Pool::default());
         let settings = config.vcd;
@@ -338,6 +353,7 @@ impl Driver {
             on_wire: Cell::new(0),
             changes_waiting: Cell::new(0),
             closing: Cell::new(false),
+            _presence: presence,
             nudge,
             waiting: RefCell::new(Vec::new()),
             at_end: RefCell::new(Vec::new()),

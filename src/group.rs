@@ -18,13 +18,13 @@ mod time;
 mod view;
 
 pub use instance::Phase;
+pub use owner::{Owner, Ownership};
 pub use time::Time;
 pub use view::{Limit, Standing, View};
 
 use crate::cloud::{Answer, Href, Poll, Request, UnixMs, VcdError};
 use instance::{Cause, Goal, Instance, There};
 use limits::{Breaker, Rng, Throttle};
-use owner::Owner;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;

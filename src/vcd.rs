@@ -5,6 +5,7 @@ mod change;
 mod create;
 mod errors;
 mod http;
+pub mod inspect;
 mod names;
 mod query;
 mod session;
@@ -183,25 +184,17 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// Chooses the API version, logs in and resolves all names, within [`OPEN_TIMEOUT`] in all. Every unknown name is an
-    /// error of its own, all are returned at once; the session is then ended, which may take [`LOGOUT_TIMEOUT`] more.
-    pub fn open(settings: Settings) -> Result<(Client, Environment), Vec<VcdError>> {
-        let site = Site::new(&settings.url).map_err(|why| {
-            vec![errors::own(ErrorKind::Invalid, format!("open VCD for org {:?}", settings.org), why)]
-        })?;
-        let call = Call {
-            operation: "resolve",
-            what: format!("look up names in org {:?}", settings.org),
-            changes: false,
-            deadline: Instant::now() + OPEN_TIMEOUT,
-        };
-        let wrong = |why| vec![errors::own(ErrorKind::Invalid, format!("open VCD at {}", site.root), why)];
+    /// A client that has asked nothing yet.
+    fn new(settings: Settings) -> Result<Client, VcdError> {
+        let site = Site::new(&settings.url)
+            .map_err(|why| errors::own(ErrorKind::Invalid, format!("open VCD for org {:?}", settings.org), why))?;
+        let wrong = |why| errors::own(ErrorKind::Invalid, format!("open VCD at {}", site.root), why);
         let tls = tls::config(settings.ca_file.as_deref(), settings.insecure_skip_tls_verify).map_err(wrong)?;
         let proxy = http::proxy(&site, |name| std::env::var(name).ok()).map_err(wrong)?;
         if let Some(proxy) = &proxy {
             log::info!("VCD is asked over the proxy {}:{}, which the environment names", proxy.host(), proxy.port());
         }
-        let client = Client {
+        Ok(Client {
             names: Mutex::new(Known { names: Arc::new(Names::default()), at: Instant::now(), stale: true }),
             http: Http::new(tls, proxy),
             session: Session::new(),
@@ -210,6 +203,18 @@ impl Client {
             no_metadata_field: AtomicBool::new(false),
             settings,
             site,
+        })
+    }
+
+    /// Chooses the API version, logs in and resolves all names, within [`OPEN_TIMEOUT`] in all. Every unknown name is an
+    /// error of its own, all are returned at once; the session is then ended, which may take [`LOGOUT_TIMEOUT`] more.
+    pub fn open(settings: Settings) -> Result<(Client, Environment), Vec<VcdError>> {
+        let client = Client::new(settings).map_err(|e| vec![e])?;
+        let call = Call {
+            operation: "resolve",
+            what: format!("look up names in org {:?}", client.settings.org),
+            changes: false,
+            deadline: Instant::now() + OPEN_TIMEOUT,
         };
         let opened =
             client.pass(None, call.deadline).map_err(|e| vec![e]).and_then(|pass| Ok((pass, client.resolve(&call)?)));

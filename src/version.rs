@@ -1,7 +1,7 @@
 //! Which build this is. What the build does not know of itself comes from variables that a release sets while compiling.
 
-/// This program's version.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// This program's version: the package's, or `VCD_VERSION` while compiling (`dev` for a build between releases).
+pub const VERSION: &str = or(option_env!("VCD_VERSION"), env!("CARGO_PKG_VERSION"));
 
 /// The commit: `VCD_GIT_REVISION` while compiling.
 pub const REVISION: &str = or(option_env!("VCD_GIT_REVISION"), "unknown");

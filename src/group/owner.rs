@@ -13,7 +13,7 @@ const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 const CREDENTIALS: &str = " credentials=";
 
 /// What makes a vApp ours.
-pub(super) struct Owner {
+pub struct Owner {
     manager: String,
     group: String,
     prefix: String,
@@ -22,7 +22,7 @@ pub(super) struct Owner {
 
 /// The verdict on a vApp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ownership {
+pub enum Ownership {
     /// Ours: named and described so.
     Ours,
     /// Named like ours; only its own document can tell.
@@ -32,6 +32,7 @@ pub(super) enum Ownership {
 }
 
 impl Owner {
+    /// The owner that a policy stands for.
     pub fn new(policy: &Policy) -> Owner {
         let Policy { manager, group, prefix, credentials, .. } = policy.clone();
         Owner { manager, group, prefix, credentials }
@@ -61,7 +62,7 @@ impl Owner {
     }
 
     /// `<prefix>-<8 of a-z0-9>`.
-    pub fn name(&self, rng: &mut Rng) -> Name {
+    pub(super) fn name(&self, rng: &mut Rng) -> Name {
         let mut name = String::with_capacity(self.prefix.len() + 1 + TAIL);
         name.push_str(&self.prefix);
         name.push('-');

@@ -82,7 +82,7 @@ struct Found {
 }
 
 /// The template, by its one VM.
-struct Template {
+pub(super) struct Template {
     href: Href,
     name: String,
     catalog: String,
@@ -162,7 +162,7 @@ impl Client {
         self.find_template(call).map(|template| old.clone().with(template)).map_err(|e| vec![e])
     }
 
-    fn find_policy(&self, call: &Call, vdc: &Href, name: &str, sizing: bool) -> Search<Policy> {
+    pub(super) fn find_policy(&self, call: &Call, vdc: &Href, name: &str, sizing: bool) -> Search<Policy> {
         let kind = if sizing { "sizing policy" } else { "placement policy" };
         let root = &self.site.root;
         let (id, wanted) = (last_part(vdc), query::value(name));
@@ -200,7 +200,7 @@ impl Client {
         }
     }
 
-    fn find_vdc(&self, call: &Call) -> Search<Href> {
+    pub(super) fn find_vdc(&self, call: &Call) -> Search<Href> {
         let name = &self.settings.vdc;
         let filter = format!("name=={}", query::value(name));
         let vdc = one("VDC", name, &self.org(), self.search(call, "orgVdc", &filter, named(name))?)?;
@@ -210,7 +210,7 @@ impl Client {
         Ok(vdc.href)
     }
 
-    fn find_network(&self, call: &Call, vdc: Option<&Href>) -> Search<Href> {
+    pub(super) fn find_network(&self, call: &Call, vdc: Option<&Href>) -> Search<Href> {
         let name = &self.settings.network;
         let by_name = format!("name=={}", query::value(name));
         let mut found = Vec::new();
@@ -225,7 +225,7 @@ impl Client {
         Ok(one("network", name, &self.in_vdc(), found)?.href)
     }
 
-    fn find_storage_profile(&self, call: &Call, vdc: Option<&Href>) -> Search<Href> {
+    pub(super) fn find_storage_profile(&self, call: &Call, vdc: Option<&Href>) -> Search<Href> {
         let name = &self.settings.storage_profile;
         let mut filter = format!("name=={}", query::value(name));
         if let Some(vdc) = vdc {
@@ -248,7 +248,7 @@ impl Client {
     }
 
     /// The template's one VM. Of the templates that a pattern fits, the newest counts.
-    fn find_template(&self, call: &Call) -> Search<Template> {
+    pub(super) fn find_template(&self, call: &Call) -> Search<Template> {
         let (name, catalog) = (&self.settings.template, &self.settings.catalog);
         let place = format!("catalog {catalog:?} of {}", self.org());
         let what = || format!("find template {name:?}");
@@ -437,7 +437,7 @@ impl Names {
         Wish { cpus, cores_per_socket, memory_mb }
     }
 
-    fn with(self, template: Template) -> Names {
+    pub(super) fn with(self, template: Template) -> Names {
         Names {
             template: template.href,
             template_vm: template.vm.href,

@@ -81,7 +81,12 @@ pub fn command(binary: impl AsRef<Path>) -> Command {
 
 impl PluginProcess {
     /// Starts the plugin, reads its handshake and connects.
-    pub async fn start(mut command: Command) -> PluginProcess {
+    pub async fn start(command: Command) -> PluginProcess {
+        PluginProcess::start_below(Path::new("/"), command).await
+    }
+
+    /// The same for a plugin that sees `root` as `/`.
+    pub async fn start_below(root: &Path, mut command: Command) -> PluginProcess {
         let mut child = command.spawn().expect("the plugin can be started");
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -98,7 +103,8 @@ impl PluginProcess {
         let read = soon("the handshake", stdout.read_line(&mut handshake)).await;
         assert!(read.is_ok_and(|length| length > 0), "no handshake; log: {:#?}", log.lock().unwrap());
         let handshake = handshake.trim_end_matches('\n').to_owned();
-        let client = Some(Client::connect(&address_of(&handshake)).await);
+        let address = address_of(&handshake);
+        let client = Some(Client::connect(&root.join(address.strip_prefix("/").unwrap())).await);
         PluginProcess { child, stdout: Some(stdout), handshake, client, log, log_reader }
     }
 

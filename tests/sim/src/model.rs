@@ -256,11 +256,13 @@ pub enum Right {
     Edit,
     /// Forced undeploy and consolidate.
     Force,
+    /// Read the org's settings.
+    ViewOrg,
 }
 
 impl Right {
     /// All of them.
-    pub const ALL: [Right; 5] = [Right::Create, Right::Delete, Right::Power, Right::Edit, Right::Force];
+    pub const ALL: [Right; 6] = [Right::Create, Right::Delete, Right::Power, Right::Edit, Right::Force, Right::ViewOrg];
 
     /// VCD's name of it.
     pub fn name(self) -> &'static str {
@@ -270,6 +272,7 @@ impl Right {
             Right::Power => "vApp: Power Operations",
             Right::Edit => "vApp: Edit Properties",
             Right::Force => "vApp: VM Migrate, Force Undeploy, Relocate, Consolidate",
+            Right::ViewOrg => "Organization: View",
         }
     }
 }
@@ -420,6 +423,8 @@ pub struct TemplateVm {
     pub tpm: bool,
     /// A device of the host's: copies cannot be suspended.
     pub passthrough: bool,
+    /// Version of VMware Tools; 0: none installed.
+    pub tools: u32,
 }
 
 /// A disk.
@@ -1078,6 +1083,7 @@ impl Model {
                 disks: vec![Disk { id: 2000, mb: 20_480 }],
                 tpm: false,
                 passthrough: false,
+                tools: 12_352,
             };
             self.template_vms.insert(vm, template_vm);
             ids.push(vm);

@@ -128,6 +128,8 @@ const ROUTES: &[Route] = &[
     ("POST", "/cloudapi/1.0.0/sessions/provider", "login:password", Version, "", login_password),
     ("GET", "/cloudapi/1.0.0/sessions/current", "session", Bearer, "", |c| Ok(session_json(c, 200))),
     ("DELETE", "/cloudapi/1.0.0/sessions/current", "logout", Bearer, "", logout),
+    ("GET", "/cloudapi/1.0.0/roles/*/rights", "rights", Bearer, "", rights),
+    ("GET", "/api/admin/org/*/settings/vAppLeaseSettings", "leases", Bearer, "", lease_settings),
     ("GET", "/api/session", "session", Bearer, "", session_xml),
     ("DELETE", "/api/session", "logout", Bearer, "", logout),
     ("GET", "/api/org", "org", Bearer, "", orgs),
@@ -469,9 +471,44 @@ fn session_json(c: &mut Call<'_>, status: u16) -> Reply {
         "user": {"name": user, "id": c.view().urn(c.who)},
         "org": {"name": org, "id": org_id},
         "operatingOrg": {"name": org, "id": org_id},
-        "roles": ["vApp User"], "location": "sim", "sessionIdleTimeoutMinutes": 30,
+        "roles": ["vApp User"], "roleRefs": [{"name": "vApp User", "id": ROLE}], "location": "sim", "sessionIdleTimeoutMinutes": 30,
     });
     Reply::json(status, &body)
+}
+
+/// The one role that all users have; what it may do is each user's own.
+const ROLE: &str = "urn:vcloud:role:00000000-0000-4000-8000-000000000001";
+
+fn rights(c: &mut Call<'_>) -> Answer {
+    if c.args.first().map(String::as_str) != Some(ROLE) {
+        return Err(Refusal::new(403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", "No access to the role."));
+    }
+    let size = c.request.parameter("pageSize").and_then(|n| n.parse().ok()).unwrap_or(25);
+    if !(1..=query::MAX_PAGE_SIZE).contains(&size) {
+        return Err(Refusal::bad(format!("pageSize must be from 1 to {}.", query::MAX_PAGE_SIZE)));
+    }
+    let page: usize = c.request.parameter("page").and_then(|n| n.parse().ok()).filter(|n| *n > 0).unwrap_or(1);
+    let all = c.model.users.get(&c.who).map(|u| u.rights.clone()).unwrap_or_default();
+    let shown = all.iter().skip((page - 1) * size).take(size);
+    let values: Vec<_> = shown.map(|right| json!({"name": right.name()})).collect();
+    let pages = all.len().div_ceil(size);
+    Ok(Reply::json(
+        200,
+        &json!({"resultTotal": all.len(), "pageCount": pages, "page": page, "pageSize": size, "values": values}),
+    ))
+}
+
+fn lease_settings(c: &mut Call<'_>) -> Answer {
+    let id: OrgId = c.id(0)?;
+    let may = c.model.users.get(&c.who).is_some_and(|u| u.org == id && u.rights.contains(&Right::ViewOrg));
+    let org = c.model.orgs.get(&id).filter(|_| may);
+    let rules = &org.ok_or_else(|| Refusal::new(403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", "No access."))?.leases;
+    let mut w = Writer::new(c.api.prefixes, "VAppLeaseSettings");
+    w.leaf("DeleteOnStorageLeaseExpiration", (!rules.keep_expired).to_string());
+    w.leaf("DeploymentLeaseSeconds", rules.deployment_s.1.to_string());
+    w.leaf("StorageLeaseSeconds", rules.storage_s.1.to_string());
+    w.leaf("PowerOffOnRuntimeLeaseExpiration", rules.power_off.to_string());
+    Ok(c.xml(200, "vAppLeaseSettings", w.finish()))
 }
 
 fn session_xml(c: &mut Call<'_>) -> Answer {

@@ -551,7 +551,9 @@ impl<'a> View<'a> {
             w.leaf("rasd:InstanceID", "13000").leaf("rasd:ResourceSubType", "vmware.pcipassthrough");
             w.leaf("rasd:ResourceType", "1").end();
         }
-        w.end().leaf("VAppScopedLocalId", &vm.name).leaf("DateCreated", self.when(0));
+        w.end().start("VmSpecSection").leaf("ovf:Info", "Virtual Machine specification");
+        w.leaf("VmToolsVersion", vm.tools.to_string()).end();
+        w.leaf("VAppScopedLocalId", &vm.name).leaf("DateCreated", self.when(0));
         w.start("TrustedPlatformModule").leaf("TpmPresent", vm.tpm.to_string()).end();
     }
 
@@ -603,7 +605,8 @@ impl<'a> View<'a> {
         for (name, unit, limit) in [("Cpu", "MHz", vdc.cpu_limit.map(u64::from)), ("Memory", "MB", vdc.memory_limit_mb)]
         {
             w.start(name).leaf("Units", unit).leaf("Allocated", "0").leaf("Limit", limit.unwrap_or(0).to_string());
-            w.leaf("Reserved", "0").leaf("Used", "0").end();
+            let used = if name == "Memory" { self.model.memory_used(id) } else { 0 };
+            w.leaf("Reserved", "0").leaf("Used", used.to_string()).end();
         }
         w.end().start("ResourceEntities");
         for (vapp_id, v) in self.model.vapps.iter().filter(|(_, v)| v.vdc == id) {
@@ -655,7 +658,11 @@ impl<'a> View<'a> {
         w.leaf("IsInherited", "true").leaf("Gateway", network.gateway.to_string());
         w.leaf("Netmask", network.netmask.to_string()).leaf("Dns1", network.dns.to_string()).leaf("IsEnabled", "true");
         w.start("IpRanges").start("IpRange").leaf("StartAddress", network.pool.0.to_string());
-        w.leaf("EndAddress", network.pool.1.to_string()).end().end().end().end();
+        w.leaf("EndAddress", network.pool.1.to_string()).end().end().start("AllocatedIpAddresses");
+        for address in network.used.keys().filter(|a| (network.pool.0..=network.pool.1).contains(*a)) {
+            w.leaf("IpAddress", address.to_string());
+        }
+        w.end().end().end();
         w.leaf("FenceMode", "bridged").end().leaf("IsShared", "false");
         w.finish()
     }

@@ -235,6 +235,12 @@ impl Model {
         Err(Refusal::new(400, "QUOTA_EXCEEDED", message))
     }
 
+    /// Memory of the VMs in a VDC that are on, MB.
+    pub fn memory_used(&self, vdc: VdcId) -> u64 {
+        let here = |vm: &&Vm| self.vapps.get(&vm.vapp).is_some_and(|v| v.vdc == vdc);
+        self.vms.values().filter(|vm| vm.power == Power::On).filter(here).map(|vm| u64::from(vm.memory_mb)).sum()
+    }
+
     /// CPU and memory limits of the VDC, for VMs that are to be powered on.
     pub(super) fn check_compute(&self, starting: &[VmId]) -> Result<(), TaskError> {
         let Some(first) = starting.first().and_then(|v| self.vms.get(v)) else { return Ok(()) };

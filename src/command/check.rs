@@ -1,0 +1,704 @@
+//! `check`: tells a person, line by line, whether a runner of a config.toml would get VMs from VCD, and what to do where not.
+//! It changes nothing, unless it is asked to make one instance.
+
+use super::life::{self, DELETE_TIMEOUT, Life};
+use super::output::{Paper, Verdict, log_for_people, print, short, size, tenths};
+use super::runner::{Runner, RunnerFile};
+use crate::access::{self, Login as GuestLogin, Protocol};
+use crate::cloud::{ErrorKind, Href, VcdError, is_windows};
+use crate::config::Config;
+use crate::driver::Plugin;
+use crate::group::{OnShutdown, State};
+use crate::pool::Pool;
+use crate::vcd::inspect::{Inspector, Login, is_about_names};
+use crate::vcd::{IpMode, Token};
+use serde_json::Value;
+use smol::{LocalExecutor, Timer};
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Rights without which nothing is made or deleted, by VCD's names.
+const NEEDED_RIGHTS: [&str; 4] =
+    ["vApp: Create / Reconfigure", "vApp: Delete", "vApp: Power Operations", "vApp: Edit Properties"];
+/// The right that makes a forced delete of a running vApp sure to work.
+const FORCE_RIGHT: &str = "vApp: VM Migrate, Force Undeploy, Relocate, Consolidate";
+/// A login to a new guest is tried for so long.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(120);
+/// Pause between two tries.
+const LOGIN_PAUSE: Duration = Duration::from_secs(2);
+/// What ssh is told. The host key of a new guest is not known beforehand.
+const SSH_OPTIONS: [&str; 8] = [
+    "-Fnone",
+    "-oStrictHostKeyChecking=no",
+    "-oUserKnownHostsFile=/dev/null",
+    "-oGlobalKnownHostsFile=/dev/null",
+    "-oLogLevel=INFO",
+    "-oConnectTimeout=10",
+    "-oNumberOfPasswordPrompts=1",
+    "-oIdentityAgent=none",
+];
+/// What `env` ends with when it does not find the program.
+const NO_SUCH_PROGRAM: i32 = 127;
+/// So much of what ssh says is read.
+const MAX_SSH_ERRORS: u64 = 64 * 1024;
+/// `max_instances` is compared with at most so many, to tell "no limit" apart.
+const MANY: u64 = 1000;
+/// A shutdown_timeout below this may be too short for VCD to delete.
+const SHORT_SHUTDOWN: Duration = Duration::from_secs(60);
+/// What is put behind names so that the instance of `--create` is nobody else's.
+const SUFFIX: &str = "-check";
+/// vapp_name_prefix may have so many characters.
+const MAX_PREFIX: usize = 64;
+
+/// How to check.
+pub struct Options<'a> {
+    /// The config.toml.
+    pub path: &'a Path,
+    /// Only the runner of this name.
+    pub runner: Option<&'a str>,
+    /// Ask nothing of VCD.
+    pub offline: bool,
+    /// Make one instance, log in, delete it.
+    pub create: bool,
+}
+
+/// One runner's findings, printed as they come.
+struct Report {
+    paper: Paper,
+    failed: usize,
+    warned: usize,
+}
+
+impl Report {
+    #[inline(never)]
+    fn say(&mut self, verdict: Verdict, topic: &str, text: &str, advice: &str) {
+        self.failed += usize::from(verdict == Verdict::Fail);
+        self.warned += usize::from(verdict == Verdict::Warn);
+        self.paper.finding(verdict, topic, text, advice);
+    }
+
+    fn ok(&mut self, topic: &str, text: &str) {
+        self.say(Verdict::Ok, topic, text, "");
+    }
+
+    fn fail(&mut self, topic: &str, error: &VcdError) {
+        self.say(Verdict::Fail, topic, &error.to_string(), advice(error));
+    }
+}
+
+/// Checks what `options` name and prints the findings. True if nothing failed.
+pub fn run(options: &Options<'_>) -> Result<bool, String> {
+    let file = RunnerFile::read(options.path)?;
+    let runners = file.select(options.runner)?;
+    if options.create {
+        file.only(options.runner)?;
+    }
+    log_for_people(if options.create { log::LevelFilter::Info } else { log::LevelFilter::Warn });
+    let paper = Paper::new();
+    print(&format!("{}: {} of {} runners use this plugin\n", file.path.display(), file.runners.len(), file.count));
+    let (mut failed, mut warned) = (0, 0);
+    for runner in runners {
+        print(&format!("\n{}\n", paper.paint("1", &format!("runner {:?} ({})", runner.name, runner.executor))));
+        let mut report = Report { paper, failed: 0, warned: 0 };
+        check(&mut report, &file, runner, options);
+        failed += report.failed;
+        warned += report.warned;
+    }
+    let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
+    let end = match (failed, warned) {
+        (0, 0) => paper.paint("32", "all is well"),
+        (0, _) => paper.paint("33", &format!("it works, with {}", plural(warned, "warning"))),
+        _ => paper.paint("1;31", &format!("{}, {}", plural(failed, "failure"), plural(warned, "warning"))),
+    };
+    print(&format!("\n{end}\n"));
+    Ok(failed == 0)
+}
+
+fn check(report: &mut Report, file: &RunnerFile, runner: &Runner, options: &Options<'_>) {
+    let config = match runner.config(options.offline) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            for mistake in mistakes.split("; ") {
+                report.say(Verdict::Fail, "configuration", mistake, "");
+            }
+            print("        what each key means: docs/configuration.md\n");
+            return;
+        }
+    };
+    report.ok(
+        "configuration",
+        &format!(
+            "group {:?} of {:?}, vApps {}-*, at most {} instances",
+            config.policy.group, config.policy.manager, config.policy.prefix, config.policy.max_size
+        ),
+    );
+    for warning in &config.warnings {
+        report.say(Verdict::Warn, "configuration", warning, "");
+    }
+    runner_itself(report, file, runner, &config);
+    credentials(report, runner, options.offline);
+    if options.offline {
+        report.say(Verdict::Note, "VCD", "not asked", "");
+        return;
+    }
+    vcd(report, runner, &config);
+    if options.create {
+        match report.failed {
+            0 => create(report, runner, &config),
+            _ => report.say(Verdict::Note, "create", "not tried: first see to the failures above", ""),
+        }
+    }
+}
+
+/// What is known to break jobs in the runner's own part.
+fn runner_itself(report: &mut Report, file: &RunnerFile, runner: &Runner, config: &Config) {
+    if !matches!(runner.executor.as_str(), "instance" | "docker-autoscaler") {
+        let text = format!("executor {:?} does not autoscale", runner.executor);
+        report.say(Verdict::Fail, "runner", &text, "use \"instance\" or \"docker-autoscaler\"");
+    }
+    let most = u64::from(config.policy.max_size);
+    if runner.max_instances > most {
+        let text =
+            format!("max_instances {} is above max_size {most}: the runner refuses to start", runner.max_instances);
+        report.say(Verdict::Fail, "runner", &text, "lower max_instances, or raise max_size in plugin_config");
+    }
+    if runner.max_instances == 0 {
+        let text = "max_instances is not set: as many instances as there are jobs, up to max_size";
+        report.say(Verdict::Warn, "runner", text, "set max_instances");
+    }
+    if runner.capacity == 0 {
+        report.say(Verdict::Warn, "runner", "capacity_per_instance is not set", "set it, to 1 as a rule");
+    }
+    if runner.executor == "instance" && runner.max_use_count != 1 {
+        let text = "jobs run one after another on the same VM and see what earlier ones left (max_use_count is not 1)";
+        report.say(Verdict::Warn, "runner", text, "set max_use_count = 1 for a fresh VM for each job");
+    }
+    let jobs = wanted(runner, config) * runner.capacity.max(1);
+    if runner.idle_count > jobs {
+        let text = format!("a policy keeps {} idle, but only {jobs} jobs fit on all instances", runner.idle_count);
+        report.say(Verdict::Warn, "runner", &text, "lower idle_count, or raise max_instances");
+    }
+    if file.concurrent > 0 && runner.max_instances > 0 && file.concurrent < jobs {
+        let text =
+            format!("concurrent = {} lets less run than the {jobs} jobs that fit on all instances", file.concurrent);
+        report.say(Verdict::Note, "runner", &text, "");
+    }
+    let deletes = runner.delete_on_shutdown || config.policy.on_shutdown == OnShutdown::Delete;
+    if deletes && file.shutdown_timeout < SHORT_SHUTDOWN {
+        let text =
+            format!("shutdown_timeout is {} s: VCD may take longer to delete the VMs", file.shutdown_timeout.as_secs());
+        report.say(
+            Verdict::Warn,
+            "runner",
+            &text,
+            "set shutdown_timeout = 120; what is left is deleted at the next start",
+        );
+    }
+    if deletes && runner.state_storage {
+        let text = "state_storage is enabled, but VMs are deleted when the runner stops";
+        report.say(Verdict::Warn, "runner", text, "set on_shutdown = \"keep\" in plugin_config");
+    }
+    // Two plugins with one identity take each other's VMs for their own.
+    for other in file.runners.iter().filter(|other| !std::ptr::eq(*other, runner)) {
+        if other.config(true).is_ok_and(|other| other.identity() == config.identity()) {
+            let text = format!("runner {:?} has the same name, instance_group_name and vapp_name_prefix", other.name);
+            report.say(
+                Verdict::Fail,
+                "runner",
+                &text,
+                "each would delete the other's VMs: give one another vapp_name_prefix",
+            );
+        }
+    }
+}
+
+/// How the runner logs in to guests.
+fn credentials(report: &mut Report, runner: &Runner, offline: bool) {
+    let connector = &runner.connector;
+    let user = if connector.username.is_empty() { "root or Administrator" } else { &connector.username };
+    match (&runner.key_unread, connector.use_static_credentials) {
+        (Some(why), _) if offline => {
+            report.say(Verdict::Warn, "credentials", why, "the file must be there where the runner runs");
+        }
+        (_, false) => report.ok("credentials", &format!("{user}, with a key of its own for each VM")),
+        (_, true) => {
+            let key = runner.key_path.as_deref().map(|path| format!("the key {}", path.display()));
+            let password = (!connector.password.is_empty()).then(|| "a password".to_owned());
+            let with: Vec<String> = key.into_iter().chain(password).collect();
+            report.ok("credentials", &format!("{user}, with {}", with.join(" and ")));
+        }
+    }
+    #[cfg(unix)]
+    for path in runner.key_path.iter() {
+        use std::os::unix::fs::PermissionsExt as _;
+        if fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o077 != 0) {
+            let text = format!("{} can be read by others", path.display());
+            report.say(Verdict::Warn, "credentials", &text, &format!("chmod 600 {}", path.display()));
+        }
+    }
+}
+
+/// How many instances the runner may want.
+fn wanted(runner: &Runner, config: &Config) -> u64 {
+    let most = u64::from(config.policy.max_size).min(MANY);
+    if runner.max_instances == 0 { most } else { runner.max_instances.min(most) }
+}
+
+fn vcd(report: &mut Report, runner: &Runner, config: &Config) {
+    let settings = &config.vcd;
+    let (inspector, login) = match Inspector::log_in(settings.clone()) {
+        Ok(logged_in) => logged_in,
+        Err(error) => {
+            let topic = if matches!(error.kind, ErrorKind::Unavailable) { "URL and TLS" } else { "token" };
+            return report.fail(topic, &error);
+        }
+    };
+    let trust = match (&settings.ca_file, settings.insecure_skip_tls_verify, settings.url.starts_with("https")) {
+        (_, _, false) => "without TLS".into(),
+        (_, true, _) => "TLS, any certificate is believed".into(),
+        (Some(ca), ..) => format!("TLS, trusting {} and the public roots", ca.display()),
+        (None, ..) => "TLS, trusting the public roots".to_owned(),
+    };
+    report.ok("URL and TLS", &format!("{} answers, API version {}, {trust}", settings.url, login.api_version));
+    let place = match &settings.token {
+        Token::Text(_) => String::new(),
+        Token::File(path) => format!(" in {}", path.display()),
+    };
+    // What is left of it, a moment after it began.
+    let life = login.life.map(|life| Duration::from_secs(life.as_secs().div_ceil(60) * 60));
+    let life = life.map_or("as long as VCD likes".into(), short);
+    report.ok(
+        "token",
+        &format!(
+            "taken{place}; a session lasts {life} and is renewed; VCD's API tokens do not expire, but can be revoked"
+        ),
+    );
+    match login.user.is_empty() {
+        true => report.ok("org", &format!("{:?}", settings.org)),
+        false => {
+            report.ok("org", &format!("{:?}, as user {:?} ({})", settings.org, login.user, login.roles.join(", ")))
+        }
+    }
+    let wanted = wanted(runner, config);
+    let vdc = check_vdc(report, &inspector, config, wanted);
+    check_network(report, &inspector, config, vdc.as_ref(), wanted);
+    let disk_mb = check_template(report, &inspector, config, runner);
+    check_storage(report, &inspector, config, vdc.as_ref(), disk_mb, wanted);
+    if let Some(vdc) = &vdc {
+        for (name, sizing, topic) in
+            [(&settings.sizing_policy, true, "sizing policy"), (&settings.placement_policy, false, "placement policy")]
+        {
+            let Some(name) = name else { continue };
+            match inspector.policy(vdc, name, sizing) {
+                Ok(()) => report.ok(topic, &format!("{name:?}")),
+                Err(error) => report.fail(topic, &error),
+            }
+        }
+    }
+    check_rights(report, &inspector, &login);
+    check_lease(report, &inspector, &login, config);
+    inspector.close();
+}
+
+fn check_vdc(report: &mut Report, inspector: &Inspector, config: &Config, wanted: u64) -> Option<Href> {
+    let vdc = match inspector.vdc() {
+        Ok(vdc) => vdc,
+        Err(error) => {
+            report.fail("VDC", &error);
+            return None;
+        }
+    };
+    let (limit, used) = vdc.memory_mb;
+    let quota = vdc.vm_quota.map_or("no VM quota".into(), |quota| format!("{quota} VMs allowed"));
+    let memory = limit.map_or("no memory limit".into(), |limit| format!("{} of memory", size(limit)));
+    report.ok(
+        "VDC",
+        &format!("{:?}: {} VMs, {quota}; {} of memory in use, {memory}", config.vcd.vdc, vdc.vms, size(used)),
+    );
+    if let Some(quota) = vdc.vm_quota
+        && quota.saturating_sub(vdc.vms) < wanted
+    {
+        let text = format!("room for {} more VMs, but the runner may want {wanted}", quota.saturating_sub(vdc.vms));
+        report.say(Verdict::Warn, "quota", &text, "ask for a larger VM quota, remove VMs, or lower max_instances");
+    }
+    let each = u64::from(config.vcd.memory_mb);
+    if let Some(limit) = limit
+        && each > 0
+        && limit.saturating_sub(used) / each < wanted
+    {
+        let fit = limit.saturating_sub(used) / each;
+        let text = format!("memory for {fit} more VMs of {}, but the runner may want {wanted}", size(each));
+        report.say(Verdict::Warn, "quota", &text, "ask for more memory, lower memory_mb, or lower max_instances");
+    }
+    Some(vdc.href)
+}
+
+fn check_network(report: &mut Report, inspector: &Inspector, config: &Config, vdc: Option<&Href>, wanted: u64) {
+    let name = &config.vcd.network;
+    let network = match inspector.network(vdc) {
+        Ok(network) => network,
+        Err(error) => return report.fail("network", &error),
+    };
+    if config.vcd.ip_mode == IpMode::Dhcp {
+        let text = format!("{name:?}, addresses by DHCP: VCD cannot tell how many are free");
+        return report.ok("network", &text);
+    }
+    let Some(used) = network.used else {
+        let text =
+            format!("{name:?}: {} addresses in its static pool; VCD does not tell how many are free", network.pool);
+        match network.pool {
+            0 => report.say(Verdict::Fail, "network", &text, "give the network a static IP pool, or use DHCP"),
+            pool if pool < wanted => {
+                report.say(Verdict::Warn, "network", &text, "enlarge the pool, or lower max_instances")
+            }
+            _ => report.ok("network", &text),
+        }
+        return;
+    };
+    let free = network.pool.saturating_sub(used);
+    let text = format!("{name:?}: {free} of {} addresses of its static pool are free", network.pool);
+    match free {
+        0 => report.say(Verdict::Fail, "network", &text, "enlarge the static IP pool, or remove VMs"),
+        free if free < wanted => {
+            let text = format!("{text}, but the runner may want {wanted}");
+            report.say(Verdict::Warn, "network", &text, "enlarge the static IP pool, or lower max_instances");
+        }
+        _ => report.ok("network", &text),
+    }
+}
+
+/// The size of a VM's disk, if known.
+fn check_template(report: &mut Report, inspector: &Inspector, config: &Config, runner: &Runner) -> Option<u64> {
+    let template = match inspector.template() {
+        Ok(template) => template,
+        Err(error) => {
+            let topic = if error.what.contains("catalog") { "catalog" } else { "template" };
+            report.fail(topic, &error);
+            return None;
+        }
+    };
+    report.ok("catalog", &format!("{:?}", template.catalog));
+    let wish = u64::from(config.vcd.disk_gb) * 1024;
+    let disk_mb = if wish > 0 { Some(wish) } else { template.disk_mb };
+    let disk = match (template.disk_mb, wish) {
+        (None, _) => "no disk".into(),
+        (Some(mb), 0) => format!("a disk of {}", size(mb)),
+        (Some(mb), _) => format!("a disk of {}, which becomes {}", size(mb), size(wish)),
+    };
+    report.ok("template", &format!("{:?}: one VM, {}, {disk}", template.name, template.guest_os));
+    if template.tools.as_deref().is_some_and(|version| matches!(version, "" | "0")) {
+        let text = "VMware Tools are not installed: no address and no guest customization";
+        report.say(
+            Verdict::Fail,
+            "template",
+            text,
+            "install open-vm-tools (Linux) or VMware Tools, and capture it again",
+        );
+    }
+    if template.tools.is_none() {
+        report.say(Verdict::Note, "template", "VCD does not tell whether VMware Tools are installed", "");
+    }
+    if template.customizes == Some(false) {
+        let text = "guest customization is turned off in the template; the plugin turns it on for each VM";
+        report.say(Verdict::Note, "template", text, "");
+    }
+    if template.nics > 1 {
+        let text = format!("has {} NICs: VMs get one, on {:?}", template.nics, config.vcd.network);
+        report.say(Verdict::Note, "template", &text, "");
+    }
+    if is_windows(&template.guest_os) && runner.connector.os == "linux" {
+        let text = "the guest is a Windows, but connector_config says os = \"linux\"";
+        report.say(Verdict::Fail, "template", text, "remove os, or take another template");
+    }
+    if let Some(warning) = access::warning(&config.access, &template.guest_os) {
+        report.say(Verdict::Warn, "credentials", &warning, "");
+    }
+    disk_mb
+}
+
+fn check_storage(
+    report: &mut Report,
+    inspector: &Inspector,
+    config: &Config,
+    vdc: Option<&Href>,
+    disk_mb: Option<u64>,
+    wanted: u64,
+) {
+    let name = &config.vcd.storage_profile;
+    let storage = match inspector.storage(vdc) {
+        Ok(storage) => storage,
+        Err(error) => return report.fail("storage profile", &error),
+    };
+    let Some(limit) = storage.limit_mb else {
+        return report.ok("storage profile", &format!("{name:?}: {} in use, no limit", size(storage.used_mb)));
+    };
+    let left = limit.saturating_sub(storage.used_mb);
+    let text = format!("{name:?}: {} of {} left", size(left), size(limit));
+    match disk_mb {
+        // A VM's swap file takes its memory's size too.
+        Some(disk) if left / (disk + u64::from(config.vcd.memory_mb)).max(1) < wanted => {
+            let fit = left / (disk + u64::from(config.vcd.memory_mb)).max(1);
+            let text = format!("{text}: enough for {fit} VMs, but the runner may want {wanted}");
+            let verdict = if fit == 0 { Verdict::Fail } else { Verdict::Warn };
+            report.say(verdict, "storage profile", &text, "ask for more storage, or lower max_instances");
+        }
+        _ => report.ok("storage profile", &text),
+    }
+}
+
+fn check_rights(report: &mut Report, inspector: &Inspector, login: &Login) {
+    let Some(rights) = inspector.rights(login) else {
+        let text = "the user may not read its own rights: --create shows whether they are enough";
+        return report.say(Verdict::Note, "rights", text, "");
+    };
+    let has = |name: &str| rights.iter().any(|right| right == name);
+    let missing: Vec<&str> = NEEDED_RIGHTS.into_iter().filter(|name| !has(name)).collect();
+    match missing.is_empty() {
+        true => report.ok("rights", "those to make, change, power and delete vApps are there"),
+        false => {
+            let text = format!("missing: {}", missing.join(", "));
+            report.say(Verdict::Fail, "rights", &text, "have the user's role extended; docs/guide.md lists all rights");
+        }
+    }
+    if !has(FORCE_RIGHT) {
+        let text = format!("{FORCE_RIGHT:?} is missing: if VCD refuses a forced delete, a delete takes two tasks");
+        report.say(Verdict::Note, "rights", &text, "");
+    }
+}
+
+fn check_lease(report: &mut Report, inspector: &Inspector, login: &Login, config: &Config) {
+    let age = config.policy.max_instance_age;
+    let Some(rules) = inspector.lease_rules(login) else {
+        let text = "the user may not read the org's lease settings: `list` shows each VM's own lease";
+        return report.say(Verdict::Note, "lease", text, "");
+    };
+    match rules.runtime {
+        Duration::ZERO => report.ok("lease", "the org lets vApps run for ever"),
+        runtime if !age.is_zero() && runtime > age => {
+            let text = format!("the org lets vApps run for {}, longer than max_instance_age", short(runtime));
+            report.ok("lease", &text);
+        }
+        runtime => {
+            let text = format!("the org suspends vApps after {}: it may be in the middle of a job", short(runtime));
+            let advice =
+                format!("set max_instance_age below {}, or have the org's runtime lease raised", short(runtime));
+            report.say(Verdict::Warn, "lease", &text, &advice);
+        }
+    }
+}
+
+/// What to do about an error.
+fn advice(error: &VcdError) -> &'static str {
+    match error.kind {
+        _ if error.text.contains("certificate") => {
+            "if VCD's certificate is of a private CA, name that CA's file in ca_file; else look at the host name in url"
+        }
+        ErrorKind::Unavailable => "look at url, DNS, firewall and $HTTPS_PROXY; can this machine reach VCD at all?",
+        ErrorKind::Auth => "make a new API token in VCD (user menu, API Access) and look at org",
+        ErrorKind::Forbidden => "the user's role lacks rights: docs/guide.md lists them",
+        ErrorKind::Protocol => "is url that of VCD's API? A portal or proxy may have answered instead",
+        ErrorKind::NotFound if is_about_names(error) => {
+            "names are as VCD's pages show them, upper and lower case included"
+        }
+        ErrorKind::Invalid if error.what.contains("log in") => {
+            "make a new API token in VCD (user menu, API Access) and look at org"
+        }
+        _ => "docs/troubleshooting.md lists what VCD may say",
+    }
+}
+
+/// Makes one instance as the runner would, logs in, deletes it.
+fn create(report: &mut Report, runner: &Runner, config: &Config) {
+    let began = Instant::now();
+    let suffixed = |text: &str| Value::from(format!("{text}{SUFFIX}"));
+    let prefix: String = config.policy.prefix.chars().take(MAX_PREFIX - SUFFIX.len()).collect();
+    // Nobody else's: neither the runner's plugin, if it runs, nor the Go plugin must take it for its own.
+    let changes = [
+        ("name", suffixed(&config.policy.manager)),
+        ("instance_group_name", suffixed(&config.policy.group)),
+        ("vapp_name_prefix", suffixed(&prefix)),
+        ("max_size", 1.into()),
+    ];
+    let limit = config.policy.create_timeout + config.policy.startup_cleanup_timeout;
+    let executor = Rc::new(LocalExecutor::new());
+    life::run(&executor.clone(), async {
+        let mut life = match Life::begin(&executor, runner, &changes).await {
+            Ok(life) => life,
+            Err(error) => {
+                report.say(Verdict::Fail, "create", &error, "");
+                return ExitCode::FAILURE;
+            }
+        };
+        let made = life::interruptible(make(report, &mut life, began, limit)).await;
+        if made.is_none() {
+            report.say(Verdict::Fail, "create", "interrupted", "");
+        }
+        let deleting = Instant::now();
+        match life.end(DELETE_TIMEOUT).await {
+            true => report.ok("delete", &format!("gone from VCD after {} s", tenths(deleting.elapsed()))),
+            false => {
+                let text = format!("the instance is not gone after {} min", DELETE_TIMEOUT.as_secs() / 60);
+                report.say(Verdict::Fail, "delete", &text, "the next check --create deletes it; its lease ends it too");
+            }
+        }
+        ExitCode::SUCCESS
+    });
+}
+
+async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Duration) {
+    // What an earlier check left.
+    let names = |plugin: &Plugin| plugin.update().unwrap_or_default();
+    let old: Vec<String> = names(&life.plugin).into_iter().map(|(name, _)| name.to_string()).collect();
+    if !old.is_empty() {
+        let _ = life.plugin.decrease(old);
+        life.watch(limit, |plugin| names(plugin).iter().all(|(_, state)| *state == State::Deleted)).await;
+    }
+    if life.plugin.increase(1).unwrap_or(0) != 1 {
+        return report.say(Verdict::Fail, "create", "the plugin did not take the request", "");
+    }
+    let live = |plugin: &Plugin| names(plugin).into_iter().find(|(_, state)| *state != State::Deleted);
+    let settled = |plugin: &Plugin| live(plugin).is_none_or(|(_, s)| matches!(s, State::Running | State::Timeout));
+    life.watch(limit, settled).await;
+    let Some((name, State::Running)) = live(&life.plugin) else {
+        let why = life.plugin.views().into_iter().find_map(|view| view.error);
+        let why = why.map_or_else(|| "VCD said nothing of why".to_owned(), |error| error.to_string());
+        return report.say(
+            Verdict::Fail,
+            "create",
+            &format!("no instance came to run: {why}"),
+            "docs/troubleshooting.md",
+        );
+    };
+    report.ok("create", &format!("{name} runs {} s after it was asked for", tenths(began.elapsed())));
+    match life.plugin.connect_info(&name) {
+        Ok(info) if info.login.protocol == Protocol::Ssh => {
+            let trying = Instant::now();
+            let shown = format!("{}@{}:{}", info.login.username, info.internal, info.login.port);
+            let host = info.internal.to_string();
+            let pool = Pool::default();
+            let mut result = None;
+            while trying.elapsed() < LOGIN_TIMEOUT {
+                let (login, host) = (info.login.clone(), host.clone());
+                result = pool.run(move || log_in(&login, &host)).await;
+                if !matches!(result, Some(Err(NoLogin::Refused(_)))) {
+                    break;
+                }
+                Timer::after(LOGIN_PAUSE).await;
+            }
+            match result {
+                Some(Ok(())) => {
+                    let took = tenths(trying.elapsed());
+                    report.ok("SSH", &format!("logged in as {shown} in {took} s"));
+                }
+                Some(Err(NoLogin::Refused(why))) => {
+                    let text = format!("no login as {shown}: {why}");
+                    let advice = "did guest customization run? See \"template\" in docs/guide.md";
+                    report.say(Verdict::Fail, "SSH", &text, advice);
+                }
+                Some(Err(NoLogin::NotTried(why))) => {
+                    report.say(Verdict::Note, "SSH", &format!("{shown} shows its banner; {why}"), "");
+                }
+                None => report.say(Verdict::Note, "SSH", &format!("{shown} shows its banner"), ""),
+            }
+        }
+        Ok(info) => report.ok("WinRM", &format!("{} answers on port {}", info.internal, info.login.port)),
+        Err(error) => report.say(Verdict::Fail, "SSH", &life::text(error), ""),
+    }
+}
+
+/// Why there was no login.
+enum NoLogin {
+    /// The guest did not let us in, or ssh failed: what it said.
+    Refused(String),
+    /// This machine cannot try.
+    NotTried(&'static str),
+}
+
+/// One login with the system's ssh.
+fn log_in(login: &GuestLogin, host: &str) -> Result<(), NoLogin> {
+    let absent = NoLogin::NotTried("no ssh client is here to try a login with");
+    let folder = Private::new().map_err(|error| NoLogin::Refused(format!("a private folder for the key: {error}")))?;
+    let prepare = |error: std::io::Error| NoLogin::Refused(format!("write into {}: {error}", folder.0.display()));
+    // By `env`, which sets what ssh is to find in its environment.
+    let mut ssh = Command::new("env");
+    let mut words: Vec<String> = Vec::new();
+    if let Some(password) = &login.password {
+        // ssh asks a program for the password.
+        folder.write("password", password.reveal(), 0o600).map_err(prepare)?;
+        let ask = folder.write("ask", "#!/bin/sh\ncat \"${0%/*}/password\"\n", 0o700).map_err(prepare)?;
+        words.extend([
+            format!("SSH_ASKPASS={}", ask.display()),
+            "SSH_ASKPASS_REQUIRE=force".into(),
+            "DISPLAY=:0".into(),
+        ]);
+    }
+    words.push("ssh".into());
+    if login.password.is_none() {
+        words.push("-oBatchMode=yes".into());
+    }
+    if let Some(key) = &login.key {
+        let path = folder.write("key", key.reveal(), 0o600).map_err(prepare)?;
+        words.extend(["-oIdentitiesOnly=yes".into(), format!("-i{}", path.display())]);
+    }
+    words.extend(SSH_OPTIONS.map(str::to_owned));
+    words.extend([format!("-p{}", login.port), format!("-l{}", login.username), host.to_owned(), "exit 0".into()]);
+    ssh.args(words);
+    let errors = folder.file("errors", 0o600).map_err(prepare)?;
+    let end = ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).status();
+    match end {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) if status.code() == Some(NO_SUCH_PROGRAM) => Err(absent),
+        Ok(_) => {
+            let text = super::runner::read_limited(&folder.0.join("errors"), MAX_SSH_ERRORS).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let said = |line: &&str| !line.trim().is_empty() && !line.starts_with("Warning: Permanently added");
+            let line = text.lines().rev().find(said).unwrap_or("ssh said nothing");
+            if text.lines().any(|line| line.starts_with("Load key ")) {
+                return Err(NoLogin::NotTried("the ssh client here cannot read the key's format, and the runner can"));
+            }
+            Err(NoLogin::Refused(line.trim().escape_debug().to_string()))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(absent),
+        Err(error) => Err(NoLogin::Refused(format!("run ssh: {error}"))),
+    }
+}
+
+/// A folder for this user alone, gone when dropped.
+struct Private(PathBuf);
+
+impl Private {
+    fn new() -> std::io::Result<Private> {
+        let random = getrandom::u64().map_err(std::io::Error::other)?;
+        let folder = std::env::temp_dir().join(format!("vcd-check-{random:016x}"));
+        let mut builder = fs::DirBuilder::new();
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(&folder)?;
+        Ok(Private(folder))
+    }
+
+    fn file(&self, name: &str, mode: u32) -> std::io::Result<fs::File> {
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
+        #[cfg(not(unix))]
+        let _ = mode;
+        options.open(self.0.join(name))
+    }
+
+    fn write(&self, name: &str, text: &str, mode: u32) -> std::io::Result<PathBuf> {
+        self.file(name, mode)?.write_all(text.as_bytes())?;
+        Ok(self.0.join(name))
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

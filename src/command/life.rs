@@ -1,0 +1,125 @@
+//! A plugin inside a command: the group's own code makes and deletes what `check --create` and `clean` want, with all its
+//! care, and a person watches.
+
+use super::output::say;
+use super::runner::Runner;
+use crate::driver::{CallError, Plugin};
+use async_signal::{Signal, Signals};
+use serde_json::Value;
+use smol::future::or;
+use smol::stream::StreamExt;
+use smol::{LocalExecutor, Timer};
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Pause between two looks at what has changed.
+const LOOK: Duration = Duration::from_millis(200);
+/// What is deleted at the end has so long; VCD goes on without us.
+pub const DELETE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// A started plugin.
+pub struct Life {
+    /// What the runner would call.
+    pub plugin: Rc<Plugin>,
+    shown: String,
+}
+
+/// Runs `work` to its end on `executor`.
+pub fn run(executor: &Rc<LocalExecutor<'static>>, work: impl Future<Output = ExitCode>) -> ExitCode {
+    // One kind of future for all commands, `serve` included: the loop around it is linked once.
+    let work: Pin<Box<dyn Future<Output = ExitCode> + '_>> = Box::pin(work);
+    smol::block_on(executor.run(work))
+}
+
+/// `future`, or `None` when a person or the system wants an end.
+pub async fn interruptible<T>(future: impl Future<Output = T>) -> Option<T> {
+    let interrupted = async {
+        match Signals::new([
+            Signal::Int,
+            #[cfg(unix)]
+            Signal::Term,
+        ]) {
+            Ok(mut signals) => drop(signals.next().await),
+            Err(_) => std::future::pending().await,
+        }
+        None
+    };
+    or(async { Some(future.await) }, interrupted).await
+}
+
+impl Life {
+    /// Starts a plugin for `runner`, with some keys of plugin_config changed. It deletes all it has at [`Life::end`].
+    pub async fn begin(
+        executor: &Rc<LocalExecutor<'static>>,
+        runner: &Runner,
+        changes: &[(&str, Value)],
+    ) -> Result<Life, String> {
+        let mut config = runner.plugin_config.clone();
+        let own = [("on_shutdown", "delete".into()), ("debug_server_addr", "".into())];
+        for (key, value) in own.iter().chain(changes) {
+            config.insert((*key).to_owned(), value.clone());
+        }
+        let plugin = Plugin::new(executor.clone(), |_, _, _| {});
+        let bytes = Value::Object(config).to_string();
+        match plugin.init(bytes.as_bytes(), runner.connector.clone()).await {
+            Ok(_) => Ok(Life { plugin, shown: String::new() }),
+            Err(error) => Err(text(error)),
+        }
+    }
+
+    /// Shows each change until `done`; false if that takes longer than `limit`.
+    pub async fn watch(&mut self, limit: Duration, mut done: impl FnMut(&Plugin) -> bool) -> bool {
+        let deadline = Instant::now() + limit;
+        while !done(&self.plugin) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            self.show();
+            Timer::after(LOOK).await;
+        }
+        true
+    }
+
+    /// What the instances wait for, when that has changed.
+    fn show(&mut self) {
+        let mut all = String::new();
+        for view in self.plugin.views() {
+            let waits =
+                if view.waits_for.is_empty() { String::new() } else { format!(", waits for {}", view.waits_for) };
+            let error = view.error.map(|error| format!(" ({error})")).unwrap_or_default();
+            all += &format!("            {} {}{waits}{error}\n", view.name, view.phase.name());
+        }
+        if all != self.shown {
+            say(&all);
+            self.shown = all;
+        }
+    }
+
+    /// Deletes everything the plugin has, and says whether all of it is gone.
+    pub async fn end(mut self, limit: Duration) -> bool {
+        let plugin = self.plugin.clone();
+        let stop = async {
+            let _ = plugin.shutdown(Some(limit)).await;
+        };
+        let show = async {
+            self.watch(limit, |_| false).await;
+        };
+        or(stop, show).await;
+        self.plugin.drain().await;
+        self.plugin.log_out().await;
+        self.plugin.views().iter().all(|view| view.phase.name() == "Deleted")
+    }
+}
+
+/// A failed call in words.
+pub fn text(error: CallError) -> String {
+    match error {
+        CallError::NotReady(text)
+        | CallError::Invalid(text)
+        | CallError::NotFound(text)
+        | CallError::Unavailable(text)
+        | CallError::Unsupported(text) => text,
+    }
+}

@@ -1,0 +1,183 @@
+//! `list`: the vApps in VCD that are named like the group's, and whose they are. Changes nothing.
+
+use super::output::{Paper, print, short};
+use super::runner::RunnerFile;
+use crate::cloud::{Href, Poll, Power, Reply, Request, UnixMs, VcdError};
+use crate::config::Config;
+use crate::group::{Owner, Ownership, Policy};
+use crate::vcd::Client;
+use serde_json::json;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+/// So much of a foreign vApp's description is shown.
+const MAX_DESCRIPTION: usize = 60;
+
+/// A vApp, and whose it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Item {
+    /// The vApp.
+    pub href: Href,
+    /// Its name.
+    pub name: String,
+    /// Its VM's power state, or its own if it has none.
+    pub power: Power,
+    /// A task works on it.
+    pub busy: bool,
+    /// Its VM's address.
+    pub address: Option<IpAddr>,
+    /// Time since it was made.
+    pub age: Option<Duration>,
+    /// When VCD suspends it or powers it off, by its lease; from now.
+    pub lease: Option<Duration>,
+    /// It belongs to the group.
+    pub is_ours: bool,
+    /// Whose it is, in words.
+    pub owner: String,
+}
+
+/// Logs in as `config` says and looks at all vApps of its prefix.
+pub fn gather(config: &Config) -> Result<Vec<Item>, String> {
+    let all = |errors: Vec<VcdError>| errors.iter().map(VcdError::to_string).collect::<Vec<_>>().join("; ");
+    let (client, _) = Client::open(config.vcd.clone()).map_err(all)?;
+    let items = look(&client, &config.policy);
+    client.close();
+    items.map_err(|error| error.to_string())
+}
+
+fn look(client: &Client, policy: &Policy) -> Result<Vec<Item>, VcdError> {
+    let Reply::Poll(poll) = client.call(&Request::Poll { vapps: true }, None)? else { return Ok(Vec::new()) };
+    let owner = Owner::new(policy);
+    let mut items = items(&poll, &owner);
+    for (item, verdict) in &mut items {
+        if *verdict != Ownership::Unsure {
+            continue;
+        }
+        // Only its own document tells.
+        let labelled = item.is_ours;
+        let Reply::Vapps(found) = client.call(&Request::Look { vapp: item.href.clone() }, None)? else { continue };
+        let description = found.first().and_then(|vapp| vapp.description.clone());
+        item.is_ours = owner.owns(&item.name, description.as_deref(), labelled);
+        item.owner = match item.is_ours {
+            true if description.as_deref().unwrap_or_default().is_empty() => "ours, by its label".into(),
+            true => "ours".into(),
+            false => foreign(description.as_deref()),
+        };
+    }
+    Ok(items.into_iter().map(|(item, _)| item).collect())
+}
+
+/// In VCD's order, by name. While a verdict is unsure, `is_ours` holds whether the vApp carries the group's label.
+fn items(poll: &Poll, owner: &Owner) -> Vec<(Item, Ownership)> {
+    let mut all: Vec<(Item, Ownership)> = Vec::new();
+    let since = |at: Option<UnixMs>| Some(Duration::from_millis(poll.now?.saturating_sub(at?)));
+    let until = |at: Option<UnixMs>| Some(Duration::from_millis(at?.saturating_sub(poll.now?)));
+    let labelled = |href: &Href| poll.vapps.iter().flatten().any(|vapp| vapp.href == *href && vapp.labelled);
+    for vm in &poll.vms {
+        let verdict = owner.judge_record(&vm.vapp_name, Some(&vm.description), labelled(&vm.vapp));
+        let item = Item {
+            href: vm.vapp.clone(),
+            name: vm.vapp_name.to_string(),
+            power: vm.power,
+            busy: vm.busy,
+            address: vm.address,
+            age: since(vm.created),
+            lease: until(vm.undeploy_at),
+            is_ours: verdict == Ownership::Ours || (verdict == Ownership::Unsure && labelled(&vm.vapp)),
+            owner: if verdict == Ownership::Ours { "ours".into() } else { foreign(Some(&vm.description)) },
+        };
+        all.push((item, verdict));
+    }
+    for vapp in poll.vapps.iter().flatten() {
+        if let Some((known, _)) = all.iter_mut().find(|(item, _)| item.href == vapp.href) {
+            known.busy |= vapp.busy;
+            continue;
+        }
+        let verdict = owner.judge_record(&vapp.name, vapp.description.as_deref(), vapp.labelled);
+        let item = Item {
+            href: vapp.href.clone(),
+            name: vapp.name.to_string(),
+            power: vapp.power,
+            busy: vapp.busy,
+            address: None,
+            age: since(vapp.created),
+            lease: None,
+            is_ours: verdict == Ownership::Unsure && vapp.labelled,
+            owner: foreign(None),
+        };
+        all.push((item, verdict));
+    }
+    all
+}
+
+fn foreign(description: Option<&str>) -> String {
+    match description.unwrap_or_default().trim() {
+        "" => "not ours".into(),
+        text => {
+            let cut: String = text.chars().take(MAX_DESCRIPTION).collect();
+            format!("not ours: {}", cut.escape_debug())
+        }
+    }
+}
+
+/// Prints the list of one runner's group.
+pub fn run(path: &Path, name: Option<&str>, as_json: bool) -> Result<(), String> {
+    let file = RunnerFile::read(path)?;
+    let config = file.only(name)?.config(false)?;
+    let items = gather(&config)?;
+    match as_json {
+        true => print(&format!("{}\n", json(&items))),
+        false if items.is_empty() => print(&format!("no vApp in VCD is named {}-*\n", config.policy.prefix)),
+        false => print(&table(&items)),
+    }
+    Ok(())
+}
+
+/// A fixed-width table.
+pub fn table(items: &[Item]) -> String {
+    let width = items.iter().map(|item| item.name.chars().count()).max().unwrap_or(0).max(4);
+    let head = format!("{:width$}  {:10}  {:15}  {:>5}  {:>5}  OWNER", "NAME", "STATE", "ADDRESS", "AGE", "LEASE");
+    let mut text = Paper::new().paint("1", &head) + "\n";
+    for item in items {
+        let address = item.address.map_or("-".into(), |address| address.to_string());
+        let time = |time: Option<Duration>| time.map_or("-".into(), short);
+        text += &format!(
+            "{:width$}  {:10}  {address:15}  {:>5}  {:>5}  {}\n",
+            item.name,
+            state(item),
+            time(item.age),
+            time(item.lease),
+            item.owner
+        );
+    }
+    text
+}
+
+fn json(items: &[Item]) -> serde_json::Value {
+    let item = |item: &Item| {
+        json!({
+            "name": item.name,
+            "href": &*item.href,
+            "state": state(item),
+            "busy": item.busy,
+            "address": item.address.map(|address| address.to_string()),
+            "age_seconds": item.age.map(|age| age.as_secs()),
+            "lease_seconds": item.lease.map(|lease| lease.as_secs()),
+            "ours": item.is_ours,
+            "owner": item.owner,
+        })
+    };
+    items.iter().map(item).collect()
+}
+
+fn state(item: &Item) -> &'static str {
+    match item.power {
+        _ if item.busy => "busy",
+        Power::On => "on",
+        Power::Off => "off",
+        Power::Suspended => "suspended",
+        Power::Failed => "failed",
+        Power::Other => "unclear",
+    }
+}

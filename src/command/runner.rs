@@ -1,0 +1,385 @@
+//! GitLab Runner's own config.toml: which runners use this plugin, and what they would give it. Unknown keys are the
+//! runner's business and are passed over.
+
+use crate::config::{self, Config, Connector};
+use serde_json::{Map, Value};
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::de::{DeTable, DeValue};
+
+/// Where GitLab Runner keeps it when it runs as a service.
+pub const DEFAULT_PATH: &str = "/etc/gitlab-runner/config.toml";
+/// A config.toml may have so many bytes.
+const MAX_FILE: u64 = 1024 * 1024;
+/// A private key may have so many bytes.
+const MAX_KEY: u64 = 64 * 1024;
+/// So many runners of a file are looked at.
+const MAX_RUNNERS: usize = 256;
+/// Names under which the plugin is installed: on PATH, and the last part of an OCI image's name.
+const PLUGIN_NAMES: [&str; 2] = ["fleeting-plugin-vcd", "vcd"];
+/// What the runner takes for `shutdown_timeout` if it is not given.
+pub const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Stands for a key that is not on this machine, where only the rest is to be judged.
+const STAND_IN: &str = "stand-in";
+
+/// What of a config.toml matters here.
+pub struct RunnerFile {
+    /// Where it was read.
+    pub path: PathBuf,
+    /// `concurrent`: jobs at a time, over all runners.
+    pub concurrent: u64,
+    /// `shutdown_timeout`.
+    pub shutdown_timeout: Duration,
+    /// How many `[[runners]]` there are in all.
+    pub count: usize,
+    /// Those that use this plugin.
+    pub runners: Vec<Runner>,
+}
+
+/// One of the `[[runners]]` with this plugin.
+pub struct Runner {
+    /// `name`.
+    pub name: String,
+    /// `executor`.
+    pub executor: String,
+    /// `limit`; 0: none.
+    pub limit: u64,
+    /// `capacity_per_instance`; 0: not given.
+    pub capacity: u64,
+    /// `max_use_count`; 0: any number.
+    pub max_use_count: u64,
+    /// `max_instances`; 0: not given.
+    pub max_instances: u64,
+    /// `delete_instances_on_shutdown`.
+    pub delete_on_shutdown: bool,
+    /// `state_storage.enabled`.
+    pub state_storage: bool,
+    /// The largest `idle_count` of its policies.
+    pub idle_count: u64,
+    /// `connector_config.use_external_addr`.
+    pub use_external_addr: bool,
+    /// plugin_config as the runner gives it to the plugin: JSON.
+    pub plugin_config: Map<String, Value>,
+    /// connector_config as the runner gives it to the plugin.
+    pub connector: Connector,
+    /// `connector_config.key_path`, if given.
+    pub key_path: Option<PathBuf>,
+    /// What is wrong with the parts that are the runner's.
+    pub mistakes: Vec<String>,
+    /// The key file could not be read: why.
+    pub key_unread: Option<String>,
+}
+
+impl RunnerFile {
+    /// Reads `path`. The error says what to do; it quotes nothing of the file.
+    pub fn read(path: &Path) -> Result<RunnerFile, String> {
+        let text = read_limited(path, MAX_FILE).map_err(|why| {
+            format!("read {}: {why}; --config names another file, and root may be needed to read it", path.display())
+        })?;
+        let text = String::from_utf8(text).map_err(|_| format!("read {}: it is not UTF-8", path.display()))?;
+        let table = DeTable::parse(&text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            format!("{} is not TOML: line {}: {}", path.display(), before.matches('\n').count() + 1, error.message())
+        })?;
+        let root = object(table.get_ref());
+        let mut file = RunnerFile {
+            path: path.to_owned(),
+            concurrent: whole(&root, "concurrent"),
+            shutdown_timeout: match whole(&root, "shutdown_timeout") {
+                0 => DEFAULT_SHUTDOWN_TIMEOUT,
+                seconds => Duration::from_secs(seconds),
+            },
+            count: 0,
+            runners: Vec::new(),
+        };
+        let folder = path.parent().unwrap_or(Path::new("."));
+        for runner in root.get("runners").and_then(Value::as_array).into_iter().flatten().take(MAX_RUNNERS) {
+            file.count += 1;
+            if let Some(runner) = Runner::read(runner, folder) {
+                file.runners.push(runner);
+            }
+        }
+        Ok(file)
+    }
+
+    /// Those of the runners that are meant: all, or the one of this name. The error says which there are.
+    pub fn select(&self, name: Option<&str>) -> Result<Vec<&Runner>, String> {
+        let chosen: Vec<&Runner> =
+            self.runners.iter().filter(|runner| name.is_none_or(|name| runner.name == name)).collect();
+        if !chosen.is_empty() {
+            return Ok(chosen);
+        }
+        let place = self.path.display();
+        let names: Vec<String> = self.runners.iter().map(|runner| format!("{:?}", runner.name)).collect();
+        Err(match (name, names.is_empty()) {
+            (_, true) => format!(
+                "{place}: none of its {} [[runners]] has plugin = {:?} in [runners.autoscaler]",
+                self.count, PLUGIN_NAMES[0]
+            ),
+            (name, false) => format!(
+                "{place}: no runner {:?} with this plugin; there {} {}",
+                name.unwrap_or_default(),
+                if names.len() == 1 { "is" } else { "are" },
+                names.join(", ")
+            ),
+        })
+    }
+
+    /// The one runner that is meant.
+    pub fn only(&self, name: Option<&str>) -> Result<&Runner, String> {
+        match self.select(name)?.as_slice() {
+            [only] => Ok(only),
+            many => {
+                let names: Vec<String> = many.iter().map(|runner| format!("{:?}", runner.name)).collect();
+                Err(format!("{}: which runner? Give --runner: {}", self.path.display(), names.join(", ")))
+            }
+        }
+    }
+}
+
+impl Runner {
+    /// `None` if it uses another plugin, or none.
+    fn read(runner: &Value, folder: &Path) -> Option<Runner> {
+        let runner = runner.as_object()?;
+        let autoscaler = runner.get("autoscaler")?.as_object()?;
+        if !is_this_plugin(autoscaler.get("plugin")?.as_str()?) {
+            return None;
+        }
+        let table = |name: &str| autoscaler.get(name).and_then(Value::as_object).cloned().unwrap_or_default();
+        let connector = table("connector_config");
+        let policies = autoscaler.get("policy").and_then(Value::as_array);
+        let mut read = Runner {
+            name: text(runner, "name"),
+            executor: text(runner, "executor"),
+            limit: whole(runner, "limit"),
+            capacity: whole(autoscaler, "capacity_per_instance"),
+            max_use_count: whole(autoscaler, "max_use_count"),
+            max_instances: whole(autoscaler, "max_instances"),
+            delete_on_shutdown: flag(autoscaler, "delete_instances_on_shutdown"),
+            state_storage: flag(&table("state_storage"), "enabled"),
+            idle_count: policies
+                .into_iter()
+                .flatten()
+                .map(|p| p.as_object().map_or(0, |p| whole(p, "idle_count")))
+                .max()
+                .unwrap_or(0),
+            use_external_addr: flag(&connector, "use_external_addr"),
+            plugin_config: table("plugin_config"),
+            connector: Connector {
+                os: text(&connector, "os"),
+                arch: text(&connector, "arch"),
+                protocol: text(&connector, "protocol"),
+                username: text(&connector, "username"),
+                password: text(&connector, "password"),
+                key: Vec::new(),
+                use_static_credentials: flag(&connector, "use_static_credentials"),
+                keepalive: 0,
+                timeout: 0,
+                protocol_port: i64::try_from(whole(&connector, "protocol_port")).unwrap_or(i64::MAX),
+            },
+            key_path: Some(text(&connector, "key_path")).filter(|path| !path.is_empty()).map(PathBuf::from),
+            mistakes: Vec::new(),
+            key_unread: None,
+        };
+        for (name, to) in [("keepalive", &mut read.connector.keepalive), ("timeout", &mut read.connector.timeout)] {
+            match connector.get(name).map(duration) {
+                None => {}
+                Some(Some(nanos)) => *to = nanos,
+                Some(None) => {
+                    read.mistakes.push(format!("connector_config: {name}: expected a duration such as \"10m\""))
+                }
+            }
+        }
+        if let Some(path) = &read.key_path {
+            // The runner reads it from where it is started, as a rule its configuration's folder.
+            match read_limited(&folder.join(path), MAX_KEY) {
+                Ok(key) => read.connector.key = key,
+                Err(why) => read.key_unread = Some(format!("connector_config: key_path: {}: {why}", path.display())),
+            }
+        }
+        Some(read)
+    }
+
+    /// What the plugin makes of it at Init, or every mistake. `offline`: a key that is not on this machine is no mistake.
+    pub fn config(&self, offline: bool) -> Result<Config, String> {
+        let mut connector = self.connector.clone();
+        let mut mistakes = self.mistakes.clone();
+        match &self.key_unread {
+            Some(_) if offline && connector.password.is_empty() => connector.password = STAND_IN.into(),
+            Some(why) if !offline => mistakes.push(why.clone()),
+            _ => {}
+        }
+        let parsed = Config::parse(&self.json(), &connector);
+        match (parsed, mistakes.is_empty()) {
+            (Ok(config), true) => Ok(config),
+            (Ok(_), false) => Err(mistakes.join("; ")),
+            (Err(more), _) => {
+                mistakes.push(more);
+                Err(mistakes.join("; "))
+            }
+        }
+    }
+
+    /// plugin_config as bytes.
+    pub fn json(&self) -> Vec<u8> {
+        Value::Object(self.plugin_config.clone()).to_string().into_bytes()
+    }
+}
+
+/// True for `fleeting-plugin-vcd`, a path to it, and an OCI image of that name or `vcd`, with or without a version.
+fn is_this_plugin(plugin: &str) -> bool {
+    let last = plugin.rsplit(['/', '\\']).next().unwrap_or_default();
+    let name = last.split([':', '@']).next().unwrap_or_default();
+    let name = name.strip_suffix(".exe").unwrap_or(name);
+    PLUGIN_NAMES.contains(&name)
+}
+
+/// A table as JSON, as the runner passes plugin_config on. Dates become text. The parser bounds how deep tables nest.
+fn object(table: &DeTable<'_>) -> Map<String, Value> {
+    let mut object = Map::new();
+    for (key, value) in table.iter() {
+        object.insert(key.get_ref().to_string(), json(value.get_ref()));
+    }
+    object
+}
+
+fn json(value: &DeValue<'_>) -> Value {
+    match value {
+        DeValue::String(text) => text.as_ref().into(),
+        DeValue::Integer(number) => {
+            i64::from_str_radix(number.as_str(), number.radix()).map_or(Value::Null, Value::from)
+        }
+        // JSON has no plus sign, infinity or NaN; nor has any key of ours a fraction.
+        DeValue::Float(number) => serde_json::from_str(number.as_str().trim_start_matches('+')).unwrap_or_default(),
+        DeValue::Boolean(flag) => (*flag).into(),
+        DeValue::Datetime(date) => date.to_string().into(),
+        DeValue::Array(all) => all.iter().map(|value| json(value.get_ref())).collect(),
+        DeValue::Table(table) => object(table).into(),
+    }
+}
+
+#[inline(never)]
+fn flag(table: &Map<String, Value>, name: &str) -> bool {
+    table.get(name).and_then(Value::as_bool) == Some(true)
+}
+
+#[inline(never)]
+fn text(table: &Map<String, Value>, name: &str) -> String {
+    table.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+#[inline(never)]
+fn whole(table: &Map<String, Value>, name: &str) -> u64 {
+    table.get(name).and_then(Value::as_u64).unwrap_or_default()
+}
+
+/// Nanoseconds, as a number or as Go writes durations.
+fn duration(value: &Value) -> Option<i64> {
+    match value {
+        Value::String(text) => i64::try_from(config::go_duration(text)?.as_nanos()).ok(),
+        other => other.as_i64(),
+    }
+}
+
+pub(super) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > limit { Err(format!("has more than the {limit} bytes allowed")) } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<RunnerFile, String> {
+        let name = format!("vcd-runner-{}-{:x}.toml", std::process::id(), text.as_ptr() as usize);
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        let read = RunnerFile::read(&path);
+        std::fs::remove_file(path).unwrap();
+        read
+    }
+
+    #[test]
+    fn the_plugin_is_known_by_all_its_names() {
+        for name in [
+            "fleeting-plugin-vcd",
+            "fleeting-plugin-vcd:0.1.0",
+            "/usr/local/bin/fleeting-plugin-vcd",
+            r"C:\GitLab-Runner\fleeting-plugin-vcd.exe",
+            "registry.example.com:5000/ci/fleeting-plugin-vcd:latest",
+            "vcd:1",
+        ] {
+            assert!(is_this_plugin(name), "{name}");
+        }
+        for name in ["fleeting-plugin-aws", "aws:latest", "vcd/aws", "", "my-vcd"] {
+            assert!(!is_this_plugin(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn runners_are_read_as_the_runner_passes_them_on() {
+        let file = file(
+            r#"
+            concurrent = 4
+            [[runners]]
+              name = "other"
+              executor = "shell"
+              token_obtained_at = 2026-01-02T03:04:05Z
+              token_expires_at = 0001-01-01T00:00:00Z
+            [[runners]]
+              name = "aws"
+              [runners.autoscaler]
+                plugin = "aws:latest"
+            [[runners]]
+              name = "vcd"
+              executor = "instance"
+              limit = 3
+              [runners.autoscaler]
+                plugin = "fleeting-plugin-vcd"
+                capacity_per_instance = 2
+                max_instances = 5
+                [runners.autoscaler.plugin_config]
+                  name = "n"
+                  cpu_count = 2
+                  debug = true
+                  share = 0.5
+                  list = ["a"]
+                  metadata = { a = "b" }
+                [runners.autoscaler.connector_config]
+                  username = "ci"
+                  password = "secret"
+                  use_static_credentials = true
+                  timeout = "1m30s"
+                  keepalive = 5
+                [[runners.autoscaler.policy]]
+                  idle_count = 1
+                [[runners.autoscaler.policy]]
+                  idle_count = 7
+            "#,
+        )
+        .unwrap();
+        assert_eq!((file.count, file.runners.len(), file.concurrent), (3, 1, 4));
+        assert_eq!(file.shutdown_timeout, DEFAULT_SHUTDOWN_TIMEOUT);
+        let runner = file.only(None).unwrap();
+        assert_eq!((runner.limit, runner.capacity, runner.max_instances, runner.idle_count), (3, 2, 5, 7));
+        assert_eq!((runner.connector.timeout, runner.connector.keepalive), (90_000_000_000, 5));
+        let expected = r#"{"cpu_count":2,"debug":true,"list":["a"],"metadata":{"a":"b"},"name":"n","share":0.5}"#;
+        assert_eq!(String::from_utf8(runner.json()).unwrap(), expected);
+        let mistakes = runner.config(false).unwrap_err();
+        assert!(mistakes.contains("missing required plugin config: url"), "{mistakes}");
+        assert!(file.only(Some("aws")).err().unwrap().contains("there is \"vcd\""));
+    }
+
+    #[test]
+    fn a_syntax_error_names_the_line_and_quotes_nothing() {
+        let error = file("concurrent = 1\ntoken = \"glrt-secret\" x\n").err().unwrap();
+        assert!(error.contains("line 2") && !error.contains("secret"), "{error}");
+        assert!(file("a = 1").unwrap().select(None).err().unwrap().contains("none of its 0 [[runners]]"));
+        let nested = format!("a = {}", "[".repeat(10_000));
+        assert!(file(&nested).is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! That a plugin serves a group on this machine, seen by other processes: an abstract Unix socket of the group's name, which
+//! leaves nothing behind and ends with the process. Nothing is said over it. Linux only; elsewhere nothing is seen.
+
+#[cfg(target_os = "linux")]
+use ring::digest::{SHA256, digest};
+
+/// So many plugins of one group on one machine are told apart: while one ends, the next one begins.
+#[cfg(target_os = "linux")]
+const PLACES: usize = 4;
+
+/// Held while a plugin serves.
+pub struct Presence {
+    #[cfg(target_os = "linux")]
+    _socket: std::os::unix::net::UnixListener,
+    /// Another process was there before.
+    pub is_second: bool,
+}
+
+impl Presence {
+    /// Makes this process visible as a plugin of the group that `identity` names. `None` if that cannot be done here.
+    pub fn claim(identity: &[&str]) -> Option<Presence> {
+        #[cfg(target_os = "linux")]
+        return (0..PLACES).find_map(|place| {
+            use std::os::unix::net::UnixListener;
+            let _socket = UnixListener::bind_addr(&address(identity, place)?).ok()?;
+            Some(Presence { _socket, is_second: place > 0 })
+        });
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = identity;
+            None
+        }
+    }
+
+    /// True if a process on this machine (in the same network namespace) serves the group that `identity` names.
+    pub fn is_held(identity: &[&str]) -> bool {
+        #[cfg(target_os = "linux")]
+        return (0..PLACES).filter_map(|place| address(identity, place)).any(|address| {
+            let bound = std::os::unix::net::UnixListener::bind_addr(&address);
+            bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+        });
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = identity;
+            false
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn address(identity: &[&str], place: usize) -> Option<std::os::unix::net::SocketAddr> {
+    use std::fmt::Write as _;
+    use std::os::linux::net::SocketAddrExt as _;
+    // A name has 107 bytes; the parts of an identity may be longer.
+    let hash = digest(&SHA256, identity.join("\0").as_bytes());
+    let mut name = String::from("fleeting-plugin-vcd/");
+    for byte in hash.as_ref() {
+        // Writing to a String cannot fail.
+        let _ = write!(name, "{byte:02x}");
+    }
+    let _ = write!(name, "/{place}");
+    std::os::unix::net::SocketAddr::from_abstract_name(name).ok()
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_seen_while_it_is_served() {
+        let process = std::process::id().to_string();
+        let (ours, other) = ([process.as_str(), "a", "b"], [process.as_str(), "ab", ""]);
+        assert!(!Presence::is_held(&ours));
+        let first = Presence::claim(&ours).unwrap();
+        let second = Presence::claim(&ours).unwrap();
+        assert_eq!((first.is_second, second.is_second), (false, true));
+        drop(first);
+        assert!(Presence::is_held(&ours), "the second is still there");
+        assert!(!Presence::is_held(&other));
+        drop(second);
+        assert!(!Presence::is_held(&ours));
+    }
+}

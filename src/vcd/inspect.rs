@@ -1,0 +1,313 @@
+//! Facts about the place where VMs are to be made, for people who set it up: what `check` shows. A plugin that serves asks
+//! none of this. It judges nothing: what is enough for a group is the caller's to say.
+
+use super::errors::{self, Stage};
+use super::names::{Names, has_tpm};
+use super::{Call, Client, OPEN_TIMEOUT, Settings, last_part, query, xml};
+use crate::cloud::{ErrorKind, Href, VcdError};
+use roxmltree::Node;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+use ureq::http::Method;
+
+/// At most so many pages of a role's rights are read, of [`RIGHTS_PAGE`] each: VCD has some 400 rights.
+const MAX_RIGHTS_PAGES: usize = 8;
+/// Rights in a page: the most that VCD gives.
+const RIGHTS_PAGE: usize = 128;
+/// So many roles of a user are looked at.
+const MAX_ROLES: usize = 8;
+
+/// A client that is logged in and has resolved nothing yet. Each question is asked of VCD when it is put.
+pub struct Inspector(Client);
+
+/// Who is logged in (`/cloudapi/1.0.0/sessions/current`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Login {
+    /// The API version in use.
+    pub api_version: String,
+    /// How long a session lasts, if VCD said so.
+    pub life: Option<Duration>,
+    /// The user's name; empty if VCD did not tell.
+    pub user: String,
+    /// The org's name as VCD writes it; empty if VCD did not tell.
+    pub org: String,
+    /// URN of the org.
+    pub org_id: String,
+    /// Names of the user's roles.
+    pub roles: Vec<String>,
+    /// URNs of the roles.
+    role_ids: Vec<String>,
+}
+
+/// A VDC's limits (`GET /api/vdc/ID`). `None`: no limit, or not told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VdcFacts {
+    /// The VDC.
+    pub href: Href,
+    /// At most so many VMs.
+    pub vm_quota: Option<u64>,
+    /// So many VMs are there, others' included as far as the user sees them.
+    pub vms: u64,
+    /// Limit and use of memory, MB.
+    pub memory_mb: (Option<u64>, u64),
+}
+
+/// A network's static pool (`GET /api/network/ID`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkFacts {
+    /// Addresses in the static pool.
+    pub pool: u64,
+    /// Of these so many are in use; `None` if VCD does not tell.
+    pub used: Option<u64>,
+}
+
+/// A storage profile's limit (`OrgVdcStorageProfileRecord`), MB.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorageFacts {
+    /// `None`: no limit.
+    pub limit_mb: Option<u64>,
+    /// In use.
+    pub used_mb: u64,
+}
+
+/// A template and its one VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TemplateFacts {
+    /// Its name, which a pattern may have chosen.
+    pub name: String,
+    /// Its catalog.
+    pub catalog: String,
+    /// The guest OS as VCD shows it.
+    pub guest_os: String,
+    /// CPUs and memory in MB, 0 if not told.
+    pub hardware: (u64, u64),
+    /// Size of the first disk in MB, if it has one.
+    pub disk_mb: Option<u64>,
+    /// Version of VMware Tools; `Some("0")` or empty: none installed; `None`: VCD does not tell.
+    pub tools: Option<String>,
+    /// Guest customization is turned on in the template; `None`: VCD does not tell.
+    pub customizes: Option<bool>,
+    /// How many NICs it has.
+    pub nics: usize,
+    /// It has a TPM.
+    pub tpm: bool,
+}
+
+/// The org's rules for leases of vApps (`VAppLeaseSettings`); zero: never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseRules {
+    /// The longest that a vApp may run before it is suspended or powered off.
+    pub runtime: Duration,
+    /// The longest that a stopped vApp is kept.
+    pub storage: Duration,
+}
+
+impl Inspector {
+    /// Agrees on a version and logs in.
+    pub fn log_in(settings: Settings) -> Result<(Inspector, Login), VcdError> {
+        let client = Client::new(settings)?;
+        let inspector = Inspector(client);
+        let login = inspector.session();
+        login.map_err(|e| inspector.0.finish(e, None)).map(|login| (inspector, login))
+    }
+
+    /// Ends the session.
+    pub fn close(&self) {
+        self.0.close();
+    }
+
+    fn session(&self) -> Result<Login, VcdError> {
+        let call = call("read the session");
+        let pass = self.0.pass(None, call.deadline)?;
+        let mut login =
+            Login { api_version: pass.version.to_string(), life: self.0.session.view().ends_in, ..Login::default() };
+        // Who we are is not needed for anything but this report.
+        let Ok(json) = self.json(&call, "/cloudapi/1.0.0/sessions/current") else { return Ok(login) };
+        let text = |place: &str, key: &str| {
+            json.get(place).and_then(|of| of.get(key)).and_then(|v| v.as_str()).unwrap_or_default().to_owned()
+        };
+        login.user = text("user", "name");
+        login.org = text("org", "name");
+        login.org_id = text("org", "id");
+        let list = |key: &str| json.get(key).and_then(|v| v.as_array()).into_iter().flatten().take(MAX_ROLES);
+        login.roles = list("roles").filter_map(|role| role.as_str()).map(str::to_owned).collect();
+        login.role_ids =
+            list("roleRefs").filter_map(|role| role.get("id").and_then(|id| id.as_str())).map(str::to_owned).collect();
+        Ok(login)
+    }
+
+    /// The names of all rights that the user has by its roles; `None` if it may not read them.
+    pub fn rights(&self, login: &Login) -> Option<Vec<String>> {
+        let call = call("read the user's rights");
+        let mut all = Vec::new();
+        for role in &login.role_ids {
+            for page in 1..=MAX_RIGHTS_PAGES {
+                let path =
+                    format!("/cloudapi/1.0.0/roles/{}/rights?page={page}&pageSize={RIGHTS_PAGE}", query::encode(role));
+                let json = self.json(&call, &path).ok()?;
+                let values = json.get("values")?.as_array()?;
+                all.extend(values.iter().filter_map(|right| right.get("name")?.as_str()).map(str::to_owned));
+                if values.len() < RIGHTS_PAGE {
+                    break;
+                }
+            }
+        }
+        (!login.role_ids.is_empty()).then_some(all)
+    }
+
+    /// The org's rules for leases; `None` if the user may not read them.
+    pub fn lease_rules(&self, login: &Login) -> Option<LeaseRules> {
+        let id = login.org_id.rsplit(':').next().filter(|id| !id.is_empty())?;
+        let url = format!("{}/api/admin/org/{}/settings/vAppLeaseSettings", self.0.site.root, query::encode(id));
+        let call = call("read the org's lease settings");
+        let got = self.0.send(&call, Method::GET, &url, None).ok()?;
+        let document = xml::read(&got.body).ok()?;
+        let seconds =
+            |name| xml::text(document.root_element(), name).and_then(|n| n.parse().ok()).map(Duration::from_secs);
+        Some(LeaseRules { runtime: seconds("DeploymentLeaseSeconds")?, storage: seconds("StorageLeaseSeconds")? })
+    }
+
+    /// The VDC.
+    pub fn vdc(&self) -> Result<VdcFacts, VcdError> {
+        let call = call(format!("read VDC {:?}", self.0.settings.vdc));
+        self.finish((|| {
+            let href = self.0.find_vdc(&call)?;
+            let got = self.0.send(&call, Method::GET, &href, None)?;
+            let document = xml::read(&got.body).map_err(|why| unusable(&call, why))?;
+            let root = document.root_element();
+            let memory = xml::child(root, "ComputeCapacity").and_then(|c| xml::child(c, "Memory"));
+            let memory = memory.filter(|m| xml::text(*m, "Units") == Some("MB"));
+            let filter = format!("isVAppTemplate==false;vdc=={}", query::value(&href));
+            let mut vms = 0;
+            self.0.page(&call, "vm", &filter, "sortAsc=name", 1, |record| {
+                let total = record.parent_element().and_then(|all| xml::attribute(all, "total"));
+                vms = total.and_then(|n| n.parse().ok()).unwrap_or(vms + 1);
+                Ok(())
+            })?;
+            Ok(VdcFacts {
+                vm_quota: number(root, "VmQuota").filter(|n| *n > 0),
+                vms,
+                memory_mb: (
+                    memory.and_then(|m| number(m, "Limit")).filter(|n| *n > 0),
+                    memory.and_then(|m| number(m, "Used")).unwrap_or(0),
+                ),
+                href,
+            })
+        })())
+    }
+
+    /// The network.
+    pub fn network(&self, vdc: Option<&Href>) -> Result<NetworkFacts, VcdError> {
+        let call = call(format!("read network {:?}", self.0.settings.network));
+        self.finish((|| {
+            let href = self.0.find_network(&call, vdc)?;
+            let got = self.0.send(&call, Method::GET, &href, None)?;
+            let document = xml::read(&got.body).map_err(|why| unusable(&call, why))?;
+            let (mut pool, mut used) = (0, None);
+            for scope in elements(document.root_element(), "IpScope") {
+                pool += elements(scope, "IpRange").filter_map(addresses).sum::<u64>();
+                if let Some(allocated) = xml::child(scope, "AllocatedIpAddresses") {
+                    used = Some(used.unwrap_or(0) + xml::children(allocated, "IpAddress").count() as u64);
+                }
+            }
+            Ok(NetworkFacts { pool, used })
+        })())
+    }
+
+    /// The storage profile.
+    pub fn storage(&self, vdc: Option<&Href>) -> Result<StorageFacts, VcdError> {
+        let call = call(format!("read storage profile {:?}", self.0.settings.storage_profile));
+        self.finish((|| {
+            let profile = self.0.find_storage_profile(&call, vdc)?;
+            let name = query::value(&self.0.settings.storage_profile);
+            let mut facts = StorageFacts { limit_mb: None, used_mb: 0 };
+            self.0.records(&call, "orgVdcStorageProfile", &format!("name=={name}"), |record| {
+                let same = xml::attribute(record, "href").is_some_and(|href| last_part(href) == last_part(&profile));
+                if same {
+                    let number = |name| xml::attribute(record, name).and_then(|n| n.parse::<u64>().ok());
+                    facts.limit_mb = number("storageLimitMB").filter(|mb| *mb > 0);
+                    facts.used_mb = number("storageUsedMB").unwrap_or(0);
+                }
+                Ok(())
+            })?;
+            Ok(facts)
+        })())
+    }
+
+    /// A compute policy of the VDC: sizing or placement.
+    pub fn policy(&self, vdc: &Href, name: &str, sizing: bool) -> Result<(), VcdError> {
+        let call = call(format!("read compute policy {name:?}"));
+        self.finish(self.0.find_policy(&call, vdc, name, sizing).map(drop))
+    }
+
+    /// The template.
+    pub fn template(&self) -> Result<TemplateFacts, VcdError> {
+        let call = call(format!("read template {:?}", self.0.settings.template));
+        self.finish((|| {
+            let found = Names::default().with(self.0.find_template(&call)?);
+            let got = self.0.send(&call, Method::GET, &found.template_vm, None)?;
+            let document = xml::read(&got.body).map_err(|why| unusable(&call, why))?;
+            let root = document.root_element();
+            let guest = elements(root, "GuestCustomizationSection").next();
+            let runtime = elements(root, "VMWareTools").next();
+            let tools = elements(root, "VmSpecSection").next().and_then(|spec| xml::child(spec, "VmToolsVersion"));
+            let tools = tools
+                .map(|tools| tools.text().unwrap_or_default().trim().to_owned())
+                .or(runtime.map(|tools| xml::attribute(tools, "version").unwrap_or_default().to_owned()));
+            let quantity = |kind: &str| {
+                let item = elements(root, "Item").find(|item| xml::text(*item, "ResourceType") == Some(kind));
+                item.and_then(|item| number(item, "VirtualQuantity")).unwrap_or(0)
+            };
+            Ok(TemplateFacts {
+                name: found.template_name,
+                catalog: found.catalog_name,
+                guest_os: found.guest_os,
+                hardware: (quantity("3"), quantity("4")),
+                disk_mb: found.disk.map(|disk| disk.capacity_mb),
+                tools,
+                customizes: guest.and_then(|g| xml::text(g, "Enabled")).map(|enabled| enabled == "true"),
+                nics: elements(root, "NetworkConnection").count(),
+                tpm: has_tpm(root),
+            })
+        })())
+    }
+
+    fn json(&self, call: &Call, path: &str) -> Result<serde_json::Value, VcdError> {
+        let url = format!("{}{path}", self.0.site.root);
+        let got = self.0.send_for("application/json", call, Method::GET, &url, None)?;
+        serde_json::from_str(&got.body).map_err(|_| unusable(call, "not JSON"))
+    }
+
+    fn finish<T>(&self, result: Result<T, VcdError>) -> Result<T, VcdError> {
+        result.map_err(|e| self.0.finish(e, None))
+    }
+}
+
+fn call(what: impl Into<String>) -> Call {
+    Call { operation: "resolve", what: what.into(), changes: false, deadline: Instant::now() + OPEN_TIMEOUT }
+}
+
+fn unusable(call: &Call, why: impl Into<String>) -> VcdError {
+    errors::unusable(&call.what, Stage::Read, 200, why)
+}
+
+/// All elements of this name below `node`.
+fn elements<'a, 'i: 'a>(node: Node<'a, 'i>, name: &'static str) -> impl Iterator<Item = Node<'a, 'i>> {
+    node.descendants().filter(move |n| n.is_element() && xml::local(*n) == name)
+}
+
+fn number(node: Node, name: &str) -> Option<u64> {
+    xml::text(node, name)?.parse().ok()
+}
+
+/// How many addresses a range holds.
+fn addresses(range: Node) -> Option<u64> {
+    let end = |name| xml::text(range, name).and_then(|a| a.parse::<Ipv4Addr>().ok()).map(u32::from);
+    let (first, last) = (end("StartAddress")?, end("EndAddress")?);
+    Some(u64::from(last.checked_sub(first)?) + 1)
+}
+
+/// True if the thing is not there, or not usable, by what the client found out itself: not a failure to ask.
+pub fn is_about_names(e: &VcdError) -> bool {
+    e.status == 0 && matches!(e.kind, ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::State)
+}

@@ -161,6 +161,14 @@ mod tests {
     }
 
     #[test]
+    fn chance_is_splitmix64s() {
+        let mut rng = Rng::new(1_234_567);
+        let known = [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423_u64];
+        assert_eq!(known.map(|_| rng.next()), known);
+        assert!((0..100).map(|_| rng.below(3)).all(|n| n < 3));
+    }
+
+    #[test]
     fn backoff_doubles_from_ten_seconds_to_five_minutes() {
         let mut rng = Rng::new(1);
         for (failures, of) in [(1, 10), (2, 20), (3, 40), (4, 80), (5, 160), (6, 300), (7, 300), (u32::MAX, 300)] {

@@ -319,7 +319,8 @@ impl World {
         }
     }
 
-    fn time(&self) -> Time {
+    /// The group's time.
+    pub fn now(&self) -> Time {
         Time(self.now - self.life_began)
     }
 
@@ -330,7 +331,7 @@ impl World {
             Happening::Wake { life } => {
                 if life == self.life && self.wake_at.is_some_and(|at| at <= self.now) {
                     self.wake_at = None;
-                    let time = self.time();
+                    let time = self.now();
                     if let Some(group) = &mut self.group {
                         group.tick(time);
                     }
@@ -359,7 +360,7 @@ impl World {
             Happening::Answer { life, number, ticket, answer } => {
                 if life == self.life {
                     self.say(|| format!("answer {ticket}: {}", brief(&answer)));
-                    let time = self.time();
+                    let time = self.now();
                     self.audit.answered(ticket);
                     if let Some(group) = &mut self.group {
                         group.answer(time, ticket, answer);
@@ -374,7 +375,7 @@ impl World {
                         IpAddr::V6(_) => false,
                     };
                     let result = if answers { Ok(()) } else { Err("connection refused".to_string()) };
-                    let time = self.time();
+                    let time = self.now();
                     if let Some(group) = &mut self.group {
                         group.probed(time, ticket, result);
                     }
@@ -450,7 +451,7 @@ impl World {
     }
 
     fn act(&mut self, act: Act) {
-        let time = self.time();
+        let time = self.now();
         match act {
             Act::Fault(fault, length, percent) => {
                 self.faults.insert(fault, (self.now + length, percent));

@@ -33,7 +33,7 @@ struct Unclaimed<'a> {
 impl Group {
     /// The poll that the group begins with.
     pub(super) fn adopt_first(&mut self, first: &Poll) {
-        for vapp in unclaimed(first) {
+        for vapp in unclaimed(first, |_| false) {
             self.claim(&vapp, first.now, true);
         }
         if self.instances.values().any(|i| !i.reported) {
@@ -64,19 +64,26 @@ impl Group {
         if std::mem::take(&mut self.poll.fails) > 0 {
             self.say_plain(Level::Info, "VCD answers polls again".into());
         }
-        let shown: BTreeMap<&str, &Vm> = poll.vms.iter().map(|vm| (&*vm.vapp, vm)).collect();
+        // Each VM by its vApp, and whether an instance stands for it.
+        let mut shown: BTreeMap<&str, (&Vm, bool)> = poll.vms.iter().map(|vm| (&*vm.vapp, (vm, false))).collect();
         let keys: Vec<Key> = self.instances.keys().copied().collect();
         for key in keys {
             let Some(i) = self.instances.get_mut(&key) else { continue };
+            if let Some((_, known)) = i.last_vapp.as_ref().and_then(|last| shown.get_mut(&**last)) {
+                *known = true;
+            }
             let Some(vapp) = i.vapp() else { continue };
-            match shown.get(&**vapp) {
-                Some(vm) => self.seen(key, vm, poll.now),
+            match shown.get_mut(&**vapp) {
+                Some((vm, known)) => {
+                    *known = true;
+                    self.seen(key, vm, poll.now);
+                }
                 // A poll that was sent before the vApp was known says nothing of it.
                 None if i.known < sent => i.missed = i.missed.saturating_add(1),
                 None => {}
             }
         }
-        for vapp in unclaimed(&poll) {
+        for vapp in unclaimed(&poll, |href| shown.get(href).is_some_and(|(_, known)| *known)) {
             self.claim(&vapp, poll.now, false);
         }
     }
@@ -328,11 +335,12 @@ impl Group {
     }
 }
 
-/// Each vApp of a poll once, with what its VM record and its vApp record say.
-fn unclaimed(poll: &Poll) -> Vec<Unclaimed<'_>> {
-    let records: BTreeMap<&str, &Vapp> = poll.vapps.iter().flatten().map(|vapp| (&*vapp.href, vapp)).collect();
+/// Each vApp of a poll once, but for those that are `known`, with what its VM record and its vApp record say.
+fn unclaimed(poll: &Poll, known: impl Fn(&str) -> bool) -> Vec<Unclaimed<'_>> {
+    let records = poll.vapps.iter().flatten().filter(|vapp| !known(&vapp.href));
+    let records: BTreeMap<&str, &Vapp> = records.map(|vapp| (&*vapp.href, vapp)).collect();
     let mut all: BTreeMap<&str, Unclaimed<'_>> = BTreeMap::new();
-    for vm in &poll.vms {
+    for vm in poll.vms.iter().filter(|vm| !known(&vm.vapp)) {
         let labelled = records.get(&*vm.vapp).is_some_and(|vapp| vapp.labelled);
         let description = Some(vm.description.as_str());
         let (vapp, name) = (&vm.vapp, &vm.vapp_name);

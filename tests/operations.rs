@@ -205,6 +205,29 @@ fn instances_are_suspended_and_resumed() {
 }
 
 #[test]
+fn a_resumed_instance_is_reached_at_its_new_address() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let plugin = start(&server, guest_port, json!({"ip_allocation_mode": "DHCP"})).await;
+        plugin.increase(1).await.unwrap();
+        let names = reach(&plugin, 1, State::Running).await;
+        let before = plugin.connect_info(&names[0]).await.unwrap().internal_addr;
+        plugin.suspend(&[&names[0]]).await.unwrap();
+        becomes(&plugin, &names[0], State::Suspended).await;
+        // Its lease of the address has ended meanwhile, and another has it.
+        let new: std::net::Ipv4Addr = "127.0.10.77".parse().unwrap();
+        server.with_model(|model| {
+            model.vms.values_mut().for_each(|vm| vm.nics.iter_mut().for_each(|nic| nic.address = Some(new)));
+        });
+        plugin.resume(&[&names[0]]).await.unwrap();
+        becomes(&plugin, &names[0], State::Running).await;
+        let after = plugin.connect_info(&names[0]).await.unwrap().internal_addr;
+        assert!(before != after && after == new.to_string(), "{before}, then {after}");
+        end(plugin).await;
+    });
+}
+
+#[test]
 fn what_cannot_be_suspended_runs_on() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);

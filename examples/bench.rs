@@ -191,8 +191,8 @@ async fn idle(binary: &Path, options: &Options) -> Result<(), String> {
     println!("idle for {} s with", options.idle);
     for size in [0, 10, 50, 128] {
         bench.scale(size).await?;
-        // Labels and the last looks of the growth are over.
-        Timer::after(Duration::from_secs(20)).await;
+        // Labels, which come half a minute later, and the last looks of the growth are over.
+        Timer::after(Duration::from_secs(45)).await;
         bench.counts_reset()?;
         let cpu = bench.cpu();
         Timer::after(Duration::from_secs(options.idle)).await;

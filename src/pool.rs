@@ -1,7 +1,10 @@
 //! A few threads for blocking calls. They start when first needed and then sleep until there is work: no wake-ups in idling.
+//! The one that slept last is woken first: in quiet times it is always the same one, and the memory of one is used.
 
-use smol::channel::{Receiver, Sender, bounded};
+use smol::channel::{Sender, bounded};
 use std::cell::Cell;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// At most so many threads, and so requests to VCD at a time.
@@ -14,18 +17,25 @@ const STACK: usize = 512 * 1024;
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The threads and their queue.
+#[derive(Default)]
 pub struct Pool {
-    jobs: Sender<Job>,
-    queue: Receiver<Job>,
-    threads: Cell<usize>,
+    shared: Arc<Mutex<Shared>>,
     busy: Cell<usize>,
 }
 
-impl Default for Pool {
-    fn default() -> Pool {
-        let (jobs, queue) = bounded(MAX_WAITING);
-        Pool { jobs, queue, threads: Cell::new(0), busy: Cell::new(0) }
-    }
+#[derive(Default)]
+struct Shared {
+    waiting: VecDeque<Job>,
+    /// Each takes one job.
+    asleep: Vec<Sender<Job>>,
+    threads: usize,
+    /// The pool is gone.
+    closed: bool,
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    // Jobs run outside of it.
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Pool {
@@ -39,10 +49,8 @@ impl Pool {
         });
         self.busy.set(self.busy.get() + 1);
         let _busy = Busy(&self.busy);
-        if self.busy.get() > self.threads.get() && self.threads.get() < THREADS {
-            self.start_thread();
-        }
-        self.jobs.try_send(job).ok()?;
+        self.hand_out(job);
+        // A job that is dropped unrun closes the channel.
         result.recv().await.ok()
     }
 
@@ -51,23 +59,60 @@ impl Pool {
         self.busy.get()
     }
 
-    /// Threads so far.
+    /// Threads that were started.
     pub fn threads(&self) -> usize {
-        self.threads.get()
+        lock(&self.shared).threads
     }
 
-    fn start_thread(&self) {
-        let queue = self.queue.clone();
-        let work = move || {
-            while let Ok(job) = queue.recv_blocking() {
-                job();
+    /// Wakes a thread for the job, starts one, or lets it wait.
+    fn hand_out(&self, job: Job) {
+        let mut shared = lock(&self.shared);
+        if let Some(thread) = shared.asleep.pop() {
+            let _ = thread.try_send(job);
+            return;
+        }
+        // One that has just ended its job takes the next, too.
+        if self.busy.get() > shared.threads && shared.threads < THREADS {
+            match start_thread(self.shared.clone()) {
+                Ok(_) => shared.threads += 1,
+                Err(error) => log::error!("start a thread for requests to VCD: {error}; the others go on"),
             }
-        };
-        match thread::Builder::new().name("vcd".into()).stack_size(STACK).spawn(work) {
-            Ok(_) => self.threads.set(self.threads.get() + 1),
-            Err(error) => log::error!("start a thread for requests to VCD: {error}; the others go on"),
+        }
+        if shared.threads > 0 && shared.waiting.len() < MAX_WAITING {
+            shared.waiting.push_back(job);
         }
     }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let mut shared = lock(&self.shared);
+        shared.closed = true;
+        shared.asleep.clear();
+    }
+}
+
+fn start_thread(shared: Arc<Mutex<Shared>>) -> std::io::Result<thread::JoinHandle<()>> {
+    let work = move || {
+        loop {
+            let mut now = lock(&shared);
+            if let Some(job) = now.waiting.pop_front() {
+                drop(now);
+                job();
+            } else if now.closed {
+                return;
+            } else {
+                let (wake, woken) = bounded(1);
+                now.asleep.push(wake);
+                drop(now);
+                match woken.recv_blocking() {
+                    Ok(job) => job(),
+                    Err(_) => return,
+                }
+            }
+        }
+    };
+    thread::Builder::new().name("vcd".into()).stack_size(STACK).spawn(work)
 }
 
 struct Busy<'a>(&'a Cell<usize>);
@@ -75,5 +120,41 @@ struct Busy<'a>(&'a Cell<usize>);
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smol::block_on;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn quiet_times_need_one_thread_and_busy_ones_no_more_than_all() {
+        let pool = Pool::default();
+        let who = || thread::current().id();
+        let seen: Vec<_> = (0..20).map(|_| block_on(pool.run(who)).unwrap()).collect();
+        assert!(seen.iter().all(|id| *id == seen[0]), "one after another");
+
+        // All threads meet; more calls wait.
+        let barrier = Arc::new(std::sync::Barrier::new(THREADS));
+        let meet = || {
+            let barrier = barrier.clone();
+            pool.run(move || {
+                barrier.wait();
+                thread::current().id()
+            })
+        };
+        let executor = smol::LocalExecutor::new();
+        let met: BTreeSet<String> = block_on(executor.run(async {
+            let tasks: Vec<_> = (0..THREADS * 3).map(|_| executor.spawn(meet())).collect();
+            let mut met = BTreeSet::new();
+            for task in tasks {
+                met.insert(format!("{:?}", task.await.unwrap()));
+            }
+            met
+        }));
+        assert_eq!(met.len(), THREADS);
+        assert_eq!(pool.busy(), 0);
     }
 }

@@ -674,6 +674,7 @@ impl Private {
     fn new() -> std::io::Result<Private> {
         let random = getrandom::u64().map_err(std::io::Error::other)?;
         let folder = std::env::temp_dir().join(format!("vcd-check-{random:016x}"));
+        #[cfg_attr(windows, allow(unused_mut))]
         let mut builder = fs::DirBuilder::new();
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);

@@ -10,7 +10,7 @@ use vcd_sim::faults::Rule;
 use vcd_sim::model::VappId;
 use vcd_sim::{Options, Server};
 
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 pub const SCRIPT: &str = "#!/bin/sh\necho 'ssh-ed25519 AAAAC3Nza <ci> & co' >> /root/.ssh/authorized_keys\r\n";
 pub const PASSWORD: &str = "S3cret & <more>";
 

@@ -14,10 +14,14 @@ fn main() {
     if variable("CARGO_CFG_TARGET_OS") != "linux" || variable("PROFILE") != "release" {
         return;
     }
-    println!("cargo::rustc-link-arg-bins=-Wl,-T,{}/unwind.ld", variable("CARGO_MANIFEST_DIR"));
+    // A linker that is called by itself, not by a compiler, takes its words as they are.
+    let linker = variable("RUSTC_LINKER");
+    let plain = linker.ends_with("ld");
+    let to_linker = if plain { "" } else { "-Wl," };
+    println!("cargo::rustc-link-arg-bins={to_linker}--script={}/unwind.ld", variable("CARGO_MANIFEST_DIR"));
     let for_this_machine = variable("HOST") == variable("TARGET") && variable("CARGO_CFG_TARGET_ENV") == "gnu";
     if for_this_machine && glibc().is_some_and(|version| version >= GLIBC_WITH_RELR) {
-        println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+        println!("cargo::rustc-link-arg-bins={to_linker}-zpack-relative-relocs");
     }
 }
 

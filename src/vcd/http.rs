@@ -24,6 +24,8 @@ pub const READ_TIMEOUT: Duration = Duration::from_secs(60);
 pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
 /// A larger response body is refused.
 pub const MAX_BODY: u64 = 8 * 1024 * 1024;
+/// Each connection has two buffers of so many bytes; an answer's headers must fit into one.
+const BUFFER: usize = 32 * 1024;
 /// A kept connection is not used after idling for this long: VCD might be about to close it.
 const MAX_IDLE_AGE: Duration = Duration::from_secs(10);
 /// A read follows so many redirects on VCD's own origin.
@@ -261,6 +263,8 @@ impl Http {
             .user_agent(USER_AGENT)
             .accept_encoding("identity")
             .max_idle_age(MAX_IDLE_AGE)
+            .input_buffer_size(BUFFER)
+            .output_buffer_size(BUFFER)
             .timeout_resolve(Some(CONNECT_TIMEOUT))
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_global(Some(FIRST_TIMEOUT))

@@ -547,3 +547,241 @@ impl Instance {
         Event { level, name: Some(self.name.clone()), phase: Some(self.phase()), text }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vapp() -> Href {
+        "v/1".into()
+    }
+
+    fn working(work: Work) -> There {
+        There::Working { work, vapp: vapp(), task: "t/1".into(), since: Time(0), cancelled: false }
+    }
+
+    /// Every place, in the order of [`There`], then every work.
+    fn places() -> [There; 16] {
+        let vapp = vapp();
+        [
+            There::Absent,
+            There::Unclear { since: Time(0), looks: 0 },
+            There::Fitting { vapp: vapp.clone() },
+            There::Booting { vapp: vapp.clone() },
+            There::Ready { vapp: vapp.clone() },
+            There::Suspended { vapp: vapp.clone(), since: Time(0) },
+            There::Scrap { vapp: vapp.clone() },
+            There::Leaving { vapp: vapp.clone() },
+            There::Stranger { vapp },
+            working(Work::Make { last: true }),
+            working(Work::Make { last: false }),
+            working(Work::Suspend),
+            working(Work::Resume),
+            working(Work::Held { asleep: true }),
+            working(Work::Held { asleep: false }),
+            working(Work::Remove),
+        ]
+    }
+
+    fn at(there: There) -> Instance {
+        Instance::new("ci-00000001".into(), there, Time(1000))
+    }
+
+    /// Which of [`places`] a question is true of.
+    fn which(of: impl Fn(&mut Instance) -> bool) -> Vec<usize> {
+        let all = places().into_iter().map(at).enumerate();
+        all.filter_map(|(n, mut i)| of(&mut i).then_some(n)).collect()
+    }
+
+    fn facts(power: Power, address: bool, customization: Customization) -> Facts {
+        let address = address.then(|| IpAddr::from([10, 0, 0, 1]));
+        Facts { power, busy: false, address, customization, guest_os: "Debian".into() }
+    }
+
+    #[test]
+    fn slots_are_taken_by_what_vcd_works_on() {
+        assert_eq!(which(|i| i.create_slot()), [1, 2, 9, 10]);
+        assert_eq!(which(|i| i.delete_slot()), [7, 15]);
+        assert_eq!(which(|i| i.other_slot()), [11, 12, 13, 14]);
+        let unsure = |i: &mut Instance| {
+            i.unsure = Some(Time(0));
+            i.other_slot()
+        };
+        assert_eq!(which(unsure), [4, 5, 11, 12, 13, 14]);
+        for asked in [
+            Asked::Create,
+            Asked::Fit(Fit::PowerOn),
+            Asked::Find,
+            Asked::Look,
+            Asked::Suspend,
+            Asked::Resume,
+            Asked::Delete,
+            Asked::Cancel,
+        ] {
+            let mut i = at(There::Absent);
+            i.asked = Some(asked);
+            let slots = (i.create_slot(), i.delete_slot(), i.other_slot());
+            let of = |kinds: &[Asked]| kinds.contains(&asked);
+            let expected = (of(&[Asked::Create]), of(&[Asked::Delete]), of(&[Asked::Suspend, Asked::Resume]));
+            assert_eq!(slots, expected, "{asked:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_run_is_known_by_its_place() {
+        assert_eq!(which(|i| i.is_ready()), [4]);
+        assert_eq!(which(|i| i.has_run()), [4, 5, 11, 12, 13, 14]);
+        let resumed = |i: &mut Instance| {
+            i.rouse(Time(9));
+            assert_eq!((i.goal, i.deadline), (Goal::Live, Time(9)));
+            i.has_run()
+        };
+        assert_eq!(which(resumed), [3, 4, 5, 11, 12, 13, 14]);
+        assert_eq!(which(|i| i.vapp().is_some()), [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        assert_eq!(which(|i| i.work().is_some()), [9, 10, 11, 12, 13, 14, 15]);
+        assert!(at(There::Absent).counts());
+        assert!(!Instance { ended: Some(Time(0)), ..at(There::Absent) }.counts());
+    }
+
+    #[test]
+    fn states_and_phases_follow_from_goal_and_place() {
+        use {Phase as P, State as S};
+        let tell = |goal, there: There, resumed, ended| {
+            let i = Instance { goal, resumed, ended, ..at(there) };
+            (i.state(), i.phase())
+        };
+        let (ready, asleep) = (There::Ready { vapp: vapp() }, There::Suspended { vapp: vapp(), since: Time(0) });
+        let booting = There::Booting { vapp: vapp() };
+        for (goal, there, resumed, seen) in [
+            (Goal::Live, There::Absent, false, (S::Creating, P::PendingCreate)),
+            (Goal::Live, There::Unclear { since: Time(0), looks: 0 }, false, (S::Creating, P::Creating)),
+            (Goal::Live, booting.clone(), false, (S::Creating, P::Creating)),
+            (Goal::Live, booting.clone(), true, (S::Resuming, P::Resuming)),
+            (Goal::Live, There::Absent, true, (S::Resuming, P::Resuming)),
+            (Goal::Live, ready.clone(), false, (S::Running, P::Running)),
+            (Goal::Live, ready.clone(), true, (S::Running, P::Running)),
+            (Goal::Live, asleep.clone(), true, (S::Resuming, P::Resuming)),
+            (Goal::Asleep, ready.clone(), false, (S::Suspending, P::Suspending)),
+            (Goal::Asleep, asleep.clone(), false, (S::Suspended, P::Suspended)),
+            (Goal::Gone(Cause::Asked), ready.clone(), false, (S::Deleting, P::PendingDelete)),
+            (Goal::Gone(Cause::Ill), asleep.clone(), true, (S::Deleting, P::PendingDelete)),
+            (Goal::Gone(Cause::Asked), working(Work::Remove), false, (S::Deleting, P::Deleting)),
+            (Goal::Gone(Cause::Timeout), booting, false, (S::Timeout, P::PendingDelete)),
+            (Goal::Gone(Cause::Timeout), There::Leaving { vapp: vapp() }, false, (S::Timeout, P::Deleting)),
+        ] {
+            assert_eq!(tell(goal, there.clone(), resumed, None), seen, "{goal:?} {there:?} {resumed}");
+        }
+        assert_eq!(tell(Goal::Gone(Cause::Asked), There::Absent, false, Some(Time(1))), (S::Deleted, P::Deleted));
+        assert_eq!(tell(Goal::Gone(Cause::Timeout), There::Absent, false, Some(Time(1))), (S::Timeout, P::Deleted));
+        let asked = Instance { asked: Some(Asked::Create), ..at(There::Absent) };
+        assert_eq!((asked.state(), asked.phase()), (S::Creating, P::Creating));
+        let all = [P::PendingCreate, P::Creating, P::Running, P::Suspending, P::Suspended, P::Resuming];
+        let all = all.into_iter().chain([P::PendingDelete, P::Deleting, P::Deleted]);
+        let resting: Vec<Phase> = all.filter(|phase| phase.rests()).collect();
+        assert_eq!(resting, [P::Running, P::Suspended, P::Deleted]);
+    }
+
+    #[test]
+    fn a_goal_to_go_tells_why() {
+        assert!(!Goal::Live.is_gone() && !Goal::Asleep.is_gone());
+        let causes =
+            [Cause::Asked, Cause::Shutdown, Cause::Timeout, Cause::Lost, Cause::Ill, Cause::Aged, Cause::Leftover];
+        assert!(causes.iter().all(|&cause| Goal::Gone(cause).is_gone()));
+        assert_eq!(causes.map(Cause::name), ["asked", "shutdown", "timeout", "lost", "ill", "aged", "leftover"]);
+        let stray = Instance::stray("ci-00000001".into(), There::Scrap { vapp: vapp() }, Time(5));
+        assert_eq!((stray.goal, stray.reported, stray.since), (Goal::Gone(Cause::Leftover), false, Time(5)));
+    }
+
+    #[test]
+    fn facts_are_complete_or_silent_only_when_on_with_an_address() {
+        use Customization::{Complete, Failed, Pending, Unknown, Working};
+        for power in [Power::On, Power::Off, Power::Suspended, Power::Failed, Power::Other] {
+            for address in [false, true] {
+                for customization in [Pending, Working, Complete, Failed, Unknown] {
+                    let facts = facts(power, address, customization);
+                    let up = power == Power::On && address;
+                    assert_eq!(facts.complete(), up && [Complete, Unknown].contains(&customization), "{facts:?}");
+                    assert_eq!(facts.silent(), up && customization == Pending, "{facts:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_may_be_held_is_looked_at_before_it_is_deleted() {
+        let scrapped = |change: fn(&mut Instance)| {
+            let mut i = at(There::Ready { vapp: vapp() });
+            i.facts = Some(facts(Power::On, true, Customization::Complete));
+            change(&mut i);
+            i.scrap(vapp());
+            matches!(i.there, There::Leaving { .. })
+        };
+        assert!(!scrapped(|_| {}));
+        assert!(!scrapped(|i| i.facts = None));
+        assert!(scrapped(|i| i.facts.as_mut().unwrap().busy = true));
+        assert!(scrapped(|i| i.earlier = true));
+        assert!(scrapped(|i| i.unsure = Some(Time(0))));
+    }
+
+    #[test]
+    fn a_new_place_begins_everything_anew() {
+        let mut i = at(There::Absent);
+        (i.steady, i.off, i.missed, i.patience) = (Some(Time(1)), 2, 3, 12);
+        i.place(There::Booting { vapp: vapp() }, Time(7));
+        assert!(matches!(i.there, There::Booting { .. }));
+        assert_eq!((i.steady, i.off, i.missed, i.patience), (None, 0, 0, 3));
+        assert_eq!((i.known, i.last_vapp.clone()), (Time(7), Some(vapp())));
+        i.place(There::Absent, Time(8));
+        assert_eq!((i.known, i.last_vapp), (Time(8), Some(vapp())), "late polls may still show it");
+    }
+
+    #[test]
+    fn a_poll_counts_for_a_minute() {
+        let minute = Time(61_000);
+        let mut i = at(There::Ready { vapp: vapp() });
+        assert!(!i.is_watched(Time(1000)), "no poll has shown it");
+        i.facts = Some(facts(Power::On, true, Customization::Complete));
+        assert!(i.is_watched(Time(1000)) && i.is_watched(minute));
+        assert!(!i.is_watched(Time(minute.0 + 1)));
+        i.there = There::Suspended { vapp: vapp(), since: Time(0) };
+        assert!(i.is_watched(Time(minute.0 + 1)));
+        i.facts = None;
+        assert!(i.is_watched(Time(1000)), "nobody need watch it");
+    }
+
+    #[test]
+    fn age_and_grace_are_added_up() {
+        let mut i = at(There::Ready { vapp: vapp() });
+        i.age_before = Duration::from_secs(10);
+        assert_eq!(i.age(Time(4000)), Duration::from_secs(13));
+        assert_eq!(i.grace(), CUSTOMIZATION_GRACE);
+        i.facts = Some(facts(Power::On, true, Customization::Pending));
+        assert_eq!(i.grace(), CUSTOMIZATION_GRACE);
+        i.facts.as_mut().unwrap().guest_os = "Microsoft Windows 11".into();
+        assert_eq!(i.grace(), CUSTOMIZATION_GRACE_WINDOWS);
+    }
+
+    #[test]
+    fn what_was_resumed_was_customized_before() {
+        let vm = Vm {
+            vapp: vapp(),
+            vapp_name: "ci-00000001".into(),
+            vm: "m/1".into(),
+            description: String::new(),
+            power: Power::On,
+            busy: true,
+            address: Some(IpAddr::from([10, 0, 0, 1])),
+            customization: Customization::Pending,
+            guest_os: "Debian".into(),
+            created: None,
+            cpus: 1,
+            memory_mb: 1,
+            undeploy_at: None,
+            delete_at: None,
+        };
+        let (first, again) = (Facts::of(&vm, false), Facts::of(&vm, true));
+        assert_eq!((first.power, first.busy, first.address), (vm.power, vm.busy, vm.address));
+        assert_eq!((first.customization, &*first.guest_os), (Customization::Pending, "Debian"));
+        assert_eq!(again.customization, Customization::Complete);
+    }
+}

@@ -208,4 +208,60 @@ mod tests {
         let pause = throttle.refused(now, &mut rng, Some(Duration::from_secs(100))).unwrap();
         assert_eq!(pause.as_secs(), 100);
     }
+
+    #[test]
+    fn chance_is_spread_evenly() {
+        let mut rng = Rng::new(5);
+        let below: Vec<u64> = (0..100).map(|_| rng.below(4)).collect();
+        assert_eq!((0..4).map(|n| below.iter().filter(|&&b| b == n).count()).filter(|&n| n > 10).count(), 4);
+        assert_eq!(rng.below(0), 0);
+        let mut ms: Vec<u128> = (0..1000).map(|_| rng.jitter(Duration::from_millis(12), 25).as_millis()).collect();
+        ms.sort_unstable();
+        ms.dedup();
+        assert_eq!(ms, [9, 10, 11, 12, 13, 14, 15]);
+        assert_eq!(rng.jitter(Duration::from_secs(7), 0), Duration::from_secs(7));
+        let long: Vec<u64> = (0..1000).map(|_| long_backoff(&mut rng).as_secs()).collect();
+        assert!(long.iter().all(|s| (225..=375).contains(s)), "{long:?}");
+        assert!(long.iter().any(|&s| s < 235) && long.iter().any(|&s| s > 365), "{long:?}");
+    }
+
+    #[test]
+    fn the_breaker_counts_and_is_shut_to_the_moment() {
+        let mut breaker = Breaker::default();
+        let now = Time(1000);
+        for failures in 1..=3 {
+            assert_eq!((breaker.until(now), breaker.allows(now)), (None, u32::MAX));
+            breaker.failure(now);
+            assert_eq!(breaker.failures(), failures);
+        }
+        let until = now + Duration::from_secs(300);
+        let just_before = Time(until.0 - 1);
+        assert_eq!((breaker.until(just_before), breaker.allows(just_before)), (Some(until), 0));
+        assert_eq!(breaker.failure(just_before), None);
+        assert_eq!((breaker.until(until), breaker.allows(until)), (None, 1));
+        breaker.success();
+        assert_eq!((breaker.failures(), breaker.until(just_before)), (0, None));
+    }
+
+    #[test]
+    fn the_throttle_counts_and_ends_to_the_moment() {
+        let (mut throttle, mut rng) = (Throttle::default(), Rng::new(9));
+        assert_eq!((throttle.until(Time(0)), throttle.pauses()), (None, 0));
+        let pause = throttle.refused(Time(1000), &mut rng, None).unwrap();
+        let until = Time(1000) + pause;
+        let just_before = Time(until.0 - 1);
+        assert_eq!((throttle.until(just_before), throttle.until(until)), (Some(until), None));
+        // What ends within the pause is no reason for a longer one; what ends after it is.
+        assert_eq!(throttle.refused(just_before, &mut rng, Some(Duration::from_millis(1))), None);
+        assert_eq!(throttle.pauses(), 1);
+        let longer = throttle.refused(just_before, &mut rng, Some(Duration::from_secs(100))).unwrap();
+        assert_eq!(longer, Duration::from_secs(100));
+        assert_eq!((throttle.pauses(), throttle.until(just_before)), (2, Some(just_before + longer)));
+        let most = throttle.refused(just_before, &mut rng, Some(Duration::from_secs(1000))).unwrap();
+        assert_eq!((most, throttle.pauses()), (THROTTLE_PAUSE_MAX, 3));
+        // One that VCD takes makes the next pause short again.
+        throttle.accepted();
+        let now = throttle.until(just_before).unwrap();
+        secs(throttle.refused(now, &mut rng, None).unwrap(), 50, 15);
+    }
 }

@@ -168,4 +168,34 @@ mod tests {
         assert!(of("0123abcd").locks_out(name, None), "the Go plugin's");
         assert!(!of("").locks_out(name, None), "the Go plugin's");
     }
+
+    #[test]
+    fn descriptions_and_names_are_spelt_so() {
+        let plain = owner("runner-1", "ci", "vm", "");
+        let tag = "fleeting-plugin-vcd/1 manager=runner-1 group=ci id=vm-abc12345";
+        assert_eq!(plain.description("vm-abc12345"), tag);
+        let derived = owner("runner-1", "ci", "vm", "0123abcd");
+        assert_eq!(derived.description("vm-abc12345"), format!("{tag} credentials=0123abcd"));
+        let mut rng = Rng::new(7);
+        let names: std::collections::BTreeSet<Name> = (0..20).map(|_| plain.name(&mut rng)).collect();
+        assert_eq!(names.len(), 20, "{names:?}");
+    }
+
+    #[test]
+    fn a_record_without_a_description_needs_a_look() {
+        let owner = owner("runner-1", "ci", "ci", "");
+        let tag = owner.description("ci-abc12345");
+        for labelled in [false, true] {
+            for description in [None, Some(""), Some("  ")] {
+                assert_eq!(owner.judge_record("ci-abc12345", description, labelled), Ownership::Unsure);
+                assert_eq!(owner.owns("ci-abc12345", description, labelled), labelled);
+                assert_eq!(owner.judge_record("other", description, labelled), Ownership::Foreign);
+                assert!(!owner.owns("other", description, labelled));
+            }
+            let padded = format!(" {tag}\n");
+            assert_eq!(owner.judge_record("ci-abc12345", Some(&padded), labelled), Ownership::Ours);
+            assert!(owner.owns("ci-abc12345", Some(&padded), labelled));
+            assert_eq!(owner.owns("ci-abc12345", Some("a template's text"), labelled), labelled);
+        }
+    }
 }

@@ -79,12 +79,23 @@ impl Group {
     pub(super) fn advance(&mut self) {
         self.wake = None;
         let mut load = self.load();
-        let mut key = self.instances.keys().next().copied();
-        while let Some(this) = key {
-            self.step(this, &mut load);
-            key = self.instances.range(this + 1..).next().map(|(key, _)| *key);
+        self.step_all(&mut load);
+        if load.held {
+            // The last leftover may have gone just now: creates wait no longer.
+            load = self.load();
+            if !load.held {
+                self.step_all(&mut load);
+            }
         }
         self.watch(&load);
+    }
+
+    fn step_all(&mut self, load: &mut Load) {
+        let mut key = self.instances.keys().next().copied();
+        while let Some(this) = key {
+            self.step(this, load);
+            key = self.instances.range(this + 1..).next().map(|(key, _)| *key);
+        }
     }
 
     fn load(&mut self) -> Load {
@@ -375,6 +386,8 @@ impl Group {
                 true => BOOT_PAUSE_LONG.min(self.policy.reconcile_interval),
                 false => self.policy.reconcile_interval,
             };
+            // The last one does not wait for its turn.
+            let interval = if self.stopping && !self.swept { Duration::ZERO } else { interval };
             let due = (self.poll.last + interval).max(self.poll.not_before);
             if self.now >= due {
                 let vapps = self.now >= self.next_gc;

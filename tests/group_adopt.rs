@@ -1,0 +1,1057 @@
+//! What polls and looks mean, to the millisecond: what is missed, ill, adopted, a leftover or another's, and what the end
+//! waits for. One group in virtual time, before a VCD that shows exactly what the test says.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use fleeting_plugin_vcd::cloud::*;
+use fleeting_plugin_vcd::group::*;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+const SECOND: u64 = 1000;
+/// VCD's clock when the group begins.
+const START: u64 = 1_000_000_000_000;
+
+/// A group and the VCD that it asks.
+struct Play {
+    group: Group,
+    now: u64,
+    /// VM and vApp records that polls show, and documents that looks show.
+    vms: Vec<Vm>,
+    records: Vec<Vapp>,
+    documents: BTreeMap<Href, Vapp>,
+    /// Polls show no VM.
+    hidden: bool,
+    /// Polls fail.
+    deaf: bool,
+    /// What a probe meets.
+    port: bool,
+    tasks: TaskState,
+    /// Operations whose requests are not answered until [`Play::release`].
+    holds: Vec<&'static str>,
+    held: Vec<(Ticket, Request)>,
+    /// All requests, and probes, with their times.
+    asked: Vec<(u64, &'static str, Option<Request>)>,
+    said: Vec<String>,
+}
+
+fn policy() -> Policy {
+    Policy {
+        manager: "m".into(),
+        group: "g".into(),
+        prefix: "ci".into(),
+        max_instance_age: Duration::ZERO,
+        ..Policy::default()
+    }
+}
+
+fn name(n: u32) -> Name {
+    format!("ci-{n:08}").into()
+}
+
+fn href(n: u32) -> Href {
+    format!("v/{n}").into()
+}
+
+fn tag(name: &str) -> String {
+    format!("fleeting-plugin-vcd/1 manager=m group=g id={name}")
+}
+
+/// One of ours that is complete.
+fn vm(n: u32) -> Vm {
+    shown(href(n), name(n))
+}
+
+fn shown(vapp: Href, name: Name) -> Vm {
+    Vm {
+        vm: format!("m/{vapp}").into(),
+        vapp,
+        description: tag(&name),
+        vapp_name: name,
+        power: Power::On,
+        busy: false,
+        address: Some(IpAddr::from([10, 0, 0, 1])),
+        customization: Customization::Complete,
+        guest_os: "Debian".into(),
+        created: None,
+        cpus: 1,
+        memory_mb: 1,
+        undeploy_at: None,
+        delete_at: None,
+    }
+}
+
+/// The document, or the record, of a VM's vApp.
+fn vapp(vm: &Vm) -> Vapp {
+    Vapp {
+        href: vm.vapp.clone(),
+        name: vm.vapp_name.clone(),
+        description: Some(tag(&vm.vapp_name)),
+        power: vm.power,
+        busy: vm.busy,
+        tasks: Vec::new(),
+        vms: 1,
+        made: Some(Made { vm: vm.vm.clone(), differs: None, lacks_tpm: false, external: None }),
+        created: vm.created,
+        labelled: false,
+    }
+}
+
+fn error(kind: ErrorKind) -> VcdError {
+    VcdError { kind, what: "it".into(), status: 0, code: String::new(), text: "no".into(), retry_after: None }
+}
+
+fn started(vapp: Option<Href>, task: Option<&str>) -> Answer {
+    Ok(Reply::Started(Started { vapp, task: task.map(Into::into) }))
+}
+
+impl Play {
+    /// Before a VCD that shows these VMs from the beginning.
+    fn new(policy: Policy, vms: Vec<Vm>) -> Play {
+        Play::holding(policy, vms, &[])
+    }
+
+    fn holding(policy: Policy, vms: Vec<Vm>, holds: &[&'static str]) -> Play {
+        let first = Poll { now: Some(START), vms: vms.clone(), vapps: Some(Vec::new()) };
+        let mut play = Play {
+            group: Group::new(policy, 1, Time(0), &first),
+            now: 0,
+            documents: vms.iter().map(|vm| (vm.vapp.clone(), vapp(vm))).collect(),
+            vms,
+            records: Vec::new(),
+            hidden: false,
+            deaf: false,
+            port: true,
+            tasks: TaskState::Running,
+            holds: holds.to_vec(),
+            held: Vec::new(),
+            asked: Vec::new(),
+            said: Vec::new(),
+        };
+        play.serve();
+        play
+    }
+
+    /// One that was found running.
+    fn running() -> Play {
+        let play = Play::new(policy(), vec![vm(1)]);
+        assert_eq!(play.states(), [State::Running]);
+        play
+    }
+
+    /// One that was found suspended.
+    fn suspended() -> Play {
+        let play = Play::new(policy(), vec![Vm { power: Power::Suspended, ..vm(1) }]);
+        assert_eq!(play.states(), [State::Suspended]);
+        play
+    }
+
+    /// One that is made now and boots.
+    fn booting(change: impl FnOnce(&mut Play)) -> Play {
+        let mut play = Play::new(policy(), Vec::new());
+        change(&mut play);
+        assert_eq!(play.group.increase(Time(0), 1), 1);
+        play.serve();
+        play
+    }
+
+    /// Answers all that is asked until then.
+    fn to(&mut self, ms: u64) -> &mut Play {
+        self.serve();
+        while let Some(wake) = self.group.wake_at().filter(|wake| wake.0 <= ms) {
+            assert!(wake.0 > self.now, "awake at {} for {}", self.now, wake.0);
+            self.now = wake.0;
+            self.group.tick(wake);
+            self.serve();
+        }
+        self.now = ms;
+        self
+    }
+
+    /// The same until just before.
+    fn before(&mut self, ms: u64) -> &mut Play {
+        self.to(ms - 1)
+    }
+
+    /// Plays to the moment in which an operation has been asked for so many times.
+    fn until(&mut self, operation: &str, times: usize) {
+        while self.times(operation).len() < times {
+            self.now = self.group.wake_at().unwrap().0;
+            assert!(self.now < 3600 * SECOND, "not asked for: {operation}");
+            self.group.tick(Time(self.now));
+            self.serve();
+        }
+    }
+
+    fn serve(&mut self) {
+        let mut served = 0;
+        while let Some(command) = self.group.next_command() {
+            served += 1;
+            assert!(served < 10_000, "it asks without end");
+            match command {
+                Command::Say(event) => self.said.push(event.text),
+                Command::Probe { ticket, .. } => {
+                    self.asked.push((self.now, "probe", None));
+                    let result = if self.port { Ok(()) } else { Err("refused".into()) };
+                    self.group.probed(Time(self.now), ticket, result);
+                }
+                Command::Ask { ticket, request } => {
+                    self.asked.push((self.now, request.operation(), Some(request.clone())));
+                    if self.holds.contains(&request.operation()) {
+                        self.held.push((ticket, request));
+                    } else {
+                        let answer = self.answer(request);
+                        self.group.answer(Time(self.now), ticket, answer);
+                    }
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, request: Request) -> Answer {
+        match request {
+            Request::Poll { .. } if self.deaf => Err(error(ErrorKind::Unavailable)),
+            Request::Poll { vapps } => Ok(Reply::Poll(Poll {
+                now: Some(START + self.now),
+                vms: if self.hidden { Vec::new() } else { self.vms.clone() },
+                vapps: vapps.then(|| self.records.clone()),
+            })),
+            Request::Look { vapp } => Ok(Reply::Vapps(self.documents.get(&vapp).cloned().into_iter().collect())),
+            Request::Find { name } => {
+                Ok(Reply::Vapps(self.documents.values().filter(|vapp| vapp.name == name).cloned().collect()))
+            }
+            Request::Create { name, .. } => {
+                let made = shown(format!("v/made-{}", self.asked.len()).into(), name);
+                self.documents.insert(made.vapp.clone(), vapp(&made));
+                self.vms.push(made.clone());
+                started(Some(made.vapp), None)
+            }
+            Request::Delete { vapp } => {
+                self.documents.remove(&vapp);
+                self.vms.retain(|vm| vm.vapp != vapp);
+                started(None, None)
+            }
+            Request::Suspend { .. } | Request::PowerOn { .. } => started(None, Some("t/1")),
+            Request::Tasks { tasks } => {
+                let state = self.tasks.clone();
+                Ok(Reply::Tasks(tasks.into_iter().map(|href| Task { href, state: state.clone() }).collect()))
+            }
+            Request::Cancel { .. } | Request::Label { .. } => Ok(Reply::Done),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Answers what is held of this operation, the usual way or with `answer`.
+    fn release(&mut self, operation: &str, answer: Option<Answer>) {
+        let at = self.held.iter().position(|(_, request)| request.operation() == operation).unwrap();
+        let (ticket, request) = self.held.remove(at);
+        let answer = answer.unwrap_or_else(|| self.answer(request));
+        self.group.answer(Time(self.now), ticket, answer);
+        self.serve();
+    }
+
+    /// When requests of this operation went out.
+    fn times(&self, operation: &str) -> Vec<u64> {
+        self.asked.iter().filter(|(_, asked, _)| *asked == operation).map(|(at, ..)| *at).collect()
+    }
+
+    /// All vApps that were to be deleted.
+    fn deleted(&self) -> Vec<&str> {
+        let deleted = self.asked.iter().filter_map(|(_, _, request)| match request {
+            Some(Request::Delete { vapp }) => Some(&**vapp),
+            _ => None,
+        });
+        deleted.collect()
+    }
+
+    fn states(&self) -> Vec<State> {
+        self.group.update().map(|(_, state)| state).collect()
+    }
+
+    fn view(&self) -> View {
+        let mut views = self.group.views(Time(self.now));
+        assert_eq!(views.len(), 1, "{views:?}");
+        views.remove(0)
+    }
+
+    /// Names of all that is not reported.
+    fn strays(&self) -> Vec<String> {
+        let views = self.group.views(Time(self.now));
+        views.iter().filter(|view| !view.reported).map(|view| view.name.to_string()).collect()
+    }
+
+    fn health(&mut self) -> Result<(), String> {
+        let name = self.group.update().next().unwrap().0.clone();
+        let health = self.group.heartbeat(Time(self.now), &name);
+        health.map_err(|text| text.trim_start_matches(&format!("instance {name}: ")).to_string())
+    }
+
+    /// How often it was said.
+    fn said(&self, text: &str) -> usize {
+        self.said.iter().filter(|said| said.contains(text)).count()
+    }
+
+    fn show(&mut self, power: Power, busy: bool) -> &mut Play {
+        (self.vms[0].power, self.vms[0].busy) = (power, busy);
+        self
+    }
+
+    fn suspend(&mut self) {
+        let names: Vec<Name> = self.group.update().map(|(name, _)| name.clone()).collect();
+        assert_eq!(self.group.suspend(Time(self.now), &names).succeeded, names);
+        self.serve();
+    }
+
+    fn resume(&mut self) {
+        let names: Vec<Name> = self.group.update().map(|(name, _)| name.clone()).collect();
+        assert_eq!(self.group.resume(Time(self.now), &names).succeeded, names);
+        self.serve();
+    }
+
+    fn shutdown(&mut self) {
+        self.group.shutdown(Time(self.now));
+        self.serve();
+    }
+}
+
+// Polls.
+
+#[test]
+fn three_missed_polls_ask_for_a_look_and_each_look_that_finds_it_doubles_that() {
+    let mut play = Play::running();
+    play.hidden = true;
+    assert_eq!(play.to(10 * SECOND).view().missed, 1);
+    assert_eq!(play.before(30 * SECOND).view().missed, 2);
+    assert_eq!(play.times("look"), [0; 0]);
+    assert_eq!(play.to(30 * SECOND).view().missed, 0, "found");
+    play.to(300 * SECOND);
+    assert_eq!(play.times("look"), [30, 90, 210].map(|s| s * SECOND));
+    // One poll that shows it makes three enough again.
+    play.hidden = false;
+    assert_eq!(play.to(310 * SECOND).view().missed, 0);
+    play.hidden = true;
+    play.to(340 * SECOND);
+    assert_eq!(play.times("look").last(), Some(&(340 * SECOND)));
+    assert_eq!(play.states(), [State::Running]);
+    play.documents.clear();
+    play.before(400 * SECOND);
+    assert_eq!(play.states(), [State::Running]);
+    play.to(400 * SECOND);
+    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some("lost")));
+}
+
+#[test]
+fn a_poll_that_was_sent_before_a_vapp_was_known_says_nothing_of_it() {
+    let mut play = Play::new(policy(), Vec::new());
+    play.holds = vec!["poll", "create"];
+    play.to(10 * SECOND);
+    play.now = 12 * SECOND;
+    play.group.increase(Time(play.now), 1);
+    play.serve();
+    play.hidden = true;
+    play.release("create", None);
+    play.release("poll", None);
+    assert_eq!((play.view().missed, play.times("poll")), (0, vec![10 * SECOND, 12 * SECOND]));
+    // Sent in the moment in which it became known.
+    play.release("poll", None);
+    assert_eq!(play.view().missed, 0);
+    play.to(14 * SECOND).release("poll", None);
+    assert_eq!(play.view().missed, 1);
+}
+
+#[test]
+fn failed_polls_are_repeated_later_and_later_and_the_end_of_it_is_told_once() {
+    let mut play = Play::running();
+    play.to(25 * SECOND);
+    assert_eq!(play.said("VCD answers polls again"), 0);
+    play.deaf = true;
+    play.to(240 * SECOND);
+    assert_eq!(play.times("poll"), [10, 20, 30, 40, 50, 60, 76, 108, 140, 172, 204, 236].map(|s| s * SECOND));
+    assert_eq!(play.group.standing(Time(play.now)).failed_polls, 10);
+    assert_eq!((play.states(), play.said("as they were last known")), (vec![State::Running], 10));
+    play.deaf = false;
+    play.to(300 * SECOND);
+    assert_eq!(play.said("VCD answers polls again"), 1);
+    assert_eq!(play.times("poll")[12..], [268, 278, 288, 298].map(|s| s * SECOND));
+}
+
+// Running ones.
+
+#[test]
+fn what_a_poll_shows_of_a_running_one_makes_it_ill_or_not() {
+    let complete = Customization::Complete;
+    for (power, busy, customization, ill) in [
+        (Power::On, false, complete, None),
+        (Power::On, true, complete, None),
+        (Power::On, false, Customization::Failed, Some("guest customization failed after all (GC_FAILED)")),
+        (Power::Off, false, complete, Some("it is powered off")),
+        (Power::Off, false, Customization::Failed, Some("it is powered off")),
+        (Power::Off, true, complete, None),
+        (Power::Suspended, false, complete, Some("it is suspended")),
+        (Power::Suspended, true, complete, None),
+        (Power::Failed, false, complete, Some("VCD reports it as failed")),
+        (Power::Failed, true, complete, None),
+        (Power::Other, false, complete, None),
+    ] {
+        let mut play = Play::running();
+        play.to(300 * SECOND - 1).show(power, busy);
+        play.vms[0].customization = customization;
+        assert_eq!(play.health(), Ok(()));
+        play.to(300 * SECOND);
+        assert_eq!(play.health().err().as_deref(), ill, "{power:?} {busy} {customization:?}");
+        assert_eq!((play.states(), play.times("look")), (vec![State::Running], Vec::new()));
+        assert_eq!(play.said(", not by us: unhealthy"), usize::from(ill.is_some()));
+        // Only what is on is well again.
+        play.vms[0].customization = complete;
+        for (power, busy) in [(Power::Other, false), (Power::Off, true), (Power::Other, false)] {
+            let next = play.now + 10 * SECOND;
+            play.show(power, busy).to(next);
+            assert_eq!(play.health().err().as_deref(), ill);
+        }
+        let next = play.now + 10 * SECOND;
+        play.show(Power::On, false).to(next);
+        assert_eq!((play.health(), play.said("on again")), (Ok(()), usize::from(ill.is_some())));
+    }
+}
+
+#[test]
+fn ten_minutes_of_illness_end_it() {
+    let mut play = Play::running();
+    play.to(5 * SECOND).show(Power::Off, false);
+    play.before(610 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec![]));
+    play.to(610 * SECOND);
+    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some("ill")));
+}
+
+#[test]
+fn what_is_suspended_soon_after_the_start_was_so_by_the_earlier_process() {
+    let mut play = Play::running();
+    play.to(285 * SECOND).show(Power::Suspended, true).to(295 * SECOND).show(Power::Suspended, false);
+    assert_eq!(play.to(300 * SECOND).states(), [State::Running], "too late");
+    let mut play = Play::running();
+    play.to(285 * SECOND).show(Power::Suspended, false);
+    assert_eq!(play.to(290 * SECOND).states(), [State::Suspended]);
+    assert_eq!(play.said("as the earlier process had asked"), 1);
+    let mut play = Play::running();
+    play.to(285 * SECOND).show(Power::Suspended, true);
+    assert_eq!(play.to(290 * SECOND).states(), [State::Running]);
+    // What was made here was not asked for by another.
+    let mut play = Play::booting(|_| {});
+    assert_eq!(play.to(10 * SECOND).states(), [State::Running]);
+    play.show(Power::Suspended, false).to(30 * SECOND);
+    assert_eq!((play.states(), play.health()), (vec![State::Running], Err("it is suspended".into())));
+}
+
+#[test]
+fn one_that_is_to_be_suspended_is_looked_at_if_it_is_so_already() {
+    for (power, busy, looks, suspends, ill) in [
+        (Power::On, false, 0, 1, false),
+        (Power::Suspended, false, 1, 0, false),
+        (Power::Suspended, true, 0, 1, false),
+        (Power::Off, false, 0, 0, true),
+        (Power::Failed, false, 0, 0, true),
+        (Power::Other, false, 0, 1, false),
+    ] {
+        // VCD cannot be asked, so that the suspend waits for a poll.
+        let mut play = Play::holding(policy(), vec![vm(1)], &["look"]);
+        play.deaf = true;
+        play.to(15 * SECOND).suspend();
+        let name = play.view().name;
+        assert_eq!((play.states(), play.group.reach(&name).is_ok()), (vec![State::Suspending], false));
+        assert_eq!(play.times("suspend"), [0; 0]);
+        play.deaf = false;
+        play.show(power, busy).to(20 * SECOND);
+        assert_eq!((play.times("look").len(), play.times("suspend").len()), (looks, suspends), "{power:?} {busy}");
+        assert_eq!(play.health().unwrap_err().contains("is Suspending"), !ill, "{power:?} {busy}");
+    }
+}
+
+#[test]
+fn an_ill_one_is_suspended_when_it_is_on_again() {
+    for (power, suspends) in [(Power::On, 1), (Power::Other, 0), (Power::Suspended, 0)] {
+        let mut play = Play::running();
+        play.show(Power::Off, false).to(10 * SECOND);
+        play.suspend();
+        assert_eq!((play.health(), play.times("suspend")), (Err("it is powered off".into()), vec![]));
+        play.show(power, false);
+        play.documents.get_mut(&href(1)).unwrap().power = power;
+        play.to(20 * SECOND);
+        assert_eq!(play.times("suspend").len(), suspends, "{power:?}");
+        assert_eq!(play.states()[0] == State::Suspended, power == Power::Suspended, "a look told");
+    }
+}
+
+// Suspended ones.
+
+#[test]
+fn three_polls_that_show_a_suspended_one_on_ask_for_a_look() {
+    let mut play = Play::suspended();
+    play.to(45 * SECOND).show(Power::On, false).to(65 * SECOND).show(Power::Suspended, false);
+    play.to(75 * SECOND).show(Power::On, false).to(95 * SECOND).show(Power::On, true);
+    play.to(105 * SECOND).show(Power::On, false);
+    play.before(130 * SECOND);
+    assert_eq!((play.times("look"), play.states()), (vec![], vec![State::Suspended]));
+    play.to(130 * SECOND);
+    assert_eq!((play.times("look"), play.states()), (vec![130 * SECOND], vec![State::Suspended]));
+    // The look showed it suspended: the polls have to say so three times again.
+    play.documents.get_mut(&href(1)).unwrap().power = Power::On;
+    play.before(160 * SECOND);
+    assert_eq!(play.times("look").len(), 1);
+    play.to(160 * SECOND);
+    assert_eq!(play.times("look"), [130 * SECOND, 160 * SECOND]);
+    assert_eq!((play.states(), play.said("on again, not by us")), (vec![State::Resuming], 1));
+    assert_eq!(play.to(162 * SECOND).states(), [State::Running]);
+}
+
+#[test]
+fn a_suspended_one_that_is_off_has_lost_its_memory() {
+    for (power, busy, ill) in [
+        (Power::Off, false, Some("it is powered off")),
+        (Power::Failed, false, Some("VCD reports it as failed")),
+        (Power::Off, true, None),
+        (Power::Other, false, None),
+        (Power::Suspended, false, None),
+    ] {
+        let mut play = Play::suspended();
+        let healthy = play.health().err();
+        play.show(power, busy).to(30 * SECOND);
+        let seen = play.health().err();
+        assert_eq!(seen.as_deref(), ill.or(healthy.as_deref()), "{power:?} {busy}");
+        assert_eq!(play.said("its memory is lost"), usize::from(ill.is_some()));
+        play.show(Power::Suspended, false).to(40 * SECOND);
+        assert_eq!((play.health().err(), play.states()), (healthy, vec![State::Suspended]));
+    }
+    let mut play = Play::suspended();
+    play.show(Power::Off, false).before(610 * SECOND);
+    assert_eq!(play.states(), [State::Suspended]);
+    play.to(610 * SECOND);
+    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some("ill")));
+}
+
+#[test]
+fn polls_say_nothing_of_one_that_is_being_resumed() {
+    let mut play = Play::suspended();
+    play.holds = vec!["power_on"];
+    play.resume();
+    play.show(Power::Off, false).to(30 * SECOND);
+    assert_eq!((play.states(), play.health(), play.times("look")), (vec![State::Resuming], Ok(()), vec![]));
+}
+
+#[test]
+fn a_resumed_one_is_looked_at_when_three_polls_show_it_down() {
+    let mut play = Play::suspended();
+    play.tasks = TaskState::Success;
+    play.resume();
+    play.to(SECOND);
+    assert_eq!((play.states(), play.times("power_on")), (vec![State::Resuming], vec![0]));
+    play.documents.get_mut(&href(1)).unwrap().power = Power::On;
+    let first = play.times("poll").len();
+    play.until("poll", first + 2);
+    assert_eq!(play.times("look"), [0; 0], "polls lag");
+    play.until("poll", first + 3);
+    assert_eq!(play.times("look"), [play.now]);
+    assert_eq!(play.states(), [State::Resuming], "it is on");
+    play.documents.get_mut(&href(1)).unwrap().power = Power::Off;
+    play.until("poll", first + 5);
+    assert_eq!(play.times("look").len(), 1);
+    play.until("poll", first + 6);
+    assert_eq!((play.view().cause, play.said("it is off, though it was resumed")), (Some("ill"), 1));
+}
+
+// Booting ones.
+
+#[test]
+fn three_polls_in_a_row_that_show_a_booting_one_down_end_its_boot() {
+    let mut play = Play::booting(|play| play.port = false);
+    play.show(Power::Off, false).to(4 * SECOND).show(Power::On, false).to(6 * SECOND);
+    play.show(Power::Off, false).to(10 * SECOND).show(Power::Off, true).to(12 * SECOND);
+    play.show(Power::Failed, false).to(16 * SECOND).show(Power::Other, false).to(18 * SECOND);
+    play.show(Power::Suspended, false).before(24 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Creating], vec![]));
+    let first = play.vms[0].vapp.clone();
+    play.to(24 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Creating], vec![&*first]));
+    assert_eq!((play.said("it is suspended"), play.times("create")), (1, vec![0]));
+    play.to(60 * SECOND);
+    assert_eq!(play.times("create").len(), 2, "made anew");
+}
+
+#[test]
+fn polls_are_closer_while_they_show_news() {
+    let gaps = |play: &Play, from: u64| -> Vec<u64> {
+        let polls: Vec<u64> = play.times("poll").into_iter().filter(|&at| at >= from).collect();
+        polls.windows(2).map(|pair| (pair[1] - pair[0]) / SECOND).collect()
+    };
+    // An address, but no customization: 2 s at first, 3 s after two minutes without news.
+    let mut play = Play::booting(|play| play.port = false);
+    play.vms[0].customization = Customization::Working;
+    play.to(150 * SECOND);
+    let seen = gaps(&play, 0);
+    assert_eq!((seen[0], *seen.last().unwrap()), (2, 3), "{seen:?}");
+    let slow = seen.iter().position(|&gap| gap == 3).unwrap();
+    assert_eq!((play.times("poll")[slow], seen.len() - slow), (120 * SECOND, 10), "the last news came at 2 s");
+    for change in [
+        |vm: &mut Vm| vm.customization = Customization::Complete,
+        |vm: &mut Vm| vm.address = None,
+        |vm: &mut Vm| vm.power = Power::Other,
+    ] {
+        let from = play.now + 3 * SECOND;
+        change(&mut play.vms[0]);
+        play.to(from + 40 * SECOND);
+        assert!(gaps(&play, from).iter().all(|&gap| gap == 2), "{:?}", gaps(&play, from));
+        play.to(from + 125 * SECOND);
+        assert_eq!(gaps(&play, from).last(), Some(&3));
+    }
+}
+
+#[test]
+fn a_silent_guest_is_probed_slowly_until_it_reports() {
+    let mut play = Play::booting(|play| play.port = false);
+    play.vms[0].customization = Customization::Pending;
+    play.to(79 * SECOND);
+    assert_eq!(play.times("probe"), [60, 65, 70, 75].map(|s| s * SECOND));
+    // The pause between slow probes is over with the poll that shows its report.
+    play.vms[0].customization = Customization::Complete;
+    play.to(84 * SECOND);
+    let probes = play.times("probe");
+    assert!(play.times("poll").contains(&probes[5 - 1]) || probes[4] == 80 * SECOND, "{probes:?}");
+    play.port = true;
+    play.to(86 * SECOND);
+    assert_eq!(play.states(), [State::Running]);
+
+    let mut play = Play::booting(|play| play.port = false);
+    play.vms[0].customization = Customization::Pending;
+    // The slow probe of 75 s is followed by one with the poll of 76 s or 77 s.
+    play.to(75 * SECOND);
+    play.vms[0].customization = Customization::Complete;
+    play.to(78 * SECOND);
+    let next = play.times("probe")[4];
+    assert!(next < 78 * SECOND && play.times("poll").contains(&next), "{:?}", play.times("probe"));
+}
+
+#[test]
+fn a_silent_guest_must_stay_so_and_keep_its_address() {
+    let taken = |change: fn(&mut Vm), back: bool| {
+        let mut play = Play::booting(|_| {});
+        play.vms[0].customization = Customization::Pending;
+        play.to(100 * SECOND);
+        let before = play.vms[0].clone();
+        change(&mut play.vms[0]);
+        play.to(103 * SECOND);
+        assert_eq!(play.states(), [State::Creating]);
+        if back {
+            play.vms[0] = before;
+        }
+        while play.states() == [State::Creating] && play.now < 300 * SECOND {
+            play.to(play.now + SECOND);
+        }
+        play.now / SECOND
+    };
+    assert_eq!(taken(|_| {}, false), 125);
+    for (again, what) in [
+        (taken(|vm| vm.address = Some(IpAddr::from([10, 0, 0, 9])), false), "another address"),
+        (taken(|vm| vm.customization = Customization::Working, true), "it reported"),
+        (taken(|vm| vm.address = None, true), "no address"),
+    ] {
+        assert!((160..=170).contains(&again), "{what}: {again}");
+    }
+}
+
+// What is found.
+
+#[test]
+fn what_is_complete_at_the_start_is_adopted() {
+    let old = |seconds: u64| Some(START - seconds * SECOND);
+    let silent = Vm { customization: Customization::Pending, ..vm(1) };
+    let windows = Vm { guest_os: "Microsoft Windows 11".into(), ..silent.clone() };
+    for (vm, states) in [
+        (vm(1), vec![State::Running]),
+        (Vm { customization: Customization::Unknown, ..vm(1) }, vec![State::Running]),
+        (Vm { power: Power::Suspended, ..vm(1) }, vec![State::Suspended]),
+        (Vm { power: Power::Suspended, address: None, ..silent.clone() }, vec![State::Suspended]),
+        (Vm { address: None, ..vm(1) }, vec![]),
+        (Vm { power: Power::Off, ..vm(1) }, vec![]),
+        (Vm { power: Power::Other, ..vm(1) }, vec![]),
+        (silent.clone(), vec![]),
+        (Vm { created: old(120).map(|ms| ms + 1), ..silent.clone() }, vec![]),
+        (Vm { created: old(120), ..silent.clone() }, vec![State::Running]),
+        (Vm { created: old(9999), address: None, ..silent.clone() }, vec![]),
+        (Vm { created: old(120), ..windows.clone() }, vec![]),
+        (Vm { created: old(359), ..windows.clone() }, vec![]),
+        (Vm { created: old(360), ..windows }, vec![State::Running]),
+    ] {
+        let play = Play::holding(policy(), vec![vm.clone()], &["look"]);
+        assert_eq!(play.states(), states, "{vm:?}");
+        assert_eq!(play.times("look").len(), usize::from(states.is_empty()), "{vm:?}");
+        assert_eq!(play.group.knows_its_own(), !states.is_empty());
+        assert_eq!(play.said("adopted"), states.len());
+    }
+    let play = Play::new(policy(), vec![Vm { created: old(70), ..vm(1) }]);
+    assert_eq!(play.view().age, Duration::from_secs(70));
+}
+
+#[test]
+fn credentials_of_another_day_make_unhealthy() {
+    for (described, of_today) in [(tag(&name(1)) + " credentials=abcd", true), (tag(&name(1)), false)] {
+        for at_once in [true, false] {
+            // By the record, or by the document where the record does not tell.
+            let record = if at_once { described.clone() } else { String::new() };
+            let vms = vec![Vm { description: record, ..vm(1) }];
+            let mut play = Play::holding(Policy { credentials: "abcd".into(), ..policy() }, vms, &["look"]);
+            play.documents.get_mut(&href(1)).unwrap().description = Some(described.clone());
+            if !at_once {
+                assert_eq!(play.states(), []);
+                play.release("look", None);
+            }
+            assert_eq!(play.states(), [State::Running]);
+            assert_eq!(play.health().is_ok(), of_today);
+            assert_eq!(play.said("made with other credentials"), usize::from(!of_today));
+        }
+    }
+}
+
+#[test]
+fn what_a_record_does_not_tell_is_told_by_a_look() {
+    let untold = || Vm { description: String::new(), ..vm(1) };
+    let mut play = Play::holding(policy(), vec![untold()], &["look"]);
+    assert!(play.states().is_empty() && !play.group.knows_its_own());
+    play.release("look", None);
+    assert!(play.group.knows_its_own());
+    assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec![]));
+
+    // Its document says that it is off: a leftover, whatever the record showed.
+    let mut play = Play::holding(policy(), vec![untold()], &["look"]);
+    play.documents.get_mut(&href(1)).unwrap().power = Power::Off;
+    play.release("look", None);
+    assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]));
+    assert!(play.group.knows_its_own() && play.strays().is_empty());
+
+    // It is another's.
+    let mut play = Play::holding(policy(), vec![untold(), Vm { description: String::new(), ..vm(2) }], &[]);
+    assert_eq!(play.states().len(), 2);
+    let mut others = Play::holding(policy(), play.vms.clone(), &["look"]);
+    for vapp in others.documents.values_mut() {
+        vapp.description = Some("another's".into());
+    }
+    others.release("look", None);
+    others.release("look", None);
+    assert_eq!((others.states(), others.strays(), others.said("left alone")), (vec![], vec![], 2));
+    others.to(100 * SECOND);
+    assert_eq!((others.times("look").len(), others.said("left alone"), others.deleted()), (2, 2, vec![]));
+
+    // It is gone.
+    play.holds = vec!["look"];
+    let mut gone = Play::holding(policy(), vec![untold()], &["look"]);
+    gone.documents.clear();
+    gone.vms.clear();
+    gone.release("look", None);
+    assert_eq!((gone.states(), gone.strays(), gone.said("left alone")), (vec![], vec![], 0));
+    assert!(gone.group.knows_its_own());
+}
+
+#[test]
+fn the_label_needs_a_document_that_does_not_contradict() {
+    let odd = Vm { description: "a template's".into(), ..vm(1) };
+    for (labelled, description, adopted) in [
+        (true, None, true),
+        (true, Some("a template's".to_string()), true),
+        (true, Some(tag(&name(2))), false),
+        (false, None, false),
+    ] {
+        let record = Vapp { labelled, ..vapp(&odd) };
+        let first = Poll { now: Some(START), vms: vec![odd.clone()], vapps: Some(vec![record]) };
+        let mut group = Group::new(policy(), 1, Time(0), &first);
+        assert_eq!(group.knows_its_own(), !labelled, "without the label the record tells enough");
+        let mut looks = 0;
+        while let Some(command) = group.next_command() {
+            if let Command::Ask { ticket, request: Request::Look { .. } } = command {
+                looks += 1;
+                assert_eq!(looks, 1, "one look tells");
+                let document = Vapp { description: description.clone(), ..vapp(&odd) };
+                group.answer(Time(0), ticket, Ok(Reply::Vapps(vec![document])));
+            }
+        }
+        assert_eq!(group.update().count(), usize::from(adopted), "{labelled} {description:?}");
+    }
+}
+
+#[test]
+fn what_is_named_otherwise_is_none_of_ours() {
+    let mut other = vm(1);
+    other.vapp_name = "ci-x".into();
+    let mut play = Play::new(policy(), vec![other, Vm { description: "another's".into(), ..vm(2) }, vm(3)]);
+    play.vms.push(Vm { description: "another's".into(), ..vm(4) });
+    play.records = play.vms.iter().map(vapp).collect();
+    play.to(3700 * SECOND);
+    assert_eq!((play.states(), play.strays(), play.times("look")), (vec![State::Running], vec![], vec![]));
+    assert_eq!(play.said("ci-00000002 is named like ours but is not: left alone"), 1);
+    assert_eq!(play.said("left alone"), 2);
+}
+
+#[test]
+fn one_that_is_on_is_given_a_minute_of_polls_to_show_that_it_is_complete() {
+    let half = || Vm { address: None, ..vm(1) };
+    let mut play = Play::new(policy(), vec![half()]);
+    assert!(play.group.knows_its_own() && play.states().is_empty());
+    assert_eq!(play.group.standing(Time(0)).leftovers, 1);
+    play.before(65 * SECOND);
+    assert_eq!(play.times("look"), (0..=12).map(|n| n * 5 * SECOND).collect::<Vec<_>>());
+    assert_eq!((play.states(), play.deleted()), (vec![], vec![]));
+    // The poll of 60 s came after the look.
+    play.to(65 * SECOND);
+    assert_eq!((play.states(), play.deleted(), play.said("a leftover of ours")), (vec![], vec!["v/1"], 1));
+
+    let mut play = Play::new(policy(), vec![half()]);
+    play.to(55 * SECOND);
+    play.vms[0].address = Some(IpAddr::from([10, 0, 0, 1]));
+    assert_eq!(play.to(65 * SECOND).states(), [State::Running]);
+
+    // Polls that do not show it say nothing.
+    let mut play = Play::new(policy(), vec![half()]);
+    play.hidden = true;
+    play.to(200 * SECOND);
+    assert_eq!((play.strays().len(), play.deleted()), (1, vec![]));
+}
+
+#[test]
+fn a_leftover_with_a_task_is_deleted_after_it() {
+    let mut play = Play::holding(policy(), vec![Vm { power: Power::Off, ..vm(1) }], &["look"]);
+    play.documents.get_mut(&href(1)).unwrap().tasks.push("t/7".into());
+    play.holds.clear();
+    play.release("look", None);
+    play.to(30 * SECOND);
+    assert_eq!((play.deleted(), play.group.standing(Time(play.now)).tasks), (vec![], 1));
+    assert!(play.times("tasks").len() > 3 && play.times("cancel").is_empty());
+    play.documents.get_mut(&href(1)).unwrap().tasks.clear();
+    play.tasks = TaskState::Success;
+    play.to(40 * SECOND);
+    assert_eq!((play.deleted(), play.strays()), (vec!["v/1"], vec![]));
+}
+
+#[test]
+fn what_polls_show_later_is_of_an_earlier_life_if_it_was_made_before_the_start() {
+    for (created, adopted) in [(Some(START - 1), true), (Some(START), false), (Some(START + 1), false), (None, false)] {
+        let mut play = Play::new(policy(), Vec::new());
+        play.holds = vec!["look"];
+        let late = Vm { created, ..vm(1) };
+        play.documents.insert(href(1), vapp(&late));
+        play.vms.push(late);
+        play.to(10 * SECOND);
+        assert_eq!((play.states(), play.times("look"), play.strays().len()), (vec![], vec![10 * SECOND], 1));
+        assert_eq!(play.group.standing(Time(play.now)).leftovers, u32::from(adopted), "{created:?}");
+        play.release("look", None);
+        assert_eq!(play.states().len(), usize::from(adopted), "{created:?}");
+        assert_eq!(play.deleted().len(), usize::from(!adopted), "nobody waits for it");
+    }
+}
+
+#[test]
+fn of_two_with_one_name_one_is_adopted() {
+    let twin = Vm { vapp: href(2), ..vm(1) };
+    let mut play = Play::new(policy(), vec![vm(1), twin]);
+    assert_eq!((play.states(), play.strays()), (vec![State::Running], vec![name(1).to_string()]));
+    play.before(65 * SECOND);
+    assert_eq!(play.deleted(), [] as [&str; 0]);
+    play.to(65 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec!["v/2"]));
+}
+
+#[test]
+fn a_record_of_the_vapp_alone_begins_no_second_instance() {
+    let mut play = Play::running();
+    play.vms.push(vm(2));
+    play.documents.insert(href(2), vapp(&vm(2)));
+    play.records = vec![vapp(&vm(1)), vapp(&vm(3))];
+    play.documents.insert(href(3), Vapp { power: Power::Off, ..vapp(&vm(3)) });
+    play.before(3600 * SECOND);
+    assert_eq!((play.deleted(), play.states()), (vec!["v/2"], vec![State::Running]));
+    play.hidden = true;
+    play.to(3601 * SECOND);
+    assert_eq!((play.states(), play.strays().len()), (vec![State::Running], 0));
+    assert_eq!(play.deleted(), ["v/2", "v/3"], "what no VM record shows is found by its vApp's");
+
+    // Deleted, and still shown.
+    let mut play = Play::running();
+    play.records = vec![vapp(&vm(1))];
+    let late = play.vms.clone();
+    play.to(3595 * SECOND).group.decrease(Time(3595 * SECOND), &[name(1)]);
+    play.to(3599 * SECOND);
+    assert_eq!(play.states(), [State::Deleted]);
+    play.to(3610 * SECOND);
+    assert_eq!(play.times("look"), [3595 * SECOND], "before the delete");
+    play.vms = late;
+    play.to(3640 * SECOND);
+    assert_eq!((play.states(), play.strays().len(), play.deleted()), (vec![State::Deleted], 0, vec!["v/1"]));
+}
+
+#[test]
+fn what_a_create_may_have_made_is_left_to_it() {
+    // Its answer is awaited.
+    let mut play = Play::booting(|play| play.holds = vec!["create"]);
+    let name = play.view().name;
+    play.vms.push(shown(href(1), name.clone()));
+    play.documents.insert(href(1), vapp(&play.vms[0]));
+    play.to(30 * SECOND);
+    assert_eq!((play.strays().len(), play.times("look").len()), (0, 0));
+    play.holds.push("find");
+    // Its outcome is looked up.
+    play.release("create", Some(Err(error(ErrorKind::Ambiguous))));
+    play.to(60 * SECOND);
+    assert_eq!((play.strays().len(), play.times("look").len(), play.times("find").len()), (0, 0, 1));
+    play.release("find", None);
+    play.to(65 * SECOND);
+    assert_eq!((play.states(), play.deleted(), play.strays().len()), (vec![State::Running], vec![], 0));
+    assert!(play.said.iter().any(|said| said == "accepted"));
+    assert_eq!(play.said("the create had worked"), 1);
+
+    // One that has its vApp did not make another.
+    play.vms.push(shown(href(2), name));
+    play.documents.insert(href(2), vapp(&play.vms[1]));
+    play.to(80 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec!["v/2"]));
+}
+
+/// One whose create's outcome was lost and that is not found; then polls show it after all, while it is made again: both
+/// that create and the look at what the poll showed are on the wire.
+fn late() -> Play {
+    let mut play = Play::booting(|play| play.holds = vec!["create"]);
+    play.release("create", Some(Err(error(ErrorKind::Ambiguous))));
+    play.deaf = true;
+    play.to(100 * SECOND);
+    assert_eq!((play.said("the create had not worked"), play.times("create").len()), (1, 1));
+    let late = shown(href(1), play.view().name);
+    play.documents.insert(href(1), vapp(&late));
+    play.vms.push(late);
+    play.deaf = false;
+    play.holds = vec!["create", "look"];
+    play.until("look", 1);
+    assert_eq!((play.times("create").len(), play.strays().len()), (2, 1));
+    play
+}
+
+#[test]
+fn a_stranger_that_a_create_made_is_its() {
+    let mut play = late();
+    play.release("look", None);
+    assert_eq!((play.strays().len(), play.deleted().len()), (0, 0), "its answer is awaited");
+
+    let mut play = late();
+    play.holds = vec!["find", "look"];
+    play.release("create", Some(Err(error(ErrorKind::Duplicate))));
+    play.release("look", None);
+    assert_eq!((play.strays().len(), play.deleted().len()), (0, 0), "it is looked up");
+
+    let mut play = late();
+    play.holds.clear();
+    play.release("create", Some(started(Some(href(1)), None)));
+    play.release("look", None);
+    play.to(play.now + 20 * SECOND);
+    assert_eq!((play.strays().len(), play.deleted().len(), play.states()), (0, 0, vec![State::Running]));
+
+    let mut play = late();
+    play.holds.clear();
+    play.release("create", None);
+    play.release("look", None);
+    play.to(play.now + 20 * SECOND);
+    assert_eq!((play.strays().len(), play.deleted(), play.states()), (0, vec!["v/1"], vec![State::Running]));
+}
+
+// Creates and deadlines.
+
+#[test]
+fn creates_wait_for_leftovers_and_are_given_up_after_three_timeouts() {
+    let waiting = Policy {
+        create_timeout: Duration::from_secs(100),
+        startup_cleanup_timeout: Duration::from_secs(250),
+        ..policy()
+    };
+    let off = || vec![Vm { power: Power::Off, ..vm(1) }];
+    let mut play = Play::holding(waiting.clone(), off(), &["delete", "create"]);
+    play.group.increase(Time(0), 1);
+    play.before(250 * SECOND);
+    assert_eq!((play.times("create"), play.states()), (vec![], vec![State::Creating]));
+    play.to(250 * SECOND);
+    assert_eq!(play.times("create"), [250 * SECOND]);
+
+    let waiting = Policy { startup_cleanup_timeout: Duration::from_secs(9000), ..waiting };
+    let mut play = Play::holding(waiting.clone(), off(), &["delete"]);
+    play.group.increase(Time(0), 1);
+    play.before(300 * SECOND);
+    assert_eq!((play.times("create"), play.states()), (vec![], vec![State::Creating]));
+    assert_eq!(play.to(300 * SECOND).states(), [State::Timeout]);
+
+    // What was adopted holds nothing up.
+    let mut play = Play::new(waiting, vec![vm(1)]);
+    play.group.increase(Time(0), 1);
+    play.to(0);
+    assert_eq!(play.times("create"), [0]);
+}
+
+// The end.
+
+#[test]
+fn the_end_waits_for_a_poll_that_was_sent_since() {
+    let mut play = Play::new(policy(), Vec::new());
+    play.to(15 * SECOND);
+    assert!(!play.group.stopped());
+    play.holds = vec!["poll"];
+    play.to(21 * SECOND);
+    play.shutdown();
+    assert_eq!(play.times("poll"), [10 * SECOND, 20 * SECOND], "one poll at a time");
+    play.release("poll", None);
+    assert!(!play.group.stopped(), "it was sent before");
+    assert_eq!(play.asked.last().unwrap(), &(21 * SECOND, "poll", Some(Request::Poll { vapps: true })));
+    play.to(25 * SECOND);
+    assert!(!play.group.stopped());
+    play.release("poll", None);
+    assert!(play.group.stopped());
+
+    // Polls that failed before are not forgotten.
+    let mut play = Play::running();
+    play.deaf = true;
+    play.to(35 * SECOND);
+    play.holds = vec!["poll"];
+    play.shutdown();
+    assert_eq!(play.group.standing(Time(play.now)).failed_polls, 3);
+}
+
+#[test]
+fn what_is_found_at_the_end_is_deleted_or_kept() {
+    for (on_shutdown, kept) in [(OnShutdown::Delete, false), (OnShutdown::Keep, true)] {
+        let policy = Policy { on_shutdown, ..policy() };
+        let vms = vec![Vm { description: String::new(), ..vm(1) }, vm(2)];
+        let mut play = Play::holding(policy.clone(), vms, &["look"]);
+        assert_eq!(play.states(), [State::Running]);
+        play.holds.clear();
+        play.shutdown();
+        play.release("look", None);
+        play.to(10 * SECOND);
+        assert_eq!(play.states(), if kept { vec![State::Running; 2] } else { vec![State::Deleted] });
+        assert_eq!(play.deleted().len(), if kept { 0 } else { 2 });
+        assert!(play.group.stopped() && play.strays().is_empty());
+
+        // Half made: at the end no time is given to show that it is complete.
+        let mut play = Play::new(policy, vec![Vm { address: None, ..vm(1) }]);
+        play.shutdown();
+        assert_eq!(play.to(5 * SECOND).deleted().len(), usize::from(!kept));
+        assert_eq!(play.to(10 * SECOND).group.stopped(), !kept);
+        play.to(70 * SECOND);
+        assert_eq!((play.deleted().len(), play.group.stopped()), (1, true));
+    }
+}
+
+#[test]
+fn the_end_waits_for_what_is_being_suspended() {
+    let mut play = Play::running();
+    play.suspend();
+    play.to(5 * SECOND).shutdown();
+    play.to(30 * SECOND);
+    assert_eq!((play.times("cancel"), play.group.stopped()), (vec![5 * SECOND], false));
+    assert_eq!(play.group.left(), [name(1)]);
+    play.tasks = TaskState::Failed(error(ErrorKind::Failed));
+    play.to(60 * SECOND);
+    assert_eq!((play.deleted(), play.group.stopped()), (vec!["v/1"], true));
+    assert!(play.group.left().is_empty());
+}

@@ -1,0 +1,578 @@
+//! What each answer leads to: one instance in virtual time. The test gives the answer to each request itself, and asserts
+//! the next request and its time. Polls, tasks and probes are answered by the harness.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use fleeting_plugin_vcd::cloud::*;
+use fleeting_plugin_vcd::group::{Command, Group, Owner, Policy, State, Ticket, Time};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Pauses in milliseconds.
+const AT_ONCE: RangeInclusive<u64> = 0..=0;
+const BACKOFF: RangeInclusive<u64> = 7_500..=12_500;
+const BACKOFF_TWICE: RangeInclusive<u64> = 15_000..=25_000;
+const LONG: RangeInclusive<u64> = 225_000..=375_000;
+const THROTTLED: RangeInclusive<u64> = 7_500..=22_500;
+/// No request is this late.
+const NEVER: u64 = 3_600_000;
+
+struct Play {
+    group: Group,
+    now: u64,
+    ticket: Ticket,
+    name: Arc<str>,
+    tag: Arc<str>,
+    /// What polls and looks show.
+    power: Power,
+    /// VCD has made a vApp.
+    made: bool,
+    /// How far each task is.
+    task: TaskState,
+}
+
+fn failed(kind: ErrorKind) -> Answer {
+    let (what, code, text) = (String::new(), String::new(), String::new());
+    Err(VcdError { kind, what, status: 0, code, text, retry_after: None })
+}
+
+fn started(task: Option<&str>) -> Answer {
+    Ok(Reply::Started(Started { vapp: Some("v/1".into()), task: task.map(Into::into) }))
+}
+
+impl Play {
+    fn new() -> Play {
+        let mut play = Play::begin(None);
+        play.group.increase(Time(0), 1);
+        play
+    }
+
+    /// A group that finds a vApp of ours with this name, off, if one.
+    fn begin(leftover: Option<&str>) -> Play {
+        let policy = Policy {
+            manager: "m".into(),
+            group: "g".into(),
+            prefix: "ci".into(),
+            create_timeout: Duration::from_secs(24 * 3600),
+            max_instance_age: Duration::ZERO,
+            ..Policy::default()
+        };
+        let owner = Owner::new(&policy);
+        let group = Group::new(policy.clone(), 1, Time(0), &Poll::default());
+        let (made, task, power) = (false, TaskState::Success, Power::On);
+        let mut play = Play { group, now: 0, ticket: 0, name: "".into(), tag: "".into(), power, made, task };
+        if let Some(name) = leftover {
+            (play.name, play.tag) = (name.into(), owner.description(name).as_str().into());
+            (play.made, play.power) = (true, Power::Off);
+            let first = Poll { vms: play.vms(), ..Poll::default() };
+            play.group = Group::new(policy, 1, Time(0), &first);
+            play.made = false;
+        }
+        play
+    }
+
+    fn state(&self) -> State {
+        self.group.update().next().unwrap().1
+    }
+
+    fn failures(&self) -> u32 {
+        self.group.standing(Time(self.now)).failures
+    }
+
+    /// The next request that the test has to answer, if it comes within so many milliseconds.
+    fn within(&mut self, ms: u64) -> Option<Request> {
+        let end = self.now + ms;
+        loop {
+            while let Some(command) = self.group.next_command() {
+                match command {
+                    Command::Say(_) => {}
+                    Command::Probe { ticket, .. } => self.group.probed(Time(self.now), ticket, Ok(())),
+                    Command::Ask { ticket, request: Request::Poll { .. } } => {
+                        let poll = Poll { vms: self.vms(), ..Poll::default() };
+                        self.group.answer(Time(self.now), ticket, Ok(Reply::Poll(poll)));
+                    }
+                    Command::Ask { ticket, request: Request::Tasks { tasks } } => {
+                        let state = self.task.clone();
+                        let tasks = tasks.into_iter().map(|href| Task { href, state: state.clone() }).collect();
+                        self.group.answer(Time(self.now), ticket, Ok(Reply::Tasks(tasks)));
+                    }
+                    Command::Ask { ticket, request } => {
+                        if let Request::Create { name, description, .. } = &request {
+                            (self.name, self.tag) = (name.clone(), description.clone());
+                        }
+                        self.ticket = ticket;
+                        return Some(request);
+                    }
+                }
+            }
+            match self.group.wake_at() {
+                Some(wake) if wake.0 <= end => self.now = self.now.max(wake.0),
+                _ => break,
+            }
+            self.group.tick(Time(self.now));
+        }
+        self.now = end;
+        None
+    }
+
+    fn vms(&self) -> Vec<Vm> {
+        if !self.made {
+            return Vec::new();
+        }
+        vec![Vm {
+            vapp: "v/1".into(),
+            vapp_name: self.name.clone(),
+            vm: "m/1".into(),
+            description: self.tag.to_string(),
+            power: self.power,
+            busy: false,
+            address: Some("10.0.0.1".parse().unwrap()),
+            customization: Customization::Complete,
+            guest_os: "Debian".into(),
+            created: None,
+            cpus: 1,
+            memory_mb: 1,
+            undeploy_at: None,
+            delete_at: None,
+        }]
+    }
+
+    /// The next request has this name and comes after such a pause.
+    #[track_caller]
+    fn expect(&mut self, operation: &str, pause: RangeInclusive<u64>) -> Request {
+        let from = self.now;
+        let request = self.within(NEVER).unwrap_or_else(|| panic!("no {operation}"));
+        let took = self.now - from;
+        assert!(request.operation() == operation && pause.contains(&took), "{request:?} after {took} ms");
+        request
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        self.made |= answer.is_ok();
+        self.group.answer(Time(self.now), self.ticket, answer);
+    }
+
+    fn vapp(&self, differs: bool, lacks_tpm: bool) -> Vapp {
+        let differs = differs.then(|| "1 CPU".to_string());
+        Vapp {
+            href: "v/1".into(),
+            name: self.name.clone(),
+            description: Some(self.tag.to_string()),
+            power: self.power,
+            busy: false,
+            tasks: Vec::new(),
+            vms: 1,
+            made: Some(Made { vm: "m/1".into(), differs, lacks_tpm, external: None }),
+            created: None,
+            labelled: false,
+        }
+    }
+
+    fn shows(&mut self, differs: bool, lacks_tpm: bool) {
+        let vapp = self.vapp(differs, lacks_tpm);
+        self.answer(Ok(Reply::Vapps(vec![vapp])));
+    }
+
+    /// Up to the first look at a vApp that was made without hardware.
+    fn composed() -> Play {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        play.answer(failed(ErrorKind::TooMuch));
+        assert!(matches!(play.expect("create", AT_ONCE), Request::Create { whole: false, .. }));
+        play.power = Power::Off;
+        play.answer(started(None));
+        play.expect("look", AT_ONCE);
+        play
+    }
+
+    /// Up to the first delete of what was made badly.
+    fn scrapped() -> Play {
+        let mut play = Play::composed();
+        play.shows(true, false);
+        play.expect("configure", AT_ONCE);
+        play.answer(failed(ErrorKind::Failed));
+        play.expect("delete", AT_ONCE);
+        play
+    }
+
+    /// Up to the label of one that runs.
+    fn running() -> Play {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        play.answer(started(None));
+        play.expect("look", AT_ONCE);
+        play.shows(false, false);
+        assert!(play.within(20_000).is_none() && play.state() == State::Running);
+        play
+    }
+
+    /// Up to the request to suspend it.
+    fn tired() -> Play {
+        let mut play = Play::running();
+        play.expect("label", 0..=30_000);
+        play.answer(Ok(Reply::Done));
+        let name = play.name.clone();
+        play.group.suspend(Time(play.now), &[name]);
+        play.expect("suspend", AT_ONCE);
+        play
+    }
+}
+
+#[test]
+fn a_create_is_repeated_looked_up_or_taken_apart() {
+    use ErrorKind::*;
+    for (kind, pause, failures) in [
+        (Limit, THROTTLED, 0),
+        (TooMuch, AT_ONCE, 0),
+        (Unavailable, BACKOFF, 0),
+        (Auth, BACKOFF, 0),
+        (Busy, BACKOFF, 0),
+        (Failed, BACKOFF, 1),
+        (State, BACKOFF, 1),
+        (Quota, LONG, 1),
+        (Forbidden, LONG, 1),
+        (Invalid, LONG, 1),
+        (NotFound, LONG, 1),
+    ] {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        play.answer(failed(kind));
+        let again = play.expect("create", pause);
+        assert!(matches!(again, Request::Create { whole, .. } if whole == (kind != TooMuch)), "{kind:?}");
+        assert_eq!(play.failures(), failures, "{kind:?}");
+        // A create that carries little and is still too much has failed.
+        if kind == TooMuch {
+            play.answer(failed(kind));
+            play.expect("create", BACKOFF);
+            assert_eq!(play.failures(), 1);
+        }
+    }
+    let mut play = Play::new();
+    play.expect("create", AT_ONCE);
+    play.answer(failed(Failed));
+    play.expect("create", BACKOFF);
+    play.answer(failed(Failed));
+    play.expect("create", BACKOFF_TWICE);
+    play.answer(failed(Failed));
+    play.expect("create", 300_000..=300_000);
+}
+
+#[test]
+fn an_unclear_create_is_looked_up_for_a_minute() {
+    for kind in [ErrorKind::Ambiguous, ErrorKind::Protocol, ErrorKind::Duplicate] {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        play.answer(failed(kind));
+        play.expect("find", 1_000..=1_000);
+        for _ in 0..12 {
+            play.answer(Ok(Reply::Vapps(Vec::new())));
+            play.expect("find", 5_000..=5_000);
+        }
+        play.answer(Ok(Reply::Vapps(Vec::new())));
+        play.expect("create", AT_ONCE);
+    }
+    for (power, next) in [(Power::On, "look"), (Power::Off, "delete")] {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        play.answer(failed(ErrorKind::Ambiguous));
+        play.expect("find", 1_000..=1_000);
+        play.power = power;
+        play.shows(false, false);
+        play.expect(next, AT_ONCE);
+    }
+}
+
+#[test]
+fn what_is_made_without_hardware_is_given_each_thing_once() {
+    let mut play = Play::composed();
+    for (request, lacks) in [("configure", true), ("tpm", true), ("power_on", true)] {
+        play.shows(true, lacks);
+        play.expect(request, AT_ONCE);
+        play.answer(started(None));
+        play.expect("look", AT_ONCE);
+    }
+    play.power = Power::On;
+    play.shows(false, false);
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    assert!(play.within(20_000).is_none() && play.state() == State::Running);
+
+    let mut play = Play::composed();
+    play.shows(false, false);
+    play.expect("power_on", AT_ONCE);
+    play.answer(started(Some("t/1")));
+    play.power = Power::On;
+    play.expect("look", 1_000..=1_000);
+}
+
+#[test]
+fn a_fitting_that_fails_is_looked_at() {
+    use ErrorKind::*;
+    for (kind, pause) in [(Busy, 3_000..=3_000), (Unavailable, BACKOFF), (Auth, BACKOFF), (Limit, AT_ONCE)] {
+        let mut play = Play::composed();
+        play.shows(true, false);
+        play.expect("configure", AT_ONCE);
+        play.answer(failed(kind));
+        play.expect("look", pause);
+        play.shows(true, false);
+        if kind == Limit {
+            play.expect("look", THROTTLED);
+            play.shows(true, false);
+        }
+        play.expect("configure", AT_ONCE);
+    }
+    let mut play = Play::composed();
+    play.shows(true, false);
+    play.expect("configure", AT_ONCE);
+    play.answer(failed(Ambiguous));
+    play.expect("look", 1_000..=1_000);
+    for _ in 0..12 {
+        play.shows(true, false);
+        play.expect("look", 5_000..=5_000);
+    }
+    play.shows(true, false);
+    play.expect("configure", AT_ONCE);
+
+    let mut play = Play::composed();
+    play.shows(false, true);
+    play.expect("tpm", AT_ONCE);
+    play.answer(failed(Failed));
+    play.expect("look", AT_ONCE);
+    play.shows(false, true);
+    play.expect("power_on", AT_ONCE);
+}
+
+#[test]
+fn a_delete_is_repeated_or_done_without_force() {
+    use ErrorKind::*;
+    for (kind, next, pause) in [
+        (Limit, "delete", THROTTLED),
+        (Busy, "look", 3_000..=3_000),
+        (Ambiguous, "look", BACKOFF),
+        (Protocol, "look", BACKOFF),
+        (Unavailable, "delete", BACKOFF),
+        (Quota, "delete", LONG),
+        (NotFound, "create", BACKOFF),
+        (Forbidden, "undeploy", AT_ONCE),
+        (Invalid, "undeploy", AT_ONCE),
+        (State, "undeploy", AT_ONCE),
+    ] {
+        let mut play = Play::scrapped();
+        play.answer(failed(kind));
+        assert_eq!(play.group.standing(Time(play.now)).throttled, u64::from(kind == Limit), "{kind:?}");
+        play.expect(next, pause);
+    }
+    let mut play = Play::scrapped();
+    play.answer(failed(Unavailable));
+    play.expect("delete", BACKOFF);
+    play.answer(failed(Unavailable));
+    play.expect("delete", BACKOFF_TWICE);
+
+    let mut play = Play::scrapped();
+    play.answer(failed(State));
+    play.expect("undeploy", AT_ONCE);
+    play.answer(failed(State));
+    play.expect("delete_stopped", BACKOFF);
+    play.answer(failed(State));
+    play.expect("undeploy", BACKOFF_TWICE);
+    play.answer(started(None));
+    play.expect("look", AT_ONCE);
+    play.power = Power::On;
+    play.shows(false, false);
+    play.expect("undeploy", AT_ONCE);
+    play.answer(started(None));
+    play.expect("look", AT_ONCE);
+    play.power = Power::Off;
+    play.shows(false, false);
+    play.expect("delete_stopped", AT_ONCE);
+}
+
+#[test]
+fn the_hardware_is_asked_for_three_times() {
+    let mut play = Play::new();
+    play.expect("create", AT_ONCE);
+    play.answer(started(None));
+    play.expect("look", AT_ONCE);
+    for _ in 0..2 {
+        play.answer(failed(ErrorKind::Unavailable));
+        play.expect("look", 5_000..=5_000);
+    }
+    play.answer(failed(ErrorKind::Unavailable));
+    assert!(play.within(20_000).is_none() && play.state() == State::Running);
+}
+
+#[test]
+fn the_label_is_tried_three_times_unless_it_cannot_work() {
+    let mut play = Play::running();
+    play.expect("label", 0..=30_000);
+    play.answer(failed(ErrorKind::Unavailable));
+    play.expect("label", BACKOFF);
+    play.answer(failed(ErrorKind::Unavailable));
+    play.expect("label", BACKOFF_TWICE);
+    play.answer(failed(ErrorKind::Unavailable));
+    assert!(play.within(NEVER).is_none());
+
+    let mut play = Play::running();
+    play.expect("label", 0..=30_000);
+    play.answer(failed(ErrorKind::Forbidden));
+    assert!(play.within(NEVER).is_none());
+}
+
+#[test]
+fn a_suspend_that_fails_is_repeated_looked_at_or_given_up() {
+    use ErrorKind::{Ambiguous, Auth, Busy, Failed, Limit, NotFound, Protocol, Unavailable};
+    for (kind, next, pause) in [
+        (Limit, "suspend", THROTTLED),
+        (Busy, "look", 3_000..=3_000),
+        (Ambiguous, "look", 1_000..=1_000),
+        (Protocol, "look", 1_000..=1_000),
+        (Unavailable, "suspend", BACKOFF),
+        (Auth, "suspend", BACKOFF),
+        (Failed, "look", AT_ONCE),
+    ] {
+        let mut play = Play::tired();
+        play.answer(failed(kind));
+        assert_eq!(play.group.standing(Time(play.now)).throttled, u64::from(kind == Limit), "{kind:?}");
+        assert_eq!(play.state(), if kind == Failed { State::Running } else { State::Suspending }, "{kind:?}");
+        play.expect(next, pause);
+        if kind == Ambiguous {
+            // It may yet be carried out.
+            for _ in 0..12 {
+                play.shows(false, false);
+                play.expect("look", 5_000..=5_000);
+            }
+            play.shows(false, false);
+            play.expect("suspend", AT_ONCE);
+        }
+    }
+    let mut play = Play::tired();
+    play.answer(failed(NotFound));
+    assert_eq!(play.state(), State::Deleted);
+
+    let mut play = Play::tired();
+    play.answer(started(None));
+    play.expect("look", AT_ONCE);
+    play.power = Power::Suspended;
+    play.shows(false, false);
+    assert_eq!(play.state(), State::Suspended);
+}
+
+#[test]
+fn a_cancel_is_repeated_unless_the_task_has_ended() {
+    use ErrorKind::{Busy, Invalid, NotFound, State, Unavailable};
+    for (kind, again) in [(Unavailable, true), (Busy, true), (NotFound, false), (Invalid, false), (State, false)] {
+        let mut play = Play::new();
+        play.task = TaskState::Running;
+        play.expect("create", AT_ONCE);
+        play.answer(started(Some("t/1")));
+        assert!(play.within(10_000).is_none());
+        let name = play.name.clone();
+        play.group.decrease(Time(play.now), &[name]);
+        play.expect("cancel", AT_ONCE);
+        play.answer(failed(kind));
+        if again {
+            play.expect("cancel", BACKOFF);
+            play.answer(Ok(Reply::Done));
+        }
+        assert!(play.within(20_000).is_none(), "{kind:?}");
+        play.task = TaskState::Success;
+        play.expect("delete", 0..=5_000);
+    }
+}
+
+#[test]
+fn a_resume_that_fails_is_repeated_or_looked_at() {
+    use ErrorKind::{Ambiguous, Auth, Busy, Failed, Limit, NotFound, Unavailable};
+    for (kind, next, pause) in [
+        (Limit, "power_on", THROTTLED),
+        (Busy, "look", 3_000..=3_000),
+        (Ambiguous, "look", 1_000..=1_000),
+        (Unavailable, "power_on", BACKOFF),
+        (Auth, "power_on", BACKOFF),
+        (Failed, "look", BACKOFF),
+        (NotFound, "", AT_ONCE),
+    ] {
+        let mut play = Play::tired();
+        play.answer(started(None));
+        play.expect("look", AT_ONCE);
+        play.power = Power::Suspended;
+        play.shows(false, false);
+        let name = play.name.clone();
+        play.group.resume(Time(play.now), &[name]);
+        play.expect("power_on", AT_ONCE);
+        play.answer(failed(kind));
+        if kind == NotFound {
+            assert_eq!(play.state(), State::Deleted);
+            continue;
+        }
+        assert_eq!(play.state(), State::Resuming, "{kind:?}");
+        assert_eq!(play.group.standing(Time(play.now)).throttled, u64::from(kind == Limit), "{kind:?}");
+        play.expect(next, pause);
+        if kind == Failed {
+            play.shows(false, false);
+            play.expect("power_on", AT_ONCE);
+        }
+    }
+}
+
+#[test]
+fn creates_wait_for_leftovers_but_not_for_ever() {
+    let mut play = Play::begin(Some("ci-abc12345"));
+    play.group.increase(Time(0), 1);
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    play.expect("delete", AT_ONCE);
+    play.answer(started(None));
+    // At the latest with the next poll.
+    play.expect("create", 0..=10_000);
+
+    let mut play = Play::begin(Some("ci-abc12345"));
+    play.group.increase(Time(0), 1);
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    while play.within(NEVER).unwrap().operation() == "delete" {
+        play.answer(failed(ErrorKind::Unavailable));
+    }
+    assert_eq!(play.now, 30 * 60 * 1000);
+}
+
+/// The tickets of all requests of this name that are handed out now.
+fn asked(group: &mut Group, operation: &str) -> Vec<Ticket> {
+    let ask = |command| match command {
+        Command::Ask { ticket, request } if request.operation() == operation => Some(ticket),
+        _ => None,
+    };
+    std::iter::from_fn(|| group.next_command()).filter_map(ask).collect()
+}
+
+#[test]
+fn four_names_are_looked_up_at_a_time() {
+    let policy = Policy { prefix: "ci".into(), max_creates: 6, max_operations: 9, ..Policy::default() };
+    let mut group = Group::new(policy, 1, Time(0), &Poll::default());
+    group.increase(Time(0), 7);
+    let creates = asked(&mut group, "create");
+    assert_eq!(creates.len(), 6);
+    for ticket in creates {
+        group.answer(Time(0), ticket, failed(ErrorKind::Ambiguous));
+    }
+    assert_eq!(asked(&mut group, "find").len(), 0);
+    group.tick(Time(999));
+    assert_eq!(asked(&mut group, "find").len(), 0);
+    group.tick(Time(1_000));
+    let finds = asked(&mut group, "find");
+    assert_eq!(finds.len(), 4);
+    group.answer(Time(1_000), finds[0], Ok(Reply::Vapps(Vec::new())));
+    assert_eq!(asked(&mut group, "find").len(), 1);
+}
+
+#[test]
+fn a_create_that_never_begins_is_given_up_after_three_times_its_timeout() {
+    let policy = Policy { prefix: "ci".into(), max_creates: 0, ..Policy::default() };
+    let mut group = Group::new(policy, 1, Time(0), &Poll::default());
+    group.increase(Time(0), 1);
+    for (now, state) in [(3_599_999, State::Creating), (3_600_000, State::Timeout)] {
+        group.tick(Time(now));
+        assert_eq!(group.update().next().unwrap().1, state);
+    }
+}

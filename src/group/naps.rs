@@ -70,6 +70,10 @@ impl Group {
         let now = self.now;
         let deadline = now + self.policy.create_timeout;
         let Some(i) = self.instances.get_mut(&key) else { return };
+        if i.goal.is_gone() {
+            // It goes however it is.
+            return;
+        }
         let Some(until) = i.unsure else { return };
         let (href, wants_sleep) = (vapp.href.clone(), i.goal == Goal::Asleep);
         let asleep = matches!(i.there, There::Suspended { .. });

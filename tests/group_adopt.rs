@@ -395,10 +395,10 @@ fn what_a_poll_shows_of_a_running_one_makes_it_ill_or_not() {
         (Power::Other, false, complete, None),
     ] {
         let mut play = Play::running();
-        play.to(300 * SECOND - 1).show(power, busy);
+        play.to(1800 * SECOND - 1).show(power, busy);
         play.vms[0].customization = customization;
         assert_eq!(play.health(), Ok(()));
-        play.to(300 * SECOND);
+        play.to(1800 * SECOND);
         assert_eq!(play.health().err().as_deref(), ill, "{power:?} {busy} {customization:?}");
         assert_eq!((play.states(), play.times("look")), (vec![State::Running], Vec::new()));
         assert_eq!(play.said(", not by us: unhealthy"), usize::from(ill.is_some()));
@@ -428,11 +428,11 @@ fn ten_minutes_of_illness_end_it() {
 #[test]
 fn what_is_suspended_soon_after_the_start_was_so_by_the_earlier_process() {
     let mut play = Play::running();
-    play.to(285 * SECOND).show(Power::Suspended, true).to(295 * SECOND).show(Power::Suspended, false);
-    assert_eq!(play.to(300 * SECOND).states(), [State::Running], "too late");
+    play.to(1785 * SECOND).show(Power::Suspended, true).to(1795 * SECOND).show(Power::Suspended, false);
+    assert_eq!(play.to(1800 * SECOND).states(), [State::Running], "too late");
     let mut play = Play::running();
-    play.to(285 * SECOND).show(Power::Suspended, false);
-    assert_eq!(play.to(290 * SECOND).states(), [State::Suspended]);
+    play.to(1785 * SECOND).show(Power::Suspended, false);
+    assert_eq!(play.to(1790 * SECOND).states(), [State::Suspended]);
     assert_eq!(play.said("as the earlier process had asked"), 1);
     let mut play = Play::running();
     play.to(285 * SECOND).show(Power::Suspended, true);
@@ -558,6 +558,21 @@ fn a_resumed_one_is_looked_at_when_three_polls_show_it_down() {
     assert_eq!(play.times("look").len(), 1);
     play.until("poll", first + 6);
     assert_eq!((play.view().cause, play.said("it is off, though it was resumed")), (Some("ill"), 1));
+}
+
+#[test]
+fn one_whose_resume_is_not_known_to_have_failed_is_not_given_up() {
+    let mut play = Play::suspended();
+    play.holds = vec!["power_on", "look"];
+    play.resume();
+    play.release("power_on", Some(Err(error(ErrorKind::Ambiguous))));
+    play.to(7200 * SECOND);
+    assert_eq!((play.states(), play.times("look").len(), play.deleted()), (vec![State::Resuming], 1, vec![]));
+    play.documents.get_mut(&href(1)).unwrap().power = Power::On;
+    play.show(Power::On, false);
+    play.release("look", None);
+    play.to(7260 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec![]));
 }
 
 // Booting ones.

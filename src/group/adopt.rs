@@ -4,7 +4,7 @@
 use super::answers::{begun, watch_backoff};
 use super::instance::{Asked, Cause, Facts, Goal, MISSED_POLLS, There, Work};
 use super::owner::Ownership;
-use super::steps::{CUSTOMIZATION_USUAL, LOOK_PAUSE, UNCLEAR_WINDOW};
+use super::steps::{CUSTOMIZATION_USUAL, LOOK_PAUSE, TASK_PATIENCE, UNCLEAR_WINDOW};
 use super::{Group, Instance, Key, MAX_FOREIGN, Name, OnShutdown, Time};
 use crate::cloud::{Answer, Customization, ErrorKind, Href, Poll, Power, Reply, UnixMs, Vapp, Vm, is_windows};
 use log::Level;
@@ -17,8 +17,9 @@ const OFF_POLLS: u32 = 3;
 /// A vApp of an earlier life that is on counts as half made if a poll shows it so that much later: polls lag.
 pub const LEFTOVER_GRACE: Duration = Duration::from_secs(60);
 
-/// An adopted instance that is suspended so soon after the start was being suspended by the earlier life.
-const EARLIER_WORK: Duration = Duration::from_secs(5 * 60);
+/// An adopted instance that is suspended so soon after the start was being suspended by the earlier life: its task may go on
+/// for as long as one is given.
+const EARLIER_WORK: Duration = TASK_PATIENCE;
 
 /// A vApp that a poll shows and no instance stands for.
 struct Unclaimed<'a> {

@@ -434,9 +434,9 @@ impl Instance {
         }
     }
 
-    /// A poll has shown it lately. What is suspended need not be watched.
+    /// A poll has shown it lately.
     pub fn is_watched(&self, now: Time) -> bool {
-        matches!(self.there, There::Suspended { .. }) || (self.facts.is_some() && now - self.seen <= WATCHED)
+        self.facts.is_some() && now - self.seen <= WATCHED
     }
 
     /// Wanted again after a suspension: has until `deadline` to come back.
@@ -743,10 +743,6 @@ mod tests {
         i.facts = Some(facts(Power::On, true, Customization::Complete));
         assert!(i.is_watched(Time(1000)) && i.is_watched(minute));
         assert!(!i.is_watched(Time(minute.0 + 1)));
-        i.there = There::Suspended { vapp: vapp(), since: Time(0) };
-        assert!(i.is_watched(Time(minute.0 + 1)));
-        i.facts = None;
-        assert!(i.is_watched(Time(1000)), "nobody need watch it");
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl Group {
             }
             return;
         }
-        let blind = i.resumed && (unreachable || !i.is_watched(now));
+        let blind = i.resumed && (unreachable || i.unsure.is_some() || !i.is_watched(now));
         // A task on what has run has a patience of its own.
         if i.goal == Goal::Live && !i.is_ready() && !(i.has_run() && i.work().is_some()) {
             if now >= i.deadline && blind {

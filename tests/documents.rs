@@ -312,6 +312,28 @@ fn links_lead_somewhere() {
     }
 }
 
+#[test]
+fn every_dependency_says_why_it_is_there() {
+    let manifest = fs::read_to_string(Path::new(ROOT).join("Cargo.toml")).unwrap();
+    let manifest = toml::de::DeTable::parse(&manifest).unwrap();
+    let mut linked = Vec::new();
+    let mut add = |table: &toml::de::DeTable| {
+        for (name, value) in table {
+            let renamed = value.get_ref().get("package").and_then(|package| package.get_ref().as_str());
+            linked.push(renamed.unwrap_or(name.get_ref()).to_owned());
+        }
+    };
+    add(manifest.get_ref()["dependencies"].get_ref().as_table().unwrap());
+    for platform in manifest.get_ref()["target"].get_ref().as_table().unwrap().values() {
+        add(platform.get_ref()["dependencies"].get_ref().as_table().unwrap());
+    }
+    linked.sort();
+    let text = document("docs/dependencies.md").unwrap();
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let explained: Vec<&str> = rows.filter(|row| !["crate", "---"].contains(row)).collect();
+    assert_eq!(explained, linked);
+}
+
 /// From the Go plugin's config.toml to a running group: the file of docs/migrate.md, as the runner reads it, with the
 /// simulator's names for the places.
 #[test]

@@ -8,21 +8,19 @@
 mod common;
 #[path = "../tests/common/fleet.rs"]
 mod fleet;
+mod measured;
 
 use common::{PluginProcess, command};
 use fleeting_plugin_vcd::cloud::{Customization, Poll, Power, Reply, Request, Vm};
 use fleeting_plugin_vcd::group::{self, Command, Group, Policy, Time};
-use fleeting_plugin_vcd::host::proto::fleeting::State;
-use serde_json::Value;
+use measured::{Bench, status_of};
+use serde_json::json;
 use smol::Timer;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use vcd_sim::Server;
 
-/// Growing or shrinking takes no longer.
-const PATIENCE: Duration = Duration::from_secs(600);
 /// Starts that are timed.
 const STARTS: usize = 20;
 /// What a VCD of default durations needs itself: copy 20 s, power on 10 s, customization 25 s, SSH 3 s.
@@ -127,14 +125,6 @@ fn policy() -> Policy {
     }
 }
 
-/// A number of /proc/PID/status.
-fn status_of(process: &str, key: &str) -> Result<u64, String> {
-    let path = format!("/proc/{process}/status");
-    let text = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix(key));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).ok_or(format!("{path}: no {key}"))
-}
-
 async fn starts(binary: &Path) {
     let mut times = Vec::new();
     for _ in 0..STARTS {
@@ -150,7 +140,7 @@ async fn starts(binary: &Path) {
 
 /// One create and one delete at the pace of a real VCD.
 async fn one_instance(binary: &Path) -> Result<(), String> {
-    let bench = Bench::start(binary, 1.0, &[]).await?;
+    let bench = Bench::start(binary, 1.0, json!({})).await?;
     bench.counts_reset()?;
     let began = Instant::now();
     bench.scale(1).await?;
@@ -175,8 +165,8 @@ async fn one_instance(binary: &Path) -> Result<(), String> {
 }
 
 async fn fifty_with_ten_slots(binary: &Path, options: &Options) -> Result<(), String> {
-    let slots = [("max_concurrent_creates", 10), ("max_concurrent_deletes", 10), ("max_concurrent_operations", 11)];
-    let bench = Bench::start(binary, options.scale, &slots).await?;
+    let slots = json!({"max_concurrent_creates": 10, "max_concurrent_deletes": 10, "max_concurrent_operations": 11});
+    let bench = Bench::start(binary, options.scale, slots).await?;
     bench.counts_reset()?;
     let (began, cpu) = (Instant::now(), bench.cpu());
     bench.scale(50).await?;
@@ -186,8 +176,8 @@ async fn fifty_with_ten_slots(binary: &Path, options: &Options) -> Result<(), St
 }
 
 async fn idle(binary: &Path, options: &Options) -> Result<(), String> {
-    let slots = [("max_concurrent_creates", 40), ("max_concurrent_deletes", 40), ("max_concurrent_operations", 60)];
-    let bench = Bench::start(binary, options.scale, &slots).await?;
+    let slots = json!({"max_concurrent_creates": 40, "max_concurrent_deletes": 40, "max_concurrent_operations": 60});
+    let bench = Bench::start(binary, options.scale, slots).await?;
     println!("idle for {} s with", options.idle);
     for size in [0, 10, 50, 128] {
         bench.scale(size).await?;
@@ -206,110 +196,4 @@ async fn idle(binary: &Path, options: &Options) -> Result<(), String> {
     }
     println!("  most ever resident: {} kB", bench.status("VmHWM:")?);
     bench.end().await
-}
-
-/// A simulator, the plugin on it, and this program as its host.
-struct Bench {
-    server: Server,
-    plugin: PluginProcess,
-}
-
-struct Counts {
-    requests: u64,
-    tasks: u64,
-    /// Requests by operation, as the simulator names them.
-    by_operation: String,
-}
-
-impl std::fmt::Display for Counts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} tasks, {} requests: {}", self.tasks, self.requests, self.by_operation)
-    }
-}
-
-impl Bench {
-    async fn start(binary: &Path, scale: f64, keys: &[(&str, u32)]) -> Result<Bench, String> {
-        let (server, guest_port) = fleet::simulator(scale);
-        let mut config = fleet::plugin_config(&server);
-        for (key, value) in keys {
-            if let Some(config) = config.as_object_mut() {
-                config.insert((*key).into(), (*value).into());
-            }
-        }
-        let plugin = PluginProcess::start(command(binary)).await;
-        let init = plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await;
-        init.map_err(|status| format!("Init: {}", status.message()))?;
-        Ok(Bench { server, plugin })
-    }
-
-    async fn scale(&self, size: usize) -> Result<(), String> {
-        let text = |status: tonic::Status| status.message().to_string();
-        let running = |instances: Vec<(String, State)>| {
-            let running = instances.into_iter().filter(|(_, state)| *state == State::Running);
-            running.map(|(name, _)| name).collect::<Vec<_>>()
-        };
-        let live = running(self.plugin.update().await.map_err(text)?);
-        if live.len() < size {
-            self.plugin.increase((size - live.len()) as u32).await.map_err(text)?;
-        } else {
-            let names: Vec<&str> = live.iter().skip(size).map(String::as_str).collect();
-            self.plugin.decrease(&names).await.map_err(text)?;
-        }
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let instances = self.plugin.update().await.map_err(text)?;
-            let settled = instances.iter().all(|(_, state)| matches!(state, State::Running | State::Deleted));
-            if settled && running(instances).len() == size {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(format!("not {size} running after {} s", PATIENCE.as_secs()));
-            }
-            Timer::after(Duration::from_millis(20)).await;
-        }
-    }
-
-    fn counts(&self) -> Result<Counts, String> {
-        let url = format!("{}/counts", self.server.control_url());
-        let text = ureq::get(&url).call().and_then(|mut answer| answer.body_mut().read_to_string());
-        let text = text.map_err(|error| format!("{url}: {error}"))?;
-        let counts: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-        let number = |key: &str| counts.get(key).and_then(Value::as_u64).unwrap_or_default();
-        let tasks = counts.get("tasks").and_then(Value::as_object);
-        let tasks = tasks.map_or(0, |tasks| tasks.values().filter_map(Value::as_u64).sum());
-        let requests = counts.get("requests").and_then(Value::as_object);
-        let by_operation: Vec<String> = requests.into_iter().flatten().map(|(name, n)| format!("{name} {n}")).collect();
-        Ok(Counts { requests: number("total"), tasks, by_operation: by_operation.join(", ") })
-    }
-
-    fn counts_reset(&self) -> Result<(), String> {
-        let url = format!("{}/counts/reset", self.server.control_url());
-        ureq::post(&url).send_empty().map_err(|error| format!("{url}: {error}"))?;
-        Ok(())
-    }
-
-    /// CPU time of all threads so far, in seconds, as precise as the scheduler counts.
-    fn cpu(&self) -> f64 {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.plugin.child.id()));
-        let nanoseconds = tasks.into_iter().flatten().flatten().filter_map(|task| {
-            let line = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-            line.split_whitespace().next()?.parse::<u64>().ok()
-        });
-        nanoseconds.sum::<u64>() as f64 / 1e9
-    }
-
-    fn status(&self, key: &str) -> Result<u64, String> {
-        status_of(&self.plugin.child.id().to_string(), key)
-    }
-
-    async fn end(mut self) -> Result<(), String> {
-        self.plugin.shutdown().await.map_err(|status| format!("Shutdown: {}", status.message()))?;
-        self.plugin.quit().await.map_err(|status| format!("quit: {}", status.message()))?;
-        let (status, _) = self.plugin.exited().await;
-        match (status.success(), fleet::vapps(&self.server)) {
-            (true, left) if left.is_empty() => Ok(()),
-            (true, left) => Err(format!("left in VCD: {}", left.join(", "))),
-            (false, _) => Err(format!("the plugin ended with {status}")),
-        }
-    }
 }

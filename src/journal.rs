@@ -14,7 +14,7 @@ pub const MAX_EVENTS: usize = 200;
 pub const MAX_STEPS: usize = 64;
 /// Lives that are kept after their end.
 pub const MAX_ENDED: usize = 64;
-/// Lives that are kept in all; of more instances there are events only.
+/// Present instances whose steps are kept; of more there are events only, and all are counted.
 pub const MAX_LIVES: usize = 512;
 /// An event's text is cut to so many bytes.
 pub const MAX_TEXT: usize = 1000;
@@ -115,6 +115,8 @@ pub struct Life {
     pub delete_asked: Option<Time>,
     /// When VCD did not have it any more.
     pub ended: Option<Time>,
+    /// Only counted: there were [`MAX_LIVES`] when it began.
+    brief: bool,
     /// What happened, oldest first.
     pub steps: Vec<Entry>,
     /// Steps that were dropped.
@@ -185,9 +187,12 @@ impl Journal {
         for view in views.iter().filter(|view| !view.stranger) {
             let (at, before) = match self.lives.binary_search_by_key(&view.key, |life| life.key) {
                 Ok(at) => (at, self.lives.get(at).map(|life| (life.phase, life.since))),
-                Err(_) if self.lives.len() >= MAX_LIVES => continue,
+                // The group shows it for a while after its end.
+                Err(_) if view.phase == Phase::Deleted => continue,
                 Err(at) => {
-                    self.lives.insert(at, Life::new(view, now));
+                    self.tally.leftovers += u64::from(!view.reported && view.cause.is_some());
+                    let brief = self.lives.len() >= MAX_LIVES;
+                    self.lives.insert(at, Life { brief, ..Life::new(view, now) });
                     (at, None)
                 }
             };
@@ -197,7 +202,7 @@ impl Journal {
                 let stayed = before.map_or(Duration::ZERO, |(_, since)| now - since);
                 changed.push(Change { key: view.key, from, to: view.phase, stayed });
             }
-            life.follow(view, now, shown, &notes, &mut self.tally);
+            life.follow(view, from.is_none(), now, shown, &notes, &mut self.tally);
         }
         // The group's views come in the order of their keys.
         let here = |key: u64| views.binary_search_by_key(&key, |view| view.key).is_ok();
@@ -247,14 +252,11 @@ impl Journal {
             entry.explain(Some(note), None);
             life.step(entry);
         }
-        let (stay, gone): (Vec<Life>, Vec<Life>) =
-            std::mem::take(&mut self.lives).into_iter().partition(|life| here(life.key));
-        self.lives = stay;
-        for life in gone {
+        for life in self.lives.extract_if(.., |life| life.phase == Phase::Deleted) {
             push(&mut self.ended, life, MAX_ENDED);
         }
         log.extend(self.words(now));
-        self.sample(now);
+        self.sample(now, views);
         log
     }
 
@@ -263,10 +265,12 @@ impl Journal {
         self.lives.iter().filter(|life| !life.phase.rests()).map(|life| life.word_at).min()
     }
 
-    /// The life of a present instance, by [`View::key`].
+    /// The life of an instance, by [`View::key`]; of those that have ended the last ones are kept.
     pub fn life(&self, key: u64) -> Option<&Life> {
-        let at = self.lives.binary_search_by_key(&key, |life| life.key).ok()?;
-        self.lives.get(at)
+        match self.lives.binary_search_by_key(&key, |life| life.key) {
+            Ok(at) => self.lives.get(at),
+            Err(_) => self.ended.iter().rfind(|life| life.key == key),
+        }
     }
 
     fn life_mut(&mut self, key: u64) -> Option<&mut Life> {
@@ -357,8 +361,8 @@ impl Journal {
     }
 
     /// Notes how many there are of each phase, if that has changed.
-    fn sample(&mut self, now: Time) {
-        let counts = count(self.lives.iter().map(|life| life.phase));
+    fn sample(&mut self, now: Time, views: &[View]) {
+        let counts = count(views.iter().filter(|view| !view.stranger).map(|view| view.phase));
         match self.samples.last_mut() {
             Some(last) if last.counts == counts => {}
             Some(last) if now < last.at + SAMPLE_PAUSE => last.counts = counts,
@@ -391,6 +395,7 @@ impl Life {
             condemned: None,
             delete_asked: None,
             ended: None,
+            brief: false,
             steps: Vec::new(),
             dropped: 0,
             made_here: view.reported && matches!(view.phase, Phase::PendingCreate | Phase::Creating),
@@ -410,12 +415,8 @@ impl Life {
         self.made_here
     }
 
-    /// Takes in how the instance is now.
-    fn follow(&mut self, view: &View, now: Time, shown: Shown, notes: &[Note], tally: &mut Tally) {
-        let first = self.began == now && self.steps.is_empty();
-        if first && !view.reported && view.cause.is_some() {
-            tally.leftovers += 1;
-        }
+    /// Takes in how the instance is now; `first` if nothing was known of it.
+    fn follow(&mut self, view: &View, first: bool, now: Time, shown: Shown, notes: &[Note], tally: &mut Tally) {
         if view.retries > self.retries {
             for _ in self.retries..view.retries {
                 tally.fail("create");
@@ -479,6 +480,10 @@ impl Life {
     }
 
     fn step(&mut self, mut entry: Entry) {
+        if self.brief {
+            self.dropped += 1;
+            return;
+        }
         let same = |old: &Entry| (entry.times > 1 || entry.level == Level::Debug) && old.repeats(&entry);
         if let Some(at) = self.steps.iter().rposition(same) {
             let old = self.steps.remove(at);
@@ -769,10 +774,28 @@ mod tests {
         assert_eq!(journal.events.len(), MAX_EVENTS);
         assert!(((MAX_SAMPLES / 2)..=MAX_SAMPLES).contains(&journal.samples.len()), "{}", journal.samples.len());
         assert!(journal.samples.iter().zip(journal.samples.iter().skip(1)).all(|(one, two)| one.at < two.at));
-        assert!(journal.lives.len() <= MAX_LIVES && journal.ended.len() == MAX_ENDED);
+        assert!(journal.lives.len() <= 200 && journal.ended.len() == MAX_ENDED);
         assert!(journal.lives.iter().chain(&journal.ended).all(|life| life.steps.len() <= MAX_STEPS));
-        let many: Vec<View> = (0..2000).map(|key| View::example(key, "ci-x", Phase::Creating)).collect();
-        journal.turn(seconds(9000), Shown::Poll, vec![], vec![], &many);
-        assert!(journal.lives.len() <= MAX_LIVES);
+    }
+
+    #[test]
+    fn all_are_counted_and_only_so_many_told_of() {
+        let mut journal = Journal::default();
+        let turn = |at: u64, phases: &dyn Fn(u64) -> Phase, journal: &mut Journal| {
+            let views: Vec<View> =
+                (0..2000).map(|key| View::example(key, &format!("ci-{key:08}"), phases(key))).collect();
+            journal.turn(seconds(at), Shown::Poll, vec![], vec![], &views);
+        };
+        turn(0, &|_| Phase::Creating, &mut journal);
+        turn(1, &|_| Phase::Running, &mut journal);
+        assert_eq!(journal.tally.created, 2000);
+        let told = |journal: &Journal| journal.lives.iter().filter(|life| !life.steps.is_empty()).count();
+        assert_eq!((journal.lives.len(), told(&journal)), (2000, MAX_LIVES));
+        // Those that the group still shows after their end hold no places.
+        turn(2, &|key| if key < 1500 { Phase::Deleted } else { Phase::Running }, &mut journal);
+        turn(3, &|key| if key < 1500 { Phase::Deleted } else { Phase::Running }, &mut journal);
+        assert_eq!((journal.tally.deleted, journal.lives.len(), journal.ended.len()), (1500, 500, MAX_ENDED));
+        assert_eq!(journal.samples.last().map(|sample| sample.counts), Some([0, 0, 500, 0, 0, 1500]));
+        assert!(journal.life(1499).is_some_and(|life| life.phase == Phase::Deleted) && journal.life(0).is_none());
     }
 }

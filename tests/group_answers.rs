@@ -3,10 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+mod play;
+
 use fleeting_plugin_vcd::cloud::*;
-use fleeting_plugin_vcd::group::{Command, Group, Owner, Policy, State, Ticket, Time};
+use fleeting_plugin_vcd::group::{Command, Group, Name, Policy, State, Ticket, Time};
+use play::{error, policy, shown};
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Pauses in milliseconds.
@@ -22,8 +24,7 @@ struct Play {
     group: Group,
     now: u64,
     ticket: Ticket,
-    name: Arc<str>,
-    tag: Arc<str>,
+    name: Name,
     /// What polls and looks show.
     power: Power,
     /// VCD has made a vApp.
@@ -33,12 +34,11 @@ struct Play {
 }
 
 fn failed(kind: ErrorKind) -> Answer {
-    let (what, code, text) = (String::new(), String::new(), String::new());
-    Err(VcdError { kind, what, status: 0, code, text, retry_after: None })
+    Err(error(kind))
 }
 
 fn started(task: Option<&str>) -> Answer {
-    Ok(Reply::Started(Started { vapp: Some("v/1".into()), task: task.map(Into::into) }))
+    play::started(Some("v/1".into()), task)
 }
 
 impl Play {
@@ -50,21 +50,12 @@ impl Play {
 
     /// A group that finds a vApp of ours with this name, off, if one.
     fn begin(leftover: Option<&str>) -> Play {
-        let policy = Policy {
-            manager: "m".into(),
-            group: "g".into(),
-            prefix: "ci".into(),
-            create_timeout: Duration::from_secs(24 * 3600),
-            max_instance_age: Duration::ZERO,
-            ..Policy::default()
-        };
-        let owner = Owner::new(&policy);
+        let policy = Policy { create_timeout: Duration::from_secs(24 * 3600), ..policy() };
         let group = Group::new(policy.clone(), 1, Time(0), &Poll::default());
         let (made, task, power) = (false, TaskState::Success, Power::On);
-        let mut play = Play { group, now: 0, ticket: 0, name: "".into(), tag: "".into(), power, made, task };
+        let mut play = Play { group, now: 0, ticket: 0, name: "".into(), power, made, task };
         if let Some(name) = leftover {
-            (play.name, play.tag) = (name.into(), owner.description(name).as_str().into());
-            (play.made, play.power) = (true, Power::Off);
+            (play.name, play.made, play.power) = (name.into(), true, Power::Off);
             let first = Poll { vms: play.vms(), ..Poll::default() };
             play.group = Group::new(policy, 1, Time(0), &first);
             play.made = false;
@@ -98,8 +89,8 @@ impl Play {
                         self.group.answer(Time(self.now), ticket, Ok(Reply::Tasks(tasks)));
                     }
                     Command::Ask { ticket, request } => {
-                        if let Request::Create { name, description, .. } = &request {
-                            (self.name, self.tag) = (name.clone(), description.clone());
+                        if let Request::Create { name, .. } = &request {
+                            self.name = name.clone();
                         }
                         self.ticket = ticket;
                         return Some(request);
@@ -117,25 +108,11 @@ impl Play {
     }
 
     fn vms(&self) -> Vec<Vm> {
-        if !self.made {
-            return Vec::new();
-        }
-        vec![Vm {
-            vapp: "v/1".into(),
-            vapp_name: self.name.clone(),
-            vm: "m/1".into(),
-            description: self.tag.to_string(),
-            power: self.power,
-            busy: false,
-            address: Some("10.0.0.1".parse().unwrap()),
-            customization: Customization::Complete,
-            guest_os: "Debian".into(),
-            created: None,
-            cpus: 1,
-            memory_mb: 1,
-            undeploy_at: None,
-            delete_at: None,
-        }]
+        if self.made { vec![self.vm()] } else { Vec::new() }
+    }
+
+    fn vm(&self) -> Vm {
+        Vm { power: self.power, ..shown("v/1".into(), self.name.clone()) }
     }
 
     /// The next request has this name and comes after such a pause.
@@ -155,18 +132,8 @@ impl Play {
 
     fn vapp(&self, differs: bool, lacks_tpm: bool) -> Vapp {
         let differs = differs.then(|| "1 CPU".to_string());
-        Vapp {
-            href: "v/1".into(),
-            name: self.name.clone(),
-            description: Some(self.tag.to_string()),
-            power: self.power,
-            busy: false,
-            tasks: Vec::new(),
-            vms: 1,
-            made: Some(Made { vm: "m/1".into(), differs, lacks_tpm, external: None }),
-            created: None,
-            labelled: false,
-        }
+        let made = Some(Made { vm: "m/1".into(), differs, lacks_tpm, external: None });
+        Vapp { made, ..play::vapp(&self.vm()) }
     }
 
     fn shows(&mut self, differs: bool, lacks_tpm: bool) {

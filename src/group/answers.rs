@@ -1,10 +1,10 @@
 //! What answers mean: what becomes of an instance when VCD, or its guest, has answered. The next step is taken elsewhere.
 
 use super::instance::{Asked, CHECKS, Cause, Facts, Fit, Goal, Label, Removal, There, Work};
-use super::limits::{backoff, long_backoff};
+use super::limits::{backoff, doubled, long_backoff};
 use super::steps::{
     BUSY_PAUSE, FIND_PAUSE, LABEL_DELAY, LABEL_TRIES, LOOK_PAUSE, PROBE_PAUSE, STEADY_PROBE_PAUSE, UNCLEAR_LOOKS,
-    UNCLEAR_WINDOW, WATCH_RETRY,
+    UNCLEAR_WINDOW, WATCH_ASKED_MAX, WATCH_RETRY, WATCH_RETRY_MAX,
 };
 use super::{Group, Instance, Key, PRUNE_AFTER, Time};
 use crate::cloud::{Answer, ErrorKind, Href, Power, Reply, Request, Started, TaskState, Vapp, VcdError};
@@ -49,9 +49,7 @@ impl Group {
         match was {
             _ if had_run => self.condemn(key, Cause::Lost),
             // It went while it was being made, not by us.
-            There::Working { work: Work::Make { .. }, .. } | There::Fitting { .. } | There::Booting { .. }
-                if i.goal == Goal::Live =>
-            {
+            There::Working { work: Work::Make { .. }, .. } | There::Fitting { .. } | There::Booting { .. } => {
                 self.create_failed(key, None)
             }
             _ => {}
@@ -281,7 +279,7 @@ impl Group {
         // The query that found them may have lagged behind a new name.
         let vapps: Vec<Vapp> = vapps.into_iter().filter(|v| v.name == name).collect();
         let owns = |v: &Vapp| self.owner.owns(&v.name, v.description.as_deref(), false);
-        let mut ours = vapps.iter().filter(|v| owns(v) && !self.is_stray(&v.href));
+        let mut ours = vapps.iter().filter(|v| owns(v) && !self.is_tracked(&v.href));
         if let Some(vapp) = ours.next() {
             let extra: Vec<Vapp> = ours.cloned().collect();
             let there = found(vapp, whole, now);
@@ -314,9 +312,9 @@ impl Group {
         }
     }
 
-    /// A stray stands for this vApp already.
-    fn is_stray(&self, vapp: &Href) -> bool {
-        self.instances.values().any(|i| !i.reported && i.vapp() == Some(vapp))
+    /// An instance stands for this vApp already.
+    fn is_tracked(&self, vapp: &Href) -> bool {
+        self.instances.values().any(|i| i.vapp() == Some(vapp))
     }
 
     fn look_answered(&mut self, key: Key, answer: Answer) {
@@ -356,7 +354,7 @@ impl Group {
                 }
                 if i.unsure.is_some() {
                     self.unsure_seen(key, &vapp);
-                } else if matches!(i.there, There::Booting { .. }) && i.checks < CHECKS && !i.resumed {
+                } else if i.is_unchecked() {
                     self.checked(key, &vapp);
                 }
             }
@@ -366,7 +364,7 @@ impl Group {
     /// A look at hardware is not worth a long wait; other looks are.
     fn look_failed(&mut self, key: Key, error: &VcdError) {
         match self.instances.get_mut(&key) {
-            Some(i) if matches!(i.there, There::Booting { .. }) && i.checks < CHECKS => {
+            Some(i) if i.is_unchecked() => {
                 i.checks += 1;
                 i.not_before = self.now + LOOK_PAUSE;
                 let follows = if i.checks < CHECKS { "asked again" } else { "its hardware is not compared" };
@@ -614,9 +612,8 @@ fn will_not_pass(kind: ErrorKind) -> bool {
 
 /// The pause before a poll or a question for tasks is repeated after `fails` failed ones.
 pub(super) fn watch_backoff(fails: u32, error: &VcdError) -> Duration {
-    WATCH_RETRY
-        .saturating_mul(1 << fails.min(5))
-        .max(error.retry_after.unwrap_or_default().min(Duration::from_secs(60)))
+    let asked = error.retry_after.unwrap_or_default().min(WATCH_ASKED_MAX);
+    doubled(WATCH_RETRY, fails.saturating_sub(1), WATCH_RETRY_MAX).max(asked)
 }
 
 /// A vApp that VCD works on. Without a task the work is done.

@@ -434,6 +434,11 @@ impl Instance {
         }
     }
 
+    /// It was made now, and its hardware has not been compared with the wish yet.
+    pub fn is_unchecked(&self) -> bool {
+        matches!(self.there, There::Booting { .. }) && self.checks < CHECKS && !self.resumed
+    }
+
     /// A poll has shown it lately.
     pub fn is_watched(&self, now: Time) -> bool {
         self.facts.is_some() && now - self.seen <= WATCHED

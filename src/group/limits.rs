@@ -49,7 +49,7 @@ impl Rng {
 }
 
 /// `base` doubled `times` times, at most `max`.
-fn doubled(base: Duration, times: u32, max: Duration) -> Duration {
+pub(super) fn doubled(base: Duration, times: u32, max: Duration) -> Duration {
     base.saturating_mul(1u32.checked_shl(times.min(16)).unwrap_or(u32::MAX)).min(max)
 }
 

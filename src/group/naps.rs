@@ -83,23 +83,15 @@ impl Group {
                 i.place(begun(Work::Held { asleep }, href, vapp.tasks.first().cloned(), now), now);
             }
             _ if vapp.busy && now < until => i.not_before = now + LOOK_PAUSE,
-            (There::Ready { .. }, Power::Suspended) => {
-                if !wants_sleep {
+            (There::Ready { .. }, Power::Suspended) => self.asleep(key, href),
+            (There::Suspended { .. }, Power::On) => {
+                if wants_sleep {
                     i.rouse(deadline);
+                    let text = "on again, not by us: reported as running when its login port answers";
+                    self.say_of(Level::Warn, key, text.into());
                 }
-                self.asleep(key, href);
-            }
-            (There::Suspended { .. }, Power::On) if wants_sleep => {
-                i.unsure = None;
-                i.rouse(deadline);
                 self.wakes(key, href);
-                self.say_of(
-                    Level::Warn,
-                    key,
-                    "on again, not by us: reported as running when its login port answers".into(),
-                );
             }
-            (There::Suspended { .. }, Power::On) => self.wakes(key, href),
             (There::Booting { .. }, power) if power != Power::On => {
                 i.unsure = None;
                 self.boot_failed(key, "it is off, though it was resumed");
@@ -116,10 +108,12 @@ impl Group {
     /// Its memory is on disk.
     pub(super) fn asleep(&mut self, key: Key, vapp: Href) {
         let now = self.now;
+        let deadline = now + self.policy.create_timeout;
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.unsure = None;
         if i.goal == Goal::Live {
-            i.deadline = now + self.policy.create_timeout;
+            // Not wanted so, or not any more: it is resumed.
+            i.rouse(deadline);
         }
         i.place(There::Suspended { vapp, since: now }, now);
         self.say_of(Level::Info, key, "suspended".into());

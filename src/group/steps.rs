@@ -2,7 +2,7 @@
 //! failure the group looks before it repeats. One request about an instance is on the wire at a time. What its answer means
 //! is told elsewhere.
 
-use super::instance::{Asked, CHECKS, Cause, Goal, Label, Removal, There, WATCHED, Work};
+use super::instance::{Asked, Cause, Goal, Label, Removal, There, WATCHED, Work};
 use super::{Command, GC_INTERVAL, Group, ILL_GRACE, Instance, Key, MAX_LOOKS, MAX_PROBES, PRUNE_AFTER, Purpose, Time};
 use crate::cloud::{Href, MAX_TASKS_ASKED, Request};
 use log::Level;
@@ -46,8 +46,12 @@ pub const BOOT_PAUSE: Duration = Duration::from_secs(2);
 pub const BOOT_PAUSE_LONG: Duration = Duration::from_secs(3);
 /// Longer than a guest needs to boot.
 const LONG_QUIET: Duration = Duration::from_secs(120);
-/// First pause after a failed poll or question for tasks; doubles with each further one, five times.
-pub const WATCH_RETRY: Duration = Duration::from_secs(1);
+/// First pause after a failed poll or question for tasks; doubles with each further one.
+pub const WATCH_RETRY: Duration = Duration::from_secs(2);
+/// Longest such pause.
+pub const WATCH_RETRY_MAX: Duration = Duration::from_secs(32);
+/// Longest such pause that VCD may ask for.
+pub const WATCH_ASKED_MAX: Duration = Duration::from_secs(60);
 /// Pause before a name is looked up whose create's outcome is not known.
 pub const FIND_PAUSE: Duration = Duration::from_secs(1);
 
@@ -64,6 +68,8 @@ struct Load {
     tasks: Option<Time>,
     /// Something boots: only a poll shows how far it is.
     boots: bool,
+    /// Guests of creates that boot.
+    guests: u32,
     /// Creates have to wait for leftovers of an earlier life.
     held: bool,
 }
@@ -112,7 +118,9 @@ impl Group {
             if let There::Working { since, .. } = i.there {
                 load.tasks = load.tasks.max(Some(since));
             }
-            load.boots |= matches!(i.there, There::Booting { .. });
+            let boots = matches!(i.there, There::Booting { .. });
+            load.boots |= boots;
+            load.guests += u32::from(boots && i.goal == Goal::Live && !i.resumed);
             leftovers |= i.earlier && !i.reported;
         }
         match self.hold_until {
@@ -137,8 +145,12 @@ impl Group {
             // The next poll that succeeds lets it go on.
             return false;
         }
-        let creates = self.policy.max_creates.min(self.breaker.allows(self.now));
-        !self.stopping && load.creates < creates && load.operations() < self.policy.max_operations
+        let allowed = self.breaker.allows(self.now);
+        // The one that the breaker lets through decides: no other follows before its guest is ready.
+        let guests = if allowed == 1 { load.guests } else { 0 };
+        !self.stopping
+            && load.creates + guests < self.policy.max_creates.min(allowed)
+            && load.operations() < self.policy.max_operations
     }
 
     /// An operation other than a create may begin.
@@ -161,7 +173,7 @@ impl Group {
         let unreachable = self.unreachable;
         let Some(i) = self.instances.get_mut(&key) else { return };
         if let Some(ended) = i.ended {
-            if !i.reported || now >= ended + PRUNE_AFTER {
+            if now >= ended + PRUNE_AFTER {
                 self.forget(key);
             } else {
                 self.wake_by(ended + PRUNE_AFTER);
@@ -245,11 +257,10 @@ impl Group {
                 let (until, task, vapp) = (*since + TASK_PATIENCE, task.clone(), vapp.clone());
                 if now < until {
                     self.wake_by(until);
-                } else if *cancelled && !i.goal.is_gone() {
-                    self.condemn(key, Cause::Ill);
                 } else if *cancelled {
                     i.there = There::Leaving { vapp };
-                    i.not_before = now + LOOK_PAUSE;
+                    self.condemn(key, Cause::Ill);
+                    self.step(key, load);
                 } else {
                     self.say_of(Level::Warn, key, "VCD's task on it does not end: it is cancelled".into());
                     self.ask_about(key, Asked::Cancel, Request::Cancel { task });
@@ -290,14 +301,15 @@ impl Group {
         let now = self.now;
         let timeout = self.policy.ready_timeout;
         let Some(i) = self.instances.get_mut(&key) else { return };
-        if now >= i.known + timeout && !i.resumed {
+        let (ready_by, resumed) = (i.known + timeout, i.resumed);
+        if now >= ready_by && !resumed {
             let seen = i.error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
             let why = format!("not ready within ready_timeout, it still waits for {}{seen}", i.waits_for(now));
-            return self.boot_failed(key, &why);
+            self.boot_failed(key, &why);
+            return self.step(key, load);
         }
-        let ready_by = i.known + timeout;
         let steady_from = i.known + CUSTOMIZATION_USUAL;
-        if i.missed >= i.patience || i.unsure.is_some() || (i.checks < CHECKS && !i.resumed) {
+        if i.missed >= i.patience || i.unsure.is_some() || i.is_unchecked() {
             if let (Some(vapp), true) = (i.vapp().cloned(), load.looks < MAX_LOOKS) {
                 self.look(key, vapp, load);
             }
@@ -312,7 +324,8 @@ impl Group {
             let ticket = self.fly(Purpose::Probe(key));
             self.commands.push_back(Command::Probe { ticket, address });
         }
-        if now < ready_by {
+        // What was resumed has a deadline of its own.
+        if !resumed {
             self.wake_by(ready_by);
         }
         if now < steady_from {
@@ -333,9 +346,9 @@ impl Group {
         if let Some((since, _)) = i.ill {
             if now >= since + ILL_GRACE {
                 self.condemn(key, Cause::Ill);
+                return self.step(key, load);
             }
-            self.wake_by(since + ILL_GRACE);
-            return;
+            return self.wake_by(since + ILL_GRACE);
         }
         let Some(vapp) = i.vapp().cloned() else { return };
         let change = match (i.is_ready(), i.goal) {

@@ -27,9 +27,10 @@ pub struct Play {
     /// What a probe meets.
     pub port: bool,
     pub tasks: TaskState,
-    /// Operations whose requests are not answered until [`Play::release`].
+    /// Operations whose requests are not answered until [`Play::release`]. A probe is one, too.
     pub holds: Vec<&'static str>,
     pub held: Vec<(Ticket, Request)>,
+    pub probes: Vec<Ticket>,
     /// All requests, and probes, with their times.
     pub asked: Vec<(u64, &'static str, Option<Request>)>,
     pub said: Vec<String>,
@@ -125,6 +126,7 @@ impl Play {
             tasks: TaskState::Running,
             holds: holds.to_vec(),
             held: Vec::new(),
+            probes: Vec::new(),
             asked: Vec::new(),
             said: Vec::new(),
         };
@@ -192,6 +194,10 @@ impl Play {
                 Command::Say(event) => self.said.push(event.text),
                 Command::Probe { ticket, .. } => {
                     self.asked.push((self.now, "probe", None));
+                    if self.holds.contains(&"probe") {
+                        self.probes.push(ticket);
+                        continue;
+                    }
                     let result = if self.port { Ok(()) } else { Err("refused".into()) };
                     self.group.probed(Time(self.now), ticket, result);
                 }
@@ -250,6 +256,25 @@ impl Play {
         self.serve();
     }
 
+    /// Answers so that the request has failed.
+    pub fn fail(&mut self, operation: &str, kind: ErrorKind) {
+        self.release(operation, Some(Err(error(kind))));
+    }
+
+    /// Answers that VCD has begun a task.
+    pub fn begin(&mut self, operation: &str, vapp: Option<Href>, task: &str) {
+        self.release(operation, Some(started(vapp, Some(task))));
+    }
+
+    /// The name of the newest create.
+    pub fn created(&self) -> Name {
+        let created = self.asked.iter().rev().find_map(|(_, _, request)| match request {
+            Some(Request::Create { name, .. }) => Some(name.clone()),
+            _ => None,
+        });
+        created.unwrap()
+    }
+
     /// When requests of this operation went out.
     pub fn times(&self, operation: &str) -> Vec<u64> {
         self.asked.iter().filter(|(_, asked, _)| *asked == operation).map(|(at, ..)| *at).collect()
@@ -296,15 +321,37 @@ impl Play {
         self
     }
 
+    pub fn names(&self) -> Vec<Name> {
+        self.group.update().map(|(name, _)| name.clone()).collect()
+    }
+
+    pub fn increase(&mut self, n: u32) {
+        assert_eq!(self.group.increase(Time(self.now), n), n);
+        self.serve();
+    }
+
+    pub fn decrease(&mut self, names: &[Name]) {
+        assert_eq!(self.group.decrease(Time(self.now), names), names);
+        self.serve();
+    }
+
     pub fn suspend(&mut self) {
-        let names: Vec<Name> = self.group.update().map(|(name, _)| name.clone()).collect();
-        assert_eq!(self.group.suspend(Time(self.now), &names).succeeded, names);
+        let names = self.names();
+        self.suspend_those(&names);
+    }
+
+    pub fn suspend_those(&mut self, names: &[Name]) {
+        assert_eq!(self.group.suspend(Time(self.now), names).succeeded, names);
         self.serve();
     }
 
     pub fn resume(&mut self) {
-        let names: Vec<Name> = self.group.update().map(|(name, _)| name.clone()).collect();
-        assert_eq!(self.group.resume(Time(self.now), &names).succeeded, names);
+        let names = self.names();
+        self.resume_those(&names);
+    }
+
+    pub fn resume_those(&mut self, names: &[Name]) {
+        assert_eq!(self.group.resume(Time(self.now), names).succeeded, names);
         self.serve();
     }
 

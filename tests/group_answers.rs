@@ -25,9 +25,10 @@ struct Play {
     now: u64,
     ticket: Ticket,
     name: Name,
+    said: Vec<String>,
     /// What polls and looks show.
     power: Power,
-    /// VCD has made a vApp.
+    /// Polls show it: VCD has made it, or the last look found it.
     made: bool,
     /// How far each task is.
     task: TaskState,
@@ -51,9 +52,7 @@ impl Play {
     /// A group that finds a vApp of ours with this name, off, if one.
     fn begin(leftover: Option<&str>) -> Play {
         let policy = Policy { create_timeout: Duration::from_secs(24 * 3600), ..policy() };
-        let group = Group::new(policy.clone(), 1, Time(0), &Poll::default());
-        let (made, task, power) = (false, TaskState::Success, Power::On);
-        let mut play = Play { group, now: 0, ticket: 0, name: "".into(), power, made, task };
+        let mut play = Play::playing(policy.clone());
         if let Some(name) = leftover {
             (play.name, play.made, play.power) = (name.into(), true, Power::Off);
             let first = Poll { vms: play.vms(), ..Poll::default() };
@@ -63,8 +62,25 @@ impl Play {
         play
     }
 
+    fn playing(policy: Policy) -> Play {
+        Play {
+            group: Group::new(policy, 1, Time(0), &Poll::default()),
+            now: 0,
+            ticket: 0,
+            name: "".into(),
+            said: Vec::new(),
+            power: Power::On,
+            made: false,
+            task: TaskState::Success,
+        }
+    }
+
     fn state(&self) -> State {
         self.group.update().next().unwrap().1
+    }
+
+    fn said(&self, text: &str) -> bool {
+        self.said.iter().any(|said| said.contains(text))
     }
 
     fn failures(&self) -> u32 {
@@ -77,7 +93,7 @@ impl Play {
         loop {
             while let Some(command) = self.group.next_command() {
                 match command {
-                    Command::Say(_) => {}
+                    Command::Say(event) => self.said.push(event.text),
                     Command::Probe { ticket, .. } => self.group.probed(Time(self.now), ticket, Ok(())),
                     Command::Ask { ticket, request: Request::Poll { .. } } => {
                         let poll = Poll { vms: self.vms(), ..Poll::default() };
@@ -126,7 +142,11 @@ impl Play {
     }
 
     fn answer(&mut self, answer: Answer) {
-        self.made |= answer.is_ok();
+        match &answer {
+            Ok(Reply::Started(_)) => self.made = true,
+            Ok(Reply::Vapps(vapps)) => self.made = !vapps.is_empty(),
+            _ => {}
+        }
         self.group.answer(Time(self.now), self.ticket, answer);
     }
 
@@ -139,6 +159,40 @@ impl Play {
     fn shows(&mut self, differs: bool, lacks_tpm: bool) {
         let vapp = self.vapp(differs, lacks_tpm);
         self.answer(Ok(Reply::Vapps(vec![vapp])));
+    }
+
+    /// Answers a look or find with what is usual but for this.
+    fn sees(&mut self, change: impl FnOnce(&mut Vapp)) {
+        let mut vapp = self.vapp(false, false);
+        change(&mut vapp);
+        self.answer(Ok(Reply::Vapps(vec![vapp])));
+    }
+
+    fn sees_nothing(&mut self) {
+        self.answer(Ok(Reply::Vapps(Vec::new())));
+    }
+
+    /// Nothing is asked for so long, then this at once.
+    #[track_caller]
+    fn after(&mut self, ms: u64, operation: &str) {
+        self.expect(operation, ms..=ms);
+    }
+
+    /// Time passes, and nothing is asked.
+    #[track_caller]
+    fn quiet(&mut self, ms: u64) {
+        let asked = self.within(ms);
+        assert!(asked.is_none(), "{asked:?}");
+    }
+
+    fn decrease(&mut self) {
+        let names = [self.name.clone()];
+        self.group.decrease(Time(self.now), &names);
+    }
+
+    fn resume(&mut self) {
+        let names = [self.name.clone()];
+        assert_eq!(self.group.resume(Time(self.now), &names).succeeded, names);
     }
 
     /// Up to the first look at a vApp that was made without hardware.
@@ -171,6 +225,18 @@ impl Play {
         play.expect("look", AT_ONCE);
         play.shows(false, false);
         assert!(play.within(20_000).is_none() && play.state() == State::Running);
+        play
+    }
+
+    /// Up to the request to resume it.
+    fn roused() -> Play {
+        let mut play = Play::tired();
+        play.answer(started(None));
+        play.expect("look", AT_ONCE);
+        play.power = Power::Suspended;
+        play.shows(false, false);
+        play.resume();
+        play.expect("power_on", AT_ONCE);
         play
     }
 
@@ -434,8 +500,7 @@ fn a_cancel_is_repeated_unless_the_task_has_ended() {
         play.expect("create", AT_ONCE);
         play.answer(started(Some("t/1")));
         assert!(play.within(10_000).is_none());
-        let name = play.name.clone();
-        play.group.decrease(Time(play.now), &[name]);
+        play.decrease();
         play.expect("cancel", AT_ONCE);
         play.answer(failed(kind));
         if again {
@@ -460,14 +525,7 @@ fn a_resume_that_fails_is_repeated_or_looked_at() {
         (Failed, "look", BACKOFF),
         (NotFound, "", AT_ONCE),
     ] {
-        let mut play = Play::tired();
-        play.answer(started(None));
-        play.expect("look", AT_ONCE);
-        play.power = Power::Suspended;
-        play.shows(false, false);
-        let name = play.name.clone();
-        play.group.resume(Time(play.now), &[name]);
-        play.expect("power_on", AT_ONCE);
+        let mut play = Play::roused();
         play.answer(failed(kind));
         if kind == NotFound {
             assert_eq!(play.state(), State::Deleted);
@@ -498,8 +556,11 @@ fn creates_wait_for_leftovers_but_not_for_ever() {
     play.group.increase(Time(0), 1);
     play.expect("look", AT_ONCE);
     play.shows(false, false);
+    let mut tries = 0;
     while play.within(NEVER).unwrap().operation() == "delete" {
         play.answer(failed(ErrorKind::Unavailable));
+        tries += 1;
+        assert!(tries < 100, "without a pause");
     }
     assert_eq!(play.now, 30 * 60 * 1000);
 }
@@ -542,4 +603,337 @@ fn a_create_that_never_begins_is_given_up_after_three_times_its_timeout() {
         group.tick(Time(now));
         assert_eq!(group.update().next().unwrap().1, state);
     }
+}
+
+// Creates.
+
+#[test]
+fn what_goes_while_it_is_made_is_made_anew_after_a_pause() {
+    let boots: fn() -> Play = || {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        play.answer(started(None));
+        play.expect("look", AT_ONCE);
+        play
+    };
+    for begin in [boots, Play::composed] {
+        let mut play = begin();
+        play.sees_nothing();
+        play.expect("create", BACKOFF);
+        assert!(play.said("gone from VCD while it was being made; next try in"));
+    }
+    // What is not wanted any more is gone for good.
+    let mut play = boots();
+    play.decrease();
+    play.sees_nothing();
+    play.quiet(60_000);
+    assert_eq!(play.state(), State::Deleted);
+}
+
+#[test]
+fn a_try_that_would_come_too_late_is_told() {
+    for (timeout, text) in [(7, "no further try before create_timeout"), (13, "next try in")] {
+        let policy = Policy { create_timeout: Duration::from_secs(timeout), ..policy() };
+        let mut play = Play::playing(policy);
+        play.group.increase(Time(0), 1);
+        play.expect("create", AT_ONCE);
+        play.answer(failed(ErrorKind::Failed));
+        play.within(1);
+        assert!(play.said(text), "{:?}", play.said);
+    }
+}
+
+#[test]
+fn a_lost_create_is_taken_as_it_is_found() {
+    let lost = |whole: bool| {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        if !whole {
+            play.answer(failed(ErrorKind::TooMuch));
+            play.expect("create", AT_ONCE);
+            play.power = Power::Off;
+        }
+        play.answer(failed(ErrorKind::Ambiguous));
+        play.after(1_000, "find");
+        play
+    };
+    // Without hardware it is off: it is fitted.
+    let mut play = lost(false);
+    play.shows(false, false);
+    play.expect("look", AT_ONCE);
+    play.shows(true, false);
+    play.expect("configure", AT_ONCE);
+    // Its task is awaited first.
+    for (whole, next) in [(false, "configure"), (true, "")] {
+        let mut play = lost(whole);
+        play.task = TaskState::Running;
+        play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);
+        play.quiet(9_000);
+        play.task = TaskState::Success;
+        play.expect("look", 0..=3_000);
+        play.shows(!whole, false);
+        if whole {
+            play.quiet(10_000);
+            assert_eq!(play.state(), State::Running);
+        } else {
+            play.expect(next, AT_ONCE);
+        }
+    }
+    // Another's: nobody touches it.
+    let mut play = lost(true);
+    play.sees(|vapp| vapp.description = Some("another's".into()));
+    play.made = false;
+    assert_eq!(play.state(), State::Timeout);
+    play.quiet(60_000);
+    assert!(play.said("another's vApp has this name"));
+    // Found twice: one is used, the other deleted.
+    let mut play = lost(true);
+    let twin = |href: &str| Vapp { href: href.into(), ..play.vapp(false, false) };
+    play.answer(Ok(Reply::Vapps(vec![twin("v/1"), twin("v/2")])));
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    let request = play.expect("delete", AT_ONCE);
+    assert!(matches!(request, Request::Delete { vapp } if &*vapp == "v/2"));
+}
+
+#[test]
+fn a_vapp_that_goes_already_is_not_taken_for_a_create() {
+    // The first create's outcome was lost; it shows when the second is on its way, and is deleted.
+    let mut play = Play::new();
+    play.expect("create", AT_ONCE);
+    play.answer(failed(ErrorKind::Ambiguous));
+    play.after(1_000, "find");
+    for _ in 0..12 {
+        play.sees_nothing();
+        play.after(5_000, "find");
+    }
+    play.sees_nothing();
+    play.expect("create", AT_ONCE);
+    play.answer(failed(ErrorKind::NotFound));
+    play.made = true;
+    play.expect("look", 0..=10_000);
+    play.shows(false, false);
+    play.expect("delete", AT_ONCE);
+    play.expect("create", 200_000..=375_000);
+    play.answer(failed(ErrorKind::Ambiguous));
+    play.after(1_000, "find");
+    play.shows(false, false);
+    play.after(5_000, "find");
+}
+
+#[test]
+fn each_step_of_a_fitting_is_looked_at_but_the_last() {
+    let mut play = Play::composed();
+    for (request, lacks, pause) in [("configure", true, 1_000), ("tpm", true, 3_000)] {
+        play.shows(true, lacks);
+        play.expect(request, AT_ONCE);
+        play.answer(started(Some("t/1")));
+        play.expect("look", 0..=pause);
+    }
+    play.shows(true, true);
+    play.expect("power_on", AT_ONCE);
+    play.answer(started(Some("t/1")));
+    play.power = Power::On;
+    // Its hardware.
+    play.expect("look", 0..=3_000);
+    play.shows(true, true);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
+}
+
+#[test]
+fn a_fitting_may_be_carried_out_for_a_minute() {
+    for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "configure", 0)] {
+        let mut play = Play::composed();
+        play.shows(true, false);
+        play.expect("configure", AT_ONCE);
+        play.answer(failed(ErrorKind::Ambiguous));
+        play.after(1_000, "look");
+        play.quiet(ms - 1_000);
+        play.shows(true, false);
+        play.after(pause, next);
+    }
+    // What is not wanted any more is looked at once, then deleted.
+    let mut play = Play::composed();
+    play.shows(true, false);
+    play.expect("configure", AT_ONCE);
+    play.decrease();
+    play.answer(failed(ErrorKind::Ambiguous));
+    play.after(1_000, "look");
+    play.shows(true, false);
+    play.expect("delete", AT_ONCE);
+}
+
+#[test]
+fn a_create_that_failed_counts_unless_it_was_to_go_anyway() {
+    for wanted in [true, false] {
+        let mut play = Play::new();
+        play.task = TaskState::Running;
+        play.expect("create", AT_ONCE);
+        play.answer(started(Some("t/1")));
+        play.quiet(10_000);
+        if !wanted {
+            play.decrease();
+            play.expect("cancel", AT_ONCE);
+            play.answer(Ok(Reply::Done));
+        }
+        play.task = TaskState::Failed(error(ErrorKind::Failed));
+        play.expect("delete", 0..=3_000);
+        assert_eq!(play.failures(), u32::from(wanted));
+        assert_eq!(play.said("it is to be removed anyway"), !wanted);
+    }
+}
+
+// Looks.
+
+#[test]
+fn hardware_is_compared_once_and_never_after_a_resume() {
+    let mut play = Play::new();
+    play.expect("create", AT_ONCE);
+    play.answer(started(None));
+    play.expect("look", AT_ONCE);
+    play.answer(failed(ErrorKind::Unavailable));
+    play.after(5_000, "look");
+    assert!(play.said("asked again") && !play.said("not compared"));
+    play.answer(failed(ErrorKind::Unavailable));
+    play.after(5_000, "look");
+    assert!(!play.said("not compared"));
+    play.answer(failed(ErrorKind::Unavailable));
+    // Polls do not show it: the looks that follow are of another kind.
+    play.made = false;
+    play.expect("look", 2_000..=10_000);
+    assert!(play.said("its hardware is not compared"));
+    play.answer(failed(ErrorKind::Unavailable));
+    play.expect("look", BACKOFF);
+    play.shows(true, false);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
+
+    let mut play = Play::roused();
+    play.answer(started(Some("t/1")));
+    (play.made, play.power) = (false, Power::On);
+    play.expect("look", 5_000..=20_000);
+    play.answer(failed(ErrorKind::Unavailable));
+    play.expect("look", BACKOFF);
+    play.shows(true, false);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
+}
+
+// Suspended and resumed.
+
+#[test]
+fn a_look_tells_what_became_of_a_lost_suspend() {
+    let lost = || {
+        let mut play = Play::tired();
+        play.answer(failed(ErrorKind::Ambiguous));
+        play.after(1_000, "look");
+        play
+    };
+    // Busy, and VCD tells no task: as long as it may be the request, it is looked at again.
+    for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "suspend", 0)] {
+        for busy in [false, true] {
+            let mut play = lost();
+            play.quiet(ms - 1_000);
+            play.sees(|vapp| vapp.busy = busy);
+            play.after(pause, next);
+        }
+    }
+    // Its task is awaited, then it is looked at again.
+    let mut play = lost();
+    play.task = TaskState::Running;
+    play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Suspending);
+    play.task = TaskState::Success;
+    play.power = Power::Suspended;
+    play.expect("look", 0..=3_000);
+    play.shows(false, false);
+    assert_eq!(play.state(), State::Suspended);
+    // What holds it is not waited for when it is suspended.
+    let mut play = lost();
+    play.power = Power::Suspended;
+    play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);
+    play.task = TaskState::Success;
+    play.expect("look", 0..=3_000);
+    // It is to go: it may be held, and is looked at once more.
+    let mut play = lost();
+    play.decrease();
+    play.power = Power::Suspended;
+    play.shows(false, false);
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    play.expect("delete", AT_ONCE);
+}
+
+#[test]
+fn a_look_tells_what_became_of_a_lost_resume() {
+    let lost = || {
+        let mut play = Play::roused();
+        play.answer(failed(ErrorKind::Ambiguous));
+        play.after(1_000, "look");
+        play
+    };
+    for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "power_on", 0)] {
+        for busy in [false, true] {
+            let mut play = lost();
+            play.quiet(ms - 1_000);
+            play.sees(|vapp| vapp.busy = busy);
+            play.after(pause, next);
+        }
+    }
+    let mut play = lost();
+    play.task = TaskState::Running;
+    play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);
+    play.quiet(20_000);
+    play.task = TaskState::Success;
+    play.power = Power::On;
+    play.expect("look", 0..=3_000);
+    play.shows(false, false);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
+}
+
+#[test]
+fn a_suspend_that_failed_and_worked_is_resumed_within_its_time() {
+    const DAY: u64 = 24 * 3600 * 1000;
+    // VCD refused it, yet it is suspended: the host was told that it runs.
+    let mut play = Play::tired();
+    play.answer(failed(ErrorKind::Failed));
+    assert_eq!(play.state(), State::Running);
+    play.expect("look", AT_ONCE);
+    play.power = Power::Suspended;
+    play.shows(false, false);
+    assert_eq!(play.state(), State::Resuming);
+    play.expect("power_on", AT_ONCE);
+    play.quiet(DAY - 1);
+    assert_eq!(play.state(), State::Resuming);
+    play.quiet(1);
+    assert_eq!(play.state(), State::Deleting);
+    // The host wants it again while VCD is at it: the time counts from the end of that.
+    let mut play = Play::tired();
+    play.task = TaskState::Running;
+    play.answer(started(Some("t/1")));
+    play.quiet(10_000);
+    play.resume();
+    play.quiet(20_000);
+    play.task = TaskState::Success;
+    play.power = Power::Suspended;
+    play.expect("power_on", 0..=3_000);
+    assert!(play.said("VCD suspends it") && !play.said("VCD resumes it"));
+    play.quiet(DAY - 1);
+    assert_eq!(play.state(), State::Resuming);
+    play.quiet(1);
+    assert_eq!(play.state(), State::Deleting);
+}
+
+#[test]
+fn a_suspend_that_fails_does_not_bring_back_what_is_to_go() {
+    let mut play = Play::tired();
+    play.decrease();
+    play.answer(failed(ErrorKind::Failed));
+    assert_eq!(play.state(), State::Deleting);
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    play.expect("delete", AT_ONCE);
 }

@@ -236,10 +236,50 @@ fn sixteen_probes_at_a_time() {
     play.to(2 * SECOND);
     assert_eq!(play.probes.len(), 16);
     for (answered, left) in [(1, 17), (2, 18), (3, 19), (4, 20), (5, 20)] {
-        let probe = play.probes[answered - 1];
-        play.group.probed(Time(play.now), probe, Ok(()));
-        play.serve();
-        assert_eq!(play.probes.len(), left, "one at a time for each");
+        play.probed();
+        assert_eq!(play.times("probe").len(), left, "one at a time for each: {answered}");
+    }
+}
+
+#[test]
+fn a_probe_that_answers_late_counts_for_what_is_known_by_then() {
+    let probing = || {
+        let mut play = Play::booting(|play| play.holds = vec!["probe", "look"]);
+        play.release("look", None);
+        play.to(3 * SECOND);
+        assert_eq!(play.probes.len(), 1);
+        play
+    };
+    let mut play = probing();
+    play.probed();
+    assert_eq!((play.states(), play.said("running, 3 s after it was accepted")), (vec![State::Running], 1));
+    // Customization goes on after all.
+    let mut play = probing();
+    play.vms[0].customization = Customization::Working;
+    play.to(5 * SECOND).probed();
+    assert_eq!((play.states(), play.probes.len()), (vec![State::Creating], 0));
+    play.vms[0].customization = Customization::Complete;
+    play.to(7 * SECOND).probed();
+    assert_eq!(play.states(), [State::Running]);
+    // It is not wanted any more.
+    let mut play = probing();
+    play.hidden = true;
+    play.until("look", 2);
+    let names = play.names();
+    play.decrease(&names);
+    play.probed();
+    assert_eq!((play.states(), play.said("after it was accepted")), (vec![State::Deleting], 0));
+}
+
+#[test]
+fn a_silent_guest_is_taken_if_a_poll_showed_it_so_at_the_end_of_its_grace() {
+    for (last, taken) in [(118, false), (120, true)] {
+        let mut play = Play::booting(|_| {});
+        play.vms[0].customization = Customization::Pending;
+        play.to((last + 1) * SECOND).deaf = true;
+        assert_eq!(play.before(125 * SECOND).states(), [State::Creating]);
+        play.to(125 * SECOND);
+        assert_eq!((play.times("probe")[0], play.states() == [State::Running]), (60 * SECOND, taken));
     }
 }
 

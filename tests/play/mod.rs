@@ -256,6 +256,13 @@ impl Play {
         self.serve();
     }
 
+    /// The oldest probe that is held is answered.
+    pub fn probed(&mut self) {
+        let ticket = self.probes.remove(0);
+        self.group.probed(Time(self.now), ticket, Ok(()));
+        self.serve();
+    }
+
     /// Answers so that the request has failed.
     pub fn fail(&mut self, operation: &str, kind: ErrorKind) {
         self.release(operation, Some(Err(error(kind))));

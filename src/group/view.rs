@@ -126,7 +126,7 @@ impl Group {
         let wanted = i.goal == Goal::Live;
         match i.there {
             There::Absent if !wanted || i.create_after > now => None,
-            There::Absent if self.breaker.until(now).is_some() => Some("the breaker on creates"),
+            There::Absent if self.breaker.allows(now) < u32::MAX => Some("the breaker on creates"),
             There::Absent if self.hold_until.is_some_and(|until| until > now) => Some("leftovers to be gone"),
             There::Absent | There::Scrap { .. } if self.throttle.until(now).is_some() => Some("VCD's operation limit"),
             There::Absent | There::Scrap { .. } if self.unreachable => Some("VCD to answer polls"),

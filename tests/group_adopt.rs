@@ -179,6 +179,23 @@ fn an_ill_one_is_suspended_when_it_is_on_again() {
     }
 }
 
+#[test]
+fn what_somebody_has_taken_over_is_left_alone() {
+    let (kept, theirs): (Name, &str) = ("kept".into(), "fleeting-plugin-vcd/1 manager=other group=g id=ci-00000001");
+    for (renamed, description) in [(kept, tag(&name(1))), (name(1), theirs.to_string())] {
+        let mut play = Play::running();
+        let document = play.documents.get_mut(&href(1)).unwrap();
+        (document.name, document.description) = (renamed.clone(), Some(description.clone()));
+        (play.vms[0].vapp_name, play.vms[0].description) = (renamed, description);
+        play.to(15 * SECOND).decrease(&[name(1)]);
+        assert_eq!((play.states(), play.said("left alone from now on")), (vec![State::Deleted], 1));
+        // Not even mentioned when its id is forgotten.
+        play.to(900 * SECOND);
+        assert_eq!((play.times("look"), play.deleted()), (vec![15 * SECOND], vec![]));
+        assert_eq!((play.said("left alone"), play.strays().len()), (1, 0));
+    }
+}
+
 // Suspended ones.
 
 #[test]

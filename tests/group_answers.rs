@@ -853,12 +853,19 @@ fn a_look_tells_what_became_of_a_lost_suspend() {
     play.expect("look", 0..=3_000);
     play.shows(false, false);
     assert_eq!(play.state(), State::Suspended);
-    // What holds it is not waited for when it is suspended.
-    let mut play = lost();
-    play.power = Power::Suspended;
-    play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);
-    play.task = TaskState::Success;
-    play.expect("look", 0..=3_000);
+    // It is suspended, but VCD is not done with it.
+    for (ms, state) in [(59_999, State::Suspending), (60_000, State::Suspended)] {
+        let mut play = lost();
+        play.quiet(ms - 1_000);
+        play.power = Power::Suspended;
+        play.sees(|vapp| vapp.busy = true);
+        assert_eq!(play.state(), state);
+        if state == State::Suspending {
+            play.after(5_000, "look");
+            play.shows(false, false);
+            assert_eq!(play.state(), State::Suspended);
+        }
+    }
     // It is to go: it may be held, and is looked at once more.
     let mut play = lost();
     play.decrease();
@@ -885,6 +892,15 @@ fn a_look_tells_what_became_of_a_lost_resume() {
             play.after(pause, next);
         }
     }
+    // It is on, but VCD is not done with it.
+    let mut play = lost();
+    play.power = Power::On;
+    play.sees(|vapp| vapp.busy = true);
+    play.after(5_000, "look");
+    play.shows(false, false);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
+    // Its task is awaited, then it is looked at again.
     let mut play = lost();
     play.task = TaskState::Running;
     play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);

@@ -357,8 +357,8 @@ fn creates_are_held_for_leftovers_to_the_moment() {
     let mut play = Play::holding(policy.clone(), vec![Vm { power: Power::Off, ..vm(1) }], &["look"]);
     play.increase(1);
     play.first("create", 253 * SECOND);
-    // The last leftover goes: at once.
-    let mut play = Play::holding(policy, vec![Vm { power: Power::Off, ..vm(1) }], &["delete"]);
+    // The last leftover goes: at once. What was found running holds nothing up.
+    let mut play = Play::holding(policy, vec![Vm { power: Power::Off, ..vm(1) }, vm(2)], &["delete"]);
     play.increase(1);
     assert_eq!(play.to(100 * SECOND).times("create"), [] as [u64; 0]);
     play.release("delete", None);

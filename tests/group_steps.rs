@@ -714,3 +714,44 @@ fn what_is_to_go_is_not_held_up_by_what_it_waits_for() {
     play.release("look", None);
     assert_eq!((play.times("delete"), play.states()), (vec![2_500], vec![State::Deleted]));
 }
+
+// Suspend and resume.
+
+#[test]
+fn a_suspend_or_resume_may_be_repeated_and_is_refused_on_the_way_to_elsewhere() {
+    let asked = |play: &mut Play, suspend: bool| {
+        let (now, names) = (Time(play.now), play.names());
+        let outcome = if suspend { play.group.suspend(now, &names) } else { play.group.resume(now, &names) };
+        play.serve();
+        assert_eq!(outcome.succeeded.len() + outcome.refused.len(), 1);
+        outcome.refused.first().map(|text| text.trim_start_matches(&format!("instance {} is ", names[0])).to_string())
+    };
+    let mut play = Play::holding(lone(), Vec::new(), &["create"]);
+    play.increase(1);
+    assert_eq!(asked(&mut play, true).as_deref(), Some("Creating and cannot be suspended"));
+    assert_eq!(asked(&mut play, false).as_deref(), Some("Creating and cannot be resumed"));
+    play.release("create", None);
+    play.to(40 * SECOND);
+    assert_eq!((asked(&mut play, false), play.states()), (None, vec![State::Running]), "it runs already");
+    for _ in 0..2 {
+        assert_eq!((asked(&mut play, true), play.states()), (None, vec![State::Suspending]));
+    }
+    play.tasks = TaskState::Success;
+    play.to(50 * SECOND);
+    assert_eq!((asked(&mut play, true), play.states()), (None, vec![State::Suspended]), "it is suspended already");
+    play.port = false;
+    for _ in 0..2 {
+        assert_eq!((asked(&mut play, false), play.states()), (None, vec![State::Resuming]));
+    }
+    play.to(60 * SECOND);
+    assert_eq!((asked(&mut play, false), play.states()), (None, vec![State::Resuming]), "its guest is awaited");
+    assert_eq!(asked(&mut play, true).as_deref(), Some("Resuming and cannot be suspended"));
+    assert_eq!(play.counts(["suspend", "power_on"]), [1, 1], "each was asked for once");
+    play.holds = vec!["delete"];
+    let names = play.names();
+    play.decrease(&names);
+    assert_eq!(asked(&mut play, true).as_deref(), Some("Deleting and cannot be suspended"));
+    assert_eq!(asked(&mut play, false).as_deref(), Some("Deleting and cannot be resumed"));
+    let unknown = play.group.suspend(Time(play.now), &[name(9)]).refused;
+    assert_eq!(unknown, ["instance ci-00000009 is not known"]);
+}

@@ -86,7 +86,10 @@ impl Life {
                 }
             }
             match self.group.wake_at() {
-                Some(wake) if wake.0 <= end => self.now = self.now.max(wake.0),
+                Some(wake) if wake.0 <= end => {
+                    assert!(wake.0 > self.now, "awake at {} for {}", self.now, wake.0);
+                    self.now = wake.0;
+                }
                 _ => break,
             }
             self.group.tick(Time(self.now));

@@ -445,7 +445,7 @@ fn a_silent_guest_is_probed_from_the_minute_on() {
 
 #[test]
 fn a_resume_that_is_not_begun_in_time_ends_it() {
-    let policy = Policy { create_timeout: secs(100), ..lone() };
+    let policy = Policy { create_timeout: secs(100), ..policy() };
     let mut play = Play::holding(policy, vec![Vm { power: Power::Suspended, ..vm(1) }], &["power_on"]);
     play.to(7 * SECOND).resume();
     play.before(107 * SECOND);

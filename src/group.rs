@@ -542,7 +542,7 @@ impl Group {
     /// The instance is to go, for `cause`; the first cause counts.
     fn condemn(&mut self, key: Key, cause: Cause) {
         let Some(instance) = self.instances.get_mut(&key) else { return };
-        if instance.ended.is_some() || instance.goal.is_gone() {
+        if instance.goal.is_gone() {
             return;
         }
         instance.goal = Goal::Gone(cause);

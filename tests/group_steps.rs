@@ -412,6 +412,10 @@ fn a_create_is_given_up_so_long_after_its_first_try() {
         assert_eq!(play.states(), [State::Creating], "{place}");
         assert_eq!(play.to(107 * SECOND).states(), [State::Timeout], "{place}");
         assert_eq!(play.group.standing(Time(play.now)).failures, failures, "{place}");
+        // The first cause counts.
+        let names = play.names();
+        play.decrease(&names);
+        assert_eq!((play.states(), play.said("removal asked for")), (vec![State::Timeout], 0), "{place}");
     }
     // Each further try is within the same time.
     let mut play = Play::holding(policy, Vec::new(), &["create"]);

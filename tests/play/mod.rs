@@ -161,13 +161,17 @@ impl Play {
     pub fn to(&mut self, ms: u64) -> &mut Play {
         self.serve();
         while let Some(wake) = self.group.wake_at().filter(|wake| wake.0 <= ms) {
-            assert!(wake.0 > self.now, "awake at {} for {}", self.now, wake.0);
-            self.now = wake.0;
-            self.group.tick(wake);
-            self.serve();
+            self.tick(wake);
         }
         self.now = ms;
         self
+    }
+
+    fn tick(&mut self, wake: Time) {
+        assert!(wake.0 > self.now, "awake at {} for {}", self.now, wake.0);
+        self.now = wake.0;
+        self.group.tick(wake);
+        self.serve();
     }
 
     /// The same until just before.
@@ -178,10 +182,9 @@ impl Play {
     /// Plays to the moment in which an operation has been asked for so many times.
     pub fn until(&mut self, operation: &str, times: usize) {
         while self.times(operation).len() < times {
-            self.now = self.group.wake_at().unwrap().0;
-            assert!(self.now < 3600 * SECOND, "not asked for: {operation}");
-            self.group.tick(Time(self.now));
-            self.serve();
+            let wake = self.group.wake_at().unwrap();
+            assert!(wake.0 < 3600 * SECOND, "not asked for: {operation}");
+            self.tick(wake);
         }
     }
 

@@ -90,8 +90,11 @@ impl Play {
     /// The next request that the test has to answer, if it comes within so many milliseconds.
     fn within(&mut self, ms: u64) -> Option<Request> {
         let end = self.now + ms;
+        let mut served = 0;
         loop {
             while let Some(command) = self.group.next_command() {
+                served += 1;
+                assert!(served < 50_000, "it asks without end");
                 match command {
                     Command::Say(event) => self.said.push(event.text),
                     Command::Probe { ticket, .. } => self.group.probed(Time(self.now), ticket, Ok(())),

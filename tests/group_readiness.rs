@@ -70,8 +70,11 @@ impl Life {
     /// Plays so many seconds; `world` tells what is shown at each age of the newest vApp.
     fn play(&mut self, seconds: u64, world: impl Fn(u64) -> Shown) {
         let end = self.now + seconds * 1000;
+        let mut served = 0;
         loop {
             while let Some(command) = self.group.next_command() {
+                served += 1;
+                assert!(served < 10_000, "it asks without end");
                 let shown = world(self.age());
                 match command {
                     Command::Say(event) => self.said.push(event.text),

@@ -6,7 +6,7 @@ use crate::guests::Guests;
 use crate::io::{Out, SmolTimer, Stream, read};
 use crate::model::Model;
 use crate::routes::{self, Api, Reply, Request};
-use futures_rustls::TlsAcceptor;
+use crate::tls::Acceptor;
 use hyper::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -141,7 +141,7 @@ pub struct Listeners {
     /// Plain HTTP.
     pub http: std::net::TcpListener,
     /// HTTPS.
-    pub https: Option<(std::net::TcpListener, TlsAcceptor)>,
+    pub https: Option<(std::net::TcpListener, Acceptor)>,
     /// The control port.
     pub control: std::net::TcpListener,
 }
@@ -207,7 +207,7 @@ async fn accept(
     executor: Weak<LocalExecutor<'static>>,
     open: Rc<Cell<usize>>,
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Acceptor>,
     shared: Arc<Shared>,
     is_control: bool,
 ) {
@@ -222,7 +222,7 @@ async fn accept(
         }
         let _ = socket.set_nodelay(true);
         open.set(open.get() + 1);
-        let (shared, tls, open) = (shared.clone(), tls.clone(), open.clone());
+        let (shared, tls, open) = (shared.clone(), tls.as_ref().map(Acceptor::get), open.clone());
         let serve = async move {
             match tls {
                 None if is_control => serve(socket.clone(), socket, shared, "http", true).await,

@@ -55,3 +55,4 @@ mod tls;
 mod view;
 
 pub use server::{Options, Server};
+pub use tls::Certificate;

@@ -5,7 +5,7 @@ use crate::front::{self, Listeners, Shared, World};
 use crate::guests::Guests;
 use crate::model::Model;
 use crate::routes::Api;
-use crate::tls;
+use crate::tls::{Acceptor, Authority, Certificate};
 use smol::channel;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -58,7 +58,7 @@ pub struct Server {
     http: SocketAddr,
     https: Option<SocketAddr>,
     control: SocketAddr,
-    ca_pem: Option<String>,
+    tls: Option<(Authority, Acceptor)>,
     stop: channel::Sender<()>,
     thread: Option<JoinHandle<()>>,
 }
@@ -77,11 +77,14 @@ impl Server {
         }
         let (http_listener, http) = listen(options.listen)?;
         let (control_listener, control) = listen(options.control)?;
-        let (mut https, mut https_listener, mut ca_pem) = (None, None, None);
+        let (mut https, mut https_listener, mut tls) = (None, None, None);
         if let Some(at) = options.https_listen {
             let (listener, address) = listen(at)?;
-            let (pem, acceptor) = tls::acceptor()?;
-            (https, https_listener, ca_pem) = (Some(address), Some((listener, acceptor)), Some(pem));
+            let authority = Authority::new("vcd-sim CA")?;
+            let acceptor = Acceptor::new(authority.acceptor(Certificate::Good)?);
+            https = Some(address);
+            https_listener = Some((listener, acceptor.clone()));
+            tls = Some((authority, acceptor));
         }
         let model = options.model.unwrap_or_else(|| Model::standard(options.seed));
         let world = World::new(model, Faults::new(options.seed), options.api, options.scale);
@@ -95,7 +98,7 @@ impl Server {
                 eprintln!("vcd-sim: {error}");
             }
         })?;
-        Ok(Server { shared, http, https, control, ca_pem, stop, thread: Some(thread) })
+        Ok(Server { shared, http, https, control, tls, stop, thread: Some(thread) })
     }
 
     /// `http://127.0.0.1:PORT`; the API is below `/api`.
@@ -115,7 +118,15 @@ impl Server {
 
     /// The CA's certificate, if HTTPS is served.
     pub fn ca_pem(&self) -> Option<&str> {
-        self.ca_pem.as_deref()
+        self.tls.as_ref().map(|(authority, _)| authority.pem.as_str())
+    }
+
+    /// New HTTPS connections are shown this certificate. Nothing happens if HTTPS is not served.
+    pub fn set_certificate(&self, which: Certificate) -> io::Result<()> {
+        if let Some((authority, acceptor)) = &self.tls {
+            acceptor.set(authority.acceptor(which)?);
+        }
+        Ok(())
     }
 
     /// The model at this moment, to read or change.
@@ -140,6 +151,16 @@ impl Server {
         fits
     }
 
+    /// Each request is hit with this probability, by a fault that fits it.
+    pub fn random_faults(&self, seed: u64, rate: f64) {
+        self.shared.lock().faults.random(seed, rate);
+    }
+
+    /// How many requests were hit by faults.
+    pub fn hits(&self) -> u64 {
+        self.shared.lock().faults.hits
+    }
+
     /// Ends all faults.
     pub fn clear_faults(&self) {
         self.shared.lock().faults.clear();
@@ -148,6 +169,11 @@ impl Server {
     /// How many requests of an operation came (as in `GET /counts`).
     pub fn requests(&self, operation: &str) -> u64 {
         self.shared.lock().counts.requests.get(operation).copied().unwrap_or(0)
+    }
+
+    /// How many requests of an operation that changes something were accepted (as in `GET /counts`).
+    pub fn accepted(&self, operation: &str) -> u64 {
+        self.shared.lock().counts.accepted.get(operation).copied().unwrap_or(0)
     }
 }
 

@@ -1,34 +1,96 @@
-//! A CA of our own and a server certificate for localhost, made anew at each start.
+//! A CA of our own and server certificates of it, made anew at each start: a good one for localhost, and bad ones.
 
 use futures_rustls::TlsAcceptor;
 use futures_rustls::rustls::ServerConfig;
 use futures_rustls::rustls::crypto::ring::default_provider;
 use futures_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// The CA's certificate as PEM, and what serves TLS with a certificate of it.
-pub fn acceptor() -> io::Result<(String, TlsAcceptor)> {
-    let ca_key = KeyPair::generate().map_err(io::Error::other)?;
-    let mut ca = CertificateParams::default();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    ca.distinguished_name.push(DnType::CommonName, "vcd-sim CA");
-    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let ca_certificate = ca.self_signed(&ca_key).map_err(io::Error::other)?;
-    let issuer = Issuer::new(ca, ca_key);
+/// What the server shows to new connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Certificate {
+    /// One for localhost of the CA, valid for a long time.
+    #[default]
+    Good,
+    /// It was valid once.
+    Expired,
+    /// It will be valid one day.
+    NotYetValid,
+    /// It is for another host.
+    OtherHost,
+    /// It is of another CA.
+    OtherCa,
+}
 
-    let key = KeyPair::generate().map_err(io::Error::other)?;
-    let names = vec!["localhost".to_string(), "127.0.0.1".to_string()];
-    let mut server = CertificateParams::new(names).map_err(io::Error::other)?;
-    server.distinguished_name.push(DnType::CommonName, "vcd-sim");
-    let certificate = server.signed_by(&key, &issuer).map_err(io::Error::other)?;
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .map_err(io::Error::other)?;
-    Ok((ca_certificate.pem(), TlsAcceptor::from(Arc::new(config))))
+/// Whoever signs.
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    /// The CA's certificate.
+    pub(crate) pem: String,
+}
+
+impl Authority {
+    /// A new CA of this name.
+    pub(crate) fn new(name: &str) -> io::Result<Self> {
+        let key = KeyPair::generate().map_err(io::Error::other)?;
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        ca.distinguished_name.push(DnType::CommonName, name);
+        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let pem = ca.self_signed(&key).map_err(io::Error::other)?.pem();
+        Ok(Self { issuer: Issuer::new(ca, key), pem })
+    }
+
+    /// What serves TLS with a certificate of this CA, or of another one.
+    pub(crate) fn acceptor(&self, which: Certificate) -> io::Result<TlsAcceptor> {
+        let key = KeyPair::generate().map_err(io::Error::other)?;
+        let names = match which {
+            Certificate::OtherHost => vec!["vcd.example.com".to_string()],
+            _ => vec!["localhost".to_string(), "127.0.0.1".to_string()],
+        };
+        let mut server = CertificateParams::new(names).map_err(io::Error::other)?;
+        server.distinguished_name.push(DnType::CommonName, "vcd-sim");
+        match which {
+            Certificate::Expired => server.not_after = date_time_ymd(2020, 1, 1),
+            Certificate::NotYetValid => server.not_before = date_time_ymd(4000, 1, 1),
+            _ => {}
+        }
+        let other;
+        let issuer = match which {
+            Certificate::OtherCa => {
+                other = Self::new("another CA")?;
+                &other.issuer
+            }
+            _ => &self.issuer,
+        };
+        let certificate = server.signed_by(&key, issuer).map_err(io::Error::other)?;
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .map_err(io::Error::other)?;
+        Ok(TlsAcceptor::from(Arc::new(config)))
+    }
+}
+
+/// The acceptor in force, which can be changed while the server runs.
+#[derive(Clone)]
+pub struct Acceptor(Arc<Mutex<TlsAcceptor>>);
+
+impl Acceptor {
+    pub(crate) fn new(acceptor: TlsAcceptor) -> Self {
+        Self(Arc::new(Mutex::new(acceptor)))
+    }
+
+    pub(crate) fn set(&self, acceptor: TlsAcceptor) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = acceptor;
+    }
+
+    pub(crate) fn get(&self) -> TlsAcceptor {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }

@@ -23,7 +23,7 @@ use vcd_sim::{Options, Server};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-const DOCUMENTS: [&str; 11] = [
+const DOCUMENTS: [&str; 12] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
@@ -34,6 +34,7 @@ const DOCUMENTS: [&str; 11] = [
     "docs/migrate.md",
     "docs/troubleshooting.md",
     "docs/monitoring.md",
+    "docs/reliability.md",
     "docs/dependencies.md",
 ];
 
@@ -205,9 +206,12 @@ fn shell_blocks_run() {
     }
 }
 
-/// Run elsewhere: by the scripts in release, and by the test above.
-const CARGO_ELSEWHERE: [&str; 2] =
-    ["cargo run --example configuration", "cargo build --release --target x86_64-unknown-linux-musl"];
+/// Run elsewhere: by the scripts in release, by the test above, and with all tests.
+const CARGO_ELSEWHERE: [&str; 3] = [
+    "cargo run --example configuration",
+    "cargo build --release --target x86_64-unknown-linux-musl",
+    "cargo test --test vcd_cut",
+];
 
 /// A clone of the project as far as the documents use it, a runner's configuration, and what stands for the system.
 fn prepare(sandbox: &Sandbox, server: &Server, guest_port: u16) {

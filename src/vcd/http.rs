@@ -1,6 +1,6 @@
 //! HTTP with VCD: one request out, one answer in, bounded in time and size. It knows no VCD documents and judges no status.
 
-use super::tls::{Lookup, TlsConnector};
+use super::tls::{Lookup, Marking, NotConnected, TlsConnector};
 use crate::cloud::UnixMs;
 use rustls::ClientConfig;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ureq::http::uri::{Authority, Scheme};
 use ureq::http::{Method, Request, Uri};
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, TcpConnector};
-use ureq::{Agent, Proxy, ProxyProtocol, Timeout};
+use ureq::{Agent, Proxy, ProxyProtocol};
 
 /// A connection, TLS included, must stand within this time. (The lookup of the host's name is bounded by the system.)
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -271,7 +271,7 @@ impl Http {
             .build();
         let connector =
             ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default()).chain(TlsConnector(tls));
-        let agent = Agent::with_parts(config, connector, Lookup::default());
+        let agent = Agent::with_parts(config, Marking(connector), Lookup::default());
         Self { agent, counts: Default::default() }
     }
 
@@ -348,7 +348,7 @@ impl Http {
             }
             None => self.send(head.body(()).map_err(built)?, ask.timeout),
         };
-        let mut answer = answer.map_err(|e| Lost { sent: may_have_been_sent(&e), text: e.to_string() })?;
+        let mut answer = answer.map_err(lost)?;
         let header = |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok()).map(str::trim);
         let date = header("date").and_then(|d| httpdate::parse_http_date(d).ok());
         let retry_after = header("retry-after").and_then(|v| retry_after(v, date));
@@ -388,33 +388,14 @@ fn retry_after(value: &str, now: Option<SystemTime>) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
-/// False only where the request cannot have left: everything up to the standing connection.
-fn may_have_been_sent(error: &ureq::Error) -> bool {
-    use std::io::ErrorKind as Io;
+/// The request may have been sent unless its connection never stood, or it could not even be written.
+fn lost(error: ureq::Error) -> Lost {
     match error {
-        ureq::Error::HostNotFound
-        | ureq::Error::Http(_)
-        | ureq::Error::BadUri(_)
-        | ureq::Error::ConnectionFailed
-        | ureq::Error::ConnectProxyFailed(_)
-        | ureq::Error::InvalidProxyUrl
-        | ureq::Error::Tls(_)
-        | ureq::Error::TlsRequired
-        | ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => false,
-        ureq::Error::Io(e) => {
-            let unreached = matches!(
-                e.kind(),
-                Io::ConnectionRefused
-                    | Io::HostUnreachable
-                    | Io::NetworkUnreachable
-                    | Io::NetworkDown
-                    | Io::AddrNotAvailable
-            );
-            let text = e.to_string();
-            // A host name that cannot be looked up, and a certificate that is refused, have no kinds of their own.
-            !(unreached || text.contains("lookup address") || text.contains("invalid peer certificate"))
+        ureq::Error::Other(e) if e.is::<NotConnected>() => Lost { sent: false, text: e.to_string() },
+        e @ (ureq::Error::Http(_) | ureq::Error::BadUri(_) | ureq::Error::ConnectionFailed) => {
+            Lost { sent: false, text: e.to_string() }
         }
-        _ => true,
+        e => Lost { sent: true, text: e.to_string() },
     }
 }
 
@@ -530,29 +511,5 @@ mod tests {
         assert_eq!(retry_after("99999999", None), Some(MAX_RETRY_AFTER));
         assert_eq!(retry_after("Thu, 01 Jan 2026 10:00:30 GMT", now), Some(Duration::from_secs(30)));
         assert_eq!(retry_after("soon", now), None);
-    }
-
-    #[test]
-    fn what_failed_before_a_connection_stood_was_not_sent() {
-        let io = |kind: std::io::ErrorKind, text: &str| ureq::Error::Io(std::io::Error::new(kind, text.to_owned()));
-        use std::io::ErrorKind as Io;
-        for error in [
-            io(Io::ConnectionRefused, ""),
-            io(Io::InvalidData, "invalid peer certificate: Expired"),
-            io(Io::Other, "failed to lookup address information: Name or service not known"),
-            ureq::Error::Timeout(Timeout::Connect),
-            ureq::Error::HostNotFound,
-        ] {
-            assert!(!may_have_been_sent(&error), "{error}");
-        }
-        for error in [
-            io(Io::ConnectionReset, ""),
-            io(Io::UnexpectedEof, ""),
-            io(Io::TimedOut, ""),
-            ureq::Error::Timeout(Timeout::Global),
-            ureq::Error::Timeout(Timeout::RecvResponse),
-        ] {
-            assert!(may_have_been_sent(&error), "{error}");
-        }
     }
 }

@@ -1,5 +1,6 @@
-//! TLS by rustls beneath ureq: the public roots together with the user's own, which ureq itself cannot combine; and the
-//! look-up of names without a thread for each. It sends nothing by itself.
+//! What stands beneath ureq: TLS by rustls with the public roots together with the user's own, which ureq itself cannot
+//! combine; the look-up of names without a thread for each; and the mark on errors of connections that never stood. It sends
+//! nothing by itself.
 
 use crate::crypto;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -118,10 +119,40 @@ impl<In: Transport> Connector<In> for TlsConnector {
         let mut session = ClientConnection::new(self.0.clone(), name).map_err(io::Error::other)?;
         let mut below = TransportAdapter::new(below.boxed(), details.current_time.clone());
         below.set_timeout(details.timeout);
-        session.complete_io(&mut below)?;
+        session.complete_io(&mut below).map_err(|e| io::Error::new(e.kind(), format!("TLS handshake: {e}")))?;
         let config = details.config;
         let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
         Ok(Some(Either::B(Tls { buffers, stream: StreamOwned::new(session, below) })))
+    }
+}
+
+/// An error of a connection that never stood: nothing was sent on it.
+#[derive(Debug)]
+pub(super) struct NotConnected(Error);
+
+impl NotConnected {
+    fn mark(error: Error) -> Error {
+        Error::Other(Box::new(NotConnected(error)))
+    }
+}
+
+impl fmt::Display for NotConnected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for NotConnected {}
+
+/// Marks each error of a connector: later ones, such as a reset, look the same, and the request may have been sent.
+#[derive(Debug)]
+pub(super) struct Marking<C>(pub(super) C);
+
+impl<C: Connector> Connector for Marking<C> {
+    type Out = C::Out;
+
+    fn connect(&self, details: &ConnectionDetails, chained: Option<()>) -> Result<Option<Self::Out>, Error> {
+        self.0.connect(details, chained).map_err(NotConnected::mark)
     }
 }
 
@@ -185,6 +216,12 @@ impl fmt::Debug for Lookup {
 
 impl Resolver for Lookup {
     fn resolve(&self, uri: &Uri, _: &ureq::config::Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        self.look_up(uri, timeout).map_err(NotConnected::mark)
+    }
+}
+
+impl Lookup {
+    fn look_up(&self, uri: &Uri, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
         let place = uri.scheme().zip(uri.authority());
         let place = place.and_then(|(scheme, authority)| DefaultResolver::host_and_port(scheme, authority));
         let place = place.ok_or(Error::HostNotFound)?;

@@ -19,7 +19,7 @@ pub const MAX_CONFIG: usize = 64 * 1024;
 /// Names may have so many characters: VCD's own names are shorter.
 const MAX_TEXT: usize = 256;
 /// A prefix may have so many characters: with `-` and 8 more it stays below the 80 of a VM's name in vCenter.
-const MAX_PREFIX: usize = 64;
+pub const MAX_PREFIX: usize = 64;
 /// An API token, or the url, may have so many characters.
 const MAX_LONG_TEXT: usize = 4096;
 /// User names and passwords of guests may have so many characters.

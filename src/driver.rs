@@ -201,8 +201,7 @@ impl Plugin {
     pub async fn shutdown(&self, deadline: Option<Duration>) -> Result<(), CallError> {
         let Ok(driver) = self.driver() else { return Ok(()) };
         driver.with(|group, now| group.shutdown(now));
-        let timeout = deadline.unwrap_or(SHUTDOWN_TIMEOUT).saturating_sub(SHUTDOWN_MARGIN);
-        let stopped = driver.wait(timeout, Group::stopped).await;
+        let stopped = driver.wait(shutdown_time(deadline), Group::stopped).await;
         if !stopped {
             let left = driver.group.borrow().left();
             log::error!("shutdown: not yet gone from VCD when the host's time was up: {}", left.join(", "));
@@ -229,6 +228,11 @@ impl Plugin {
             driver.pool.run(move || client.close()).await;
         }
     }
+}
+
+/// How long Shutdown may wait if the host waits for `deadline`.
+fn shutdown_time(deadline: Option<Duration>) -> Duration {
+    deadline.unwrap_or(SHUTDOWN_TIMEOUT).saturating_sub(SHUTDOWN_MARGIN)
 }
 
 /// Puts the plugin back to idle if Init fails or is dropped half-way.
@@ -665,4 +669,16 @@ fn no_thread(operation: &str) -> Answer {
         text: "no thread was free for the request".into(),
         retry_after: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shutdown_answers_before_the_host_gives_up() {
+        for (deadline, ms) in [(None, 29_500), (Some(120_000), 119_500), (Some(100), 0)] {
+            assert_eq!(shutdown_time(deadline.map(Duration::from_millis)), Duration::from_millis(ms));
+        }
+    }
 }

@@ -708,7 +708,7 @@ mod tests {
     fn what_takes_long_is_mentioned_with_growing_pauses() {
         let mut journal = Journal::default();
         let mut mentioned = Vec::new();
-        for at in 0..=4000 {
+        for at in 0..=7500 {
             let waits_for = if at < 500 { "the create's task" } else { "an address" };
             for entry in journal.turn(seconds(at), Shown::Poll, vec![], vec![], &[view(Phase::Creating, waits_for)]) {
                 mentioned.push((at, entry.text.to_string()));
@@ -716,10 +716,10 @@ mod tests {
             assert!(journal.due().is_some_and(|due| due > seconds(at)));
         }
         let times: Vec<u64> = mentioned.iter().map(|(at, _)| *at).collect();
-        assert_eq!(times, [0, 60, 120, 240, 480, 960, 1920, 3840]);
+        assert_eq!(times, [0, 60, 120, 240, 480, 960, 1920, 3840, 7440], "an hour at most");
         assert_eq!(mentioned[3].1, "still Creating after 240 s: waits for the create's task");
         assert_eq!(mentioned[5].1, "still Creating after 960 s: waits for an address");
-        journal.turn(seconds(4001), Shown::Port, vec![], vec![], &[view(Phase::Running, "")]);
+        journal.turn(seconds(7501), Shown::Port, vec![], vec![], &[view(Phase::Running, "")]);
         assert_eq!(journal.due(), None, "what rests is not waited for");
     }
 
@@ -776,6 +776,10 @@ mod tests {
         assert!(journal.samples.iter().zip(journal.samples.iter().skip(1)).all(|(one, two)| one.at < two.at));
         assert!(journal.lives.len() <= 200 && journal.ended.len() == MAX_ENDED);
         assert!(journal.lives.iter().chain(&journal.ended).all(|life| life.steps.len() <= MAX_STEPS));
+        let long = Event { name: None, phase: None, ..said(Level::Warn, &"ä".repeat(MAX_TEXT)) };
+        let mut journal = Journal::default();
+        journal.turn(seconds(1), Shown::Poll, vec![], vec![long], &[]);
+        assert_eq!(journal.events.last().unwrap().text.len(), MAX_TEXT);
     }
 
     #[test]

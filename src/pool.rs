@@ -157,4 +157,29 @@ mod tests {
         assert_eq!(met.len(), THREADS);
         assert_eq!(pool.busy(), 0);
     }
+
+    #[test]
+    fn calls_beyond_those_that_may_wait_are_refused() {
+        let pool = Pool::default();
+        let (gate, opened) = bounded::<()>(1);
+        let (begun, begins) = smol::channel::unbounded();
+        let call = || {
+            let (opened, begun) = (opened.clone(), begun.clone());
+            Box::pin(pool.run(move || {
+                begun.try_send(()).unwrap();
+                opened.recv_blocking().is_err()
+            }))
+        };
+        let mut calls: Vec<_> = (0..THREADS).map(|_| call()).collect();
+        assert!(calls.iter_mut().all(|call| block_on(smol::future::poll_once(call)).is_none()));
+        (0..THREADS).for_each(|_| begins.recv_blocking().unwrap());
+        for _ in 0..MAX_WAITING {
+            let mut call = call();
+            assert!(block_on(smol::future::poll_once(&mut call)).is_none());
+            calls.push(call);
+        }
+        assert_eq!(block_on(call()), None, "one too many");
+        gate.close();
+        assert!(calls.into_iter().all(|call| block_on(call) == Some(true)));
+    }
 }

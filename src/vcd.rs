@@ -172,6 +172,21 @@ struct Call {
 }
 
 impl Call {
+    /// One of [`Client::call`] that begins `now`; `what` it is.
+    fn of(request: &Request, what: String, now: Instant) -> Call {
+        Call { operation: request.operation(), what, changes: request.changes(), deadline: now + CALL_TIMEOUT }
+    }
+
+    /// A look-up of names that begins `now`.
+    fn lookup(what: String, now: Instant) -> Call {
+        Call { operation: "resolve", what, changes: false, deadline: now + OPEN_TIMEOUT }
+    }
+
+    /// The time for its next request; none is left after its deadline.
+    fn timeout(&self) -> Result<Duration, http::Lost> {
+        session::time_left(self.deadline, if self.changes { CHANGE_TIMEOUT } else { READ_TIMEOUT })
+    }
+
     fn stage(&self) -> Stage {
         if self.changes { Stage::Change } else { Stage::Read }
     }
@@ -210,12 +225,7 @@ impl Client {
     /// error of its own, all are returned at once; the session is then ended, which may take [`LOGOUT_TIMEOUT`] more.
     pub fn open(settings: Settings) -> Result<(Client, Environment), Vec<VcdError>> {
         let client = Client::new(settings).map_err(|e| vec![e])?;
-        let call = Call {
-            operation: "resolve",
-            what: format!("look up names in org {:?}", client.settings.org),
-            changes: false,
-            deadline: Instant::now() + OPEN_TIMEOUT,
-        };
+        let call = Call::lookup(format!("look up names in org {:?}", client.settings.org), Instant::now());
         let opened =
             client.pass(None, call.deadline).map_err(|e| vec![e]).and_then(|pass| Ok((pass, client.resolve(&call)?)));
         match opened {
@@ -239,12 +249,7 @@ impl Client {
     /// Asks VCD one thing and waits for the answer. `guest` is needed for [`Request::Create`] only. Reads may be sent a
     /// second time after the session was renewed; what changes something is sent at most once.
     pub fn call(&self, request: &Request, guest: Option<&Guest>) -> Answer {
-        let call = Call {
-            operation: request.operation(),
-            what: self.what(request),
-            changes: request.changes(),
-            deadline: Instant::now() + CALL_TIMEOUT,
-        };
+        let call = Call::of(request, self.what(request), Instant::now());
         let answer = match request {
             Request::Poll { vapps } => self.poll(&call, *vapps).map(Reply::Poll),
             Request::Find { name } => self.find(&call, name).map(Reply::Vapps),
@@ -394,8 +399,7 @@ impl Client {
         content: Option<(&str, &str)>,
     ) -> Result<Received, VcdError> {
         let lost = |lost| errors::lost(&call.what, call.stage(), lost);
-        let most = if call.changes { CHANGE_TIMEOUT } else { READ_TIMEOUT };
-        let timeout = session::time_left(call.deadline, most).map_err(lost)?;
+        let timeout = call.timeout().map_err(lost)?;
         let kind = match content {
             Some((kind, _)) if !kind.is_empty() => format!("{kind};version={}", pass.version),
             _ => String::new(),
@@ -492,4 +496,26 @@ impl Client {
 /// What follows the last slash: the id in a link.
 fn last_part(href: &str) -> &str {
     href.rsplit('/').next().unwrap_or(href)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_ends_and_so_does_each_of_its_requests() {
+        let now = Instant::now();
+        let (poll, delete) = (Request::Poll { vapps: true }, Request::Delete { vapp: "v".into() });
+        assert_eq!(Call::of(&poll, String::new(), now).deadline, now + CALL_TIMEOUT);
+        assert_eq!(Call::lookup(String::new(), now).deadline, now + OPEN_TIMEOUT);
+        let timeout = |request: &Request, left: Duration| {
+            Call { deadline: Instant::now() + left, ..Call::of(request, String::new(), now) }.timeout()
+        };
+        let (long, short) = (Duration::from_secs(3600), Duration::from_secs(7));
+        for (request, most) in [(&poll, READ_TIMEOUT), (&delete, CHANGE_TIMEOUT)] {
+            assert_eq!(timeout(request, long).unwrap(), most);
+            assert!(timeout(request, short).unwrap() <= short);
+            assert!(!timeout(request, Duration::ZERO).unwrap_err().sent, "no request begins after the call's end");
+        }
+    }
 }

@@ -9,7 +9,7 @@ mod fleet;
 mod live;
 
 use common::{PluginProcess, command, soon};
-use fleeting_plugin_vcd::host::proto::fleeting::State;
+use fleeting_plugin_vcd::host::proto::fleeting::{HeartbeatRequest, State};
 use live::{BINARY, SCALE, end, reach, start};
 use serde_json::json;
 use smol::Timer;
@@ -398,5 +398,83 @@ fn the_host_is_told_the_candidates_of_an_ambiguous_name() {
         assert_eq!(said.matches("/api/vAppTemplate/vappTemplate-").count(), 2, "{said}");
         assert!(said.contains("2 of this name in catalog \"ci-catalog\"") && !said.contains('\n'), "{said}");
         end(plugin).await;
+    });
+}
+
+#[test]
+fn the_end_waits_for_vcd_and_for_the_host_but_not_for_long() {
+    block_on(async {
+        for (operation, said) in [
+            ("instantiate", "some requests to VCD were not answered in time"),
+            ("logout", "VCD did not end the session in time"),
+            ("", "the host still has a connection open"),
+        ] {
+            let (server, guest_port) = fleet::simulator(SCALE);
+            let mut plugin = start(&server, guest_port, json!({})).await;
+            if !operation.is_empty() {
+                let rule = json!({"op": operation, "times": 0, "delay_before_ms": 3_600_000});
+                assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
+            }
+            let before = server.requests("instantiate");
+            if operation == "instantiate" {
+                plugin.increase(1).await.unwrap();
+                common::until("the create", || server.requests("instantiate") > before).await;
+            }
+            // A call of the host whose message never comes.
+            let client = plugin.client.clone().unwrap();
+            let call =
+                client.streaming::<HeartbeatRequest, ()>("/proto.InstanceGroup/Heartbeat", smol::stream::pending());
+            let call = operation.is_empty().then(|| smol::spawn(async move { drop(call.await) }));
+            plugin.quit().await.unwrap();
+            let (status, _) = plugin.exited().await;
+            assert!(status.success(), "{operation}: {status}");
+            assert!(plugin.log().iter().any(|line| line.contains(said)), "{operation}: {:#?}", plugin.log());
+            drop(call);
+        }
+    });
+}
+
+#[test]
+fn three_changes_are_on_the_wire_and_reads_go_on() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let keys = json!({"max_concurrent_creates": 5, "max_concurrent_operations": 6, "reconcile_interval": "1s"});
+        let plugin = start(&server, guest_port, keys).await;
+        let rule = json!({"op": "instantiate", "times": 0, "delay_before_ms": 3_600_000});
+        assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
+        plugin.increase(5).await.unwrap();
+        let creates = || server.requests("instantiate");
+        common::until("creates", || creates() == 3).await;
+        let polls = server.requests("query:vm");
+        common::until("polls", || server.requests("query:vm") > polls + 1).await;
+        assert_eq!(creates(), 3, "the others wait");
+    });
+}
+
+#[test]
+fn init_does_not_wait_for_ever_for_a_look() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        server.with_model(|model| {
+            let vdc = *model.vdcs.keys().next().unwrap();
+            model.admin_foreign_vapp(vdc, "ci-abcd1234", "");
+        });
+        let rule = json!({"op": "vapp", "times": 0, "delay_before_ms": 3_600_000});
+        assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
+        let plugin = start(&server, guest_port, json!({})).await;
+        plugin.logged("some vApps that may be ours could not be looked at yet").await;
+    });
+}
+
+#[test]
+fn a_guest_that_says_nothing_is_left_and_asked_again() {
+    block_on(async {
+        let (server, _) = fleet::simulator(SCALE);
+        // Connections to this port stand, and nobody speaks on them.
+        let silent = TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let plugin = start(&server, port, json!({"ready_timeout": "12s"})).await;
+        plugin.increase(1).await.unwrap();
+        plugin.logged("connected, but it said nothing of use within 5s").await;
     });
 }

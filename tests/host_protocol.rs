@@ -465,6 +465,41 @@ fn cancelled_calls_make_room_for_others() {
 }
 
 #[test]
+fn headers_have_a_size_limit() {
+    block_on(async {
+        let plugin = PluginProcess::start(command(BINARY)).await;
+        for (length, answered) in [(15_000, true), (17_000, false)] {
+            let request = http::Request::post("http://plugin/proto.InstanceGroup/Update");
+            let request = request.header("x-long", "x".repeat(length)).body(body(b"")).unwrap();
+            let response = plugin.http(request).await.unwrap();
+            let too_large = http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            assert_eq!(response.status() != too_large, answered, "{response:?}");
+        }
+        is_serving(&plugin).await;
+    });
+}
+
+#[test]
+fn without_file_descriptors_a_connection_waits() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    block_on(async {
+        let plugin = PluginProcess::start(command(BINARY)).await;
+        is_serving(&plugin).await;
+        let process = Pid::from_raw(plugin.child.id().try_into().unwrap());
+        let hard = getrlimit(Resource::Nofile).maximum;
+        let none = Rlimit { current: Some(1), maximum: hard };
+        let before = prlimit(process, Resource::Nofile, none).unwrap();
+        let client = Client::connect(&plugin.address()).await;
+        let warnings = || plugin.log().iter().filter(|line| line.contains("cannot accept a connection")).count();
+        until("a second try", || warnings() > 1).await;
+        is_serving(&plugin).await;
+        prlimit(process, Resource::Nofile, before).unwrap();
+        is_serving(&client).await;
+        assert!(warnings() < 100, "it tries without a pause: {} times", warnings());
+    });
+}
+
+#[test]
 fn after_the_hosts_last_call_it_is_gone_and_so_is_its_socket() {
     block_on(async {
         let directory = Directory::new();

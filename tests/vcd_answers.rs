@@ -6,7 +6,8 @@ mod client;
 
 use client::*;
 use fleeting_plugin_vcd::cloud::*;
-use fleeting_plugin_vcd::vcd::{Client, MAX_BODY, Settings, Token};
+use fleeting_plugin_vcd::vcd::inspect::Inspector;
+use fleeting_plugin_vcd::vcd::{Client, MAX_BODY, MAX_FOUND, MAX_PAGES, Settings, Token};
 use serde_json::json;
 use std::net::TcpListener;
 use std::time::Duration;
@@ -51,8 +52,11 @@ fn reads_follow_redirects_on_the_same_host_only() {
     for (location, times) in [(there, 0), (foreign.as_str(), 1), ("https://vcd.invalid/", 1), ("//vcd.invalid/api", 1)]
     {
         redirect("query:vm", 302, location, times);
+        let before = server.requests("query:vm");
         let e = poll(&client, false).unwrap_err();
         assert!(e.kind == ErrorKind::Protocol && e.text.contains(location), "{location}: {e}");
+        let followed = server.requests("query:vm") - before - 1;
+        assert_eq!(followed, if times == 0 { 3 } else { 0 }, "{location}");
     }
     // What changes something is sent once, to where it was meant.
     for location in [format!("{}/api/vdc/1/action/instantiateVAppTemplate", server.url()), foreign.clone()] {
@@ -283,9 +287,13 @@ fn a_token_file_is_read_again_for_each_login() {
     assert!(e.kind == ErrorKind::Auth && e.text.contains("the API token was refused"), "{e}");
     std::fs::write(&file, " a-newer-token \n").unwrap();
     poll(&client, false).unwrap();
-    for (text, why) in
-        [("", "is empty"), ("two words", "more than one word"), ("\u{1}", "characters that no token has")]
-    {
+    let long = "x".repeat(16 * 1024 + 1);
+    for (text, why) in [
+        ("", "is empty"),
+        ("two words", "more than one word"),
+        ("\u{1}", "characters that no token has"),
+        (&long, "more than the 16384 bytes allowed"),
+    ] {
         server.with_model(|m| m.admin_expire_bearers());
         std::fs::write(&file, text).unwrap();
         let e = poll(&client, false).unwrap_err();
@@ -327,7 +335,62 @@ fn the_session_is_ended_when_nothing_more_is_asked() {
     // So it is where the names are wrong.
     errors_of(Settings { network: "no-such".into(), ..settings(&server) });
     assert_eq!((sessions(), server.requests("logout")), (0, 2));
-    // A VCD that does not answer holds nobody up for long, and nothing is asked without a session.
+    // Nothing is asked without a session.
     errors_of(Settings { token: Token::Text(Secret::new("wrong")), ..settings(&server) });
     assert_eq!(server.requests("logout"), 2);
+}
+
+#[test]
+fn a_vcd_that_does_not_end_the_session_holds_nobody_up() {
+    let server = server();
+    let client = open(&server);
+    fault(&server, json!({"op": "logout", "delay_before_ms": 10 * DEADLINE.as_millis() as u64}));
+    let (done, closed) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        client.close();
+        done.send(()).unwrap();
+    });
+    closed.recv_timeout(DEADLINE).expect("the end of the session is given up");
+}
+
+#[test]
+fn a_query_or_a_search_without_end_is_given_up() {
+    let server = server();
+    let client = open(&server);
+    let records = |records: &str| {
+        let body = format!("<QueryResultRecords total='1000000' pageSize='128'>{records}</QueryResultRecords>");
+        json!({"status": 200, "body": body})
+    };
+    fault(
+        &server,
+        json!({"op": "query:vm", "times": 0, "answer_before": records("<VMRecord containerName='other'/>")}),
+    );
+    let before = server.requests("query:vm");
+    let e = poll(&client, false).unwrap_err();
+    assert!(e.kind == ErrorKind::Protocol && e.text.contains("more than 64 pages of vm records"), "{e}");
+    assert_eq!(server.requests("query:vm") - before, MAX_PAGES as u64);
+
+    let vapp = create(&client, "ci-1").unwrap().vapp.unwrap();
+    let many = format!("<VAppRecord name='ci-1' href='{vapp}'/>").repeat(2 * MAX_FOUND);
+    let body = format!("<QueryResultRecords total='8' pageSize='128'>{many}</QueryResultRecords>");
+    fault(&server, json!({"op": "query:vApp", "answer_before": {"status": 200, "body": body}}));
+    let before = server.requests("vapp");
+    let found = vapps(&client, &Request::Find { name: "ci-1".into() }).unwrap();
+    assert_eq!((found.len(), server.requests("vapp") - before), (MAX_FOUND, MAX_FOUND as u64));
+}
+
+#[test]
+fn of_a_users_roles_and_rights_some_are_read() {
+    let server = server();
+    let roles: Vec<String> = (0..20).map(|n| format!("role-{n}")).collect();
+    let refs: Vec<_> = roles.iter().map(|role| json!({"id": role})).collect();
+    let session = json!({"user": {"name": "u"}, "roles": roles, "roleRefs": refs}).to_string();
+    let page = json!({"values": vec![json!({"name": "a right"}); 128]}).to_string();
+    fault(&server, json!({"op": "session", "answer_before": {"status": 200, "body": session}}));
+    fault(&server, json!({"op": "rights", "times": 0, "answer_before": {"status": 200, "body": page}}));
+    let (inspector, login) = Inspector::log_in(settings(&server)).unwrap();
+    assert_eq!(login.roles, roles[..8]);
+    // Eight roles, and of each eight full pages.
+    assert_eq!(inspector.rights(&login).map(|rights| rights.len()), Some(8 * 8 * 128));
+    assert_eq!(server.requests("rights"), 8 * 8);
 }

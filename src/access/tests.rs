@@ -685,6 +685,19 @@ fn the_probe_knows_winrm() {
     assert!(error.contains("something else"), "{error}");
 }
 
+/// Three TLS records of 16,000 bytes each with parts of one long message: more than a probe reads of it.
+const ENDLESS_HELLO: [u8; 3 * 16_005] = {
+    let mut all = [0; 3 * 16_005];
+    let mut at = 0;
+    while at < all.len() {
+        (all[at], all[at + 1], all[at + 2], all[at + 3], all[at + 4]) = (0x16, 3, 3, 0x3e, 0x80);
+        at += 16_005;
+    }
+    // A server's hello of 65,000 bytes.
+    (all[5], all[7], all[8]) = (2, 0xfd, 0xe8);
+    all
+};
+
 #[test]
 fn the_probe_knows_winrm_over_https() {
     // An alert (handshake_failure) is TLS as well.
@@ -696,6 +709,8 @@ fn the_probe_knows_winrm_over_https() {
         (b"", "closed without a TLS answer"),
         (&[0x16, 3, 3, 0, 100, 2], "closed without a TLS answer"),
         (&[b'x'; 40_000], "something else than a TLS server"),
+        // The beginning of a hello that goes on and on.
+        (&ENDLESS_HELLO, "something else than a TLS server"),
     ] {
         let error = probed(server(100, say, true), Protocol::WinrmHttps, LONG).unwrap_err();
         assert!(error.contains(expected), "{expected}: {error}");

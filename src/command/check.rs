@@ -6,7 +6,7 @@ use super::output::{Paper, Verdict, log_for_people, print, short, size, tenths};
 use super::runner::{Runner, RunnerFile};
 use crate::access::{self, Login as GuestLogin, Protocol};
 use crate::cloud::{ErrorKind, Href, VcdError, is_windows};
-use crate::config::Config;
+use crate::config::{Config, MAX_PREFIX};
 use crate::driver::Plugin;
 use crate::group::{OnShutdown, State};
 use crate::pool::Pool;
@@ -15,7 +15,7 @@ use crate::vcd::{IpMode, Token};
 use serde_json::Value;
 use smol::{LocalExecutor, Timer};
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::rc::Rc;
@@ -43,16 +43,12 @@ const SSH_OPTIONS: [&str; 8] = [
 ];
 /// What `env` ends with when it does not find the program.
 const NO_SUCH_PROGRAM: i32 = 127;
-/// So much of what ssh says is read.
+/// Only the end of what ssh says is read: so many bytes.
 const MAX_SSH_ERRORS: u64 = 64 * 1024;
-/// `max_instances` is compared with at most so many, to tell "no limit" apart.
-const MANY: u64 = 1000;
 /// A shutdown_timeout below this may be too short for VCD to delete.
 const SHORT_SHUTDOWN: Duration = Duration::from_secs(60);
 /// What is put behind names so that the instance of `--create` is nobody else's.
 const SUFFIX: &str = "-check";
-/// vapp_name_prefix may have so many characters.
-const MAX_PREFIX: usize = 64;
 
 /// How to check.
 pub struct Options<'a> {
@@ -244,7 +240,7 @@ fn credentials(report: &mut Report, runner: &Runner, offline: bool) {
 
 /// How many instances the runner may want.
 fn wanted(runner: &Runner, config: &Config) -> u64 {
-    let most = u64::from(config.policy.max_size).min(MANY);
+    let most = u64::from(config.policy.max_size);
     if runner.max_instances == 0 { most } else { runner.max_instances.min(most) }
 }
 
@@ -580,16 +576,11 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
             let shown = format!("{}@{}:{}", info.login.username, info.internal, info.login.port);
             let host = info.internal.to_string();
             let pool = Pool::default();
-            let mut result = None;
-            while trying.elapsed() < LOGIN_TIMEOUT {
+            let log_in = || {
                 let (login, host) = (info.login.clone(), host.clone());
-                result = pool.run(move || log_in(&login, &host)).await;
-                if !matches!(result, Some(Err(NoLogin::Refused(_)))) {
-                    break;
-                }
-                Timer::after(LOGIN_PAUSE).await;
-            }
-            match result {
+                pool.run(move || log_in(&login, &host))
+            };
+            match until_let_in(LOGIN_TIMEOUT, LOGIN_PAUSE, log_in).await {
                 Some(Ok(())) => {
                     let took = tenths(trying.elapsed());
                     report.ok("SSH", &format!("logged in as {shown} in {took} s"));
@@ -616,6 +607,31 @@ enum NoLogin {
     Refused(String),
     /// This machine cannot try.
     NotTried(&'static str),
+}
+
+/// Tries again after each `pause` while the guest refuses, for `limit`. The last outcome.
+async fn until_let_in<F>(limit: Duration, pause: Duration, mut log_in: impl FnMut() -> F) -> Option<Result<(), NoLogin>>
+where
+    F: Future<Output = Option<Result<(), NoLogin>>>,
+{
+    let began = Instant::now();
+    loop {
+        let result = log_in().await;
+        if !matches!(result, Some(Err(NoLogin::Refused(_)))) || began.elapsed() + pause >= limit {
+            return result;
+        }
+        Timer::after(pause).await;
+    }
+}
+
+/// The end of a file of what ssh said; nothing if it cannot be read.
+fn last_words(path: &Path) -> String {
+    let mut said = Vec::new();
+    let read = fs::File::open(path).and_then(|mut file| {
+        file.seek(SeekFrom::Start(file.metadata()?.len().saturating_sub(MAX_SSH_ERRORS)))?;
+        file.take(MAX_SSH_ERRORS).read_to_end(&mut said)
+    });
+    read.map_or_else(|_| String::new(), |_| String::from_utf8_lossy(&said).into_owned())
 }
 
 /// One login with the system's ssh.
@@ -653,8 +669,7 @@ fn log_in(login: &GuestLogin, host: &str) -> Result<(), NoLogin> {
         Ok(status) if status.success() => Ok(()),
         Ok(status) if status.code() == Some(NO_SUCH_PROGRAM) => Err(absent),
         Ok(_) => {
-            let text = super::runner::read_limited(&folder.0.join("errors"), MAX_SSH_ERRORS).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text);
+            let text = last_words(&folder.0.join("errors"));
             let said = |line: &&str| !line.trim().is_empty() && !line.starts_with("Warning: Permanently added");
             let line = text.lines().rev().find(said).unwrap_or("ssh said nothing");
             if text.lines().any(|line| line.starts_with("Load key ")) {
@@ -701,5 +716,40 @@ impl Private {
 impl Drop for Private {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn a_guest_that_refuses_is_asked_again_for_a_while() {
+        let (limit, pause) = (Duration::from_millis(50), Duration::from_millis(1));
+        let tries = Cell::new(0);
+        let outcome = |refusals: u32, after: fn() -> Option<Result<(), NoLogin>>| {
+            tries.set(0);
+            smol::block_on(until_let_in(limit, pause, || {
+                tries.set(tries.get() + 1);
+                let refused = tries.get() <= refusals;
+                async move { if refused { Some(Err(NoLogin::Refused("no".into()))) } else { after() } }
+            }))
+        };
+        assert!(matches!(outcome(u32::MAX, || None), Some(Err(NoLogin::Refused(_)))));
+        assert!(tries.get() > 1, "{}", tries.get());
+        assert!(matches!(outcome(1, || Some(Ok(()))), Some(Ok(()))));
+        assert!(matches!(outcome(0, || Some(Err(NoLogin::NotTried("no ssh")))), Some(Err(NoLogin::NotTried(_)))));
+        assert_eq!(tries.get(), 1, "what cannot be tried is not tried again");
+    }
+
+    #[test]
+    fn of_what_ssh_says_the_end_is_read() {
+        let folder = Private::new().unwrap();
+        let all = format!("{}the last line\n", "noise\n".repeat(MAX_SSH_ERRORS as usize));
+        let path = folder.write("errors", &all, 0o600).unwrap();
+        let said = last_words(&path);
+        assert_eq!((said.len() as u64, said.lines().last()), (MAX_SSH_ERRORS, Some("the last line")));
+        assert_eq!(last_words(&folder.0.join("none")), "");
     }
 }

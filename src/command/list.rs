@@ -181,3 +181,14 @@ fn state(item: &Item) -> &'static str {
         Power::Other => "unclear",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_foreign_description_the_beginning_is_shown() {
+        assert_eq!(foreign(Some(&"ä".repeat(1000))), format!("not ours: {}", "ä".repeat(MAX_DESCRIPTION)));
+        assert_eq!(foreign(Some(" \n")), "not ours");
+    }
+}

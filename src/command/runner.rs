@@ -283,7 +283,7 @@ fn duration(value: &Value) -> Option<i64> {
     }
 }
 
-pub(super) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
+fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(|error| error.to_string())?;
     file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
@@ -381,5 +381,21 @@ mod tests {
         assert!(file("a = 1").unwrap().select(None).err().unwrap().contains("none of its 0 [[runners]]"));
         let nested = format!("a = {}", "[".repeat(10_000));
         assert!(file(&nested).is_err());
+    }
+
+    #[test]
+    fn files_that_are_too_long_are_refused_and_of_many_runners_the_first_are_read() {
+        let long = file(&" ".repeat(MAX_FILE as usize + 1)).err().unwrap();
+        assert!(long.contains("more than the 1048576 bytes"), "{long}");
+        let key = std::env::temp_dir().join(format!("vcd-runner-key-{}", std::process::id()));
+        std::fs::write(&key, "x".repeat(MAX_KEY as usize + 1)).unwrap();
+        let runner = format!(
+            "[[runners]]\n[runners.autoscaler]\nplugin = \"vcd\"\n[runners.autoscaler.connector_config]\nkey_path = {key:?}\n"
+        );
+        let read = file(&runner.repeat(MAX_RUNNERS + 1)).unwrap();
+        std::fs::remove_file(key).unwrap();
+        assert_eq!((read.count, read.runners.len()), (MAX_RUNNERS, MAX_RUNNERS));
+        let mistakes = read.runners[0].config(false).unwrap_err();
+        assert!(mistakes.contains("key_path") && mistakes.contains("more than the 65536 bytes"), "{mistakes}");
     }
 }

@@ -382,3 +382,19 @@ fn the_chart_is_stacked_and_ends_now() {
         }
     }
 }
+
+#[test]
+fn a_page_shows_few_events_and_is_neither_narrow_nor_wide() {
+    let mut scene = Scene::empty();
+    for n in 0..2 * SHOWN_EVENTS {
+        scene.turn(n as u64 * 1000, vec![], &[("", Level::Info, &format!("event {}", "x".repeat(n + 1)))], &[]);
+    }
+    for page in [scene.show(|status| text::overview(status, 400)), scene.show(html::overview)] {
+        assert_eq!(page.matches("event x").count(), SHOWN_EVENTS);
+    }
+    for (query, columns) in
+        [("", WIDTH), ("width=10", 60), ("a=b&width=100", 100), ("width=9999", 400), ("width=x", WIDTH)]
+    {
+        assert_eq!(width(query), columns, "{query}");
+    }
+}

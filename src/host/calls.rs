@@ -399,4 +399,15 @@ mod tests {
         }
         assert!(time_limit(&HeaderMap::new()).is_ok_and(|limit| limit.is_none()));
     }
+
+    #[test]
+    fn long_reasons_are_cut() {
+        let long = "x".repeat(100_000);
+        let whole = status(CallError::NotFound(long.clone()));
+        let part = reply_in_part(&SuspendResponse::default(), "proto.SuspendResponse", &[long]).err().unwrap();
+        for message in [whole.message(), part.message()] {
+            assert_eq!((message.len(), message.ends_with('…')), (MAX_STATUS_TEXT + "…".len(), true));
+        }
+        assert!(part.details().len() < 2 * MAX_STATUS_TEXT);
+    }
 }

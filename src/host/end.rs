@@ -4,7 +4,7 @@ use super::server::Server;
 use async_signal::{Signal, Signals};
 use smol::Timer;
 use smol::future::or;
-use smol::stream::StreamExt;
+use smol::stream::{Stream, StreamExt};
 use std::time::{Duration, Instant};
 
 /// After SIGTERM a connected host is served for so long at most: it may have been told to stop as well (systemd signals the
@@ -32,11 +32,15 @@ pub fn signals() -> Result<Signals, String> {
 
 /// Waits until the process is to end, and says why.
 pub async fn reason(server: &Server, signals: Signals) -> &'static str {
-    or(host_gone(server), told_to_stop(server, signals)).await
+    or(host_gone(server), told_to_stop(server, signals, TERM_LIMIT)).await
 }
 
-/// Waits for the host's last call, or for SIGTERM and what follows from it.
-async fn told_to_stop(server: &Server, mut signals: Signals) -> &'static str {
+/// Waits for the host's last call, or for SIGTERM and what follows from it, for `limit` at most.
+async fn told_to_stop(
+    server: &Server,
+    mut signals: impl Stream<Item = std::io::Result<Signal>> + Unpin,
+    limit: Duration,
+) -> &'static str {
     let mut deadline: Option<Instant> = None;
     loop {
         if server.is_shut_down() {
@@ -61,9 +65,8 @@ async fn told_to_stop(server: &Server, mut signals: Signals) -> &'static str {
         match or(changed, or(late, async { Some(signals.next().await) })).await {
             None => {}
             Some(Some(Ok(Signal::Term))) if deadline.is_none() => {
-                let limit = TERM_LIMIT.as_secs();
-                log::info!("SIGTERM: serving on while the host is connected, for {limit} s at most");
-                deadline = Some(Instant::now() + TERM_LIMIT);
+                log::info!("SIGTERM: serving on while the host is connected, for {} s at most", limit.as_secs());
+                deadline = Some(Instant::now() + limit);
             }
             Some(Some(Ok(signal))) => log::debug!("{signal:?}: ignored, the host decides when to stop"),
             Some(Some(Err(error))) => {
@@ -110,4 +113,30 @@ async fn host_gone(server: &Server) -> &'static str {
         Timer::after(WATCH_INTERVAL).await;
     }
     "the host has gone"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::server::Connected;
+    use super::*;
+    use crate::driver::Plugin;
+    use smol::stream;
+    use std::rc::Rc;
+
+    #[test]
+    fn a_host_that_stays_connected_after_sigterm_is_left() {
+        let executor = Rc::new(smol::LocalExecutor::new());
+        let server = Server::new(executor.clone(), Plugin::new(executor, |_, _, _| {}));
+        let _host = Connected::new(&server);
+        // A second SIGTERM does not give it more time.
+        let signals = || stream::iter([Ok(Signal::Term), Ok(Signal::Term)]).chain(stream::pending());
+        let end = smol::block_on(told_to_stop(&server, signals(), Duration::from_millis(20)));
+        assert_eq!(end, "SIGTERM, and the host did not shut this plugin down in time");
+        let waits = told_to_stop(&server, signals(), TERM_LIMIT);
+        let end = smol::block_on(or(waits, async {
+            Timer::after(Duration::from_millis(20)).await;
+            ""
+        }));
+        assert_eq!(end, "", "it is served meanwhile");
+    }
 }

@@ -163,4 +163,13 @@ mod tests {
         assert!(enabled("rustls::client", Level::Warn));
         assert!(!enabled("rustls::client", Level::Info));
     }
+
+    #[test]
+    fn a_line_has_few_keys_of_its_own() {
+        let names: Vec<String> = (0..2 * MAX_KEYS).map(|n| format!("key{n}")).collect();
+        let pairs: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 1)).collect();
+        let pairs = pairs.as_slice();
+        let record = Record::builder().level(Level::Info).args(format_args!("x")).key_values(&pairs).build();
+        assert_eq!(parse(&line(&record, UNIX_EPOCH)).len(), MAX_KEYS + 3, "with hclog's three");
+    }
 }

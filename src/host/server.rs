@@ -87,8 +87,17 @@ impl Server {
         }
     }
 
-    /// Serves one connection until the peer or [`Server::stop`] ends it.
+    /// Serves one connection until the peer or [`Server::stop`] ends it, or it has been silent for too long.
     async fn serve(self: Rc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+        self.serve_within(stream, FIRST_CALL_LIMIT, (KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT)).await;
+    }
+
+    async fn serve_within(
+        self: Rc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+        first_call: Duration,
+        keep_alive: (Duration, Duration),
+    ) {
         let called = Rc::new(Cell::new(false));
         let service = service_fn(|request| {
             called.set(true);
@@ -101,8 +110,8 @@ impl Server {
             .initial_stream_window_size(CALL_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEADERS)
-            .keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .keep_alive_timeout(KEEP_ALIVE_LIMIT)
+            .keep_alive_interval(keep_alive.0)
+            .keep_alive_timeout(keep_alive.1)
             .serve_connection(Io(stream), service);
         let mut connection = pin!(connection);
 
@@ -113,7 +122,7 @@ impl Server {
         }
         let ended = async { Event::Ended(connection.as_mut().await) };
         let silent = async {
-            Timer::after(FIRST_CALL_LIMIT).await;
+            Timer::after(first_call).await;
             if called.get() { smol::future::pending().await } else { Event::Silent }
         };
         let stop = async {
@@ -123,7 +132,7 @@ impl Server {
         match or(ended, or(silent, stop)).await {
             Event::Ended(Ok(())) => log::debug!("a connection of the host has ended"),
             Event::Ended(Err(error)) => log::debug!("a connection of the host has ended: {error}"),
-            Event::Silent => log::warn!("closing a connection: no call in {} s", FIRST_CALL_LIMIT.as_secs()),
+            Event::Silent => log::warn!("closing a connection: no call in {} s", first_call.as_secs()),
             Event::Stop => {
                 connection.as_mut().graceful_shutdown();
                 let _ = connection.await;
@@ -173,10 +182,10 @@ impl Server {
 }
 
 /// Counts a connection for as long as it lives.
-struct Connected(Rc<Server>);
+pub(super) struct Connected(Rc<Server>);
 
 impl Connected {
-    fn new(server: &Rc<Server>) -> Connected {
+    pub(super) fn new(server: &Rc<Server>) -> Connected {
         server.connections.set(server.connections.get() + 1);
         server.notify();
         Connected(server.clone())
@@ -187,5 +196,82 @@ impl Drop for Connected {
     fn drop(&mut self) {
         self.0.connections.set(self.0.connections.get().saturating_sub(1));
         self.0.notify();
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use smol::Async;
+    use smol::io::{AsyncReadExt, AsyncWriteExt};
+    use std::os::unix::net::UnixStream;
+
+    const SHORT: Duration = Duration::from_millis(20);
+    const LONG: Duration = Duration::from_secs(60);
+    /// How a client begins: HTTP/2's preface, and its own settings, which are the usual ones.
+    const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+    /// What `client` makes of its end of a connection that is served with these limits, or `None` when the server ends it.
+    fn served<T>(
+        first_call: Duration,
+        keep_alive: (Duration, Duration),
+        client: impl AsyncFnOnce(&mut Async<UnixStream>) -> T,
+    ) -> Option<T> {
+        let executor = Rc::new(LocalExecutor::new());
+        let server = Server::new(executor.clone(), Plugin::new(executor.clone(), |_, _, _| {}));
+        let (theirs, mut ours) = Async::<UnixStream>::pair().unwrap();
+        let ends = async {
+            server.serve_within(theirs, first_call, keep_alive).await;
+            None
+        };
+        let late = async {
+            Timer::after(LONG).await;
+            panic!("the connection goes on")
+        };
+        smol::block_on(executor.run(or(ends, or(async { Some(client(&mut ours).await) }, late))))
+    }
+
+    #[test]
+    fn silent_connections_are_closed() {
+        let silent = async |ours: &mut Async<UnixStream>, say: &[u8]| {
+            ours.write_all(say).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        // Nothing is said, no call comes, no sign of life is given.
+        for (say, first_call, keep_alive) in
+            [(b"".as_slice(), SHORT, (LONG, LONG)), (BEGIN, SHORT, (LONG, LONG)), (BEGIN, LONG, (SHORT, SHORT))]
+        {
+            assert_eq!(served(first_call, keep_alive, async |ours| silent(ours, say).await), None);
+        }
+    }
+
+    #[test]
+    fn the_host_is_told_how_much_it_may_send_at_a_time() {
+        let told = served(LONG, (LONG, LONG), async |ours| {
+            ours.write_all(BEGIN).await.unwrap();
+            let mut told = Vec::new();
+            loop {
+                let mut head = [0; 9];
+                ours.read_exact(&mut head).await.unwrap();
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                let mut body = vec![0; length as usize];
+                ours.read_exact(&mut body).await.unwrap();
+                match head[3] {
+                    // Settings: pairs of a number and a value.
+                    4 => told.extend(
+                        body.chunks(6)
+                            .map(|s| (u16::from_be_bytes([s[0], s[1]]), u32::from_be_bytes([s[2], s[3], s[4], s[5]]))),
+                    ),
+                    // How much more than the usual window all calls have together.
+                    8 => return (told, u32::from_be_bytes([body[0], body[1], body[2], body[3]])),
+                    _ => {}
+                }
+            }
+        });
+        let (settings, more) = told.unwrap();
+        for (number, value) in [(3, MAX_CALLS), (4, CALL_WINDOW), (6, MAX_HEADERS)] {
+            assert!(settings.contains(&(number, value)), "{number}: {settings:?}");
+        }
+        assert_eq!(65_535 + more, CONNECTION_WINDOW);
     }
 }

@@ -26,7 +26,10 @@ const MAX_ENTRIES: usize = 10_000;
 /// Leftovers that are removed at one start, at most.
 const MAX_LEFTOVERS: usize = 100;
 
-/// More than so much of /etc/group is not read.
+/// The file that names the groups.
+const GROUPS: &str = "/etc/group";
+
+/// More than so much of [`GROUPS`] is not read.
 const MAX_GROUP_FILE: u64 = 4 * 1024 * 1024;
 
 /// A listening socket. Dropping it removes the socket and its directory.
@@ -41,7 +44,7 @@ impl Socket {
     pub fn bind(parent: Option<&str>, group: Option<&str>) -> Result<Socket, String> {
         let parent = parent.map_or_else(std::env::temp_dir, PathBuf::from);
         let parent = std::path::absolute(&parent).unwrap_or(parent);
-        let group = group.map(group_id).transpose()?;
+        let group = group.map(|group| group_id(group, Path::new(GROUPS))).transpose()?;
         let random = getrandom::u32().map_err(|error| format!("no random number for the socket's name: {error}"))?;
         let dir = parent.join(format!("{PREFIX}{}-{random:08x}", std::process::id()));
         let path = dir.join(SOCKET);
@@ -140,13 +143,13 @@ async fn nobody_listens(path: &Path) -> bool {
     }
 }
 
-/// The id of a group, given by number or by its name in /etc/group.
-fn group_id(group: &str) -> Result<u32, String> {
+/// The id of a group, given by number or by its name in the file `groups`.
+fn group_id(group: &str, groups: &Path) -> Result<u32, String> {
     if let Ok(id) = group.parse() {
         return Ok(id);
     }
     let mut text = Vec::new();
-    let read = File::open("/etc/group").and_then(|file| file.take(MAX_GROUP_FILE).read_to_end(&mut text));
+    let read = File::open(groups).and_then(|file| file.take(MAX_GROUP_FILE).read_to_end(&mut text));
     read.map_err(|error| format!("cannot look up PLUGIN_UNIX_SOCKET_GROUP {group:?} in /etc/group: {error}"))?;
     find_group(&String::from_utf8_lossy(&text), group)
         .ok_or_else(|| format!("PLUGIN_UNIX_SOCKET_GROUP {group:?} is neither a number nor a name in /etc/group"))
@@ -178,5 +181,42 @@ mod tests {
         assert_eq!(process("fleeting-plugin-vcd-17-0123abcd.bak"), None);
         assert_eq!(process("fleeting-plugin-vcd-x-0123abcd"), None);
         assert_eq!(process("other-17-0123abcd"), None);
+    }
+
+    #[test]
+    fn no_more_of_the_groups_than_allowed_is_read() {
+        let path = std::env::temp_dir().join(format!("vcd-groups-{}", std::process::id()));
+        let filler = "#".repeat(usize::try_from(MAX_GROUP_FILE).unwrap());
+        fs::write(&path, format!("early:x:6:\n{filler}\nlate:x:7:\n")).unwrap();
+        assert_eq!((group_id("early", &path), group_id("9", &path)), (Ok(6), Ok(9)));
+        assert!(group_id("late", &path).unwrap_err().contains("neither a number nor a name"));
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn leftovers_are_removed_in_moderation() {
+        let parent = std::env::temp_dir().join(format!("vcd-left-{}", std::process::id()));
+        fs::create_dir(&parent).unwrap();
+        let socket = Socket::bind(parent.to_str(), None).unwrap();
+        // No process has this id.
+        let dead = |n: usize| fs::create_dir(parent.join(format!("{PREFIX}{}-{n:08x}", u32::MAX))).unwrap();
+        let left = || fs::read_dir(&parent).unwrap().flatten().filter(|entry| entry.path().is_dir()).count() - 1;
+        (0..MAX_LEFTOVERS + 5).for_each(dead);
+        smol::block_on(socket.remove_leftovers());
+        assert_eq!(left(), 5, "so many at a start");
+        smol::block_on(socket.remove_leftovers());
+        assert_eq!(left(), 0);
+        // Wherever in the folder they lie, some are beyond what is looked at.
+        for n in 0..2 * MAX_ENTRIES {
+            File::create(parent.join(format!("other-{n}"))).unwrap();
+            if n % (MAX_ENTRIES / 25) == 0 {
+                dead(n);
+            }
+        }
+        let before = left();
+        smol::block_on(socket.remove_leftovers());
+        assert!((1..before).contains(&left()), "{} of {before} are left", left());
+        drop(socket);
+        fs::remove_dir_all(parent).unwrap();
     }
 }

@@ -482,6 +482,11 @@ mod tests {
         let error = finish(own(Failed, "x", text), &["", "S3cret"]);
         assert!(error.text.len() <= MAX_ERROR_TEXT && error.text.len() > MAX_ERROR_TEXT - 4, "{}", error.text.len());
         assert!(!error.text.contains("S3c"), "{}", error.text);
+        let long = "x".repeat(1000);
+        let page = refused("x", Stage::Read, &answer(502, &long));
+        assert_eq!(page.text, format!("not VCD's own words: {}", &long[..MAX_FOREIGN_TEXT]));
+        let coded = refused("x", Stage::Read, &answer(400, &error_xml(400, &long, "no")));
+        assert_eq!(finish(coded, &[]).code, long[..MAX_FOREIGN_TEXT]);
     }
 
     #[test]

@@ -512,4 +512,49 @@ mod tests {
         assert_eq!(retry_after("Thu, 01 Jan 2026 10:00:30 GMT", now), Some(Duration::from_secs(30)));
         assert_eq!(retry_after("soon", now), None);
     }
+
+    /// One request for `url`.
+    fn ask(http: &Http, url: &str, timeout: Option<Duration>) -> Result<Received, Lost> {
+        let (operation, method, accept) = ("versions", Method::GET, "*/*");
+        http.exchange(&Ask { operation, method, url, accept, bearer: None, content: None, timeout })
+    }
+
+    /// With a port that accepts connections and leaves them to `answer`.
+    fn served(answer: impl FnOnce(std::net::TcpStream) + Send + 'static) -> (Http, String) {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/api/versions", port.local_addr().unwrap());
+        std::thread::spawn(move || answer(port.accept().unwrap().0));
+        (Http::new(super::super::tls::config(None, false).unwrap(), None), url)
+    }
+
+    #[test]
+    fn a_request_has_its_time_and_a_connection_too() {
+        use std::io::Read as _;
+        let silent = |mut stream: std::net::TcpStream| drop(stream.read_to_end(&mut Vec::new()));
+        let (http, url) = served(silent);
+        let lost = ask(&http, &url, Some(Duration::from_millis(50))).unwrap_err();
+        assert!(lost.sent && lost.text.contains("timeout"), "{lost:?}");
+        let times = http.agent.config().timeouts();
+        assert_eq!(
+            [times.resolve, times.connect, times.global],
+            [CONNECT_TIMEOUT, CONNECT_TIMEOUT, FIRST_TIMEOUT].map(Some)
+        );
+        assert_eq!(http.agent.config().max_idle_age(), MAX_IDLE_AGE);
+    }
+
+    #[test]
+    fn an_answers_headers_fit_into_the_buffer() {
+        use std::io::{Read as _, Write as _};
+        for (length, fits) in [(BUFFER / 2, true), (BUFFER, false)] {
+            let (http, url) = served(move |mut stream| {
+                let head = format!("HTTP/1.1 200 OK\r\nX-Long: {}\r\n", "x".repeat(length));
+                // The client may see enough before all is written.
+                _ = stream.write_all((head + "Content-Length: 2\r\n\r\nok").as_bytes());
+                _ = stream.read_to_end(&mut Vec::new());
+            });
+            let got = ask(&http, &url, Some(Duration::from_secs(30)));
+            assert_eq!(got.as_ref().is_ok_and(|got| got.body == "ok"), fits, "{got:?}");
+            drop(http);
+        }
+    }
 }

@@ -3,7 +3,7 @@
 
 use super::errors::{self, Stage};
 use super::names::{Names, has_tpm};
-use super::{Call, Client, OPEN_TIMEOUT, Settings, last_part, query, xml};
+use super::{Call, Client, Settings, last_part, query, xml};
 use crate::cloud::{ErrorKind, Href, VcdError};
 use roxmltree::Node;
 use std::net::Ipv4Addr;
@@ -284,7 +284,7 @@ impl Inspector {
 }
 
 fn call(what: impl Into<String>) -> Call {
-    Call { operation: "resolve", what: what.into(), changes: false, deadline: Instant::now() + OPEN_TIMEOUT }
+    Call::lookup(what.into(), Instant::now())
 }
 
 fn unusable(call: &Call, why: impl Into<String>) -> VcdError {

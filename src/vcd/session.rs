@@ -201,13 +201,17 @@ impl State {
         let (bearer, life) = exchange_token(http, site, settings, &token, deadline)?;
         self.generation += 1;
         self.expires_at = life.and_then(|life| began.checked_add(life));
-        let early = life.map(|life| life.saturating_sub(MAX_RENEW_MARGIN.min(life / 10)));
-        let age = early.map_or(settings.session_refresh, |early| early.min(settings.session_refresh));
-        self.renew_at = began.checked_add(age).unwrap_or(began);
+        self.renew_at = began.checked_add(renewal(life, settings.session_refresh)).unwrap_or(began);
         let pass = Pass { version, bearer, generation: self.generation };
         self.pass = Some(pass.clone());
         Ok(pass)
     }
+}
+
+/// How old a bearer may become that VCD ends after `life`; `most` is the configured age.
+fn renewal(life: Option<Duration>, most: Duration) -> Duration {
+    let early = life.map(|life| life.saturating_sub(MAX_RENEW_MARGIN.min(life / 10)));
+    early.map_or(most, |early| early.min(most))
 }
 
 /// The time left for one request of a call that ends at `deadline`.
@@ -396,5 +400,20 @@ mod tests {
         assert!(chosen(&[("40.0", false)]).unwrap_err().contains("up to 40.0, and none"));
         assert!(chosen(&[]).unwrap_err().contains("no API version"));
         assert!(choose(xml::read("<html/>").unwrap().root_element()).unwrap_err().contains("html"));
+    }
+
+    #[test]
+    fn a_bearer_is_renewed_a_tenth_of_its_life_before_its_end_and_five_minutes_at_most() {
+        let seconds = Duration::from_secs;
+        for (life, most, age) in [
+            (None, 3600, 3600),
+            (Some(1000), 3600, 900),
+            (Some(3000), 3600, 2700),
+            (Some(30_000), 86_400, 29_700),
+            (Some(30_000), 3600, 3600),
+            (Some(0), 3600, 0),
+        ] {
+            assert_eq!(renewal(life.map(seconds), seconds(most)), seconds(age), "{life:?} {most}");
+        }
     }
 }

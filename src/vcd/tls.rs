@@ -234,7 +234,7 @@ impl Lookup {
         let addresses = match known {
             Some(addresses) => addresses,
             None => {
-                let addresses: Vec<SocketAddr> = place.to_socket_addrs()?.take(MAX_ADDRESSES).collect();
+                let addresses: Vec<SocketAddr> = place.to_socket_addrs()?.collect();
                 if !timeout.after.is_not_happening() && began.elapsed() >= *timeout.after {
                     return Err(Error::Timeout(Timeout::Resolve));
                 }
@@ -244,7 +244,7 @@ impl Lookup {
             }
         };
         let mut result = self.empty();
-        for address in addresses {
+        for address in addresses.into_iter().take(MAX_ADDRESSES) {
             result.push(address);
         }
         if result.is_empty() { Err(Error::HostNotFound) } else { Ok(result) }
@@ -275,5 +275,20 @@ mod tests {
         }
         assert!(config(Some(&place.join("none.pem")), false).unwrap_err().contains("No such file"));
         std::fs::remove_dir_all(place).unwrap();
+    }
+
+    #[test]
+    fn few_addresses_are_tried_and_looked_up_anew_after_a_while() {
+        let found = |age: Duration| {
+            let addresses = (1..=20).map(|n| SocketAddr::from(([127, 0, 0, n], 443))).collect();
+            let at = Instant::now().checked_sub(age).unwrap();
+            let lookup = Lookup(Mutex::new(Some(Found { place: "127.0.0.1:443".into(), at, addresses })));
+            let after = ureq::unversioned::transport::time::Duration::NotHappening;
+            let timeout = NextTimeout { after, reason: Timeout::Resolve, per_read: None, per_write: None };
+            let uri = Uri::from_static("https://127.0.0.1/api");
+            lookup.resolve(&uri, &ureq::config::Config::default(), timeout).unwrap().len()
+        };
+        assert_eq!(found(Duration::ZERO), MAX_ADDRESSES, "of twenty");
+        assert_eq!(found(ADDRESS_LIFE), 1, "the address itself");
     }
 }

@@ -38,6 +38,18 @@ fn three_missed_polls_ask_for_a_look_and_each_look_that_finds_it_doubles_that() 
 }
 
 #[test]
+fn a_vapp_that_was_given_another_name_of_ours_is_left_alone() {
+    let mut play = Play::running();
+    play.hidden = true;
+    for vapp in play.documents.values_mut() {
+        (vapp.name, vapp.description) = (name(2), Some("taken over".into()));
+    }
+    play.to(60 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Deleted], vec![]));
+    assert_eq!(play.said("does not say that it is ours: left alone from now on"), 1);
+}
+
+#[test]
 fn a_poll_that_was_sent_before_a_vapp_was_known_says_nothing_of_it() {
     let mut play = Play::new(policy(), Vec::new());
     play.holds = vec!["poll", "create"];

@@ -331,7 +331,7 @@ impl Group {
             return self.stranger_seen(key, vapps.pop());
         }
         let Some(vapp) = vapps.pop() else { return self.vanished(key) };
-        if !self.owner.owns(&vapp.name, vapp.description.as_deref(), true) {
+        if vapp.name != i.name || !self.owner.owns(&vapp.name, vapp.description.as_deref(), true) {
             return self.released(key, &vapp);
         }
         match i.there {

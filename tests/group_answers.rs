@@ -103,6 +103,7 @@ impl Play {
                         self.group.answer(Time(self.now), ticket, Ok(Reply::Poll(poll)));
                     }
                     Command::Ask { ticket, request: Request::Tasks { tasks } } => {
+                        assert!(!tasks.is_empty(), "nothing is asked");
                         let state = self.task.clone();
                         let tasks = tasks.into_iter().map(|href| Task { href, state: state.clone() }).collect();
                         self.group.answer(Time(self.now), ticket, Ok(Reply::Tasks(tasks)));
@@ -517,6 +518,22 @@ fn a_cancel_is_repeated_unless_the_task_has_ended() {
         play.task = TaskState::Success;
         play.expect("delete", 0..=5_000);
     }
+}
+
+#[test]
+fn a_task_that_is_given_up_late_is_not_asked_for_any_more() {
+    let mut play = Play::new();
+    play.task = TaskState::Running;
+    play.expect("create", AT_ONCE);
+    play.answer(started(Some("t/1")));
+    let name = play.name.clone();
+    play.group.decrease(Time(play.now), &[name]);
+    play.expect("cancel", AT_ONCE);
+    play.answer(Ok(Reply::Done));
+    // The machine slept: the question for tasks is overdue, and so is the end of the patience with this one.
+    play.now += 31 * 60_000;
+    play.group.tick(Time(play.now));
+    play.expect("look", 5_000..=5_000);
 }
 
 #[test]

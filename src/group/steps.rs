@@ -441,7 +441,9 @@ impl Group {
         let after = self.instances.range(self.task_cursor + 1..).filter_map(task);
         let before = self.instances.range(..=self.task_cursor).filter_map(task);
         let asked: Vec<(Key, Href)> = after.chain(before).take(MAX_TASKS_ASKED).collect();
-        self.task_cursor = asked.last().map_or(0, |(key, _)| *key);
+        // The last one may have been given up just now.
+        let Some((last, _)) = asked.last() else { return };
+        self.task_cursor = *last;
         let tasks = asked.into_iter().map(|(_, task)| task).collect();
         self.tasks.on_wire = true;
         self.tasks.last = self.now;

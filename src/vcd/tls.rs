@@ -5,7 +5,7 @@
 use crate::crypto;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned};
 use std::fs::File;
@@ -54,13 +54,34 @@ fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
     if pem.len() as u64 > MAX_CA_FILE {
         return Err(format!("has more than the {MAX_CA_FILE} bytes allowed"));
     }
+    add_pem(roots, &pem)
+}
+
+fn add_pem(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), String> {
     let mut any = false;
-    for (n, certificate) in CertificateDer::pem_slice_iter(&pem).enumerate() {
-        let certificate = certificate.map_err(|e| format!("certificate {}: {e}", n + 1))?;
+    for (n, certificate) in CertificateDer::pem_slice_iter(pem).enumerate() {
+        let certificate = certificate.map_err(|e| format!("certificate {}: {}", n + 1, malformed(&e)))?;
         roots.add(certificate).map_err(|e| format!("certificate {}: {e}", n + 1))?;
         any = true;
     }
     if any { Ok(()) } else { Err("holds no PEM certificate".into()) }
+}
+
+/// The reader's own words quote the text byte by byte, and it may be that of a key.
+fn malformed(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "the END line of a block is missing",
+        pem::Error::IllegalSectionStart { .. } => "the BEGIN line of a block is damaged",
+        pem::Error::Base64Decode(_) => "the Base64 text of a block is damaged",
+        _ => "it is not PEM",
+    }
+}
+
+/// For `fuzz/`: what `ca_file` would hold.
+#[cfg(fuzzing)]
+pub fn read_certificates(pem: &[u8]) -> Result<usize, String> {
+    let mut roots = RootCertStore::empty();
+    add_pem(&mut roots, pem).map(|()| roots.len())
 }
 
 /// Believes every certificate, but not a wrong signature: `insecure_skip_tls_verify`.
@@ -266,6 +287,9 @@ mod tests {
             ("empty.pem", "", "holds no PEM certificate"),
             ("key.pem", key, "holds no PEM certificate"),
             ("broken.pem", broken, "certificate 1: "),
+            ("cut.pem", "-----BEGIN EC PRIVATE KEY-----\nQUJD\n", "certificate 1: the END line of a block is missing"),
+            ("start.pem", "-----BEGIN PRIVATE", "certificate 1: the BEGIN line of a block is damaged"),
+            ("base64.pem", &broken.replace("AAAA", "A*AA"), "certificate 1: the Base64 text of a block is damaged"),
             ("large.pem", large.as_str(), "more than the 1048576 bytes"),
         ] {
             let path = place.join(name);

@@ -131,21 +131,32 @@ impl Server {
         let driver = self.driver.clone();
         let connection = async move {
             let _place = place;
-            let serve = hyper::server::conn::http1::Builder::new()
-                .timer(Clock)
-                .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(MAX_HEADER_BYTES)
-                .serve_connection(Io(stream), hyper::service::service_fn(|request| answer(&driver, request)));
-            let late = async {
-                smol::Timer::after(CONNECTION_TIMEOUT).await;
-                Ok(())
-            };
-            if let Err(error) = serve.or(late).await {
-                log::debug!("debug server: {error}");
-            }
+            serve(&driver, stream).await;
         };
         self.executor.spawn(connection).detach();
     }
+}
+
+/// Serves one connection to its end.
+async fn serve(driver: &Driver, stream: Box<dyn Connection>) {
+    let serve = hyper::server::conn::http1::Builder::new()
+        .timer(Clock)
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .serve_connection(Io(stream), hyper::service::service_fn(|request| answer(driver, request)));
+    let late = async {
+        smol::Timer::after(CONNECTION_TIMEOUT).await;
+        Ok(())
+    };
+    if let Err(error) = serve.or(late).await {
+        log::debug!("debug server: {error}");
+    }
+}
+
+/// For `fuzz/`: serves one connection to its end.
+#[cfg(fuzzing)]
+pub async fn serve_connection(driver: &Driver, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+    serve(driver, Box::new(stream)).await;
 }
 
 async fn pause(error: std::io::Error) {

@@ -14,9 +14,14 @@ mod socket;
 mod socket;
 
 pub use calls::MAX_MESSAGE;
+#[cfg(fuzzing)]
+pub use handshake::Refusal;
 pub use handshake::{COOKIE, COOKIE_VARIABLE};
 
 use crate::driver::Plugin;
+#[cfg(fuzzing)]
+use handshake::Handshake;
+#[cfg(not(fuzzing))]
 use handshake::{Handshake, Refusal};
 use server::Server;
 use smol::future::{or, zip};
@@ -109,6 +114,33 @@ async fn run(executor: Rc<LocalExecutor<'static>>, plugin: Rc<Plugin>, handshake
         ::log::debug!("the host still has a connection open");
     }
     Ok(())
+}
+
+/// For `fuzz/`: the line that answers the handshake with this environment, but nothing is made for it.
+#[cfg(fuzzing)]
+pub fn line(variable: impl Fn(&str) -> Option<String>) -> Result<Result<String, String>, Refusal> {
+    let handshake = Handshake::read(variable)?;
+    let line = || {
+        let groups = std::path::Path::new(socket::GROUPS);
+        let _ = handshake.socket_group.as_deref().map(|group| socket::group_id(group, groups)).transpose()?;
+        let place = socket::place(handshake.socket_dir.as_deref())?;
+        Ok(handshake.line(socket::NETWORK, &place.join(socket::SOCKET).display().to_string()))
+    };
+    Ok(line())
+}
+
+/// For `fuzz/`: serves one connection to its end, then stops as the process does at its own.
+#[cfg(fuzzing)]
+pub async fn serve_connection(
+    executor: Rc<LocalExecutor<'static>>,
+    plugin: Rc<Plugin>,
+    stream: impl smol::io::AsyncRead + smol::io::AsyncWrite + Unpin + 'static,
+) {
+    let server = Server::new(executor, plugin);
+    server.clone().serve(stream).await;
+    server.stop();
+    server.plugin.drain().await;
+    server.plugin.log_out().await;
 }
 
 /// `future`, or false after `limit`.

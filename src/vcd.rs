@@ -12,6 +12,8 @@ mod session;
 mod tasks;
 mod tls;
 mod watch;
+#[cfg(fuzzing)]
+pub mod wire;
 mod xml;
 
 pub use change::LABEL_KEY;
@@ -21,6 +23,8 @@ pub use http::{
 };
 pub use query::{MAX_PAGES, PAGE_SIZE};
 pub use session::{SessionState, SessionView};
+#[cfg(fuzzing)]
+pub use tls::read_certificates;
 pub use watch::MAX_FOUND;
 
 use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, Secret, TaskState, VcdError};
@@ -219,6 +223,14 @@ impl Client {
             settings,
             site,
         })
+    }
+
+    /// For `fuzz/`: a client with the names of this one, that has asked nothing yet.
+    #[cfg(fuzzing)]
+    pub fn anew(&self) -> Result<Client, VcdError> {
+        let client = Client::new(self.settings.clone())?;
+        *client.known() = Known { names: self.names(), at: Instant::now(), stale: false };
+        Ok(client)
     }
 
     /// Chooses the API version, logs in and resolves all names, within [`OPEN_TIMEOUT`] in all. Every unknown name is an

@@ -79,7 +79,12 @@ impl RunnerFile {
             format!("read {}: {why}; --config names another file, and root may be needed to read it", path.display())
         })?;
         let text = String::from_utf8(text).map_err(|_| format!("read {}: it is not UTF-8", path.display()))?;
-        let table = DeTable::parse(&text).map_err(|error| {
+        RunnerFile::parse(&text, path)
+    }
+
+    /// Reads `text`, which was found at `path`; keys are read from the files that it names.
+    pub fn parse(text: &str, path: &Path) -> Result<RunnerFile, String> {
+        let table = DeTable::parse(text).map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
             format!("{} is not TOML: line {}: {}", path.display(), before.matches('\n').count() + 1, error.message())
         })?;

@@ -67,7 +67,7 @@ impl Handshake {
 
     /// The fields: core protocol, app protocol, network, address, transport, server certificate (none), and, only if the host
     /// asked, whether connections are multiplexed.
-    fn line(&self, network: &str, address: &str) -> String {
+    pub(super) fn line(&self, network: &str, address: &str) -> String {
         let multiplex = if self.multiplex { "|false" } else { "" };
         format!("{CORE_PROTOCOL}|{APP_PROTOCOL}|{network}|{address}|grpc|{multiplex}\n")
     }

@@ -88,7 +88,7 @@ impl Server {
     }
 
     /// Serves one connection until the peer or [`Server::stop`] ends it, or it has been silent for too long.
-    async fn serve(self: Rc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+    pub(super) async fn serve(self: Rc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
         self.serve_within(stream, FIRST_CALL_LIMIT, (KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT)).await;
     }
 

@@ -15,7 +15,7 @@ pub const NETWORK: &str = "unix";
 const PREFIX: &str = "fleeting-plugin-vcd-";
 
 /// The socket's name within it.
-const SOCKET: &str = "socket";
+pub(super) const SOCKET: &str = "socket";
 
 /// The kernel's limit for a socket's path, in bytes.
 const MAX_PATH: usize = 107;
@@ -27,7 +27,7 @@ const MAX_ENTRIES: usize = 10_000;
 const MAX_LEFTOVERS: usize = 100;
 
 /// The file that names the groups.
-const GROUPS: &str = "/etc/group";
+pub(super) const GROUPS: &str = "/etc/group";
 
 /// More than so much of [`GROUPS`] is not read.
 const MAX_GROUP_FILE: u64 = 4 * 1024 * 1024;
@@ -42,20 +42,9 @@ impl Socket {
     /// Listens in a new directory below `parent`, or below the system's place for temporary files. `group`, a name or a number,
     /// may connect too.
     pub fn bind(parent: Option<&str>, group: Option<&str>) -> Result<Socket, String> {
-        let parent = parent.map_or_else(std::env::temp_dir, PathBuf::from);
-        let parent = std::path::absolute(&parent).unwrap_or(parent);
         let group = group.map(|group| group_id(group, Path::new(GROUPS))).transpose()?;
-        let random = getrandom::u32().map_err(|error| format!("no random number for the socket's name: {error}"))?;
-        let dir = parent.join(format!("{PREFIX}{}-{random:08x}", std::process::id()));
+        let dir = place(parent)?;
         let path = dir.join(SOCKET);
-        if path.as_os_str().len() > MAX_PATH {
-            let (path, length) = (path.display(), path.as_os_str().len());
-            let remedy = "set TMPDIR (or PLUGIN_UNIX_SOCKET_DIR) to a shorter path";
-            return Err(format!("a socket's path may have {MAX_PATH} bytes, {path} has {length}: {remedy}"));
-        }
-        if path.to_str().is_none_or(|path| path.contains(['|', '\n', '\r'])) {
-            return Err(format!("the path {path:?} does not fit in the handshake: set TMPDIR to a plainer one"));
-        }
         // The mode comes with the making: at no moment can another user enter.
         let made = DirBuilder::new().mode(0o700).create(&dir);
         made.map_err(|error| format!("cannot make the socket's directory {}: {error}", dir.display()))?;
@@ -109,6 +98,24 @@ impl Drop for Socket {
     }
 }
 
+/// The directory to be made below `parent`; its socket's path fits in an address and in the handshake.
+pub(super) fn place(parent: Option<&str>) -> Result<PathBuf, String> {
+    let parent = parent.map_or_else(std::env::temp_dir, PathBuf::from);
+    let parent = std::path::absolute(&parent).unwrap_or(parent);
+    let random = getrandom::u32().map_err(|error| format!("no random number for the socket's name: {error}"))?;
+    let dir = parent.join(format!("{PREFIX}{}-{random:08x}", std::process::id()));
+    let path = dir.join(SOCKET);
+    if path.as_os_str().len() > MAX_PATH {
+        let (path, length) = (path.display(), path.as_os_str().len());
+        let remedy = "set TMPDIR (or PLUGIN_UNIX_SOCKET_DIR) to a shorter path";
+        return Err(format!("a socket's path may have {MAX_PATH} bytes, {path} has {length}: {remedy}"));
+    }
+    if path.to_str().is_none_or(|path| path.contains(['|', '\n', '\r'])) {
+        return Err(format!("the path {path:?} does not fit in the handshake: set TMPDIR to a plainer one"));
+    }
+    Ok(dir)
+}
+
 /// Listens in `dir`, which nobody else may enter yet.
 fn listen(dir: &Path, group: Option<u32>) -> io::Result<Socket> {
     let path = dir.join(SOCKET);
@@ -144,7 +151,7 @@ async fn nobody_listens(path: &Path) -> bool {
 }
 
 /// The id of a group, given by number or by its name in the file `groups`.
-fn group_id(group: &str, groups: &Path) -> Result<u32, String> {
+pub(super) fn group_id(group: &str, groups: &Path) -> Result<u32, String> {
     if let Ok(id) = group.parse() {
         return Ok(id);
     }

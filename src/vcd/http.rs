@@ -1,6 +1,8 @@
 //! HTTP with VCD: one request out, one answer in, bounded in time and size. It knows no VCD documents and judges no status.
 
-use super::tls::{Lookup, Marking, NotConnected, TlsConnector};
+use super::tls::NotConnected;
+#[cfg(not(fuzzing))]
+use super::tls::{Lookup, Marking, TlsConnector};
 use crate::cloud::UnixMs;
 use rustls::ClientConfig;
 use std::net::IpAddr;
@@ -9,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use ureq::http::uri::{Authority, Scheme};
 use ureq::http::{Method, Request, Uri};
+#[cfg(not(fuzzing))]
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, TcpConnector};
 use ureq::{Agent, Proxy, ProxyProtocol};
 
@@ -269,9 +272,14 @@ impl Http {
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_global(Some(FIRST_TIMEOUT))
             .build();
-        let connector =
-            ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default()).chain(TlsConnector(tls));
-        let agent = Agent::with_parts(config, Marking(connector), Lookup::default());
+        #[cfg(not(fuzzing))]
+        let agent = {
+            let connector =
+                ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default()).chain(TlsConnector(tls));
+            Agent::with_parts(config, Marking(connector), Lookup::default())
+        };
+        #[cfg(fuzzing)]
+        let agent = super::wire::agent(config, tls);
         Self { agent, counts: Default::default() }
     }
 

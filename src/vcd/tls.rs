@@ -2,6 +2,9 @@
 //! combine; the look-up of names without a thread for each; and the mark on errors of connections that never stood. It sends
 //! nothing by itself.
 
+// The fuzzer's wire has neither names nor TLS.
+#![cfg_attr(fuzzing, allow(dead_code))]
+
 use crate::crypto;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};

@@ -1,0 +1,492 @@
+//! The heart: any sequence of what the host may ask, what VCD may answer and what time it may be.
+//!
+//! Each step is an opcode and what it needs, one byte each. Any answer may come to any request that is out, of the right
+//! kind or not, with records of ours, of others and of nobody.
+#![no_main]
+
+use fleeting_plugin_vcd::cloud::*;
+use fleeting_plugin_vcd::group::{Command, Group, Name, OnShutdown, Owner, Policy, State, Ticket, Time};
+use fleeting_plugin_vcd::journal::{Journal, Shown};
+use fleeting_plugin_vcd_fuzz::{init, log_is_shown};
+use libfuzzer_sys::fuzz_target;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+/// Steps in one life.
+const MAX_STEPS: usize = 400;
+/// Instances that the policy allows.
+const MAX_SIZE: u32 = 6;
+/// vApps, and as many VMs and tasks, that VCD may show.
+const VAPPS: u8 = 12;
+/// Names that VCD may show, beside those that the group gave.
+const NAMES: [&str; 6] = ["ci-aaaaaaaa", "ci-bbbbbbbb", "ci-cccccccc", "ci-toolong99", "ci-", "other"];
+/// One request about each instance, its label's, its probe, the poll and the tasks.
+const MAX_OUT: usize = 3 * (MAX_SIZE as usize + 2 * VAPPS as usize) + 2;
+/// Commands after one input: at most so many for each instance, the log's included.
+const MAX_COMMANDS: usize = 16 * (MAX_SIZE as usize + 2 * VAPPS as usize) + 64;
+/// It may want to be called so many times without time passing.
+const MAX_CALLS_AT_ONCE: u32 = 3;
+
+fuzz_target!(init: init(), |data: &[u8]| {
+    let mut input = Input(data);
+    let mut life = Life::new(&mut input);
+    for _ in 0..MAX_STEPS {
+        if input.0.is_empty() {
+            break;
+        }
+        life.step(&mut input);
+    }
+});
+
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn byte(&mut self) -> u8 {
+        let Some((first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        *first
+    }
+
+    fn below(&mut self, n: u8) -> u8 {
+        self.byte() % n.max(1)
+    }
+
+    fn flag(&mut self) -> bool {
+        self.byte() & 1 == 1
+    }
+}
+
+struct Life {
+    group: Group,
+    journal: Journal,
+    owner: Owner,
+    now: Time,
+    asks: Vec<(Ticket, Request)>,
+    probes: Vec<Ticket>,
+    /// vApps, VMs and tasks that VCD has at any time told to be the group's.
+    ours: BTreeSet<Href>,
+    /// vApps that carried the group's label.
+    labelled: BTreeSet<Href>,
+    max_creates: usize,
+    stopping: bool,
+}
+
+/// For whoever looks at an input: FUZZ_LOG=1 shows what happens.
+fn trace(line: impl Fn() -> String) {
+    if log_is_shown() {
+        eprintln!("{}", line());
+    }
+}
+
+fn href(kind: &str, n: u8) -> Href {
+    format!("https://vcd/api/{kind}/{n}").into()
+}
+
+impl Life {
+    fn new(input: &mut Input) -> Life {
+        let how = input.byte();
+        let policy = Policy {
+            manager: "m".into(),
+            group: "g".into(),
+            prefix: "ci".into(),
+            max_size: MAX_SIZE,
+            max_creates: u32::from(how & 3) + 1,
+            max_deletes: u32::from(how >> 2 & 3) + 1,
+            max_operations: u32::from(how >> 4 & 3) + 1,
+            on_shutdown: if how & 64 == 0 { OnShutdown::Delete } else { OnShutdown::Keep },
+            credentials: if how & 128 == 0 { String::new() } else { "0123abcd".into() },
+            ..Policy::default()
+        };
+        let owner = Owner::new(&policy);
+        let max_creates = policy.max_creates as usize;
+        let seed = u64::from(input.byte());
+        let empty = Group::new(policy.clone(), seed, Time(0), &Poll::default());
+        let mut life = Life {
+            group: empty,
+            journal: Journal::default(),
+            owner,
+            now: Time(0),
+            asks: Vec::new(),
+            probes: Vec::new(),
+            ours: BTreeSet::new(),
+            labelled: BTreeSet::new(),
+            max_creates,
+            stopping: false,
+        };
+        let first = life.poll(input, true);
+        trace(|| format!("first poll: {first:?}"));
+        life.group = Group::new(policy, seed, Time(0), &first);
+        life.after(Shown::Poll, 0);
+        life
+    }
+
+    fn step(&mut self, input: &mut Input) {
+        let before = self.now;
+        let mut shown = Shown::Nothing;
+        match input.byte() % 16 {
+            0 => {
+                let n = input.byte();
+                let n = if n == 255 { u32::MAX } else { n.into() };
+                let live = self.live();
+                let accepted = self.group.increase(self.now, n);
+                assert!(accepted <= n && (accepted as usize + live <= MAX_SIZE as usize || accepted == 0));
+                assert!(!self.stopping || accepted == 0, "nothing new after Shutdown");
+            }
+            1 => {
+                let names = self.names(input);
+                assert_eq!(self.group.decrease(self.now, &names), names);
+            }
+            2 => {
+                let names = self.names(input);
+                let outcome = self.group.suspend(self.now, &names);
+                assert_eq!(outcome.succeeded.len() + outcome.refused.len(), names.len());
+            }
+            3 => {
+                let names = self.names(input);
+                let outcome = self.group.resume(self.now, &names);
+                assert_eq!(outcome.succeeded.len() + outcome.refused.len(), names.len());
+            }
+            4 => {
+                if let Some(name) = self.names(input).first() {
+                    let _ = self.group.heartbeat(self.now, name);
+                    let _ = self.group.reach(name);
+                }
+            }
+            5 if input.byte() == 7 => {
+                self.stopping = true;
+                self.group.shutdown(self.now);
+            }
+            // Time passes: to when the group wants to be called, or any other time.
+            5..=7 => {
+                let wish = self.group.wake_at();
+                self.now = match (input.byte(), wish) {
+                    (0..128, Some(at)) => Time(at.0.max(self.now.0)),
+                    (n, _) => self.now + Duration::from_millis(1 << (n % 29)),
+                };
+                self.group.tick(self.now);
+            }
+            8 if !self.probes.is_empty() => {
+                let at = usize::from(input.byte()) % self.probes.len();
+                let ticket = self.probes.swap_remove(at);
+                let result = if input.flag() { Ok(()) } else { Err("closed".to_owned()) };
+                shown = Shown::Port;
+                self.group.probed(self.now, ticket, result);
+            }
+            _ if !self.asks.is_empty() => {
+                self.now = self.now + Duration::from_millis(u64::from(input.byte()) * 8);
+                let at = usize::from(input.byte()) % self.asks.len();
+                let (ticket, request) = self.asks.remove(at);
+                shown = match request {
+                    Request::Poll { .. } => Shown::Poll,
+                    Request::Tasks { .. } => Shown::Tasks,
+                    _ => Shown::Nothing,
+                };
+                let answer = self.answer(input, &request);
+                trace(|| format!("{:?} {request:?} -> {answer:?}", self.now));
+                self.group.answer(self.now, ticket, answer);
+            }
+            _ => {}
+        }
+        assert!(self.now >= before);
+        self.after(shown, 0);
+    }
+
+    fn live(&self) -> usize {
+        self.group
+            .update()
+            .filter(|(_, state)| !matches!(state, State::Deleting | State::Deleted | State::Timeout))
+            .count()
+    }
+
+    /// Takes the commands, and checks what has to hold.
+    fn after(&mut self, shown: Shown, calls: u32) {
+        let mut said = Vec::new();
+        let mut count = 0;
+        while let Some(command) = self.group.next_command() {
+            count += 1;
+            assert!(count <= MAX_COMMANDS, "more than {MAX_COMMANDS} commands after one input");
+            trace(|| format!("{:?} {command:?}", self.now));
+            match command {
+                Command::Say(event) => said.push(event),
+                Command::Probe { ticket, .. } => self.probes.push(ticket),
+                Command::Ask { ticket, request } => {
+                    self.may(&request);
+                    self.asks.push((ticket, request));
+                }
+            }
+        }
+        assert!(self.asks.len() + self.probes.len() <= MAX_OUT, "{} requests are out", self.asks.len());
+        let out = |is: fn(&Request) -> bool| self.asks.iter().filter(|(_, request)| is(request)).count();
+        assert!(out(|request| matches!(request, Request::Poll { .. })) <= 1);
+        assert!(out(|request| matches!(request, Request::Tasks { .. })) <= 1);
+        assert!(out(|request| matches!(request, Request::Create { .. })) <= self.max_creates, "too many creates");
+
+        let names: Vec<&Name> = self.group.update().map(|(name, _)| name).collect();
+        assert!(names.windows(2).all(|pair| pair[0] < pair[1]), "each id once");
+        let views = self.group.views(self.now);
+        self.journal.turn(self.now, shown, Vec::new(), said, &views);
+        // It may want to be called at once, but not again and again.
+        if self.group.wake_at().is_some_and(|at| at <= self.now) {
+            assert!(calls < MAX_CALLS_AT_ONCE, "it is called again and again at {:?}", self.now);
+            self.group.tick(self.now);
+            self.after(Shown::Nothing, calls + 1);
+        }
+        let _ = self.group.standing(self.now);
+        assert!(self.group.knows_its_own() || !views.is_empty());
+        if self.group.stopped() {
+            assert!(self.stopping && self.group.left().is_empty());
+        }
+    }
+
+    /// Nothing that changes goes to what is not the group's.
+    fn may(&self, request: &Request) {
+        let target = match request {
+            Request::Configure { vm } | Request::AddTpm { vm } => vm,
+            Request::PowerOn { vapp }
+            | Request::Suspend { vapp }
+            | Request::Delete { vapp }
+            | Request::Undeploy { vapp }
+            | Request::DeleteStopped { vapp }
+            | Request::Label { vapp } => vapp,
+            Request::Cancel { task } => task,
+            Request::Create { name, description, .. } => {
+                assert!(self.owner.could_name(name) && self.owner.owns(name, Some(description), false));
+                assert!(!self.stopping, "a create after Shutdown");
+                return;
+            }
+            Request::Tasks { tasks } => return assert!(!tasks.is_empty() && tasks.len() <= MAX_TASKS_ASKED),
+            Request::Poll { .. } | Request::Find { .. } | Request::Look { .. } => return,
+        };
+        assert!(self.ours.contains(target), "{request:?} goes to what is not ours");
+    }
+
+    fn names(&self, input: &mut Input) -> Vec<Name> {
+        let known: Vec<Name> = self.group.update().map(|(name, _)| name.clone()).collect();
+        (0..input.below(4)).map(|_| pick(&known, input.byte())).collect()
+    }
+
+    fn name(&self, input: &mut Input) -> Name {
+        let known: Vec<Name> = self.group.update().map(|(name, _)| name.clone()).collect();
+        pick(&known, input.byte())
+    }
+
+    fn description(&self, name: &str, input: &mut Input) -> String {
+        match input.byte() % 8 {
+            0 => String::new(),
+            1 => "a template's text".into(),
+            2 => "fleeting-plugin-vcd/1 manager=m2 group=g id=ci-aaaaaaaa".into(),
+            3 => self.owner.description("ci-bbbbbbbb"),
+            4 => format!("fleeting-plugin-vcd/1 manager=m group=g id={name} credentials=other"),
+            _ => self.owner.description(name),
+        }
+    }
+
+    fn power(input: &mut Input) -> Power {
+        match input.byte() % 8 {
+            0 => Power::Off,
+            1 => Power::Suspended,
+            2 => Power::Failed,
+            3 => Power::Other,
+            _ => Power::On,
+        }
+    }
+
+    fn vcd_time(input: &mut Input) -> Option<UnixMs> {
+        match input.byte() {
+            0 => None,
+            1 => Some(0),
+            2 => Some(u64::MAX),
+            n => Some(1_767_261_602_000 + u64::from(n) * 600_000),
+        }
+    }
+
+    fn poll(&mut self, input: &mut Input, vapps: bool) -> Poll {
+        let now = Self::vcd_time(input);
+        let vms = (0..input.below(5)).map(|_| self.vm(input)).collect();
+        let vapps = vapps.then(|| (0..input.below(5)).map(|_| self.vapp(input, true)).collect());
+        Poll { now, vms, vapps }
+    }
+
+    fn vm(&mut self, input: &mut Input) -> Vm {
+        let n = input.below(VAPPS);
+        let name = self.name(input);
+        let description = self.description(&name, input);
+        let (vapp, vm) = (href("vApp", n), href("vm", n));
+        if self.owner.owns(&name, Some(&description), false) {
+            self.ours.extend([vapp.clone(), vm.clone()]);
+        }
+        let more = input.byte();
+        Vm {
+            vapp,
+            vapp_name: name,
+            vm,
+            description,
+            power: Self::power(input),
+            busy: more & 1 == 1,
+            address: (more & 2 == 0).then_some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, n))),
+            customization: match more >> 2 & 7 {
+                0 => Customization::Pending,
+                1 => Customization::Working,
+                2 => Customization::Failed,
+                3 => Customization::Unknown,
+                _ => Customization::Complete,
+            },
+            guest_os: if more & 32 == 0 { "Ubuntu Linux (64-bit)" } else { "Microsoft Windows Server 2022 (64-bit)" }
+                .into(),
+            created: Self::vcd_time(input),
+            cpus: 2,
+            memory_mb: 4096,
+            undeploy_at: (more & 64 != 0).then(|| Self::vcd_time(input)).flatten(),
+            delete_at: (more & 128 != 0).then(|| Self::vcd_time(input)).flatten(),
+        }
+    }
+
+    /// From a record, or from its own document.
+    fn vapp(&mut self, input: &mut Input, record: bool) -> Vapp {
+        let n = input.below(VAPPS);
+        let name = self.name(input);
+        let href_ = href("vApp", n);
+        let description = (!record).then(|| self.description(&name, input));
+        let more = input.byte();
+        let labelled = record && more & 1 == 1;
+        if labelled && self.owner.could_name(&name) {
+            self.labelled.insert(href_.clone());
+        }
+        let tasks: Vec<Href> =
+            (0..if record { 0 } else { more >> 1 & 3 }).map(|_| href("task", input.below(VAPPS))).collect();
+        let made = (!record && more & 8 != 0).then(|| Made {
+            vm: href("vm", n),
+            differs: (more & 16 != 0).then(|| "1 CPU instead of 2".to_owned()),
+            lacks_tpm: more & 32 != 0,
+            external: (more & 64 != 0).then_some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, n))),
+        });
+        Vapp {
+            href: href_,
+            name,
+            description,
+            power: Self::power(input),
+            busy: !tasks.is_empty() || more & 128 != 0,
+            tasks,
+            vms: u32::from(made.is_some()),
+            made,
+            created: Self::vcd_time(input),
+            labelled,
+        }
+    }
+
+    /// A vApp's own document: what it says to be ours is ours, and what was known to be ours stays so if people write
+    /// something else into its description.
+    fn told(&mut self, vapp: &Vapp) {
+        let known = self.labelled.contains(&vapp.href) || self.ours.contains(&vapp.href);
+        if self.owner.owns(&vapp.name, vapp.description.as_deref(), known) {
+            self.ours.insert(vapp.href.clone());
+            self.ours.extend(vapp.tasks.iter().cloned());
+            self.ours.extend(vapp.made.iter().map(|made| made.vm.clone()));
+        }
+    }
+
+    fn error(input: &mut Input) -> VcdError {
+        use ErrorKind::*;
+        let kinds = [
+            NotFound,
+            Busy,
+            State,
+            Forbidden,
+            Auth,
+            Limit,
+            Quota,
+            Duplicate,
+            Invalid,
+            TooMuch,
+            Unavailable,
+            Ambiguous,
+            Protocol,
+            Failed,
+        ];
+        let kind = kinds[usize::from(input.byte()) % kinds.len()];
+        let retry_after = match input.byte() % 4 {
+            0 => Some(Duration::from_secs(3600)),
+            1 => Some(Duration::ZERO),
+            _ => None,
+        };
+        VcdError { kind, what: "try".into(), status: 400, code: String::new(), text: "no".into(), retry_after }
+    }
+
+    fn answer(&mut self, input: &mut Input, request: &Request) -> Answer {
+        let how = input.byte() % 16;
+        if how == 0 {
+            return Err(Self::error(input));
+        }
+        // Once in a while an answer of any kind.
+        let kind = match (how, request) {
+            (1, _) => input.byte() % 5,
+            (_, Request::Poll { .. }) => 0,
+            (_, Request::Find { .. } | Request::Look { .. }) => 1,
+            (_, Request::Tasks { .. }) => 2,
+            (_, Request::Cancel { .. } | Request::Label { .. }) => 3,
+            _ => 4,
+        };
+        Ok(match kind {
+            0 => Reply::Poll(self.poll(input, matches!(request, Request::Poll { vapps: true }))),
+            1 => {
+                let mut vapps: Vec<Vapp> = (0..input.below(4)).map(|_| self.vapp(input, false)).collect();
+                // A look shows what was asked for, or nothing: the client sees to that.
+                if let Request::Look { vapp: asked } = request {
+                    vapps.truncate(1);
+                    vapps.iter_mut().for_each(|vapp| vapp.href = asked.clone());
+                }
+                // What is found bears the name, unless it was renamed in this moment.
+                if let (Request::Find { name }, 5..) = (request, how) {
+                    for vapp in &mut vapps {
+                        if vapp.description.as_deref() == Some(&*self.owner.description(&vapp.name)) {
+                            vapp.description = Some(self.owner.description(name));
+                        }
+                        vapp.name = name.clone();
+                    }
+                }
+                for vapp in &vapps {
+                    self.told(vapp);
+                }
+                Reply::Vapps(vapps)
+            }
+            2 => {
+                let asked = match request {
+                    Request::Tasks { tasks } => tasks.clone(),
+                    _ => vec![href("task", input.below(VAPPS))],
+                };
+                let state = |input: &mut Input| match input.byte() % 8 {
+                    0 => TaskState::Failed(Self::error(input)),
+                    1 => TaskState::Unknown,
+                    2 | 3 => TaskState::Running,
+                    _ => TaskState::Success,
+                };
+                Reply::Tasks(asked.into_iter().map(|href| Task { href, state: state(input) }).collect())
+            }
+            3 => Reply::Done,
+            _ => {
+                let (vapp, task) = (href("vApp", input.below(VAPPS)), href("task", input.below(VAPPS)));
+                let more = input.byte();
+                let vapp = (matches!(request, Request::Create { .. }) && more & 7 != 0).then_some(vapp);
+                let task = (more & 24 != 0).then_some(task);
+                // What VCD says to have made for us, and to do for us, is ours.
+                if request.changes() {
+                    if let Some(vapp) = &vapp {
+                        self.ours.insert(vapp.clone());
+                    }
+                    self.ours.extend(task.clone());
+                }
+                Reply::Started(Started { vapp, task })
+            }
+        })
+    }
+}
+
+fn pick(known: &[Name], n: u8) -> Name {
+    let n = usize::from(n);
+    if n & 1 == 1 && !known.is_empty() {
+        known[(n >> 1) % known.len()].clone()
+    } else {
+        NAMES[(n >> 1) % NAMES.len()].into()
+    }
+}

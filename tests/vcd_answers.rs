@@ -370,8 +370,8 @@ fn a_query_or_a_search_without_end_is_given_up() {
     assert!(e.kind == ErrorKind::Protocol && e.text.contains("more than 64 pages of vm records"), "{e}");
     assert_eq!(server.requests("query:vm") - before, MAX_PAGES as u64);
 
-    let vapp = create(&client, "ci-1").unwrap().vapp.unwrap();
-    let many = format!("<VAppRecord name='ci-1' href='{vapp}'/>").repeat(2 * MAX_FOUND);
+    let hrefs = (0..2 * MAX_FOUND).map(|n| create(&client, &format!("ci-{n}")).unwrap().vapp.unwrap());
+    let many: String = hrefs.map(|vapp| format!("<VAppRecord name='ci-1' href='{vapp}'/>")).collect();
     let body = format!("<QueryResultRecords total='8' pageSize='128'>{many}</QueryResultRecords>");
     fault(&server, json!({"op": "query:vApp", "answer_before": {"status": 200, "body": body}}));
     let before = server.requests("vapp");

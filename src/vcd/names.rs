@@ -557,4 +557,10 @@ mod tests {
         assert_eq!(disk, want);
         assert_eq!(first_disk(xml::read("<Vm/>").unwrap().root_element()), None);
     }
+
+    #[test]
+    fn of_many_candidates_the_first_are_named() {
+        let e = ambiguous("network", "n", "VDC v", &["1", "2", "3", "4", "5", "6", "7"]);
+        assert_eq!(e.text, "7 of this name in VDC v: 1, 2, 3, 4, 5");
+    }
 }

@@ -252,6 +252,8 @@ pub struct Vapp {
     pub busy: bool,
     /// The tasks that run on it; empty when it came from a query record.
     pub tasks: Vec<Href>,
+    /// One of them deletes it.
+    pub deleting: bool,
     /// How many VMs it holds.
     pub vms: u32,
     /// Its first VM; `None` if it has none yet, or when it came from a query record.

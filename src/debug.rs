@@ -16,23 +16,26 @@ use crate::timestamp::timestamp;
 use crate::transport::{Clock, Io};
 use crate::vcd::SessionState;
 use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderValue, VARY,
+    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderMap, HeaderValue,
+    REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS,
 };
-use hyper::header::{REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
+use hyper::http::uri::Authority;
 use hyper::{Method, Request, Response, StatusCode};
-use smol::LocalExecutor;
 use smol::future::FutureExt;
 use smol::io::{AsyncRead, AsyncWrite};
-use smol::lock::Semaphore;
+use smol::{LocalExecutor, Task};
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
-/// At most so many connections at a time; further ones wait.
-pub const MAX_CONNECTIONS: usize = 8;
+/// At most so many connections at a time. A further one takes the place of the oldest, so that those who connect and say
+/// nothing keep nobody out.
+pub const MAX_CONNECTIONS: usize = 64;
 /// A connection may last so long in all.
 pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// A request's head must arrive within this time.
@@ -53,7 +56,7 @@ const UNIX: &str = "unix:";
 /// Serves `driver`'s state at `address` (`HOST:PORT` or `unix:/PATH`) until the process ends. A failure to listen is a
 /// warning: the plugin runs on without it.
 pub fn start(executor: &Rc<LocalExecutor<'static>>, driver: Rc<Driver>, address: String) {
-    let server = Server { executor: executor.clone(), driver, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)) };
+    let server = Server { executor: executor.clone(), driver, open: RefCell::default() };
     executor
         .spawn(async move {
             let Err(error) = server.listen(&address).await;
@@ -70,7 +73,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection for T {}
 struct Server {
     executor: Rc<LocalExecutor<'static>>,
     driver: Rc<Driver>,
-    places: Arc<Semaphore>,
+    /// The connections, the oldest first.
+    open: RefCell<VecDeque<Task<()>>>,
 }
 
 impl Server {
@@ -80,17 +84,17 @@ impl Server {
             return self.listen_unix(path.into()).await;
         }
         let listener = smol::net::TcpListener::bind(address).await?;
-        match listener.local_addr() {
-            Ok(local) if !local.ip().is_loopback() => {
-                log::warn!("debug server at http://{local}: anyone who can reach this address can read it");
-            }
-            Ok(local) => log::info!("debug server at http://{local}"),
-            Err(_) => {}
+        let local = listener.local_addr()?;
+        let mut name = None;
+        if local.ip().is_loopback() {
+            name = address.rsplit_once(':').map(|(host, _)| Rc::from(host));
+            log::info!("debug server at http://{local}");
+        } else {
+            log::warn!("debug server at http://{local}: anyone who can reach this address can read it");
         }
         loop {
-            let place = self.places.acquire_arc().await;
             match listener.accept().await {
-                Ok((stream, _)) => self.serve(Box::new(stream), place),
+                Ok((stream, _)) => self.serve(Box::new(stream), name.clone()).await,
                 Err(error) => pause(error).await,
             }
         }
@@ -99,24 +103,22 @@ impl Server {
     /// A socket for this user only, in place of one that a dead process left behind.
     #[cfg(unix)]
     async fn listen_unix(&self, path: std::path::PathBuf) -> std::io::Result<Infallible> {
-        use smol::net::unix::{UnixListener, UnixStream};
-        use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+        use smol::net::unix::UnixStream;
+        use std::os::unix::fs::FileTypeExt;
         let is_socket = std::fs::symlink_metadata(&path).is_ok_and(|found| found.file_type().is_socket());
         if is_socket
             && UnixStream::connect(&path).await.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
         {
             std::fs::remove_file(&path)?;
         }
-        let listener = UnixListener::bind(&path)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        let listener = crate::transport::listen(&path, 0o600)?;
         log::info!("debug server at {UNIX}{}", path.display());
         self.driver.at_end(move || {
             let _ = std::fs::remove_file(path);
         });
         loop {
-            let place = self.places.acquire_arc().await;
             match listener.accept().await {
-                Ok((stream, _)) => self.serve(Box::new(stream), place),
+                Ok((stream, _)) => self.serve(Box::new(stream), None).await,
                 Err(error) => pause(error).await,
             }
         }
@@ -127,23 +129,32 @@ impl Server {
         Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "there are no Unix sockets here"))
     }
 
-    fn serve(&self, stream: Box<dyn Connection>, place: smol::lock::SemaphoreGuardArc) {
+    /// `name`: reached from this machine only, by this name.
+    async fn serve(&self, stream: Box<dyn Connection>, name: Option<Rc<str>>) {
         let driver = self.driver.clone();
         let connection = async move {
-            let _place = place;
-            serve(&driver, stream).await;
+            serve(&driver, stream, name.as_deref()).await;
         };
-        self.executor.spawn(connection).detach();
+        {
+            let mut open = self.open.borrow_mut();
+            open.retain(|connection| !connection.is_finished());
+            if open.len() >= MAX_CONNECTIONS {
+                open.pop_front();
+            }
+            open.push_back(self.executor.spawn(connection));
+        }
+        // It is read from before others are let in.
+        smol::future::yield_now().await;
     }
 }
 
-/// Serves one connection to its end.
-async fn serve(driver: &Driver, stream: Box<dyn Connection>) {
+/// Serves one connection to its end. `name`: reached from this machine only, by this name.
+async fn serve(driver: &Driver, stream: Box<dyn Connection>, name: Option<&str>) {
     let serve = hyper::server::conn::http1::Builder::new()
         .timer(Clock)
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES)
-        .serve_connection(Io(stream), hyper::service::service_fn(|request| answer(driver, request)));
+        .serve_connection(Io(stream), hyper::service::service_fn(|request| answer(driver, request, name)));
     let late = async {
         smol::Timer::after(CONNECTION_TIMEOUT).await;
         Ok(())
@@ -156,7 +167,7 @@ async fn serve(driver: &Driver, stream: Box<dyn Connection>) {
 /// For `fuzz/`: serves one connection to its end.
 #[cfg(fuzzing)]
 pub async fn serve_connection(driver: &Driver, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
-    serve(driver, Box::new(stream)).await;
+    serve(driver, Box::new(stream), None).await;
 }
 
 async fn pause(error: std::io::Error) {
@@ -175,24 +186,35 @@ impl Page {
     fn new(kind: &'static str, body: String) -> Page {
         Page { status: StatusCode::OK, kind, body }
     }
+
+    fn refusal(status: StatusCode, why: &str) -> Page {
+        Page { status, kind: TEXT, body: why.into() }
+    }
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
 
-async fn answer(driver: &Driver, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    driver: &Driver,
+    request: Request<Incoming>,
+    name: Option<&str>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    // What follows the head may be a body to one reader and the next request to another.
+    let has_body = !request.body().is_end_stream();
     let page = match *request.method() {
+        _ if has_body => Page::refusal(StatusCode::BAD_REQUEST, "this server takes no bodies\n"),
+        _ if name.is_some_and(|name| !is_for(name, request.headers())) => Page::refusal(
+            StatusCode::MISDIRECTED_REQUEST,
+            "ask by address or as localhost: another name may be a web page's trick to read what is for this machine\n",
+        ),
         Method::GET | Method::HEAD => {
             let (path, query) = (request.uri().path(), request.uri().query());
             let html = wants_html(request.headers());
             driver.show(|status| page(status, path, query.unwrap_or_default(), html))
         }
-        _ => Page {
-            status: StatusCode::METHOD_NOT_ALLOWED,
-            kind: TEXT,
-            body: "this server only shows: GET and HEAD\n".into(),
-        },
+        _ => Page::refusal(StatusCode::METHOD_NOT_ALLOWED, "this server only shows: GET and HEAD\n"),
     };
     let mut response = Response::new(Full::new(Bytes::from(page.body)));
     *response.status_mut() = page.status;
@@ -209,7 +231,23 @@ async fn answer(driver: &Driver, request: Request<Incoming>) -> Result<Response<
     for (name, value) in all {
         headers.insert(name, HeaderValue::from_static(value));
     }
+    if has_body {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(response)
+}
+
+/// False if the request was meant for another host than `own` or `localhost`: a web page from elsewhere can make its own
+/// name lead to this machine, and have the reader's browser read for it what only this machine is to see.
+fn is_for(own: &str, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    hosts.all(|host| {
+        let host = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
+        host.is_some_and(|host| {
+            let name = host.host().trim_matches(['[', ']']);
+            [own, "localhost"].iter().any(|own| name.eq_ignore_ascii_case(own)) || name.parse::<IpAddr>().is_ok()
+        })
+    })
 }
 
 fn wants_html(headers: &HeaderMap) -> bool {

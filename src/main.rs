@@ -122,6 +122,7 @@ struct Bootstrap {
 }
 
 fn main() -> ExitCode {
+    guard_memory();
     let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     let program = words.next().unwrap_or_default();
     // fleeting's tools give the flag as Go writes it, with one dash, and an empty word for no command.
@@ -169,6 +170,16 @@ fn main() -> ExitCode {
                 }
             },
         },
+    }
+}
+
+/// No core dumps, and no other process, not even of the same user, reads this one's memory or environment or traces it: both
+/// hold secrets. Only root may.
+fn guard_memory() {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+        let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     }
 }
 

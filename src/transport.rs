@@ -54,6 +54,28 @@ impl Future for Sleep {
 
 impl rt::Sleep for Sleep {}
 
+/// Listens on a Unix socket that has this mode from its first moment.
+#[cfg(unix)]
+pub fn listen(path: &std::path::Path, mode: u32) -> io::Result<smol::Async<std::os::unix::net::UnixListener>> {
+    // A change of the mode afterwards would go by the path, which may lead elsewhere by then.
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::Mode;
+        use rustix::process::umask;
+        let before = umask(Mode::from_raw_mode(!mode & 0o777));
+        let listener = smol::Async::<std::os::unix::net::UnixListener>::bind(path);
+        umask(before);
+        listener
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let listener = smol::Async::<std::os::unix::net::UnixListener>::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+        Ok(listener)
+    }
+}
+
 /// A byte stream of smol as hyper wants it.
 pub struct Io<T>(pub T);
 

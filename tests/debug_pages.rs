@@ -505,12 +505,9 @@ fn a_port_in_use_is_a_warning_and_so_is_an_open_one() {
     });
 }
 
-/// A connection beyond the limit gets no answer for so long, if the limit holds.
-const NO_ANSWER: Duration = Duration::from_millis(500);
-
 #[test]
-fn connections_are_few_and_heads_short_and_quick() {
-    use fleeting_plugin_vcd::debug::{MAX_CONNECTIONS, MAX_HEADER_BYTES};
+fn heads_are_short_and_quick() {
+    use fleeting_plugin_vcd::debug::MAX_HEADER_BYTES;
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let (plugin, debug) = start(&server, guest_port, json!({})).await;
@@ -528,33 +525,10 @@ fn connections_are_few_and_heads_short_and_quick() {
 
         // One that says nothing more is closed.
         let mut slow = connect(&debug);
-        slow.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").unwrap();
+        slow.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n").unwrap();
         let mut answer = Vec::new();
         let _ = slow.read_to_end(&mut answer);
         assert!(!String::from_utf8_lossy(&answer).contains("200 OK"));
-
-        let keep = format!("GET /healthz HTTP/1.1\r\nHost: {debug}\r\n\r\n");
-        let mut open = Vec::new();
-        for _ in 0..MAX_CONNECTIONS {
-            let mut stream = connect(&debug);
-            stream.write_all(keep.as_bytes()).unwrap();
-            let mut start = [0; 15];
-            stream.read_exact(&mut start).unwrap();
-            assert_eq!(&start, b"HTTP/1.1 200 OK");
-            open.push(stream);
-        }
-        let mut late = connect(&debug);
-        late.write_all(request(1).as_bytes()).unwrap();
-        late.set_read_timeout(Some(NO_ANSWER)).unwrap();
-        let waits = late.read(&mut [0]).expect_err("no more than so many are served at a time");
-        assert_eq!(waits.kind(), std::io::ErrorKind::WouldBlock);
-        open.pop();
-        late.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
-        let mut answer = String::new();
-        late.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200 OK"), "served when one ends: {answer}");
-        assert_eq!(plugin.update().await.unwrap(), [], "the host is served all the while");
-        drop(open);
         end(plugin).await;
     });
 }
@@ -577,7 +551,7 @@ fn sends(debug: &str, count: usize) {
         for at in start..start + ON_ONE {
             let accept = if at % 12 < 6 { "text/html" } else { "*/*" };
             let last = if at + 1 == start + ON_ONE { "Connection: close\r\n" } else { "" };
-            requests += &format!("GET {} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n{last}\r\n", paths[at % 6]);
+            requests += &format!("GET {} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n{last}\r\n", paths[at % 6]);
         }
         let mut stream = connect(debug);
         let mut writer = stream.try_clone().unwrap();

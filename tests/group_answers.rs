@@ -163,6 +163,19 @@ impl Play {
         Vapp { made, ..play::vapp(&self.vm()) }
     }
 
+    /// The host does not want it any more while a task is at work on it: that is to be cancelled.
+    fn gives_up(&mut self) -> Request {
+        self.decrease();
+        self.expect("look", AT_ONCE);
+        self.held("t/2");
+        self.expect("cancel", AT_ONCE)
+    }
+
+    /// A task is at work on it.
+    fn held(&mut self, task: &str) {
+        self.sees(|vapp| (vapp.busy, vapp.tasks) = (true, vec![task.into()]));
+    }
+
     fn shows(&mut self, differs: bool, lacks_tpm: bool) {
         let vapp = self.vapp(differs, lacks_tpm);
         self.answer(Ok(Reply::Vapps(vec![vapp])));
@@ -507,8 +520,8 @@ fn a_cancel_is_repeated_unless_the_task_has_ended() {
         play.expect("create", AT_ONCE);
         play.answer(started(Some("t/1")));
         assert!(play.within(10_000).is_none());
-        play.decrease();
-        play.expect("cancel", AT_ONCE);
+        // What its own document names.
+        assert_eq!(play.gives_up(), Request::Cancel { task: "t/2".into() });
         play.answer(failed(kind));
         if again {
             play.expect("cancel", BACKOFF);
@@ -526,14 +539,61 @@ fn a_task_that_is_given_up_late_is_not_asked_for_any_more() {
     play.task = TaskState::Running;
     play.expect("create", AT_ONCE);
     play.answer(started(Some("t/1")));
-    let name = play.name.clone();
-    play.group.decrease(Time(play.now), &[name]);
-    play.expect("cancel", AT_ONCE);
+    play.gives_up();
     play.answer(Ok(Reply::Done));
     // The machine slept: the question for tasks is overdue, and so is the end of the patience with this one.
     play.now += 31 * 60_000;
     play.group.tick(Time(play.now));
-    play.expect("look", 5_000..=5_000);
+    play.expect("look", AT_ONCE);
+}
+
+/// A create's answer that names another's vApp, or a task that is not its own: nothing is done to either.
+#[test]
+fn nothing_is_changed_that_its_own_document_does_not_show_to_be_ours() {
+    let made = |task: Option<&str>| {
+        let mut play = Play::new();
+        play.task = TaskState::Running;
+        play.expect("create", AT_ONCE);
+        play.answer(started(task));
+        play
+    };
+    let others = |play: &mut Play| {
+        let vapp = Vapp { name: "other".into(), description: Some("another's".into()), ..play.vapp(false, false) };
+        play.answer(Ok(Reply::Vapps(vec![vapp])));
+    };
+
+    // It is to be removed while the task goes on: no cancel, no delete.
+    let mut play = made(Some("t/1"));
+    let name = play.name.clone();
+    play.group.decrease(Time(play.now), &[name]);
+    play.expect("look", AT_ONCE);
+    others(&mut play);
+    assert_eq!(play.state(), State::Deleted);
+    assert!(play.within(60_000).is_none(), "nothing more");
+
+    // The task ends in an error: what it left is looked at, and left alone; it is made anew.
+    let mut play = made(Some("t/1"));
+    play.task = TaskState::Failed(failed(ErrorKind::Failed).unwrap_err());
+    play.expect("look", 0..=5_000);
+    others(&mut play);
+    play.expect("create", BACKOFF);
+
+    // Its document cannot be had: nothing is deleted on a guess.
+    let mut play = made(Some("t/1"));
+    play.task = TaskState::Failed(failed(ErrorKind::Failed).unwrap_err());
+    play.expect("look", 0..=5_000);
+    play.answer(failed(ErrorKind::Unavailable));
+    play.expect("look", BACKOFF);
+    play.shows(false, false);
+    play.expect("delete", AT_ONCE);
+
+    // Its document names no task: what the answer named is not cancelled, the vApp is deleted.
+    let mut play = made(Some("t/1"));
+    let name = play.name.clone();
+    play.group.decrease(Time(play.now), &[name]);
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    play.expect("delete", AT_ONCE);
 }
 
 #[test]
@@ -796,12 +856,17 @@ fn a_create_that_failed_counts_unless_it_was_to_go_anyway() {
         play.answer(started(Some("t/1")));
         play.quiet(10_000);
         if !wanted {
-            play.decrease();
-            play.expect("cancel", AT_ONCE);
+            play.gives_up();
             play.answer(Ok(Reply::Done));
         }
         play.task = TaskState::Failed(error(ErrorKind::Failed));
-        play.expect("delete", 0..=3_000);
+        if wanted {
+            play.expect("look", 0..=3_000);
+            play.shows(false, false);
+            play.expect("delete", AT_ONCE);
+        } else {
+            play.expect("delete", 0..=3_000);
+        }
         assert_eq!(play.failures(), u32::from(wanted));
         assert_eq!(play.said("it is to be removed anyway"), !wanted);
     }

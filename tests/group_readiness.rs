@@ -143,6 +143,7 @@ impl Life {
                 power: Power::On,
                 busy: false,
                 tasks: Vec::new(),
+                deleting: false,
                 vms: 1,
                 made: Some(Made { vm: "m/1".into(), differs: None, lacks_tpm: false, external: None }),
                 created: None,

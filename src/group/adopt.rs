@@ -29,6 +29,8 @@ struct Unclaimed<'a> {
     vm: Option<&'a Vm>,
     created: Option<UnixMs>,
     labelled: bool,
+    /// A task holds it, or its VM.
+    busy: bool,
 }
 
 impl Group {
@@ -95,6 +97,8 @@ impl Group {
         i.missed = 0;
         i.patience = MISSED_POLLS;
         i.seen = now;
+        let verdict = self.owner.judge_record(&vm.vapp_name, Some(&vm.description), i.labelled);
+        i.proven &= verdict != Ownership::Foreign;
         let lease = [vm.undeploy_at, vm.delete_at].into_iter().flatten().min().zip(vcd_now);
         i.lease_end = lease.map(|(end, vcd_now)| now + Duration::from_millis(end.saturating_sub(vcd_now)));
         let facts = Facts::of(vm, i.resumed);
@@ -217,7 +221,8 @@ impl Group {
             i.age_before = Duration::from_millis(vcd_now.saturating_sub(created));
         }
         let key = self.insert(i);
-        if verdict == Ownership::Ours && at_start {
+        // What a task holds may be on its way out: a look tells.
+        if verdict == Ownership::Ours && at_start && !found.busy {
             self.adopt(key, found.vapp);
         }
     }
@@ -242,6 +247,7 @@ impl Group {
         if self.owner.owns(&vapp.name, vapp.description.as_deref(), i.labelled) {
             let locked_out = self.owner.locks_out(&vapp.name, vapp.description.as_deref());
             if let Some(i) = self.instances.get_mut(&key) {
+                i.proven = true;
                 i.locked_out = locked_out;
             }
             return self.own(key, &vapp);
@@ -291,7 +297,7 @@ impl Group {
     /// may be complete though the poll does not show it: it is given time to show.
     fn own(&mut self, key: Key, vapp: &Vapp) {
         let now = self.now;
-        let on = matches!(vapp.power, Power::On | Power::Suspended);
+        let on = matches!(vapp.power, Power::On | Power::Suspended) && !vapp.deleting;
         if on && self.adopt(key, &vapp.href) {
             return;
         }
@@ -342,15 +348,17 @@ fn unclaimed(poll: &Poll, known: impl Fn(&str) -> bool) -> Vec<Unclaimed<'_>> {
     let records: BTreeMap<&str, &Vapp> = records.map(|vapp| (&*vapp.href, vapp)).collect();
     let mut all: BTreeMap<&str, Unclaimed<'_>> = BTreeMap::new();
     for vm in poll.vms.iter().filter(|vm| !known(&vm.vapp)) {
-        let labelled = records.get(&*vm.vapp).is_some_and(|vapp| vapp.labelled);
+        let record = records.get(&*vm.vapp);
+        let labelled = record.is_some_and(|vapp| vapp.labelled);
+        let busy = vm.busy || record.is_some_and(|vapp| vapp.busy);
         let description = Some(vm.description.as_str());
         let (vapp, name) = (&vm.vapp, &vm.vapp_name);
-        all.insert(&vm.vapp, Unclaimed { vapp, name, description, vm: Some(vm), created: None, labelled });
+        all.insert(&vm.vapp, Unclaimed { vapp, name, description, vm: Some(vm), created: None, labelled, busy });
     }
     for (href, vapp) in records {
-        let (name, labelled) = (&vapp.name, vapp.labelled);
+        let (name, labelled, busy) = (&vapp.name, vapp.labelled, vapp.busy);
         let (description, created) = (vapp.description.as_deref(), vapp.created);
-        all.entry(href).or_insert(Unclaimed { vapp: &vapp.href, name, description, vm: None, created, labelled });
+        all.entry(href).or_insert(Unclaimed { vapp: &vapp.href, name, description, vm: None, created, labelled, busy });
     }
     all.into_values().collect()
 }

@@ -42,6 +42,7 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let had_run = i.has_run();
         let was = std::mem::replace(&mut i.there, There::Absent);
+        i.proven = false;
         i.stumbles = 0;
         i.facts = None;
         i.ill = None;
@@ -123,6 +124,7 @@ impl Group {
         let error = match answer {
             Ok(Reply::Started(Started { vapp: Some(vapp), task })) => {
                 let there = begun(Work::Make { last: i.whole }, vapp, task, now);
+                i.proven = false;
                 i.place(there, now);
                 self.throttle.accepted();
                 self.progress = now;
@@ -284,12 +286,14 @@ impl Group {
             let extra: Vec<Vapp> = ours.cloned().collect();
             let there = found(vapp, whole, now);
             if let Some(i) = self.instances.get_mut(&key) {
+                i.proven = true;
                 i.place(there, now);
             }
             self.progress = now;
             self.say_of(Level::Info, key, "found in VCD: the create had worked".into());
             for vapp in extra {
-                self.insert(Instance::stray(name.clone(), There::Scrap { vapp: vapp.href }, now));
+                let stray = Instance::stray(name.clone(), There::Scrap { vapp: vapp.href }, now);
+                self.insert(Instance { proven: true, ..stray });
             }
             return;
         }
@@ -331,10 +335,11 @@ impl Group {
             return self.stranger_seen(key, vapps.pop());
         }
         let Some(vapp) = vapps.pop() else { return self.vanished(key) };
-        if vapp.name != i.name || !self.owner.owns(&vapp.name, vapp.description.as_deref(), true) {
+        if vapp.name != i.name || !self.owner.owns(&vapp.name, vapp.description.as_deref(), i.labelled) {
             return self.released(key, &vapp);
         }
-        match i.there {
+        i.proven = true;
+        match &mut i.there {
             There::Leaving { .. } => {
                 if i.removal != Removal::Force {
                     i.removal = if vapp.power == Power::Off { Removal::Stopped } else { Removal::Stop };
@@ -344,6 +349,13 @@ impl Group {
                     Some(task) => begun(Work::Remove, vapp.href, Some(task.clone()), now),
                     None => There::Scrap { vapp: vapp.href },
                 };
+            }
+            // What holds it is cancelled next, and nothing else.
+            There::Working { work, task, .. } if i.goal.is_gone() && *work != Work::Remove => {
+                match vapp.tasks.into_iter().next() {
+                    Some(this) => *task = this,
+                    None => i.there = There::Scrap { vapp: vapp.href },
+                }
             }
             There::Fitting { .. } => self.fit(key, &vapp),
             _ => {
@@ -566,6 +578,7 @@ impl Group {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
         let Label::OnWire { tries } = i.label else { return };
+        let written = answer.is_ok();
         let label = match answer {
             Ok(_) => Label::Settled,
             Err(error) => {
@@ -578,6 +591,7 @@ impl Group {
             }
         };
         if let Some(i) = self.instances.get_mut(&key) {
+            i.labelled |= written;
             i.label = label;
         }
     }

@@ -243,6 +243,8 @@ pub(super) struct Instance {
     pub earlier: bool,
     /// It was looked at once since it was found.
     pub looked: bool,
+    /// Its vApp's own document has shown that it is ours, and no poll the contrary since: nothing is changed before.
+    pub proven: bool,
     pub goal: Goal,
     pub there: There,
     /// A request about it is on the wire.
@@ -265,7 +267,7 @@ pub(super) struct Instance {
     pub probing: bool,
     /// Its login port has answered every probe since, while customization reports nothing.
     pub steady: Option<Time>,
-    /// The Go plugin's label was on it when it was found.
+    /// The group's label was on it when it was found, or was written since.
     pub labelled: bool,
     /// It was made with other generated credentials than those of today.
     pub locked_out: bool,
@@ -325,6 +327,7 @@ impl Instance {
             reported: false,
             earlier: false,
             looked: false,
+            proven: false,
             goal: Goal::Live,
             there,
             asked: None,

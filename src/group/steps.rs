@@ -224,6 +224,14 @@ impl Group {
             self.wake_by(not_before);
             return;
         }
+        let changes = match (&i.there, i.goal) {
+            (There::Scrap { .. }, _) => true,
+            (There::Working { work, cancelled: false, .. }, Goal::Gone(_)) => *work != Work::Remove,
+            _ => false,
+        };
+        if changes && !i.proven {
+            return self.prove(key, load);
+        }
         let name = i.name.clone();
         match (&i.there, i.goal) {
             (There::Absent, Goal::Gone(_)) => self.end(key),
@@ -292,6 +300,16 @@ impl Group {
         }
     }
 
+    /// What VCD said of an instance so far, in lists and in the answer to a create, might be about another's vApp: its own
+    /// document is asked before anything is changed.
+    fn prove(&mut self, key: Key, load: &mut Load) {
+        if let Some(vapp) = self.instances.get(&key).and_then(Instance::vapp).cloned()
+            && load.looks < MAX_LOOKS
+        {
+            self.look(key, vapp, load);
+        }
+    }
+
     fn look(&mut self, key: Key, vapp: Href, load: &mut Load) {
         load.looks += 1;
         self.ask_about(key, Asked::Look, Request::Look { vapp });
@@ -351,6 +369,7 @@ impl Group {
             return self.wake_by(since + ILL_GRACE);
         }
         let Some(vapp) = i.vapp().cloned() else { return };
+        let proven = i.proven;
         let change = match (i.is_ready(), i.goal) {
             (true, Goal::Asleep) => Some((Asked::Suspend, Request::Suspend { vapp: vapp.clone() })),
             (false, Goal::Live) => Some((Asked::Resume, Request::PowerOn { vapp: vapp.clone() })),
@@ -358,6 +377,9 @@ impl Group {
         };
         if let Some((asked, request)) = change {
             if !self.stopping && self.may_operate(load) {
+                if !proven {
+                    return self.prove(key, load);
+                }
                 load.others += 1;
                 self.ask_about(key, asked, request);
             }
@@ -367,6 +389,9 @@ impl Group {
             && i.is_ready()
         {
             if now >= not_before && !self.stopping {
+                if !proven {
+                    return self.prove(key, load);
+                }
                 i.label = Label::OnWire { tries };
                 self.ask(Purpose::Label(key), Request::Label { vapp });
             } else if now < not_before {

@@ -1,6 +1,7 @@
 //! The Unix socket, in a directory of its own that only this user may enter, and the removal of such directories that dead
 //! processes left behind. Accepts connections; does not know what is spoken on them.
 
+use crate::transport;
 use smol::Async;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Read};
@@ -48,11 +49,18 @@ impl Socket {
         // The mode comes with the making: at no moment can another user enter.
         let made = DirBuilder::new().mode(0o700).create(&dir);
         made.map_err(|error| format!("cannot make the socket's directory {}: {error}", dir.display()))?;
-        listen(&dir, group).map_err(|error| {
+        let socket = listen(&dir, group).map_err(|error| {
             let _ = fs::remove_file(&path);
             let _ = fs::remove_dir(&dir);
             format!("cannot listen on {}: {error}", path.display())
-        })
+        })?;
+        if let Some(place) = exposed(&dir) {
+            let (place, path) = (place.display(), path.display());
+            log::warn!(
+                "other users may write to {place}, and so put a socket of theirs in the place of {path}: set TMPDIR"
+            );
+        }
+        Ok(socket)
     }
 
     /// The socket's path, for the handshake.
@@ -116,18 +124,35 @@ pub(super) fn place(parent: Option<&str>) -> Result<PathBuf, String> {
     Ok(dir)
 }
 
-/// Listens in `dir`, which nobody else may enter yet.
+/// Listens in `dir`, which nobody else may enter yet. Where others may write to its parent, they can put something else in
+/// its place at any time: modes and groups are set on what is open, and come with the making of what is made.
 fn listen(dir: &Path, group: Option<u32>) -> io::Result<Socket> {
-    let path = dir.join(SOCKET);
-    let listener = Async::<UnixListener>::bind(&path)?;
-    fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    let opened = File::open(dir)?;
+    let (is, named) = (opened.metadata()?, fs::symlink_metadata(dir)?);
+    if (is.dev(), is.ino()) != (named.dev(), named.ino()) || is.mode() & 0o777 != 0o700 {
+        return Err(io::Error::new(ErrorKind::PermissionDenied, "somebody has put something else in its place"));
+    }
     if group.is_some() {
-        std::os::unix::fs::chown(&path, None, group)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o660))?;
-        std::os::unix::fs::chown(dir, None, group)?;
-        fs::set_permissions(dir, Permissions::from_mode(0o710))?;
+        std::os::unix::fs::fchown(&opened, None, group)?;
+        // The socket is of the group, too.
+        opened.set_permissions(Permissions::from_mode(0o2700))?;
+    }
+    let listener = transport::listen(&dir.join(SOCKET), if group.is_some() { 0o660 } else { 0o600 })?;
+    if group.is_some() {
+        opened.set_permissions(Permissions::from_mode(0o710))?;
     }
     Ok(Socket { listener, dir: dir.to_owned() })
+}
+
+/// The place on the way to `dir` in which other users could put something else where this process's things are expected:
+/// one that belongs to neither this user nor root, or that everybody may write to without the sticky bit.
+fn exposed(dir: &Path) -> Option<PathBuf> {
+    let owner = fs::symlink_metadata(dir).ok()?.uid();
+    let dir = dir.canonicalize().ok()?;
+    let weak = |place: &&Path| {
+        fs::metadata(place).is_ok_and(|is| (is.uid() != owner && is.uid() != 0) || is.mode() & 0o1002 == 0o002)
+    };
+    dir.ancestors().find(weak).map(Path::to_owned)
 }
 
 /// The process id in the name of a directory of ours.
@@ -180,6 +205,27 @@ mod tests {
         assert_eq!(find_group(text, "runner"), Some(998));
         assert_eq!(find_group(text, "broken"), None);
         assert_eq!(find_group(text, "run"), None);
+    }
+
+    #[test]
+    fn what_was_put_in_the_directorys_place_is_left_as_it_is() {
+        let parent = std::env::temp_dir().join(format!("vcd-socket-{}", std::process::id()));
+        let (own, link, open) = (parent.join("own"), parent.join("link"), parent.join("open"));
+        fs::create_dir_all(&parent).unwrap();
+        for (dir, mode) in [(&own, 0o700), (&open, 0o755)] {
+            DirBuilder::new().mode(mode).create(dir).unwrap();
+            fs::set_permissions(dir, Permissions::from_mode(mode)).unwrap();
+        }
+        std::os::unix::fs::symlink(&own, &link).unwrap();
+        let group = Some(fs::metadata(&own).unwrap().gid());
+        for (dir, leads_to, mode) in [(&link, &own, 0o700), (&open, &open, 0o755)] {
+            let error = listen(dir, group).err().unwrap();
+            assert!(error.to_string().contains("in its place"), "{error}");
+            assert_eq!(fs::metadata(leads_to).unwrap().mode() & 0o7777, mode);
+            assert_eq!(fs::read_dir(leads_to).unwrap().count(), 0);
+        }
+        drop(listen(&own, group).unwrap());
+        fs::remove_dir_all(&parent).unwrap();
     }
 
     #[test]

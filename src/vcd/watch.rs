@@ -5,7 +5,7 @@ use super::errors::{self, Stage};
 use super::names::{Names, has_tpm};
 use super::query::{self, has_prefix, unix_ms};
 use super::tasks::is_over;
-use super::{Call, Client, Settings, xml};
+use super::{Call, Client, Settings, last_part, xml};
 use crate::cloud::{ErrorKind, Href, Made, Poll, Power, Vapp, VcdError, Vm};
 use roxmltree::Node;
 use std::collections::HashSet;
@@ -15,6 +15,9 @@ use ureq::http::Method;
 
 /// What is used of a vApp's record: where metadata is asked for, all else must be, too.
 const VAPP_FIELDS: &str = "name,status,isBusy,numberOfVMs,creationDate";
+
+/// The `operationName` of the task that deletes a vApp.
+const DELETE_VAPP: &str = "vdcDeleteVapp";
 
 /// A search for one name looks at no more vApps than this.
 pub const MAX_FOUND: usize = 4;
@@ -130,13 +133,18 @@ impl Client {
         if xml::local(root) != "VApp" {
             return Err(unusable(format!("not a vApp but {}", xml::local(root))));
         }
+        // Where a redirect has led elsewhere.
+        if xml::attribute(root, "href").is_some_and(|href| last_part(href) != last_part(vapp)) {
+            return Err(unusable("this is the document of another vApp".into()));
+        }
         let children = xml::child(root, "Children");
         // A task may hold one of the VMs only.
         let held = [root].into_iter().chain(children.into_iter().flat_map(|all| xml::children(all, "Vm")));
-        let mut tasks = Vec::new();
+        let (mut tasks, mut deleting) = (Vec::new(), false);
         for task in held.filter_map(|one| xml::child(one, "Tasks")).flat_map(|tasks| xml::children(tasks, "Task")) {
             if !is_over(xml::attribute(task, "status").unwrap_or_default()) {
                 tasks.push(self.link(call, xml::attribute(task, "href"))?);
+                deleting |= xml::attribute(task, "operationName") == Some(DELETE_VAPP);
             }
         }
         let name = xml::attribute(root, "name").ok_or_else(|| unusable("the vApp has no name".into()))?;
@@ -149,6 +157,7 @@ impl Client {
             power: query::power_of_number(xml::attribute(root, "status").unwrap_or_default()),
             busy: !tasks.is_empty(),
             tasks,
+            deleting,
             vms: u32::try_from(vms).unwrap_or(u32::MAX),
             made,
             created: xml::text(root, "DateCreated").and_then(unix_ms),
@@ -215,6 +224,7 @@ impl Client {
                     power: attribute("status").map_or(Power::Other, query::power),
                     busy: attribute("isBusy") == Some("true"),
                     tasks: Vec::new(),
+                    deleting: false,
                     vms: attribute("numberOfVMs").and_then(|n| n.parse().ok()).unwrap_or(0),
                     made: None,
                     created: attribute("creationDate").and_then(unix_ms),

@@ -11,6 +11,9 @@ pub(super) const MAX_XML_NAMESPACES: usize = 4_096;
 /// An answer whose elements are nested deeper than this is refused: VCD's own go to some ten.
 pub(super) const MAX_XML_DEPTH: usize = 64;
 
+/// An answer with an element of more attributes is refused: the reader's work grows with their square. VCD's own have some 60.
+pub(super) const MAX_XML_ATTRIBUTES: usize = 512;
+
 /// An answer with a longer attribute is refused.
 pub(super) const MAX_XML_ATTRIBUTE: usize = 256 * 1024;
 
@@ -113,6 +116,9 @@ pub(super) fn read(text: &str) -> Result<Document<'_>, String> {
     if text.matches("xmlns").nth(MAX_XML_NAMESPACES).is_some() {
         return Err(format!("more than {MAX_XML_NAMESPACES} namespaces"));
     }
+    if most_attributes(text) > MAX_XML_ATTRIBUTES {
+        return Err(format!("an element with more than {MAX_XML_ATTRIBUTES} attributes"));
+    }
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_XML_NODES, ..ParsingOptions::default() };
     let document = Document::parse_with_options(text, options).map_err(|e| e.to_string())?;
     // The elements that are open, from the root on.
@@ -130,6 +136,24 @@ pub(super) fn read(text: &str) -> Result<Document<'_>, String> {
         }
     }
     Ok(document)
+}
+
+/// No element of `text` has more attributes: each has a value in quotation marks, in which no `<` may stand.
+fn most_attributes(text: &str) -> usize {
+    let (mut most, mut count, mut in_tag, mut quote) = (0, 0, false, None);
+    for byte in text.bytes() {
+        match (byte, quote) {
+            (b'<', _) => (count, in_tag, quote) = (0, true, None),
+            (_, Some(end)) if byte == end => quote = None,
+            (b'"' | b'\'', None) if in_tag => {
+                (count, quote) = (count + 1, Some(byte));
+                most = most.max(count);
+            }
+            (b'>', None) => in_tag = false,
+            _ => {}
+        }
+    }
+    most
 }
 
 /// The element's name without its prefix.
@@ -178,6 +202,24 @@ mod tests {
         let root = document.root_element();
         assert_eq!(attribute(root, "name"), Some(nasty));
         assert_eq!(child(root, "Script").unwrap().text(), Some(nasty));
+    }
+
+    #[test]
+    fn attributes_are_counted_by_element_and_bounded() {
+        for (text, count) in [
+            ("", 0),
+            ("<a/>", 0),
+            ("<a b='1' c=\"2\">it's \"text\" = 'x'</a>", 2),
+            ("<a b='>' c='\"' d = '/>'/><e f='1'/>", 3),
+            ("<a b='", 1),
+        ] {
+            assert_eq!(most_attributes(text), count, "{text}");
+        }
+        let with = |count: usize| format!("<a {}/>", (0..count).map(|n| format!("a{n}='>' ")).collect::<String>());
+        assert_eq!(read(&with(MAX_XML_ATTRIBUTES)).unwrap().root_element().attributes().len(), MAX_XML_ATTRIBUTES);
+        assert!(read(&with(MAX_XML_ATTRIBUTES + 1)).unwrap_err().contains("attributes"));
+        let script = "echo \"a=b\" 'c' ".repeat(MAX_XML_ATTRIBUTES);
+        assert!(read(&format!("<a>{script}</a>")).is_ok());
     }
 
     #[test]

@@ -91,6 +91,7 @@ pub fn vapp(vm: &Vm) -> Vapp {
         power: vm.power,
         busy: vm.busy,
         tasks: Vec::new(),
+        deleting: false,
         vms: 1,
         made: Some(Made { vm: vm.vm.clone(), differs: None, lacks_tpm: false, external: None }),
         created: vm.created,

@@ -899,6 +899,7 @@ impl World {
             power: power(vapp.status),
             busy: vapp.busy,
             tasks: Vec::new(),
+            deleting: false,
             vms: vapp.vms,
             made: None,
             created: Some(self.model.unix(vapp.created)),
@@ -908,6 +909,7 @@ impl World {
 
     fn document(&self, id: VappId) -> Option<cloud::Vapp> {
         let vapp = self.model.get_vapp(self.who, id).ok()?;
+        let task = task_of(&self.model, id);
         let vm = vapp.vms.first().and_then(|id| Some((*id, self.model.vms.get(id)?)));
         let made = vm.map(|(id, vm)| cloud::Made {
             vm: vm_href(id),
@@ -921,7 +923,8 @@ impl World {
             description: Some(vapp.description.to_string()),
             power: power(self.model.vapp_status(vapp)),
             busy: self.model.is_busy(model::Target::Vapp(id)),
-            tasks: task_of(&self.model, id).into_iter().map(task_href).collect(),
+            tasks: task.into_iter().map(task_href).collect(),
+            deleting: task.is_some_and(|task| self.model.tasks[&task].operation == model::Operation::Delete),
             vms: vapp.vms.len() as u32,
             made,
             created: Some(self.model.unix(vapp.created)),

@@ -479,3 +479,54 @@ fn a_guest_that_says_nothing_is_left_and_asked_again() {
         plugin.logged("connected, but it said nothing of use within 5s").await;
     });
 }
+
+#[test]
+fn connections_to_the_debug_server_end_and_wait_where_no_more_can_be_opened() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let debug = format!("127.0.0.1:{}", fleet::free_port());
+        let plugin = start(&server, guest_port, json!({"debug_server_addr": debug})).await;
+        plugin.logged("debug server at").await;
+        let request = format!("GET /healthz HTTP/1.1\r\nHost: {debug}\r\n\r\n");
+        // Answers until the server ends the connection.
+        let ask = async |stream: &mut TcpStream| {
+            let mut answer = [0; 4096];
+            stream.write_all(request.as_bytes()).await.is_ok()
+                && stream.read(&mut answer).await.is_ok_and(|length| length > 0)
+        };
+        let mut slow = TcpStream::connect(&debug).await.unwrap();
+        slow.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        let mut busy = TcpStream::connect(&debug).await.unwrap();
+        assert!(ask(&mut busy).await);
+        let ended = async {
+            while ask(&mut busy).await {
+                Timer::after(Duration::from_millis(100)).await;
+            }
+        };
+        let mut rest = Vec::new();
+        let closed = async {
+            let _ = slow.read_to_end(&mut rest).await;
+        };
+        let mut ended = Box::pin(ended);
+        soon(
+            "the end of a slow head",
+            smol::future::or(closed, async {
+                (&mut ended).await;
+                panic!("a connection that asks ends first");
+            }),
+        )
+        .await;
+        soon("the end of a connection that asks on and on", ended).await;
+
+        let process = Pid::from_raw(plugin.child.id().try_into().unwrap());
+        let none = Rlimit { current: Some(1), maximum: getrlimit(Resource::Nofile).maximum };
+        let before = prlimit(process, Resource::Nofile, none).unwrap();
+        let mut late = TcpStream::connect(&debug).await.unwrap();
+        let warnings = || plugin.log().iter().filter(|line| line.contains("debug server: accept: ")).count();
+        common::until("a second try", || warnings() > 1).await;
+        prlimit(process, Resource::Nofile, before).unwrap();
+        assert!(ask(&mut late).await);
+        assert!(warnings() < 50, "it tries without a pause: {} times", warnings());
+    });
+}

@@ -881,3 +881,28 @@ fn the_end_waits_for_what_is_being_suspended() {
     assert_eq!((play.deleted(), play.group.stopped()), (vec!["v/1"], true));
     assert!(play.group.left().is_empty());
 }
+
+#[test]
+fn as_many_foreign_ones_are_remembered_as_fit() {
+    for (count, again) in [(MAX_FOREIGN, false), (MAX_FOREIGN + 1, true)] {
+        let vms = (1..=count as u32).map(|n| Vm { description: "another's".into(), ..vm(n) }).collect();
+        let mut play = Play::new(policy(), vms);
+        assert_eq!(play.said("left alone"), count, "each once");
+        play.to(60 * SECOND);
+        assert_eq!(play.said("left alone") > count, again, "{count}");
+    }
+}
+
+#[test]
+fn a_name_counts_as_not_there_when_it_was_not_found_four_times_however_long_that_takes() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create", "find"]);
+    play.increase(1);
+    play.fail("create", ErrorKind::Ambiguous);
+    for looks in 1..=4 {
+        play.until("find", looks);
+        play.to(play.now + 100 * SECOND);
+        assert_eq!((play.times("find").len(), play.times("create").len()), (looks, 1));
+        play.release("find", Some(Ok(Reply::Vapps(Vec::new()))));
+    }
+    assert_eq!(play.times("create").len(), 2);
+}

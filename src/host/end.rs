@@ -139,4 +139,20 @@ mod tests {
         }));
         assert_eq!(end, "", "it is served meanwhile");
     }
+
+    #[test]
+    fn signals_that_cannot_be_read_are_not_read_without_a_pause() {
+        let executor = Rc::new(smol::LocalExecutor::new());
+        let server = Server::new(executor.clone(), Plugin::new(executor, |_, _, _| {}));
+        let mut reads = 0;
+        let signals = stream::repeat_with(|| {
+            reads += 1;
+            assert!(reads < 10, "without a pause");
+            Err(std::io::Error::other("no"))
+        });
+        smol::block_on(or(async { drop(told_to_stop(&server, signals, TERM_LIMIT).await) }, async {
+            Timer::after(Duration::from_millis(20)).await;
+        }));
+        assert!(reads > 0);
+    }
 }

@@ -36,6 +36,7 @@ const DOCUMENTS: [&str; 12] = [
     "docs/monitoring.md",
     "docs/reliability.md",
     "docs/dependencies.md",
+    "docs/limits.md",
 ];
 
 /// The text of a document; `None` if there is none of this name.
@@ -101,6 +102,25 @@ impl Drop for Sandbox {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// The Rust files below these folders of the project: path and text.
+fn sources(folders: &[&str]) -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    let mut folders: Vec<String> = folders.iter().map(|&folder| folder.to_owned()).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(Path::new(ROOT).join(&folder)).unwrap() {
+            let entry = entry.unwrap();
+            let name = format!("{folder}/{}", entry.file_name().to_str().unwrap());
+            if entry.path().is_dir() {
+                folders.push(name);
+            } else if name.ends_with(".rs") {
+                let text = fs::read_to_string(entry.path()).unwrap();
+                files.push((name, text));
+            }
+        }
+    }
+    files
 }
 
 #[test]
@@ -278,18 +298,7 @@ fn messages_that_are_explained_exist() {
         "quota",
         "invalid peer certificate",
     ];
-    let mut source = String::new();
-    let mut folders = vec![Path::new(ROOT).join("src")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                source += &fs::read_to_string(path).unwrap();
-            }
-        }
-    }
+    let source: String = sources(&["src"]).into_iter().map(|(_, text)| text).collect();
     // A string may go on in the next line.
     let source: String = source.split("\\\n").map(|part| part.trim_start_matches(' ')).collect();
     let text = document("docs/troubleshooting.md").unwrap();
@@ -298,6 +307,61 @@ fn messages_that_are_explained_exist() {
     for row in rows {
         assert!(source.contains(row) || OTHERS.contains(&row), "no message says {row:?}");
     }
+}
+
+/// docs/limits.md names each constant of src that is one number or duration, tests aside: in a table, with its value as
+/// it is written there and with tests that exist, or in the list of those that bound nothing.
+#[test]
+fn every_limit_is_documented_with_its_value_and_its_test() {
+    let all = sources(&["src", "tests"]);
+    let mut constants = Vec::new();
+    for (path, text) in all.iter().filter(|(path, _)| path.starts_with("src/") && !path.ends_with("/tests.rs")) {
+        let product = ["#[cfg(test)]\nmod tests {", "#[cfg(all(test"]
+            .iter()
+            .fold(text.as_str(), |text, tests| text.split(tests).next().unwrap());
+        for line in product.split(';').filter_map(|statement| statement.split_once("const ").map(|(_, rest)| rest)) {
+            let Some((name, (kind, value))) =
+                line.split_once(": ").and_then(|(name, rest)| Some((name, rest.split_once(" =")?)))
+            else {
+                continue;
+            };
+            if ["usize", "u16", "u32", "u64", "Duration"].contains(&kind) {
+                let value = value.trim();
+                let time = |unit: &str| value.strip_prefix(unit)?.strip_suffix(')');
+                let value = match (time("Duration::from_secs("), time("Duration::from_millis(")) {
+                    (Some(secs), _) => format!("{secs} s"),
+                    (_, Some(ms)) => format!("{ms} ms"),
+                    _ => value.to_owned(),
+                };
+                constants.push((name.to_owned(), path.clone(), value));
+            }
+        }
+    }
+    assert!(constants.len() > 150, "the constants are found: {}", constants.len());
+
+    let text = document("docs/limits.md").unwrap();
+    let (tables, others) = text.split_once("\n## Numbers that are no limits\n").unwrap();
+    let mut named = Vec::new();
+    for row in tables.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [name, value, path, what, tests] = cells[..] else { panic!("{row}") };
+        let (name, path) = (name.trim_matches('`'), path.trim_matches('`'));
+        let is = constants.iter().find(|(known, place, _)| (known.as_str(), place.as_str()) == (name, path));
+        assert_eq!(is.map(|(.., value)| value.as_str()), Some(value), "{row}");
+        assert!(!what.is_empty(), "{row}");
+        for test in tests.split(", ").filter(|_| !tests.starts_with("none: ")) {
+            let head = format!("#[test]\nfn {}() {{", test.trim_matches('`'));
+            let is_there = |text: &str| text.replace("\n    fn", "\nfn").contains(&head);
+            assert!(all.iter().any(|(_, text)| is_there(text)), "{name}: there is no test {test}");
+        }
+        named.push((name.to_owned(), path.to_owned()));
+    }
+    let others: Vec<&str> = others.split('`').skip(1).step_by(2).collect();
+    named.extend(others.chunks(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned())));
+    let mut known: Vec<_> = constants.into_iter().map(|(name, path, _)| (name, path)).collect();
+    named.sort();
+    known.sort();
+    assert_eq!(named, known);
 }
 
 #[test]

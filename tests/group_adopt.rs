@@ -906,3 +906,11 @@ fn a_name_counts_as_not_there_when_it_was_not_found_four_times_however_long_that
     }
     assert_eq!(play.times("create").len(), 2);
 }
+
+#[test]
+fn a_port_that_does_not_answer_is_probed_each_second() {
+    let mut play = Play::booting(|play| play.port = false);
+    play.to(10 * SECOND);
+    let probes = play.times("probe");
+    assert!(probes.len() > 5 && probes.windows(2).all(|pair| pair[1] - pair[0] == SECOND), "{probes:?}");
+}

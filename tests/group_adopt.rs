@@ -580,11 +580,12 @@ fn one_that_a_poll_shows_as_anothers_is_looked_at_before_it_is_deleted() {
 #[test]
 fn the_label_needs_a_document_that_does_not_contradict() {
     let odd = Vm { description: "a template's".into(), ..vm(1) };
-    for (labelled, description, adopted) in [
-        (true, None, true),
-        (true, Some("a template's".to_string()), true),
-        (true, Some(tag(&name(2))), false),
-        (false, None, false),
+    for (labelled, bears, description, adopted) in [
+        (true, 1, None, true),
+        (true, 1, Some("a template's".to_string()), true),
+        (true, 1, Some(tag(&name(2))), false),
+        (true, 2, Some("a template's".to_string()), false),
+        (false, 1, None, false),
     ] {
         let record = Vapp { labelled, ..vapp(&odd) };
         let first = Poll { now: Some(START), vms: vec![odd.clone()], vapps: Some(vec![record]) };
@@ -595,11 +596,11 @@ fn the_label_needs_a_document_that_does_not_contradict() {
             if let Command::Ask { ticket, request: Request::Look { .. } } = command {
                 looks += 1;
                 assert_eq!(looks, 1, "one look tells");
-                let document = Vapp { description: description.clone(), ..vapp(&odd) };
+                let document = Vapp { name: name(bears), description: description.clone(), ..vapp(&odd) };
                 group.answer(Time(0), ticket, Ok(Reply::Vapps(vec![document])));
             }
         }
-        assert_eq!(group.update().count(), usize::from(adopted), "{labelled} {description:?}");
+        assert_eq!(group.update().count(), usize::from(adopted), "{labelled} {bears} {description:?}");
     }
 }
 

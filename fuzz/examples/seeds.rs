@@ -167,7 +167,7 @@ fn vcd(heard: &Answers) -> io::Result<()> {
         "unauthorized",
         b"look\n%% 401\n\n%% 404\n<Error minorErrorCode=\"SECRET\" message=\"SECRET\"/>",
     )?;
-    write("vcd_answers", "redirect", b"look\n%% 302 Location: /api/other\n\n%% 307 Location: http://elsewhere/api\n")?;
+    write("vcd_answers", "redirect", b"look\n%% 302 Location: /api/SECRET\n\n%% 307 Location: http://elsewhere/api\n")?;
     write("vcd_answers", "proxy", b"delete\n%% 502\n<html><h1>Bad gateway PASSWORD SECRET</h1></html>")?;
     let failed = "task\n%% 200\n<Task href=\"http://vcd.sim/api/task/3\" status=\"error\" operationName=\"vdcInstantiateVapp\">\
         <Owner name=\"ci-abc12345\"/><Details>SECRET</Details><Error majorErrorCode=\"500\" minorErrorCode=\"X\" \

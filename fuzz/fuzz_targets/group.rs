@@ -350,7 +350,7 @@ impl Life {
         let description = (!record).then(|| self.description(&name, input));
         let more = input.byte();
         let labelled = record && more & 1 == 1;
-        if labelled && self.owner.could_name(&name) {
+        if labelled {
             self.labelled.insert(href_.clone());
         }
         let tasks: Vec<Href> =

@@ -94,6 +94,8 @@ pub fn split(data: &[u8]) -> (&str, Answers) {
         let body = body.strip_prefix(b"\n").unwrap_or(body);
         let end = body.windows(BEGIN.len()).position(|window| window == BEGIN).unwrap_or(body.len());
         let head = std::str::from_utf8(head).unwrap_or("200");
+        let length = head.len();
+        let head = head.replace("SECRET", MARK);
         // Secrets come back where VCD echoes them.
         let echoed = String::from_utf8_lossy(&body[..end])
             .replace("SECRET", MARK)
@@ -101,14 +103,14 @@ pub fn split(data: &[u8]) -> (&str, Answers) {
             .replace("SCRIPT", SCRIPT_LINE)
             .into_bytes();
         let body = if std::str::from_utf8(&body[..end]).is_err() { &body[..end] } else { &echoed };
-        answers.push(match head {
+        answers.push(match head.as_str() {
             "raw" => body.to_vec(),
             _ => {
-                let (status, header) = head.split_once(' ').unwrap_or((head, ""));
+                let (status, header) = head.split_once(' ').unwrap_or((&head, ""));
                 http(status.parse().unwrap_or(200), header.split_once(": ").as_slice(), body)
             }
         });
-        rest = &rest[at + BEGIN.len() + (rest.len() - at - BEGIN.len()).min(head.len() + 1)..];
+        rest = &rest[at + BEGIN.len() + (rest.len() - at - BEGIN.len()).min(length + 1)..];
     }
     answers.reverse();
     (std::str::from_utf8(operation).unwrap_or_default(), answers)
@@ -116,6 +118,8 @@ pub fn split(data: &[u8]) -> (&str, Answers) {
 
 fn answer(request_bytes: &[u8], answers: &mut Answers) -> Vec<u8> {
     let request = request(request_bytes);
+    let head = String::from_utf8_lossy(request_bytes).to_ascii_lowercase();
+    assert!(head.contains("\r\nhost: vcd.sim\r\n"), "VCD's session is shown to another host: {head}");
     let mut asked = ASKED.lock().unwrap();
     asked.all += 1;
     asked.changes +=

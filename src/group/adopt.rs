@@ -244,7 +244,7 @@ impl Group {
         {
             return self.forget_stranger(key);
         }
-        if self.owner.owns(&vapp.name, vapp.description.as_deref(), i.labelled) {
+        if vapp.name == i.name && self.owner.owns(&vapp.name, vapp.description.as_deref(), i.labelled) {
             let locked_out = self.owner.locks_out(&vapp.name, vapp.description.as_deref());
             if let Some(i) = self.instances.get_mut(&key) {
                 i.proven = true;

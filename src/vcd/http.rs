@@ -303,7 +303,9 @@ impl Http {
     /// session is shown nowhere else.
     pub(super) fn exchange(&self, ask: &Ask) -> Result<Received, Lost> {
         let began = Instant::now();
-        let mut got = self.once(ask)?;
+        // No header and no body is ever logged, where a redirect leads neither; our queries hold names only.
+        let place = ask.url.splitn(4, '/').nth(3).unwrap_or_default();
+        let mut got = self.once(ask, place)?;
         for _ in 0..MAX_REDIRECTS {
             if !matches!(got.status, 301 | 302 | 303 | 307 | 308) || ask.method != Method::GET {
                 break;
@@ -313,18 +315,16 @@ impl Http {
             if timeout.is_zero() {
                 break;
             }
-            got = self.once(&Ask { url: &url, method: ask.method.clone(), timeout: Some(timeout), ..*ask })?;
+            got = self.once(&Ask { url: &url, method: ask.method.clone(), timeout: Some(timeout), ..*ask }, place)?;
         }
         Ok(got)
     }
 
-    fn once(&self, ask: &Ask) -> Result<Received, Lost> {
+    fn once(&self, ask: &Ask, place: &str) -> Result<Received, Lost> {
         let began = Instant::now();
         let result = self.run(ask);
         let took = began.elapsed();
         let ms = took.as_millis();
-        // No header and no body is ever logged; our queries hold names only.
-        let place = ask.url.splitn(4, '/').nth(3).unwrap_or_default();
         match &result {
             Ok(got) => log::debug!("{} /{place}: {} in {ms} ms", ask.method, got.status),
             Err(lost) => log::debug!("{} /{place}: no answer in {ms} ms: {}", ask.method, lost.text),

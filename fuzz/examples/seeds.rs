@@ -170,7 +170,7 @@ fn vcd(heard: &Answers) -> io::Result<()> {
     write("vcd_answers", "redirect", b"look\n%% 302 Location: /api/SECRET\n\n%% 307 Location: http://elsewhere/api\n")?;
     write("vcd_answers", "proxy", b"delete\n%% 502\n<html><h1>Bad gateway PASSWORD SECRET</h1></html>")?;
     let failed = "task\n%% 200\n<Task href=\"http://vcd.sim/api/task/3\" status=\"error\" operationName=\"vdcInstantiateVapp\">\
-        <Owner name=\"ci-abc12345\"/><Details>SECRET</Details><Error majorErrorCode=\"500\" minorErrorCode=\"X\" \
+        <Owner name=\"ci-abc12345 SECRET\"/><Details>SECRET</Details><Error majorErrorCode=\"500\" minorErrorCode=\"X\" \
         message=\"Not enough memory; SECRET; SCRIPT\"><TenantError message=\"no SECRET\"/></Error></Task>";
     write("vcd_answers", "task-failed", failed.as_bytes())
 }

@@ -226,14 +226,19 @@ pub(super) fn own(kind: ErrorKind, what: impl Into<String>, text: impl Into<Stri
 /// Takes the secrets out of an error's text, then cuts it: the last step before an error leaves the client.
 pub(super) fn finish(mut error: VcdError, secrets: &[&str]) -> VcdError {
     for secret in secrets.iter().filter(|s| !s.is_empty()) {
-        for text in [&mut error.text, &mut error.code] {
-            if text.contains(secret) {
-                *text = text.replace(secret, "…");
+        // VCD's texts were tidied when they came.
+        for form in [secret, &*tidy(secret)].into_iter().filter(|form| !form.is_empty()) {
+            for text in [&mut error.text, &mut error.code, &mut error.what] {
+                if text.contains(form) {
+                    *text = text.replace(form, "…");
+                }
             }
         }
     }
     error.text = cut(&error.text, MAX_ERROR_TEXT).to_owned();
     error.code = cut(&error.code, MAX_FOREIGN_TEXT).to_owned();
+    // Of a task, it is in VCD's words as well.
+    error.what = cut(&error.what, MAX_ERROR_TEXT).to_owned();
     error
 }
 
@@ -487,6 +492,13 @@ mod tests {
         assert_eq!(page.text, format!("not VCD's own words: {}", &long[..MAX_FOREIGN_TEXT]));
         let coded = refused("x", Stage::Read, &answer(400, &error_xml(400, &long, "no")));
         assert_eq!(finish(coded, &[]).code, long[..MAX_FOREIGN_TEXT]);
+
+        // What a task was about is VCD's to say, and texts are tidied when they come.
+        let said = Said { major: None, code: "S3cret word".into(), text: tidy("a S3cret \t word") };
+        let what = format!("S3cret  word {}", "ä".repeat(MAX_ERROR_TEXT));
+        let error = finish(failed_task(what, said), &["S3cret \t word", "S3cret  word"]);
+        assert!(error.what.len() <= MAX_ERROR_TEXT, "{}", error.what.len());
+        assert!(!format!("{error} {error:?}").contains("S3c"), "{error:?}");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use vcd_sim::{Options, Server};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-const DOCUMENTS: [&str; 12] = [
+const DOCUMENTS: [&str; 13] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",

@@ -686,7 +686,7 @@ fn the_probe_knows_winrm() {
 }
 
 /// Three TLS records of 16,000 bytes each with parts of one long message: more than a probe reads of it.
-const ENDLESS_HELLO: [u8; 3 * 16_005] = {
+static ENDLESS_HELLO: [u8; 3 * 16_005] = {
     let mut all = [0; 3 * 16_005];
     let mut at = 0;
     while at < all.len() {

@@ -150,7 +150,7 @@ mod tests {
             assert!(reads < 10, "without a pause");
             Err(std::io::Error::other("no"))
         });
-        smol::block_on(or(async { drop(told_to_stop(&server, signals, TERM_LIMIT).await) }, async {
+        smol::block_on(or(async { _ = told_to_stop(&server, signals, TERM_LIMIT).await }, async {
             Timer::after(Duration::from_millis(20)).await;
         }));
         assert!(reads > 0);

@@ -199,7 +199,8 @@ impl Drop for Connected {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests {
     use super::*;
     use smol::Async;

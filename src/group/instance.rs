@@ -690,6 +690,68 @@ mod tests {
     }
 
     #[test]
+    fn what_is_waited_for_is_told() {
+        let now = Time(1000);
+        let told = |there: There, change: &dyn Fn(&mut Instance)| {
+            let mut i = at(there);
+            change(&mut i);
+            i.waits_for(now)
+        };
+        let plain = [
+            "a free create slot",
+            "a look whether the create worked",
+            "a look at what it lacks",
+            "power on",
+            "",
+            "a free slot to be resumed",
+            "a free delete slot",
+            "a direct look",
+            "a direct look",
+            "the create's task",
+            "the create's task",
+            "the suspend's task",
+            "the resume's task",
+            "a task that holds it",
+            "a task that holds it",
+            "the delete's task",
+        ];
+        assert_eq!(places().map(|there| told(there, &|_| {})), plain);
+        assert!(places().into_iter().all(|there| told(there, &|i| i.ended = Some(now)).is_empty()));
+        let [absent, _, _, booting, ready, asleep, scrap, ..] = places();
+        for (asked, words) in [
+            (Asked::Create, "VCD to accept the create"),
+            (Asked::Delete, "VCD to accept the delete"),
+            (Asked::Cancel, "VCD to cancel its task"),
+            (Asked::Fit(Fit::Tpm), "VCD to accept its fitting"),
+            (Asked::Suspend, "VCD to accept the suspend"),
+            (Asked::Resume, "VCD to accept the resume"),
+            (Asked::Look, ""),
+        ] {
+            assert_eq!(told(ready.clone(), &|i| i.asked = Some(asked)), words);
+        }
+        for there in [absent, scrap] {
+            assert_eq!(told(there.clone(), &|i| i.not_before = Time(1001)), "the next try");
+            assert_eq!(told(there.clone(), &|i| i.create_after = Time(1001)), "the next try");
+        }
+        assert_eq!(told(ready.clone(), &|i| i.unsure = Some(now)), "a direct look");
+        assert_eq!(told(ready, &|i| i.goal = Goal::Asleep), "a free slot to be suspended");
+        assert_eq!(told(asleep, &|i| i.goal = Goal::Asleep), "");
+        for (power, address, customization, words) in [
+            (Power::On, true, Customization::Complete, "the login port"),
+            (Power::On, true, Customization::Pending, "guest customization"),
+            (Power::On, false, Customization::Complete, "an address"),
+            (Power::Off, true, Customization::Complete, "power on"),
+        ] {
+            assert_eq!(told(booting.clone(), &|i| i.facts = Some(facts(power, address, customization))), words);
+        }
+        let mut stopped = working(Work::Suspend);
+        if let There::Working { cancelled, .. } = &mut stopped {
+            *cancelled = true;
+        }
+        assert_eq!(told(stopped, &|_| {}), "its task to stop");
+    }
+
+    #[test]
     fn a_goal_to_go_tells_why() {
         assert!(!Goal::Live.is_gone() && !Goal::Asleep.is_gone());
         let causes =

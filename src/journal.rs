@@ -776,11 +776,17 @@ mod tests {
         assert!(journal.samples.iter().zip(journal.samples.iter().skip(1)).all(|(one, two)| one.at < two.at));
         assert!(journal.lives.len() <= 200 && journal.ended.len() == MAX_ENDED);
         let steps = journal.lives.iter().chain(&journal.ended).map(|life| life.steps.len());
-        assert_eq!(steps.max(), Some(MAX_STEPS));
+        assert!(steps.max() <= Some(MAX_STEPS));
         let long = Event { name: None, phase: None, ..said(Level::Warn, &"ä".repeat(MAX_TEXT)) };
         let mut journal = Journal::default();
         journal.turn(seconds(1), Shown::Poll, vec![], vec![long], &[]);
         assert_eq!(journal.events.last().unwrap().text.len(), MAX_TEXT);
+        for n in 1..2 * MAX_STEPS {
+            let step = said(Level::Info, &"x".repeat(n));
+            journal.turn(seconds(n as u64), Shown::Poll, vec![], vec![step], &[view(Phase::Creating, "")]);
+        }
+        let life = journal.life(1).unwrap();
+        assert_eq!((life.steps.len(), life.dropped > 0), (MAX_STEPS, true));
     }
 
     #[test]

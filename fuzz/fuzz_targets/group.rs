@@ -64,7 +64,7 @@ struct Life {
     now: Time,
     asks: Vec<(Ticket, Request)>,
     probes: Vec<Ticket>,
-    /// vApps, VMs and tasks that VCD has at any time told to be the group's.
+    /// vApps, VMs and tasks that VCD has at any time told to be the group's: in a vApp's own document, or by making it.
     ours: BTreeSet<Href>,
     /// vApps that carried the group's label.
     labelled: BTreeSet<Href>,
@@ -313,9 +313,6 @@ impl Life {
         let name = self.name(input);
         let description = self.description(&name, input);
         let (vapp, vm) = (href("vApp", n), href("vm", n));
-        if self.owner.owns(&name, Some(&description), false) {
-            self.ours.extend([vapp.clone(), vm.clone()]);
-        }
         let more = input.byte();
         Vm {
             vapp,
@@ -367,6 +364,7 @@ impl Life {
             description,
             power: Self::power(input),
             busy: !tasks.is_empty() || more & 128 != 0,
+            deleting: !tasks.is_empty() && more & 4 != 0,
             tasks,
             vms: u32::from(made.is_some()),
             made,

@@ -20,6 +20,8 @@ pub struct Audit {
     pub foreign: BTreeSet<VappId>,
     /// Ours once, until an administrator renamed them.
     pub renamed: BTreeSet<VappId>,
+    /// Made while a process shuts down, by a request that an earlier one sent before it died: only the next one can know.
+    unknowable: BTreeSet<VappId>,
     /// An administrator deleted, stopped or renamed it, or the group had cause to delete it.
     touched: BTreeSet<VappId>,
     /// Its delete was carried out long after its answer was given up: nobody could know.
@@ -237,6 +239,9 @@ impl Audit {
             let late = if late { " (a late one)" } else { "" };
             return Err(format!("1: {} and {}{late} are both there for {name}", href(*other), href(id)));
         }
+        if life != self.life && self.shutdown {
+            self.unknowable.insert(id);
+        }
         self.ours.insert(id, (name.clone(), life));
         Ok(())
     }
@@ -342,7 +347,10 @@ impl Audit {
             .flat_map(|group| group.update().filter(|(_, state)| has_run(*state)).map(|(name, _)| name))
             .collect();
         let ours = self.ours.iter().filter(|(id, (name, _))| {
-            model.vapps.contains_key(id) && !self.renamed.contains(id) && !running.contains(name)
+            model.vapps.contains_key(id)
+                && !self.renamed.contains(id)
+                && !self.unknowable.contains(id)
+                && !running.contains(name)
         });
         ours.map(|(_, (name, _))| name.clone()).collect()
     }

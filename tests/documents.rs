@@ -237,11 +237,13 @@ fn shell_blocks_run() {
     }
 }
 
-/// Run elsewhere: by the scripts in release, by a test above, and, for fewer seeds, by `group_world`.
-const CARGO_ELSEWHERE: [&str; 3] = [
+/// Run elsewhere: by the scripts in release, by a test above, and, for fewer seeds, by `group_world`. What only prints figures
+/// is built by the lints.
+const CARGO_ELSEWHERE: [&str; 4] = [
     "cargo run --example configuration",
     "cargo build --release --target x86_64-unknown-linux-musl",
     "cargo run --release --example sim -- --seeds 100000",
+    "cargo run --release --example load",
 ];
 
 /// A clone of the project as far as the documents use it, a runner's configuration, and what stands for the system.

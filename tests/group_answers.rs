@@ -163,6 +163,13 @@ impl Play {
         Vapp { made, ..play::vapp(&self.vm()) }
     }
 
+    /// The answer to what was asked is lost: it is looked at a second later.
+    fn lost(mut self) -> Play {
+        self.answer(failed(ErrorKind::Ambiguous));
+        self.after(1_000, "look");
+        self
+    }
+
     /// The host does not want it any more while a task is at work on it: that is to be cancelled.
     fn gives_up(&mut self) -> Request {
         self.decrease();
@@ -912,12 +919,7 @@ fn hardware_is_compared_once_and_never_after_a_resume() {
 
 #[test]
 fn a_look_tells_what_became_of_a_lost_suspend() {
-    let lost = || {
-        let mut play = Play::tired();
-        play.answer(failed(ErrorKind::Ambiguous));
-        play.after(1_000, "look");
-        play
-    };
+    let lost = || Play::tired().lost();
     // Busy, and VCD tells no task: as long as it may be the request, it is looked at again.
     for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "suspend", 0)] {
         for busy in [false, true] {
@@ -963,12 +965,7 @@ fn a_look_tells_what_became_of_a_lost_suspend() {
 
 #[test]
 fn a_look_tells_what_became_of_a_lost_resume() {
-    let lost = || {
-        let mut play = Play::roused();
-        play.answer(failed(ErrorKind::Ambiguous));
-        play.after(1_000, "look");
-        play
-    };
+    let lost = || Play::roused().lost();
     for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "power_on", 0)] {
         for busy in [false, true] {
             let mut play = lost();

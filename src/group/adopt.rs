@@ -97,8 +97,8 @@ impl Group {
         i.missed = 0;
         i.patience = MISSED_POLLS;
         i.seen = now;
-        let verdict = self.owner.judge_record(&vm.vapp_name, Some(&vm.description), i.labelled);
-        i.proven &= verdict != Ownership::Foreign;
+        let judge = || self.owner.judge_record(&vm.vapp_name, Some(&vm.description), i.labelled);
+        i.proven = i.proven && judge() != Ownership::Foreign;
         let lease = [vm.undeploy_at, vm.delete_at].into_iter().flatten().min().zip(vcd_now);
         i.lease_end = lease.map(|(end, vcd_now)| now + Duration::from_millis(end.saturating_sub(vcd_now)));
         let facts = Facts::of(vm, i.resumed);

@@ -23,7 +23,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use smol::Timer;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
@@ -96,11 +96,20 @@ enum Fault {
     /// Plain HTTP where HTTPS should be.
     PlainHttp,
     /// The name of VCD's host does not resolve, for longer than the plugin keeps an address.
-    NoName,
+    NoName(Resolver),
     /// Its wall clock jumps by so many seconds. The monotonic one cannot: it is what the kernel counts.
     WallClock(i64),
     /// The process is stopped and goes on.
     Stop,
+}
+
+/// What the system's resolver meets.
+#[derive(Clone, Copy, PartialEq)]
+enum Resolver {
+    /// Nobody at the name server's port.
+    Refused,
+    /// A name server that never answers.
+    Silent,
 }
 
 /// Instances by their parts in the scenario.
@@ -389,11 +398,18 @@ fn cases() -> Vec<Case> {
         network("plain HTTP on the TLS port", Fault::PlainHttp, "TLS handshake"),
         network(
             "the host's name does not resolve for 40 s (an address is kept for 30 s)",
-            Fault::NoName,
+            Fault::NoName(Resolver::Refused),
             "failed to lookup address",
         )
         .long()
         .ends(Ends::After(Duration::from_secs(40))),
+        network(
+            "the name server does not answer for 60 s",
+            Fault::NoName(Resolver::Silent),
+            "failed to lookup address",
+        )
+        .long()
+        .ends(Ends::After(Duration::from_secs(60))),
         Case::new(TIME, "the wall clock jumps 5 h ahead", Fault::WallClock(5 * 3600), ""),
         Case::new(TIME, "the wall clock jumps 5 h back", Fault::WallClock(-5 * 3600), ""),
         Case::new(TIME, "the process is stopped (SIGSTOP) for 3 s", Fault::Stop, "").lasts(),
@@ -449,6 +465,14 @@ impl Drop for Folder {
 /// The host name that a fault of its own concerns.
 const HOST: &str = "vcd.invalid";
 
+/// Where a name server would listen; another place for each call. It takes root's rights.
+fn name_server() -> std::io::Result<UdpSocket> {
+    static COUNT: AtomicUsize = AtomicUsize::new(1);
+    let [high, low] = (std::process::id() as u16).to_be_bytes();
+    let last = COUNT.fetch_add(1, Ordering::Relaxed) % 250;
+    UdpSocket::bind((Ipv4Addr::new(127, high, low, last as u8), 53))
+}
+
 /// True if a process can have its own files below /etc.
 fn has_namespaces() -> bool {
     let tried = std::process::Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).output();
@@ -462,6 +486,8 @@ struct Place {
     guest_port: u16,
     config: Value,
     files: Folder,
+    /// Hears the resolver's questions, and is silent.
+    name_server: Option<UdpSocket>,
 }
 
 impl Place {
@@ -477,7 +503,7 @@ impl Place {
         let files = Folder::new();
         let mut config = fleet::plugin_config(&server);
         let (scheme, host) = match fault {
-            Fault::NoName => ("http", HOST),
+            Fault::NoName(_) => ("http", HOST),
             _ if tls => ("https", "localhost"),
             _ => ("http", "127.0.0.1"),
         };
@@ -487,15 +513,19 @@ impl Place {
             config["ca_file"] = json!(files.write("ca.pem", pem));
         }
         config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
-        Place { server, proxy, guest_port, config, files }
+        let silent = matches!(fault, Fault::NoName(Resolver::Silent));
+        let name_server = silent.then(|| name_server().unwrap());
+        Place { server, proxy, guest_port, config, files, name_server }
     }
 
     /// The plugin's command, with what the fault needs.
     fn command(&self, fault: &Fault) -> smol::process::Command {
         match fault {
-            Fault::NoName => {
+            Fault::NoName(_) => {
                 let hosts = self.files.write("hosts", &format!("127.0.0.1 localhost {HOST}\n"));
-                let resolver = self.files.write("resolv.conf", "nameserver 127.0.0.1\n");
+                let server = self.name_server.as_ref().map(|server| server.local_addr().unwrap().ip());
+                let server = server.unwrap_or(Ipv4Addr::LOCALHOST.into());
+                let resolver = self.files.write("resolv.conf", &format!("nameserver {server}\n"));
                 let mounts = format!(
                     "mount --bind {} /etc/hosts && mount --bind {} /etc/resolv.conf && exec {BINARY}",
                     hosts.display(),
@@ -559,7 +589,7 @@ impl Place {
                 self.proxy.set(Mode::To(self.server.url().rsplit(':').next().unwrap().parse().unwrap())).await;
                 self.proxy.cut().await;
             }
-            Fault::NoName => {
+            Fault::NoName(_) => {
                 self.files.write("hosts", "127.0.0.1 localhost\n");
                 self.proxy.cut().await;
             }
@@ -576,7 +606,7 @@ impl Place {
         match fault {
             Fault::Admin(_, off) => self.server.with_model(|model| off(model, names)),
             Fault::Shows(_) => self.server.set_certificate(Certificate::Good).unwrap(),
-            Fault::NoName => _ = self.files.write("hosts", &format!("127.0.0.1 localhost {HOST}\n")),
+            Fault::NoName(_) => _ = self.files.write("hosts", &format!("127.0.0.1 localhost {HOST}\n")),
             // Tasks that hang would do so for ever.
             Fault::Rules(_) | Fault::Random(_) => self.server.with_model(|model| {
                 for name in names.removed.split(' ').chain(names.added.iter().map(String::as_str)) {
@@ -811,9 +841,13 @@ async fn play(case: &Case) -> Row {
 
 /// False, and said, if this machine does not allow it.
 fn can_be_played(fault: &Fault) -> bool {
-    let can = !matches!(fault, Fault::NoName) || has_namespaces();
+    let can = match fault {
+        Fault::NoName(Resolver::Silent) => has_namespaces() && name_server().is_ok(),
+        Fault::NoName(Resolver::Refused) => has_namespaces(),
+        _ => true,
+    };
     if !can {
-        eprintln!("unshare --user --mount is not allowed here: a name that does not resolve is not played");
+        eprintln!("unshare --user --mount or port 53 is not allowed here: a name that does not resolve is not played");
     }
     can
 }
@@ -962,7 +996,18 @@ fn starts() -> Vec<Start> {
         start("accepted, but never answered", Fault::Network(Mode::Hold), unavailable, "timeout: global"),
         start("each connection is reset", Fault::Network(Mode::Reset), unavailable, "Connection reset by peer"),
         start("answers drip: a byte each second", Fault::Network(Mode::Drip(DRIP)), unavailable, "timeout: global"),
-        start("the host's name does not resolve", Fault::NoName, unavailable, "failed to lookup address"),
+        start(
+            "the host's name does not resolve",
+            Fault::NoName(Resolver::Refused),
+            unavailable,
+            "failed to lookup address",
+        ),
+        start(
+            "the name server does not answer",
+            Fault::NoName(Resolver::Silent),
+            unavailable,
+            "failed to lookup address",
+        ),
         start(
             "TLS: the certificate has expired",
             Fault::Shows(Certificate::Expired),

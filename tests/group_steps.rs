@@ -203,6 +203,11 @@ fn four_looks_at_a_time() {
         play.increase(5);
         play
     };
+    let unproven = || {
+        let mut play = Play::holding(six.clone(), fleet(6), &["look"]);
+        play.suspend();
+        play
+    };
     let checked = || many(&["look"]);
     let missing = |running: bool| {
         let mut play = many(&[]);
@@ -215,9 +220,10 @@ fn four_looks_at_a_time() {
         }
         play
     };
-    let plays: [(&str, Play); 5] = [
+    let plays: [(&str, Play); 6] = [
         ("strangers", strangers()),
         ("leaving", leaving()),
+        ("unproven", unproven()),
         ("checked", checked()),
         ("missing", missing(true)),
         ("fitting", fitting()),
@@ -691,6 +697,21 @@ fn the_label_is_written_half_a_minute_after_it_runs() {
     play.shutdown();
     play.to(HOUR);
     assert_eq!((play.states(), play.times("label")), (vec![State::Running], vec![]));
+}
+
+#[test]
+fn one_with_our_label_is_ours_without_a_description() {
+    for written in [true, false] {
+        let mut play = Play::holding(policy(), Vec::new(), &["label"]);
+        play.increase(1);
+        play.to(32 * SECOND);
+        let answer = if written { Ok(Reply::Done) } else { Err(error(ErrorKind::Forbidden)) };
+        play.release("label", Some(answer));
+        play.documents.values_mut().for_each(|vapp| vapp.description = None);
+        play.hidden = true;
+        play.until("look", play.times("look").len() + 1);
+        assert_eq!(play.states() == [State::Running], written, "{:?}", play.said);
+    }
 }
 
 // What is to go.

@@ -7,7 +7,7 @@ mod play;
 
 use fleeting_plugin_vcd::cloud::*;
 use fleeting_plugin_vcd::group::{Command, Group, Name, Policy, State, Ticket, Time};
-use play::{error, policy, shown};
+use play::{Passing, error, policy, shown};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ const NEVER: u64 = 3_600_000;
 struct Play {
     group: Group,
     now: u64,
+    /// What the test has to answer.
+    asked: Option<Request>,
     ticket: Ticket,
     name: Name,
     said: Vec<String>,
@@ -40,6 +42,43 @@ fn failed(kind: ErrorKind) -> Answer {
 
 fn started(task: Option<&str>) -> Answer {
     play::started(Some("v/1".into()), task)
+}
+
+impl Passing for Play {
+    fn group(&mut self) -> (&mut Group, &mut u64) {
+        (&mut self.group, &mut self.now)
+    }
+
+    fn command(&mut self, command: Command) -> bool {
+        let (ticket, answer) = match command {
+            Command::Say(event) => {
+                self.said.push(event.text);
+                return false;
+            }
+            Command::Probe { ticket, .. } => {
+                self.group.probed(Time(self.now), ticket, Ok(()));
+                return false;
+            }
+            Command::Ask { ticket, request: Request::Poll { .. } } => {
+                (ticket, Reply::Poll(Poll { vms: self.vms(), ..Poll::default() }))
+            }
+            Command::Ask { ticket, request: Request::Tasks { tasks } } => {
+                assert!(!tasks.is_empty(), "nothing is asked");
+                let state = self.task.clone();
+                let tasks = tasks.into_iter().map(|href| Task { href, state: state.clone() }).collect();
+                (ticket, Reply::Tasks(tasks))
+            }
+            Command::Ask { ticket, request } => {
+                if let Request::Create { name, .. } = &request {
+                    self.name = name.clone();
+                }
+                (self.ticket, self.asked) = (ticket, Some(request));
+                return true;
+            }
+        };
+        self.group.answer(Time(self.now), ticket, Ok(answer));
+        false
+    }
 }
 
 impl Play {
@@ -66,6 +105,7 @@ impl Play {
         Play {
             group: Group::new(policy, 1, Time(0), &Poll::default()),
             now: 0,
+            asked: None,
             ticket: 0,
             name: "".into(),
             said: Vec::new(),
@@ -89,45 +129,8 @@ impl Play {
 
     /// The next request that the test has to answer, if it comes within so many milliseconds.
     fn within(&mut self, ms: u64) -> Option<Request> {
-        let end = self.now + ms;
-        let mut served = 0;
-        loop {
-            while let Some(command) = self.group.next_command() {
-                served += 1;
-                assert!(served < 50_000, "it asks without end");
-                match command {
-                    Command::Say(event) => self.said.push(event.text),
-                    Command::Probe { ticket, .. } => self.group.probed(Time(self.now), ticket, Ok(())),
-                    Command::Ask { ticket, request: Request::Poll { .. } } => {
-                        let poll = Poll { vms: self.vms(), ..Poll::default() };
-                        self.group.answer(Time(self.now), ticket, Ok(Reply::Poll(poll)));
-                    }
-                    Command::Ask { ticket, request: Request::Tasks { tasks } } => {
-                        assert!(!tasks.is_empty(), "nothing is asked");
-                        let state = self.task.clone();
-                        let tasks = tasks.into_iter().map(|href| Task { href, state: state.clone() }).collect();
-                        self.group.answer(Time(self.now), ticket, Ok(Reply::Tasks(tasks)));
-                    }
-                    Command::Ask { ticket, request } => {
-                        if let Request::Create { name, .. } = &request {
-                            self.name = name.clone();
-                        }
-                        self.ticket = ticket;
-                        return Some(request);
-                    }
-                }
-            }
-            match self.group.wake_at() {
-                Some(wake) if wake.0 <= end => {
-                    assert!(wake.0 > self.now, "awake at {} for {}", self.now, wake.0);
-                    self.now = wake.0;
-                }
-                _ => break,
-            }
-            self.group.tick(Time(self.now));
-        }
-        self.now = end;
-        None
+        self.pass(self.now + ms);
+        self.asked.take()
     }
 
     fn vms(&self) -> Vec<Vm> {

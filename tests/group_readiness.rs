@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
+mod play;
+
 use fleeting_plugin_vcd::cloud::*;
-use fleeting_plugin_vcd::group::{Command, Group, Policy, State, Time};
-use std::sync::Arc;
+use fleeting_plugin_vcd::group::{Command, Group, Name, Policy, State, Time};
+use play::{Passing, error, shown, started, vapp};
 use std::time::Duration;
 
 /// What is seen of the guest.
@@ -20,8 +22,7 @@ struct Life {
     guest_os: &'static str,
     /// The vApps made so far: number and when.
     made: Vec<u64>,
-    tag: Arc<str>,
-    name: Arc<str>,
+    name: Name,
     said: Vec<String>,
 }
 
@@ -29,9 +30,6 @@ const GRACE: u64 = 120;
 
 fn policy() -> Policy {
     Policy {
-        manager: "m".into(),
-        group: "g".into(),
-        prefix: "ci".into(),
         max_size: 1,
         max_creates: 1,
         max_deletes: 1,
@@ -40,16 +38,43 @@ fn policy() -> Policy {
         ready_timeout: Duration::from_secs(600),
         startup_cleanup_timeout: Duration::ZERO,
         reconcile_interval: Duration::from_secs(10),
-        max_instance_age: Duration::ZERO,
-        ..Policy::default()
+        ..play::policy()
+    }
+}
+
+/// A life before its world.
+struct Playing<'a, World> {
+    life: &'a mut Life,
+    world: World,
+}
+
+impl<World: Fn(u64) -> Shown> Passing for Playing<'_, World> {
+    fn group(&mut self) -> (&mut Group, &mut u64) {
+        (&mut self.life.group, &mut self.life.now)
+    }
+
+    fn command(&mut self, command: Command) -> bool {
+        let shown = (self.world)(self.life.age());
+        let life = &mut *self.life;
+        let now = Time(life.now);
+        match command {
+            Command::Say(event) => life.said.push(event.text),
+            Command::Probe { ticket, .. } => {
+                life.group.probed(now, ticket, if shown.port { Ok(()) } else { Err("refused".into()) });
+            }
+            Command::Ask { ticket, request } => {
+                let answer = life.answer(request, shown);
+                life.group.answer(now, ticket, answer);
+            }
+        }
+        false
     }
 }
 
 impl Life {
     fn new(guest_os: &'static str) -> Life {
         let group = Group::new(policy(), 1, Time(0), &Poll::default());
-        let (tag, name) = ("".into(), "".into());
-        let mut life = Life { group, now: 0, guest_os, made: Vec::new(), tag, name, said: Vec::new() };
+        let mut life = Life { group, now: 0, guest_os, made: Vec::new(), name: "".into(), said: Vec::new() };
         assert_eq!(life.group.increase(Time(0), 1), 1);
         life
     }
@@ -70,86 +95,26 @@ impl Life {
     /// Plays so many seconds; `world` tells what is shown at each age of the newest vApp.
     fn play(&mut self, seconds: u64, world: impl Fn(u64) -> Shown) {
         let end = self.now + seconds * 1000;
-        let mut served = 0;
-        loop {
-            while let Some(command) = self.group.next_command() {
-                served += 1;
-                assert!(served < 10_000, "it asks without end");
-                let shown = world(self.age());
-                match command {
-                    Command::Say(event) => self.said.push(event.text),
-                    Command::Probe { ticket, .. } => {
-                        let result = if shown.port { Ok(()) } else { Err("refused".into()) };
-                        self.group.probed(Time(self.now), ticket, result);
-                    }
-                    Command::Ask { ticket, request } => {
-                        let answer = self.answer(request, shown);
-                        self.group.answer(Time(self.now), ticket, answer);
-                    }
-                }
-            }
-            match self.group.wake_at() {
-                Some(wake) if wake.0 <= end => {
-                    assert!(wake.0 > self.now, "awake at {} for {}", self.now, wake.0);
-                    self.now = wake.0;
-                }
-                _ => break,
-            }
-            self.group.tick(Time(self.now));
-        }
-        self.now = end;
+        Playing { life: self, world }.pass(end);
+    }
+
+    fn vm(&self, customization: Customization) -> Vm {
+        Vm { customization, guest_os: self.guest_os.into(), ..shown(self.vapp(), self.name.clone()) }
     }
 
     fn answer(&mut self, request: Request, shown: Shown) -> Answer {
         match request {
-            Request::Create { name, description, .. } => {
-                (self.name, self.tag) = (name, description);
+            Request::Create { name, .. } => {
+                self.name = name;
                 self.made.push(self.now);
-                Ok(Reply::Started(Started { vapp: Some(self.vapp()), task: None }))
+                started(Some(self.vapp()), None)
             }
             Request::Poll { .. } => {
-                let Some(customization) = shown.customization else {
-                    return Err(VcdError {
-                        kind: ErrorKind::Unavailable,
-                        what: "poll".into(),
-                        status: 0,
-                        code: String::new(),
-                        text: "no answer".into(),
-                        retry_after: None,
-                    });
-                };
-                let vm = Vm {
-                    vapp: self.vapp(),
-                    vapp_name: self.name.clone(),
-                    vm: "m/1".into(),
-                    description: self.tag.to_string(),
-                    power: Power::On,
-                    busy: false,
-                    address: Some("10.0.0.1".parse().unwrap()),
-                    customization,
-                    guest_os: self.guest_os.into(),
-                    created: None,
-                    cpus: 1,
-                    memory_mb: 1,
-                    undeploy_at: None,
-                    delete_at: None,
-                };
-                Ok(Reply::Poll(Poll { vms: vec![vm], ..Poll::default() }))
+                let customization = shown.customization.ok_or(error(ErrorKind::Unavailable))?;
+                Ok(Reply::Poll(Poll { vms: vec![self.vm(customization)], ..Poll::default() }))
             }
-            Request::Look { .. } => Ok(Reply::Vapps(vec![Vapp {
-                href: self.vapp(),
-                name: self.name.clone(),
-                description: Some(self.tag.to_string()),
-                power: Power::On,
-                busy: false,
-                tasks: Vec::new(),
-                deleting: false,
-                vms: 1,
-                made: Some(Made { vm: "m/1".into(), differs: None, lacks_tpm: false, external: None }),
-                created: None,
-                labelled: false,
-            }])),
-            Request::Delete { .. } => Ok(Reply::Started(Started { vapp: None, task: None })),
+            Request::Look { .. } => Ok(Reply::Vapps(vec![vapp(&self.vm(Customization::Pending))])),
+            Request::Delete { .. } => started(None, None),
             Request::Label { .. } => Ok(Reply::Done),
             other => panic!("{other:?}"),
         }

@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 pub const SECOND: u64 = 1000;
+/// In one moment.
+const MAX_COMMANDS: usize = 50_000;
 /// VCD's clock when the group begins.
 pub const START: u64 = 1_000_000_000_000;
 
@@ -107,6 +109,76 @@ pub fn started(vapp: Option<Href>, task: Option<&str>) -> Answer {
     Ok(Reply::Started(Started { vapp, task: task.map(Into::into) }))
 }
 
+/// A group whose time a test lets pass.
+pub trait Passing {
+    /// The group, and what time it is.
+    fn group(&mut self) -> (&mut Group, &mut u64);
+
+    /// Does what the group says; true if the test is to go on from here.
+    fn command(&mut self, command: Command) -> bool;
+
+    /// All that is asked by now. True if the test is to go on.
+    fn serve(&mut self) -> bool {
+        for _ in 0..MAX_COMMANDS {
+            let Some(command) = self.group().0.next_command() else { return false };
+            if self.command(command) {
+                return true;
+            }
+        }
+        panic!("it asks without end");
+    }
+
+    /// All that is asked until then. True if the test is to go on from what time it is.
+    fn pass(&mut self, end: u64) -> bool {
+        while !self.serve() {
+            let (group, now) = self.group();
+            match group.wake_at() {
+                Some(wake) if wake.0 <= end => {
+                    assert!(wake.0 > *now, "awake at {now} for {}", wake.0);
+                    *now = wake.0;
+                    group.tick(wake);
+                }
+                _ => {
+                    *now = end;
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}
+
+impl Passing for Play {
+    fn group(&mut self) -> (&mut Group, &mut u64) {
+        (&mut self.group, &mut self.now)
+    }
+
+    fn command(&mut self, command: Command) -> bool {
+        match command {
+            Command::Say(event) => self.said.push(event.text),
+            Command::Probe { ticket, .. } => {
+                self.asked.push((self.now, "probe", None));
+                if self.holds.contains(&"probe") {
+                    self.probes.push(ticket);
+                } else {
+                    let result = if self.port { Ok(()) } else { Err("refused".into()) };
+                    self.group.probed(Time(self.now), ticket, result);
+                }
+            }
+            Command::Ask { ticket, request } => {
+                self.asked.push((self.now, request.operation(), Some(request.clone())));
+                if self.holds.contains(&request.operation()) {
+                    self.held.push((ticket, request));
+                } else {
+                    let answer = self.answer(request);
+                    self.group.answer(Time(self.now), ticket, answer);
+                }
+            }
+        }
+        false
+    }
+}
+
 impl Play {
     /// Before a VCD that shows these VMs from the beginning.
     pub fn new(policy: Policy, vms: Vec<Vm>) -> Play {
@@ -160,19 +232,8 @@ impl Play {
 
     /// Answers all that is asked until then.
     pub fn to(&mut self, ms: u64) -> &mut Play {
-        self.serve();
-        while let Some(wake) = self.group.wake_at().filter(|wake| wake.0 <= ms) {
-            self.tick(wake);
-        }
-        self.now = ms;
+        self.pass(ms);
         self
-    }
-
-    fn tick(&mut self, wake: Time) {
-        assert!(wake.0 > self.now, "awake at {} for {}", self.now, wake.0);
-        self.now = wake.0;
-        self.group.tick(wake);
-        self.serve();
     }
 
     /// The same until just before.
@@ -185,36 +246,7 @@ impl Play {
         while self.times(operation).len() < times {
             let wake = self.group.wake_at().unwrap();
             assert!(wake.0 < 3600 * SECOND, "not asked for: {operation}");
-            self.tick(wake);
-        }
-    }
-
-    pub fn serve(&mut self) {
-        let mut served = 0;
-        while let Some(command) = self.group.next_command() {
-            served += 1;
-            assert!(served < 10_000, "it asks without end");
-            match command {
-                Command::Say(event) => self.said.push(event.text),
-                Command::Probe { ticket, .. } => {
-                    self.asked.push((self.now, "probe", None));
-                    if self.holds.contains(&"probe") {
-                        self.probes.push(ticket);
-                        continue;
-                    }
-                    let result = if self.port { Ok(()) } else { Err("refused".into()) };
-                    self.group.probed(Time(self.now), ticket, result);
-                }
-                Command::Ask { ticket, request } => {
-                    self.asked.push((self.now, request.operation(), Some(request.clone())));
-                    if self.holds.contains(&request.operation()) {
-                        self.held.push((ticket, request));
-                    } else {
-                        let answer = self.answer(request);
-                        self.group.answer(Time(self.now), ticket, answer);
-                    }
-                }
-            }
+            self.pass(wake.0);
         }
     }
 

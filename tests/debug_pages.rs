@@ -5,9 +5,12 @@
 mod common;
 #[path = "common/fleet.rs"]
 mod fleet;
+#[path = "common/live.rs"]
+mod live;
 
 use common::{PluginProcess, command, soon, until};
 use fleeting_plugin_vcd::host::proto::fleeting::State;
+use live::{BINARY, SCALE, end, reach};
 use serde_json::{Value, json};
 use smol::{Timer, block_on};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,46 +21,16 @@ use std::time::Duration;
 use vcd_sim::Server;
 use vcd_sim::faults::Rule;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
-/// The simulator's clock runs so many times as fast as a real VCD's.
-const SCALE: f64 = 50.0;
 /// No answer is awaited longer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A plugin after Init, and its debug server's address.
-async fn start(server: &Server, guest_port: u16, keys: Value) -> (PluginProcess, String) {
+async fn start(server: &Server, guest_port: u16, mut keys: Value) -> (PluginProcess, String) {
     let debug = format!("127.0.0.1:{}", fleet::free_port());
-    let mut config = fleet::plugin_config(server);
-    let object = config.as_object_mut().unwrap();
-    object.insert("debug_server_addr".into(), debug.as_str().into());
-    object.extend(keys.as_object().unwrap().clone());
-    let plugin = PluginProcess::start(command(BINARY)).await;
-    plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
+    keys["debug_server_addr"] = json!(debug);
+    let plugin = live::start(server, guest_port, keys).await;
     until("the debug server", || TcpStream::connect(&debug).is_ok()).await;
     (plugin, debug)
-}
-
-/// What `count` instances come to.
-async fn reach(plugin: &PluginProcess, count: usize, state: State) -> Vec<String> {
-    let reached = async {
-        loop {
-            let mut instances = plugin.update().await.unwrap();
-            instances.retain(|(_, state)| *state != State::Deleted);
-            if instances.len() == count && instances.iter().all(|(_, is)| *is == state) {
-                return instances.into_iter().map(|(name, _)| name).collect();
-            }
-            Timer::after(Duration::from_millis(20)).await;
-        }
-    };
-    soon(&format!("{count} instances {state:?}"), reached).await
-}
-
-async fn end(mut plugin: PluginProcess) -> Vec<String> {
-    plugin.shutdown().await.unwrap();
-    plugin.quit().await.unwrap();
-    let (status, _) = plugin.exited().await;
-    assert!(status.success(), "{status}");
-    plugin.log()
 }
 
 /// An HTTP answer.

@@ -2,6 +2,7 @@
 //! grow. At the end its metrics must say what the simulator counted.
 //!
 //!     cargo run --release --example soak -- --minutes 60
+//!     release/build && STATIC_PLUGIN=dist/linux/amd64/plugin cargo run --release --example soak -- --minutes 60
 //!
 //! Prints a line each minute; fails if memory, threads or descriptors have grown, if the counts differ, or if something is
 //! left in VCD.

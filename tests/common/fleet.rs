@@ -54,8 +54,12 @@ pub fn connector(guest_port: u16) -> ConnectorConfig {
     }
 }
 
-/// The plugin's release binary, built by the cargo that runs this example if it is not up to date.
+/// The plugin's release binary, built by the cargo that runs this example if it is not up to date; or the one that
+/// STATIC_PLUGIN names, as what is released.
 pub fn release_binary() -> Result<PathBuf, String> {
+    if let Some(binary) = std::env::var_os("STATIC_PLUGIN") {
+        return Ok(binary.into());
+    }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
     let build =

@@ -5,6 +5,9 @@
 mod common;
 #[path = "common/fleet.rs"]
 mod fleet;
+#[cfg(target_os = "linux")]
+#[path = "common/proxy.rs"]
+mod proxy;
 
 use common::{PluginProcess, command, soon};
 use fleeting_plugin_vcd::host::proto::fleeting::State;
@@ -334,6 +337,21 @@ fn clean_keeps_away_from_what_looks_alive() {
     assert!(status == 1 && stderr.contains("something listens at debug_server_addr"), "{stderr}");
     drop(listener);
     assert_eq!(run(&file, &["clean", "--yes"]).0, 0);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn clean_does_not_wait_long_for_an_address_that_is_silent() {
+    block_on(async {
+        let (server, guest_port) = world(|_| ());
+        let silent = fleet::free_port();
+        let keys = json!({"debug_server_addr": format!("127.0.0.1:{silent}")});
+        let file = file("silent", &[runner(&server, guest_port, "vcd", keys, json!({}))]);
+        let _full = proxy::full_listener(silent).unwrap();
+        // Without a limit of its own the kernel's would be two minutes.
+        let cleaned = smol::unblock(move || run(&file, &["clean", "--yes"]));
+        assert_eq!(soon("the end of clean", cleaned).await.0, 0);
+    });
 }
 
 #[test]

@@ -160,7 +160,7 @@ async fn accept(shared: Arc<Shared>, first: TcpListener, port: u16) {
 }
 
 /// A listener whose queue is full, so that the kernel drops what asks for a connection, and what fills it.
-fn full_listener(port: u16) -> io::Result<(rustix::fd::OwnedFd, Vec<std::net::TcpStream>)> {
+pub fn full_listener(port: u16) -> io::Result<(rustix::fd::OwnedFd, Vec<std::net::TcpStream>)> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let listener = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP))?;
     sockopt::set_socket_reuseaddr(&listener, true)?;

@@ -29,7 +29,7 @@ pub use watch::MAX_FOUND;
 
 use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, Secret, TaskState, VcdError};
 use errors::Stage;
-use http::{Ask, Http, Received, Site};
+use http::{Ask, Http, Received, Shown, Site};
 use names::Names;
 use session::{Pass, Session};
 use std::fmt;
@@ -213,9 +213,13 @@ impl Client {
         if let Some(proxy) = &proxy {
             log::info!("VCD is asked over the proxy {}:{}, which the environment names", proxy.host(), proxy.port());
         }
+        let http = Http::new(tls, proxy);
+        if let Token::Text(token) = &settings.token {
+            http.will_show(token);
+        }
         Ok(Client {
             names: Mutex::new(Known { names: Arc::new(Names::default()), at: Instant::now(), stale: true }),
-            http: Http::new(tls, proxy),
+            http,
             session: Session::new(),
             resolving: Mutex::new(()),
             no_task_query: AtomicBool::new(false),
@@ -489,13 +493,14 @@ impl Client {
 
     /// The last step of every error: no secrets, no length.
     fn finish(&self, error: VcdError, guest: Option<&Guest>) -> VcdError {
-        let bearer = self.session.bearer();
+        let Shown { token, bearer } = self.http.shown();
         let script = guest.and_then(|g| g.script.as_ref()).map(Secret::reveal);
         let password = guest.and_then(|g| g.password.as_ref()).map(Secret::reveal);
-        let token = self.session.token(&self.settings);
+        let user_data = self.settings.user_data.as_ref().map(create::encoded);
         let properties = self.settings.guest_properties.iter().map(|(_, value)| value.reveal());
-        let mut secrets: Vec<&str> = vec![token.reveal()];
+        let mut secrets: Vec<&str> = token.iter().map(Secret::reveal).collect();
         secrets.extend(bearer.as_deref());
+        secrets.extend(user_data.as_deref());
         secrets.extend(properties.filter(|value| value.len() >= MIN_SECRET_LINE));
         secrets.extend(password);
         secrets.extend(script);

@@ -498,6 +498,17 @@ fn many_tasks_are_one_query_and_failures_say_why() {
     assert_eq!((e.kind, e.status), (ErrorKind::Invalid, 500));
     assert!(e.text.contains(message) && e.what.contains("ci-1"), "{e}");
 
+    // A document that cannot be had does not hide the others' ends.
+    let ends = [told[0].clone(), TaskState::Running, told[2].clone()];
+    for ill in [serde_json::json!({"answer_before": {"status": 500}}), serde_json::json!({"html": true})] {
+        for (asked, known) in [(&tasks[..], Some(&ends)), (&tasks[1..2], None)] {
+            let mut rule = ill.clone();
+            rule["op"] = "task".into();
+            fault(&server, rule);
+            assert_eq!(states(&client, asked).ok().as_deref(), known.map(|ends| &ends[..]), "{ill}");
+        }
+    }
+
     // A query that fails is sent again, one that is refused is not.
     fault(&server, serde_json::json!({"op": "query:task", "answer_before": {"status": 500}}));
     let queries = server.requests("query:task");
@@ -515,6 +526,25 @@ fn many_tasks_are_one_query_and_failures_say_why() {
 
     server.with_model(|m| m.tasks.clear());
     assert_eq!(states(&client, &tasks[..1]).unwrap(), [TaskState::Unknown]);
+}
+
+#[test]
+fn secrets_are_taken_out_while_another_thread_logs_in() {
+    let server = server();
+    let client = Arc::new(open(&server));
+    server.with_model(|m| m.admin_expire_bearers());
+    let hits = server.hits();
+    fault(&server, serde_json::json!({"op": "login", "delay_before_ms": 30_000}));
+    let logs_in = client.clone();
+    std::thread::spawn(move || poll(&logs_in, false));
+    until("the login", || (server.hits() > hits).then_some(()));
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let e = client.call(&Request::Tasks { tasks: vec!["t".into(); MAX_TASKS_ASKED + 1] }, None).unwrap_err();
+        send.send(client.hush(VcdError { text: "said back: sim-api-token".into(), ..e }, &guest()))
+    });
+    let e = receive.recv_timeout(Duration::from_secs(10)).expect("it does not wait for the login");
+    assert!(e.text.contains("said back") && !e.text.contains("sim-api-token"), "{e}");
 }
 
 #[test]

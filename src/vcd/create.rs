@@ -5,7 +5,7 @@ use super::errors::{self, Stage};
 use super::names::Names;
 use super::xml::{self, Writer};
 use super::{Call, Client, IpMode, NAMESPACE, Settings};
-use crate::cloud::{ErrorKind, Guest, Href, Reply, Started, VcdError};
+use crate::cloud::{ErrorKind, Guest, Href, Reply, Secret, Started, VcdError};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use ureq::http::Method;
 
@@ -148,9 +148,14 @@ fn document(
     w.finish()
 }
 
+/// User data as VCD is given it.
+pub(super) fn encoded(user_data: &Secret) -> String {
+    BASE64_STANDARD.encode(user_data.reveal())
+}
+
 /// What the guest finds in its OVF environment.
 fn properties(w: &mut Writer, settings: &Settings) {
-    let user_data = settings.user_data.as_ref().map(|data| BASE64_STANDARD.encode(data.reveal()));
+    let user_data = settings.user_data.as_ref().map(encoded);
     let own = settings.guest_properties.iter().map(|(key, value)| (key.as_str(), value.reveal()));
     let all: Vec<(&str, &str)> = own.chain(user_data.as_deref().map(|data| (USER_DATA, data))).collect();
     if all.is_empty() {
@@ -268,7 +273,6 @@ fn guest_customization(w: &mut Writer, guest: &Guest) {
 mod tests {
     use super::super::names::{Disk, Policy};
     use super::*;
-    use crate::cloud::Secret;
 
     fn policy(href: &str) -> Policy {
         Policy { href: href.into(), ..Policy::default() }

@@ -225,14 +225,9 @@ pub(super) fn own(kind: ErrorKind, what: impl Into<String>, text: impl Into<Stri
 
 /// Takes the secrets out of an error's text, then cuts it: the last step before an error leaves the client.
 pub(super) fn finish(mut error: VcdError, secrets: &[&str]) -> VcdError {
-    for secret in secrets.iter().filter(|s| !s.is_empty()) {
-        // VCD's texts were tidied when they came.
-        for form in [secret, &*tidy(secret)].into_iter().filter(|form| !form.is_empty()) {
-            for text in [&mut error.text, &mut error.code, &mut error.what] {
-                if text.contains(form) {
-                    *text = text.replace(form, "…");
-                }
-            }
+    for secret in secrets {
+        for text in [&mut error.text, &mut error.code, &mut error.what] {
+            take_out(text, secret);
         }
     }
     error.text = cut(&error.text, MAX_ERROR_TEXT).to_owned();
@@ -240,6 +235,16 @@ pub(super) fn finish(mut error: VcdError, secrets: &[&str]) -> VcdError {
     // Of a task, it is in VCD's words as well.
     error.what = cut(&error.what, MAX_ERROR_TEXT).to_owned();
     error
+}
+
+/// Takes a secret out of a text.
+pub(super) fn take_out(text: &mut String, secret: &str) {
+    // VCD's texts were tidied when they came.
+    for form in [secret, &*tidy(secret)] {
+        if !form.is_empty() && text.contains(form) {
+            *text = text.replace(form, "…");
+        }
+    }
 }
 
 /// Control characters and runs of white space become single spaces.

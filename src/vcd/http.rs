@@ -1,13 +1,14 @@
 //! HTTP with VCD: one request out, one answer in, bounded in time and size. It knows no VCD documents and judges no status.
 
+use super::errors;
 use super::tls::NotConnected;
 #[cfg(not(fuzzing))]
 use super::tls::{Lookup, Marking, TlsConnector};
-use crate::cloud::UnixMs;
+use crate::cloud::{Secret, UnixMs};
 use rustls::ClientConfig;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use ureq::http::uri::{Authority, Scheme};
 use ureq::http::{Method, Request, Uri};
@@ -250,10 +251,19 @@ pub(super) struct Lost {
     pub(super) text: String,
 }
 
+/// What VCD was shown last, to be kept out of log lines and errors even where VCD says it back.
+#[derive(Clone, Default)]
+pub(super) struct Shown {
+    pub(super) token: Option<Secret>,
+    pub(super) bearer: Option<Arc<str>>,
+}
+
 /// The connections, shared by all threads.
 pub(super) struct Http {
     agent: Agent,
     counts: [Counter; OPERATIONS.len()],
+    /// Not held over a request: the thread that decides takes it, too.
+    shown: Mutex<Shown>,
 }
 
 impl Http {
@@ -280,7 +290,21 @@ impl Http {
         };
         #[cfg(fuzzing)]
         let agent = super::wire::agent(config, tls);
-        Self { agent, counts: Default::default() }
+        Self { agent, counts: Default::default(), shown: Mutex::default() }
+    }
+
+    pub(super) fn shown(&self) -> Shown {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Before VCD is shown it for the first time.
+    pub(super) fn will_show(&self, token: &Secret) {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).token = Some(token.clone());
+    }
+
+    /// The same for a new bearer.
+    pub(super) fn will_bear(&self, bearer: &Arc<str>) {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).bearer = Some(bearer.clone());
     }
 
     /// What was sent so far, by operation.
@@ -325,9 +349,17 @@ impl Http {
         let result = self.run(ask);
         let took = began.elapsed();
         let ms = took.as_millis();
-        match &result {
-            Ok(got) => log::debug!("{} /{place}: {} in {ms} ms", ask.method, got.status),
-            Err(lost) => log::debug!("{} /{place}: no answer in {ms} ms: {}", ask.method, lost.text),
+        if log::log_enabled!(log::Level::Debug) {
+            let mut line = match &result {
+                Ok(got) => format!("{} /{place}: {} in {ms} ms", ask.method, got.status),
+                Err(lost) => format!("{} /{place}: no answer in {ms} ms: {}", ask.method, lost.text),
+            };
+            // The place is a link that VCD gave.
+            let Shown { token, bearer } = self.shown();
+            for secret in token.as_ref().map(Secret::reveal).into_iter().chain(bearer.as_deref()) {
+                errors::take_out(&mut line, secret);
+            }
+            log::debug!("{line}");
         }
         if let Some(at) = OPERATIONS.iter().position(|o| *o == ask.operation)
             && let Some(counter) = self.counts.get(at)

@@ -173,21 +173,6 @@ impl Session {
             failure: state.failure.clone().map(|failure| errors::finish(failure, &secrets)),
         }
     }
-
-    /// The API token, to keep it out of error texts.
-    pub(super) fn token(&self, settings: &Settings) -> Secret {
-        if let Token::Text(token) = &settings.token {
-            return token.clone();
-        }
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.token.clone().unwrap_or_else(|| Secret::new(""))
-    }
-
-    /// The bearer, to keep it out of error texts.
-    pub(super) fn bearer(&self) -> Option<Arc<str>> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.pass.as_ref().map(|pass| pass.bearer.clone())
-    }
 }
 
 impl State {
@@ -197,8 +182,10 @@ impl State {
             None => self.version.insert(agree(http, site)?).clone(),
         };
         let token = self.token.insert(read_token(settings, site)?).clone();
+        http.will_show(&token);
         let began = Instant::now();
         let (bearer, life) = exchange_token(http, site, settings, &token, deadline)?;
+        http.will_bear(&bearer);
         self.generation += 1;
         self.expires_at = life.and_then(|life| began.checked_add(life));
         self.renew_at = began.checked_add(renewal(life, settings.session_refresh)).unwrap_or(began);

@@ -15,7 +15,7 @@ pub(super) fn is_over(status: &str) -> bool {
 }
 
 impl Client {
-    /// The state of each task, in the order asked.
+    /// The state of each task, in the order asked. An error if none could be read.
     pub(super) fn tasks(&self, call: &Call, asked: &[Href]) -> Result<Vec<Task>, VcdError> {
         if asked.len() > MAX_TASKS_ASKED {
             let why = format!("{} tasks, but at most {MAX_TASKS_ASKED} are asked about at once", asked.len());
@@ -24,16 +24,29 @@ impl Client {
         // A single task costs one request either way, and its own document tells more.
         let told = if asked.len() > 1 { self.task_records(call)? } else { HashMap::new() };
         let mut all = Vec::with_capacity(asked.len());
+        let mut unread = Vec::new();
         for href in asked {
             let state = match told.get(last_part(href)).map(String::as_str) {
                 Some("success") => TaskState::Success,
                 Some(status) if !is_over(status) => TaskState::Running,
                 // Not told, or failed: its document says why.
-                _ => self.task(call, href)?,
+                _ => match self.task(call, href) {
+                    Ok(state) => state,
+                    // One document that VCD does not give must not hide how the others ended.
+                    Err(e) if e.kind == ErrorKind::Protocol || (e.status >= 500 && !told.is_empty()) => {
+                        log::debug!("{e}; its task counts as going on");
+                        unread.push(e);
+                        TaskState::Running
+                    }
+                    Err(e) => return Err(e),
+                },
             };
             all.push(Task { href: href.clone(), state });
         }
-        Ok(all)
+        match unread.pop() {
+            Some(e) if unread.len() + 1 == asked.len() => Err(e),
+            _ => Ok(all),
+        }
     }
 
     /// Status by task id: the latest tasks of the group's vApps. Empty where VCD refuses the query, which is then not

@@ -239,10 +239,11 @@ fn shell_blocks_run() {
 
 /// Run elsewhere: by the scripts in release, by a test above, and, for fewer seeds, by `group_world`. What only prints figures
 /// is built by the lints.
-const CARGO_ELSEWHERE: [&str; 4] = [
+const CARGO_ELSEWHERE: [&str; 5] = [
     "cargo run --example configuration",
     "cargo build --release --target x86_64-unknown-linux-musl",
     "cargo run --release --example sim -- --seeds 100000",
+    "cargo run --release --example soak -- --minutes 60",
     "cargo run --release --example load",
 ];
 

@@ -34,7 +34,8 @@ impl Client {
                     Ok(state) => state,
                     // One document that VCD does not give must not hide how the others ended.
                     Err(e) if e.kind == ErrorKind::Protocol || (e.status >= 500 && !told.is_empty()) => {
-                        log::debug!("{e}; its task counts as going on");
+                        // Not its text: what leaves the client is cleaned first.
+                        log::debug!("{}: one cannot be read ({}): it counts as going on", call.what, e.status);
                         unread.push(e);
                         TaskState::Running
                     }

@@ -24,6 +24,8 @@ const PASSWORD: &str = "s3cret-Pa55word <&> \"quoted\"";
 const KEY: &str = include_str!("../src/access/testdata/ed25519");
 const SCRIPT: &str = "#!/bin/sh\necho top-secret-script-line > /root/file\n";
 const USER_DATA: &str = "#cloud-config\nwrite_files: [{content: top-secret-user-data}]\n";
+/// The same as VCD is given it.
+const ENCODED_USER_DATA: &str = "I2Nsb3VkLWNvbmZpZwp3cml0ZV9maWxlczogW3tjb250ZW50OiB0b3Atc2VjcmV0LXVzZXItZGF0YX1dCg==";
 const PROPERTY: &str = "top-secret-property-value";
 /// Shorter lines of keys and scripts are in many texts.
 const MIN_LINE: usize = 14;
@@ -112,8 +114,9 @@ async fn reach(plugin: &PluginProcess, count: usize, state: State) -> Vec<String
 
 /// Refused or answered with words that hold every secret there is.
 fn echoing(op: &str, status: u16, bearers: &[String]) -> Value {
-    let words =
-        [TOKEN, PASSWORD, PROPERTY, "echo top-secret-script-line > /root/file"].join(" ") + " " + &bearers.join(" ");
+    let words = [TOKEN, PASSWORD, PROPERTY, ENCODED_USER_DATA, "echo top-secret-script-line > /root/file"].join(" ")
+        + " "
+        + &bearers.join(" ");
     let words = words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
     let body = format!(
         "<Error xmlns=\"http://www.vmware.com/vcloud/v1.5\" majorErrorCode=\"{status}\" minorErrorCode=\"X\" \
@@ -132,7 +135,7 @@ fn nothing_secret_is_ever_said() {
             std::fs::write(dir.join(name), text).unwrap();
             dir.join(name).display().to_string()
         };
-        for secret in [TOKEN, WRONG_TOKEN, PASSWORD, KEY, SCRIPT, USER_DATA, PROPERTY] {
+        for secret in [TOKEN, WRONG_TOKEN, PASSWORD, KEY, SCRIPT, USER_DATA, ENCODED_USER_DATA, PROPERTY] {
             run.guard(secret);
         }
         let (server, guest_port) = fleet::simulator(SCALE);

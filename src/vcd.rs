@@ -29,7 +29,7 @@ pub use watch::MAX_FOUND;
 
 use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, Secret, TaskState, VcdError};
 use errors::Stage;
-use http::{Ask, Http, Received, Shown, Site};
+use http::{Ask, Http, Received, Site};
 use names::Names;
 use session::{Pass, Session};
 use std::fmt;
@@ -215,7 +215,7 @@ impl Client {
         }
         let http = Http::new(tls, proxy);
         if let Token::Text(token) = &settings.token {
-            http.will_show(token);
+            http.shown().token = Some(token.clone());
         }
         Ok(Client {
             names: Mutex::new(Known { names: Arc::new(Names::default()), at: Instant::now(), stale: true }),
@@ -323,7 +323,7 @@ impl Client {
 
     /// How the session stands. Never waits.
     pub fn session(&self) -> SessionView {
-        self.session.view()
+        self.session.view(&self.http)
     }
 
     /// HTTP requests sent so far, by operation.
@@ -493,13 +493,12 @@ impl Client {
 
     /// The last step of every error: no secrets, no length.
     fn finish(&self, error: VcdError, guest: Option<&Guest>) -> VcdError {
-        let Shown { token, bearer } = self.http.shown();
+        let shown = self.http.shown().clone();
         let script = guest.and_then(|g| g.script.as_ref()).map(Secret::reveal);
         let password = guest.and_then(|g| g.password.as_ref()).map(Secret::reveal);
         let user_data = self.settings.user_data.as_ref().map(create::encoded);
         let properties = self.settings.guest_properties.iter().map(|(_, value)| value.reveal());
-        let mut secrets: Vec<&str> = token.iter().map(Secret::reveal).collect();
-        secrets.extend(bearer.as_deref());
+        let mut secrets = shown.secrets();
         secrets.extend(user_data.as_deref());
         secrets.extend(properties.filter(|value| value.len() >= MIN_SECRET_LINE));
         secrets.extend(password);

@@ -1,6 +1,6 @@
 //! What VCD's refusals mean: one table from (status, `minorErrorCode`, text) to [`ErrorKind`]. It does no I/O.
 
-use super::http::{Lost, Received};
+use super::http::{Lost, Received, take_out, tidy};
 use super::xml;
 use crate::cloud::{ErrorKind, MAX_ERROR_TEXT, VcdError};
 use roxmltree::Node;
@@ -226,32 +226,13 @@ pub(super) fn own(kind: ErrorKind, what: impl Into<String>, text: impl Into<Stri
 /// Takes the secrets out of an error's text, then cuts it: the last step before an error leaves the client.
 pub(super) fn finish(mut error: VcdError, secrets: &[&str]) -> VcdError {
     for secret in secrets {
-        for text in [&mut error.text, &mut error.code, &mut error.what] {
-            take_out(text, secret);
-        }
+        take_out(secret, &mut [&mut error.text, &mut error.code, &mut error.what]);
     }
     error.text = cut(&error.text, MAX_ERROR_TEXT).to_owned();
     error.code = cut(&error.code, MAX_FOREIGN_TEXT).to_owned();
     // Of a task, it is in VCD's words as well.
     error.what = cut(&error.what, MAX_ERROR_TEXT).to_owned();
     error
-}
-
-/// Takes a secret out of a text.
-pub(super) fn take_out(text: &mut String, secret: &str) {
-    // VCD's texts were tidied when they came.
-    for form in [secret, &*tidy(secret)] {
-        if !form.is_empty() && text.contains(form) {
-            *text = text.replace(form, "…");
-        }
-    }
-}
-
-/// Control characters and runs of white space become single spaces.
-fn tidy(text: &str) -> String {
-    let words: Vec<&str> =
-        text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
-    words.join(" ")
 }
 
 /// At most `most` bytes, cut between characters.

@@ -1,6 +1,5 @@
 //! HTTP with VCD: one request out, one answer in, bounded in time and size. It knows no VCD documents and judges no status.
 
-use super::errors;
 use super::tls::NotConnected;
 #[cfg(not(fuzzing))]
 use super::tls::{Lookup, Marking, TlsConnector};
@@ -8,7 +7,7 @@ use crate::cloud::{Secret, UnixMs};
 use rustls::ClientConfig;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use ureq::http::uri::{Authority, Scheme};
 use ureq::http::{Method, Request, Uri};
@@ -258,6 +257,29 @@ pub(super) struct Shown {
     pub(super) bearer: Option<Arc<str>>,
 }
 
+impl Shown {
+    pub(super) fn secrets(&self) -> Vec<&str> {
+        self.token.as_ref().map(Secret::reveal).into_iter().chain(self.bearer.as_deref()).collect()
+    }
+}
+
+/// Takes a secret out of texts.
+pub(super) fn take_out(secret: &str, texts: &mut [&mut String]) {
+    // VCD's texts were tidied when they came.
+    for form in [secret, &*tidy(secret)].into_iter().filter(|form| !form.is_empty()) {
+        for text in texts.iter_mut().filter(|text| text.contains(form)) {
+            **text = text.replace(form, "…");
+        }
+    }
+}
+
+/// Control characters and runs of white space become single spaces.
+pub(super) fn tidy(text: &str) -> String {
+    let words: Vec<&str> =
+        text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
+    words.join(" ")
+}
+
 /// The connections, shared by all threads.
 pub(super) struct Http {
     agent: Agent,
@@ -293,18 +315,9 @@ impl Http {
         Self { agent, counts: Default::default(), shown: Mutex::default() }
     }
 
-    pub(super) fn shown(&self) -> Shown {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Before VCD is shown it for the first time.
-    pub(super) fn will_show(&self, token: &Secret) {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).token = Some(token.clone());
-    }
-
-    /// The same for a new bearer.
-    pub(super) fn will_bear(&self, bearer: &Arc<str>) {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).bearer = Some(bearer.clone());
+    /// To be set before VCD is shown it for the first time.
+    pub(super) fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was sent so far, by operation.
@@ -355,9 +368,8 @@ impl Http {
                 Err(lost) => format!("{} /{place}: no answer in {ms} ms: {}", ask.method, lost.text),
             };
             // The place is a link that VCD gave.
-            let Shown { token, bearer } = self.shown();
-            for secret in token.as_ref().map(Secret::reveal).into_iter().chain(bearer.as_deref()) {
-                errors::take_out(&mut line, secret);
+            for secret in self.shown().secrets() {
+                take_out(secret, &mut [&mut line]);
             }
             log::debug!("{line}");
         }

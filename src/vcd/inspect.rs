@@ -119,8 +119,11 @@ impl Inspector {
     fn session(&self) -> Result<Login, VcdError> {
         let call = call("read the session");
         let pass = self.0.pass(None, call.deadline)?;
-        let mut login =
-            Login { api_version: pass.version.to_string(), life: self.0.session.view().ends_in, ..Login::default() };
+        let mut login = Login {
+            api_version: pass.version.to_string(),
+            life: self.0.session.view(&self.0.http).ends_in,
+            ..Login::default()
+        };
         // Who we are is not needed for anything but this report.
         let Ok(json) = self.json(&call, "/cloudapi/1.0.0/sessions/current") else { return Ok(login) };
         let text = |place: &str, key: &str| {

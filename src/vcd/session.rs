@@ -69,8 +69,6 @@ pub(super) struct Session {
 struct State {
     version: Option<Arc<str>>,
     pass: Option<Pass>,
-    /// What the last login was tried with.
-    token: Option<Secret>,
     renew_at: Instant,
     expires_at: Option<Instant>,
     generation: u64,
@@ -83,7 +81,6 @@ impl Session {
         let state = State {
             version: None,
             pass: None,
-            token: None,
             renew_at: Instant::now(),
             expires_at: None,
             generation: 0,
@@ -127,8 +124,8 @@ impl Session {
                 Ok(pass)
             }
             (Err(e), Some(pass)) => {
-                let token = state.token.as_ref().map(Secret::reveal).unwrap_or_default();
-                log::warn!("{}", errors::finish(e.clone(), &[token]));
+                let said = errors::finish(e.clone(), &http.shown().secrets());
+                log::warn!("{said}");
                 state.failure = Some(e);
                 state.renew_at = Instant::now() + RENEW_PAUSE;
                 Ok(pass)
@@ -155,22 +152,19 @@ impl Session {
     }
 
     /// How it stands. Never waits: it says so if a thread is logging in.
-    pub(super) fn view(&self) -> SessionView {
+    pub(super) fn view(&self, http: &Http) -> SessionView {
         let Ok(state) = self.state.try_lock() else {
             let state = SessionState::LoggingIn;
             return SessionView { state, logins: 0, renewed_in: None, ends_in: None, failure: None };
         };
         let now = Instant::now();
         let valid = state.pass.is_some() && state.expires_at.is_none_or(|at| now < at);
-        let bearer = state.pass.as_ref().map(|pass| &*pass.bearer);
-        let token = state.token.as_ref().map(Secret::reveal);
-        let secrets: Vec<&str> = bearer.into_iter().chain(token).collect();
         SessionView {
             state: if valid { SessionState::Valid } else { SessionState::Ended },
             logins: state.generation,
             renewed_in: valid.then(|| state.renew_at.saturating_duration_since(now)),
             ends_in: state.expires_at.filter(|_| valid).map(|at| at.saturating_duration_since(now)),
-            failure: state.failure.clone().map(|failure| errors::finish(failure, &secrets)),
+            failure: state.failure.clone().map(|failure| errors::finish(failure, &http.shown().secrets())),
         }
     }
 }
@@ -181,11 +175,11 @@ impl State {
             Some(version) => version.clone(),
             None => self.version.insert(agree(http, site)?).clone(),
         };
-        let token = self.token.insert(read_token(settings, site)?).clone();
-        http.will_show(&token);
+        let token = read_token(settings, site)?;
+        http.shown().token = Some(token.clone());
         let began = Instant::now();
         let (bearer, life) = exchange_token(http, site, settings, &token, deadline)?;
-        http.will_bear(&bearer);
+        http.shown().bearer = Some(bearer.clone());
         self.generation += 1;
         self.expires_at = life.and_then(|life| began.checked_add(life));
         self.renew_at = began.checked_add(renewal(life, settings.session_refresh)).unwrap_or(began);

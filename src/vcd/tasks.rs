@@ -44,10 +44,12 @@ impl Client {
             };
             all.push(Task { href: href.clone(), state });
         }
-        match unread.pop() {
-            Some(e) if unread.len() + 1 == asked.len() => Err(e),
-            _ => Ok(all),
+        if unread.len() == asked.len()
+            && let Some(e) = unread.pop()
+        {
+            return Err(e);
         }
+        Ok(all)
     }
 
     /// Status by task id: the latest tasks of the group's vApps. Empty where VCD refuses the query, which is then not

@@ -177,7 +177,12 @@ pub const KEYS: &[ConfigKey] = {
         key("max_size", whole(1, 1000), Some("128"), "At most so many instances."),
         key("max_concurrent_creates", whole(1, 128), Some("3"), "Creates at a time."),
         key("max_concurrent_deletes", whole(1, 128), Some("5"), "Deletes at a time."),
-        key("max_concurrent_operations", whole(1, 128), Some("4"), "Creates and deletes together at a time."),
+        key(
+            "max_concurrent_operations",
+            whole(1, 128),
+            Some("4"),
+            "Creates, deletes, suspends and resumes together at a time; one place is kept for creates.",
+        ),
         key("create_timeout", span(1, DAY), Some("20m"), "A create that takes longer is given up."),
         key("startup_cleanup_timeout", span(0, DAY), Some("30m"), "Creates wait so long for the removal of leftovers."),
         key("session_refresh_interval", span(1, DAY - 1), Some("20h"), "The session with VCD is renewed when so old."),
@@ -192,7 +197,7 @@ pub const KEYS: &[ConfigKey] = {
             "credentials_seed",
             LONG,
             Some(""),
-            "With use_static_credentials = false: the secret that all keys and passwords are derived from; empty: the token, but not with token_file.",
+            "With use_static_credentials = false: the secret that all keys and passwords are derived from; empty: the token.",
         ),
         key(
             "max_instance_age",
@@ -206,7 +211,7 @@ pub const KEYS: &[ConfigKey] = {
             "on_shutdown",
             NAME,
             Some("delete"),
-            "delete: the runner's shutdown deletes all VMs; keep: running ones stay.",
+            "delete: the runner's shutdown deletes all VMs; keep: running and suspended ones stay.",
         ),
     ]
 };

@@ -191,7 +191,7 @@ fn runner_itself(report: &mut Report, file: &RunnerFile, runner: &Runner, config
             Verdict::Warn,
             "runner",
             &text,
-            "set shutdown_timeout = 120; what is left is deleted at the next start",
+            "set shutdown_timeout = 80; what is left is deleted at the next start",
         );
     }
     if deletes && runner.state_storage {
@@ -494,14 +494,14 @@ fn advice(error: &VcdError) -> &'static str {
             "if VCD's certificate is of a private CA, name that CA's file in ca_file; else look at the host name in url"
         }
         ErrorKind::Unavailable => "look at url, DNS, firewall and $HTTPS_PROXY; can this machine reach VCD at all?",
-        ErrorKind::Auth => "make a new API token in VCD (user menu, API Access) and look at org",
+        ErrorKind::Auth => "make a new API token in VCD (user preferences, API Tokens) and look at org",
         ErrorKind::Forbidden => "the user's role lacks rights: docs/guide.md lists them",
         ErrorKind::Protocol => "is url that of VCD's API? A portal or proxy may have answered instead",
         ErrorKind::NotFound if is_about_names(error) => {
             "names are as VCD's pages show them, upper and lower case included"
         }
         ErrorKind::Invalid if error.what.contains("log in") => {
-            "make a new API token in VCD (user menu, API Access) and look at org"
+            "make a new API token in VCD (user preferences, API Tokens) and look at org"
         }
         _ => "docs/troubleshooting.md lists what VCD may say",
     }

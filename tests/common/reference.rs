@@ -14,8 +14,9 @@ The keys of `[runners.autoscaler.plugin_config]`, then what the plugin makes of 
 A complete file is [config.example.toml](../config.example.toml). `fleeting-plugin-vcd check --offline` names every mistake in
 a file, `check` also what VCD says to it.
 
-An empty text counts as not given. Unknown keys are passed over with a warning that names the nearest known one. Durations are
-written as Go does: `\"1h30m\"`, `\"90s\"`.
+An empty text counts as not given. No text may hold a line end or another control character. Unknown keys are passed over with
+a warning that names the nearest known one. Durations are written as Go does: `\"1h30m\"`, `\"90s\"`. The whole table, as JSON,
+may have 64 KiB.
 
 This file is generated from the table of keys in `src/config.rs`:
 
@@ -25,6 +26,62 @@ cargo run --example configuration > docs/configuration.md
 
 ";
 
+/// Keys with a default that does not do by itself.
+const IN_PART: [&str; 5] = ["token", "token_file", "cpu_count", "cores_per_socket", "memory_mb"];
+
+const ABOUT_IN_PART: &str = "\
+A token: one of `token` and `token_file`, or `VCD_TOKEN` in the runner's environment. CPUs and memory: all three keys, unless
+`sizing_policy` or `placement_policy` is given.
+
+";
+
+/// What else a key's value must be, or what it hangs together with.
+fn rule(name: &str) -> Option<&'static str> {
+    let rule = match name {
+        "url" => {
+            "`https://`, or `http://` with a warning; no path but one that ends in `/api`; no user name, `?` or `#`"
+        }
+        "vapp_name_prefix" => "letters, digits, `-`, `_` and `.`; the first a letter or a digit",
+        "token" => {
+            "no white space; not together with `token_file`; `VCD_TOKEN` is ignored, with a warning, where this is given"
+        }
+        "token_file" => "one word, in a file of at most 16 KiB; not together with `token`",
+        "cpu_count" => "0 only with a policy, which then decides",
+        "cores_per_socket" | "memory_mb" => "as for `cpu_count`",
+        "guest_properties" => {
+            "at most 64 entries, with names of at most 256 characters; `user-data` not together with `user_data_file`"
+        }
+        "user_data_file" => "a file of text, of at most 49,152 characters",
+        "customization_script_file" => {
+            "a file of text, with what the plugin adds of at most 49,000 characters. Linux: for `sh`, or what its `#!` line \
+             names; Windows: a batch file, or PowerShell if it begins with `#ps1`"
+        }
+        "metadata" => {
+            "at most 64 entries, with names of at most 256 characters; not `vcd-instance-group`, which the plugin writes"
+        }
+        "debug_server_addr" => {
+            "a Unix socket's path has at most 107 bytes; `:PORT` without a host serves everyone, with a warning"
+        }
+        "max_size" => "the runner refuses to start with a `max_instances` above it",
+        "max_concurrent_creates" => "`max_concurrent_operations` bounds it too: above 4, raise both",
+        "max_concurrent_deletes" => {
+            "`max_concurrent_operations` less one bounds it too: with its default, 3 deletes at a time"
+        }
+        "max_concurrent_operations" => {
+            "a higher `max_concurrent_creates` or `max_concurrent_deletes` has no effect unless this is raised as well"
+        }
+        "create_timeout" => {
+            "counted from the first request to VCD; a create that never comes to one is given up after three times as long"
+        }
+        "credentials_seed" => {
+            "at least 16 characters. The token is taken as it is at the start, from `token_file` as well. VMs that were made \
+             with another one are unhealthy after a restart, and replaced: give a seed where the token is changed now and then"
+        }
+        _ => return None,
+    };
+    Some(rule)
+}
+
 const TAIL: &str = "\
 ## connector_config
 
@@ -33,25 +90,32 @@ GitLab Runner reads this table itself and passes it on; what is not named here t
 | key | effect |
 | --- | --- |
 | `os` | `linux` or `windows`; without it, what VCD says of the template's guest |
-| `arch` | `amd64` (default), `arm64`, `386` or `arm` |
-| `protocol` | `ssh` (default); for Windows also `winrm` or `winrm+https` |
+| `arch` | `amd64`, `arm64`, `386` or `arm`; without it, `386` where VCD calls the guest one of 32 bits, else `amd64` |
+| `protocol` | `ssh` (default); for Windows also `winrm` or `winrm+https`, where static credentials need a password |
 | `protocol_port` | the port that the plugin waits for and the runner connects to; 22, 5985, 5986 |
-| `username` | default `root` or `Administrator`; another user is made in new Linux guests, with `sudo` |
-| `password`, `key_path` | with `use_static_credentials = true`: what the runner logs in with; the plugin puts it into new guests |
+| `username` | default `root` or `Administrator`; another user is made in new guests: on Linux with `sudo` without a password, and in the group `docker`, where these are there; on Windows as one of the administrators. At most 256 characters, no `:` or `/` |
+| `password`, `key_path` | with `use_static_credentials = true`: what the runner logs in with, one or both; the plugin puts it into new guests. A password has at most 256 characters |
 | `use_static_credentials` | `false`: the plugin derives a key for each VM, and a password for Windows (see `credentials_seed`) |
 | `timeout`, `keepalive` | for the runner's connections, handed back as they came |
+| `use_external_addr` | not needed: a VM has one address here, told as internal and as external; only a vApp whose NAT somebody has set up since has another |
 
-The key is a private key in OpenSSH, PKCS#1, PKCS#8 or SEC1 form, not encrypted.
+The key is a private key in OpenSSH, PKCS#1, PKCS#8 or SEC1 form, not encrypted, of at most 16 KiB; an RSA key has 1024 bits or more.
 ";
 
 /// The whole file.
 pub fn configuration() -> String {
     let mut text = String::from(HEAD);
-    let (needed, optional): (Vec<&ConfigKey>, Vec<&ConfigKey>) = KEYS.iter().partition(|key| key.default.is_none());
-    for (title, keys) in [("Required", needed), ("Optional", optional)] {
-        writeln!(text, "## {title}\n").unwrap();
+    let (needed, others): (Vec<&ConfigKey>, Vec<&ConfigKey>) = KEYS.iter().partition(|key| key.default.is_none());
+    let (in_part, optional): (Vec<&ConfigKey>, Vec<&ConfigKey>) =
+        others.into_iter().partition(|key| IN_PART.contains(&key.name));
+    let sections = [("Required", "", needed), ("Required in part", ABOUT_IN_PART, in_part), ("Optional", "", optional)];
+    for (title, about, keys) in sections {
+        write!(text, "## {title}\n\n{about}").unwrap();
         for key in keys {
             write!(text, "### {}\n\n{}\n\n- Type: {}\n", key.name, key.doc, kind(key.kind)).unwrap();
+            if let Some(rule) = rule(key.name) {
+                writeln!(text, "- Rule: {rule}").unwrap();
+            }
             match key.default {
                 None => {}
                 Some("") => text.push_str("- Default: none\n"),

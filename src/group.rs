@@ -17,6 +17,7 @@ mod steps;
 mod time;
 mod view;
 
+pub use adopt::EARLIER_CREATES;
 pub use instance::Phase;
 pub use owner::{Owner, Ownership};
 pub use time::Time;
@@ -44,13 +45,16 @@ pub const ILL_GRACE: Duration = Duration::from_secs(10 * 60);
 /// Pause between two collections of what is too old, and between two looks for vApps without a VM.
 pub const GC_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// An instance whose lease in VCD ends within this time counts as past its age: VCD would take it from under a job.
+/// For a short lease, a quarter of it.
 pub const LEASE_MARGIN: Duration = Duration::from_secs(60 * 60);
 /// At most so many probes of login ports at a time.
 pub const MAX_PROBES: usize = 16;
 /// At most so many direct looks at vApps at a time.
 pub const MAX_LOOKS: usize = 4;
-/// Names and hrefs of foreign vApps that are remembered, so that they are looked at and mentioned once.
-pub const MAX_FOREIGN: usize = 512;
+/// Hrefs of foreign vApps that are remembered while they are there, so that they are looked at and mentioned once.
+pub const MAX_FOREIGN: usize = 2048;
+/// Ids of the last instances that were forgotten: a vApp that one of their requests made may yet show.
+pub const MAX_PAST: usize = 512;
 
 /// The group's policy, from the plugin's configuration.
 #[derive(Clone, Debug)]
@@ -244,6 +248,8 @@ pub struct Group {
     vcd_start: Option<UnixMs>,
     /// vApps that look like ours and are not.
     foreign: BTreeSet<Href>,
+    /// The ids of the instances that were forgotten last.
+    past: VecDeque<Name>,
     wake: Option<Time>,
 }
 
@@ -289,6 +295,7 @@ impl Group {
             swept: false,
             vcd_start: first.now,
             foreign: BTreeSet::new(),
+            past: VecDeque::new(),
             wake: None,
             policy,
         };
@@ -420,7 +427,9 @@ impl Group {
         if let Some((_, why)) = instance.ill {
             return Err(format!("instance {name}: {why}"));
         }
-        if instance.lease_end.is_some_and(|end| now + LEASE_MARGIN >= end) {
+        // The lease began when the vApp was made, or later.
+        let margin = |end: Time| LEASE_MARGIN.min((instance.age(now) + (end - now)) / 4);
+        if instance.lease_end.is_some_and(|end| now + margin(end) >= end) {
             return Err(format!("instance {name}: its lease in VCD ends soon"));
         }
         if instance.goal != Goal::Live {

@@ -675,6 +675,55 @@ fn what_polls_show_later_is_of_an_earlier_life_if_it_was_made_before_the_start()
 }
 
 #[test]
+fn what_was_made_long_after_the_start_under_an_id_of_nobody_is_another_plugins() {
+    let limit = EARLIER_CREATES.as_millis() as u64;
+    for (after, deleted) in [(limit, true), (limit + 1, false)] {
+        for (power, description) in
+            [(Power::On, tag(&name(1))), (Power::Off, tag(&name(1))), (Power::On, String::new())]
+        {
+            let mut play = Play::new(policy(), Vec::new());
+            play.to(after);
+            let late = Vm { created: Some(START + after), power, description: description.clone(), ..vm(1) };
+            play.documents.insert(href(1), vapp(&late));
+            play.vms.push(late);
+            play.to(after + 100 * SECOND);
+            assert_eq!((play.states(), play.deleted().len()), (vec![], usize::from(deleted)), "{after} {description}");
+            let text =
+                if description.is_empty() { "is named like ours" } else { "another plugin that has the same name" };
+            assert_eq!(play.said(text), usize::from(!deleted), "{after} {description}");
+            assert_eq!(play.times("look").is_empty(), !deleted);
+        }
+    }
+}
+
+#[test]
+fn what_was_made_for_an_id_that_was_forgotten_is_deleted_when_it_shows() {
+    for (forgotten, deleted) in [(MAX_PAST, true), (MAX_PAST + 1, false)] {
+        let mut play = Play::new(Policy { max_size: 1024, ..policy() }, Vec::new());
+        play.to(2 * EARLIER_CREATES.as_millis() as u64);
+        play.holds = vec!["create"];
+        play.group.increase(Time(play.now), forgotten as u32);
+        let ids: Vec<Name> = play.group.views(Time(play.now)).into_iter().map(|view| view.name).collect();
+        // The first one's request is on the wire while it is given up.
+        for id in &ids {
+            play.group.decrease(Time(play.now), std::slice::from_ref(id));
+        }
+        play.serve();
+        play.holds.clear();
+        while !play.held.is_empty() {
+            play.release("create", Some(Err(error(ErrorKind::Quota))));
+        }
+        play.to(play.now + PRUNE_AFTER.as_millis() as u64 + SECOND);
+        assert_eq!(play.states(), []);
+        let late = Vm { created: Some(START + play.now), ..shown(href(1), ids[0].clone()) };
+        play.documents.insert(href(1), vapp(&late));
+        play.vms.push(late);
+        play.to(play.now + 100 * SECOND);
+        assert_eq!(play.deleted().len(), usize::from(deleted), "{forgotten}");
+    }
+}
+
+#[test]
 fn of_two_with_one_name_one_is_adopted() {
     let twin = Vm { vapp: href(2), ..vm(1) };
     let mut play = Play::new(policy(), vec![vm(1), twin]);
@@ -884,13 +933,36 @@ fn the_end_waits_for_what_is_being_suspended() {
 }
 
 #[test]
-fn as_many_foreign_ones_are_remembered_as_fit() {
+fn as_many_foreign_ones_are_remembered_as_fit_while_they_are_there() {
+    let others = |from: u32, count: usize| -> Vec<Vm> {
+        (from..from + count as u32).map(|n| Vm { description: "another's".into(), ..vm(n) }).collect()
+    };
     for (count, again) in [(MAX_FOREIGN, false), (MAX_FOREIGN + 1, true)] {
-        let vms = (1..=count as u32).map(|n| Vm { description: "another's".into(), ..vm(n) }).collect();
-        let mut play = Play::new(policy(), vms);
+        let mut play = Play::new(policy(), others(1, count));
         assert_eq!(play.said("left alone"), count, "each once");
         play.to(60 * SECOND);
         assert_eq!(play.said("left alone") > count, again, "{count}");
+        // Others have come for them, which the hourly look at the vApps tells.
+        play.vms = others(10_000, MAX_FOREIGN);
+        play.to(3700 * SECOND);
+        let said = play.said("left alone");
+        play.to(3800 * SECOND);
+        assert_eq!(play.said("left alone"), said, "{count}");
+    }
+}
+
+#[test]
+fn what_a_plugin_of_another_manager_makes_is_no_warning() {
+    let theirs = "fleeting-plugin-vcd/1 manager=x group=g id=ci-00000001";
+    for (description, level) in [(theirs, log::Level::Debug), ("another's", log::Level::Warn)] {
+        let found = Vm { description: description.into(), ..vm(1) };
+        let first = Poll { now: Some(START), vms: vec![found], vapps: None };
+        let mut group = Group::new(policy(), 7, Time(0), &first);
+        let said = std::iter::from_fn(|| group.next_command()).find_map(|command| match command {
+            Command::Say(event) => Some(event.level),
+            _ => None,
+        });
+        assert_eq!(said, Some(level), "{description}");
     }
 }
 

@@ -252,15 +252,19 @@ fn a_lease_that_ends_within_the_hour_makes_unhealthy() {
     let now = 1_000_000_000_000;
     let mut vm = found("ci-00000001", "fleeting-plugin-vcd/1 manager=m group=g id=ci-00000001");
     let minutes = |minutes: u64| Some(now + minutes * MINUTE);
-    for (undeploy_at, delete_at, healthy) in [
-        (None, None, true),
-        (minutes(61), None, true),
-        (minutes(60), None, false),
-        (None, minutes(59), false),
-        (minutes(61), minutes(30), false),
-        (minutes(0), minutes(500), false),
+    for (age, undeploy_at, delete_at, healthy) in [
+        (600, None, None, true),
+        (600, minutes(61), None, true),
+        (600, minutes(60), None, false),
+        (600, None, minutes(59), false),
+        (600, minutes(61), minutes(30), false),
+        (600, minutes(0), minutes(500), false),
+        // A quarter of a short lease.
+        (0, minutes(60), None, true),
+        (44, minutes(16), None, true),
+        (45, minutes(15), None, false),
     ] {
-        (vm.undeploy_at, vm.delete_at) = (undeploy_at, delete_at);
+        (vm.undeploy_at, vm.delete_at, vm.created) = (undeploy_at, delete_at, Some(now - age * MINUTE));
         let poll = Poll { now: Some(now), vms: vec![vm.clone()], vapps: None };
         let mut group = Group::new(Policy { max_instance_age: Duration::ZERO, ..policy() }, 1, Time(0), &poll);
         group.tick(Time(10_000));

@@ -3,12 +3,12 @@
 
 use super::answers::{begun, watch_backoff};
 use super::instance::{Asked, Cause, Facts, Goal, MISSED_POLLS, There, Work};
-use super::owner::Ownership;
+use super::owner::{Owner, Ownership};
 use super::steps::{CUSTOMIZATION_USUAL, LOOK_PAUSE, TASK_PATIENCE, UNCLEAR_WINDOW};
 use super::{Group, Instance, Key, MAX_FOREIGN, Name, OnShutdown, Time};
 use crate::cloud::{Answer, Customization, ErrorKind, Href, Poll, Power, Reply, UnixMs, Vapp, Vm, is_windows};
 use log::Level;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A VM that is off or broken in so many polls in a row is so indeed.
@@ -20,6 +20,10 @@ pub const LEFTOVER_GRACE: Duration = Duration::from_secs(60);
 /// An adopted instance that is suspended so soon after the start was being suspended by the earlier life: its task may go on
 /// for as long as one is given.
 const EARLIER_WORK: Duration = TASK_PATIENCE;
+
+/// A request of an earlier life has made its vApp so long after this life's start, by VCD's clock, or never will. What is made
+/// later and bears no id of this life's was made by another plugin of the same name, group and prefix.
+pub const EARLIER_CREATES: Duration = Duration::from_secs(5 * 60);
 
 /// A vApp that a poll shows and no instance stands for.
 struct Unclaimed<'a> {
@@ -85,6 +89,10 @@ impl Group {
                 None if i.known < sent => i.missed = i.missed.saturating_add(1),
                 None => {}
             }
+        }
+        if let Some(records) = &poll.vapps {
+            let there: BTreeSet<&str> = records.iter().map(|vapp| &*vapp.href).chain(shown.keys().copied()).collect();
+            self.foreign.retain(|href| there.contains(&**href));
         }
         for vapp in unclaimed(&poll, |href| shown.get(href).is_some_and(|(_, known)| *known)) {
             self.claim(&vapp, poll.now, false);
@@ -207,13 +215,20 @@ impl Group {
         }
         let verdict = self.owner.judge_record(found.name, found.description, found.labelled);
         if verdict == Ownership::Foreign {
-            return self.left_alone(found.vapp, found.name);
+            // What a plugin of another manager or group makes under this prefix is no news.
+            let level = if Owner::is_marked(found.description) { Level::Debug } else { Level::Warn };
+            return self.left_alone(level, found.vapp, found.name);
+        }
+        let created = found.vm.and_then(|vm| vm.created).or(found.created);
+        let after_start = created.zip(self.vcd_start).map(|(created, start)| i128::from(created) - i128::from(start));
+        let is_of_this_life = self.names.contains_key(found.name) || self.past.contains(found.name);
+        if !is_of_this_life && after_start.is_some_and(|ms| ms > EARLIER_CREATES.as_millis() as i128) {
+            return self.left_to_another(found.vapp, found.name, verdict);
         }
         let there = There::Stranger { vapp: found.vapp.clone() };
         let mut i = Instance::stray(found.name.clone(), there, now);
         // The first poll may have lagged: what VCD made before it is of an earlier life too.
-        let created = found.vm.and_then(|vm| vm.created).or(found.created);
-        i.earlier = at_start || created.zip(self.vcd_start).is_some_and(|(created, start)| created < start);
+        i.earlier = at_start || after_start.is_some_and(|ms| ms < 0);
         i.labelled = found.labelled;
         i.locked_out = self.owner.locks_out(found.name, found.description);
         i.facts = found.vm.map(|vm| Facts::of(vm, false));
@@ -252,7 +267,7 @@ impl Group {
             }
             return self.own(key, &vapp);
         }
-        self.left_alone(&vapp.href, &vapp.name);
+        self.left_alone(Level::Warn, &vapp.href, &vapp.name);
         self.forget_stranger(key);
     }
 
@@ -325,20 +340,35 @@ impl Group {
     }
 
     /// Mentioned once, then ignored.
-    fn left_alone(&mut self, vapp: &Href, name: &str) {
+    fn left_alone(&mut self, level: Level, vapp: &Href, name: &str) {
+        let level = if self.remember_foreign(vapp) { level } else { Level::Debug };
+        self.say_plain(level, format!("vApp {name} is named like ours but is not: left alone"));
+    }
+
+    /// Two plugins that take each other's for their own would delete them without end.
+    fn left_to_another(&mut self, vapp: &Href, name: &Name, verdict: Ownership) {
+        if verdict != Ownership::Ours {
+            return self.left_alone(Level::Warn, vapp, name);
+        }
         self.remember_foreign(vapp);
-        self.say_plain(Level::Warn, format!("vApp {name} is named like ours but is not: left alone"));
+        let text = format!(
+            "vApp {name} was made by another plugin that has the same name, group and prefix: left alone; give each runner \
+             another name"
+        );
+        self.say_plain(Level::Error, text);
     }
 
     fn forget_stranger(&mut self, key: Key) {
         self.instances.remove(&key);
     }
 
-    pub(super) fn remember_foreign(&mut self, vapp: &Href) {
-        if self.foreign.len() >= MAX_FOREIGN {
-            self.foreign.pop_first();
+    /// False if there is no room.
+    pub(super) fn remember_foreign(&mut self, vapp: &Href) -> bool {
+        let room = self.foreign.len() < MAX_FOREIGN;
+        if room {
+            self.foreign.insert(vapp.clone());
         }
-        self.foreign.insert(vapp.clone());
+        room
     }
 }
 

@@ -6,7 +6,7 @@ use super::steps::{
     BUSY_PAUSE, FIND_PAUSE, LABEL_DELAY, LABEL_TRIES, LOOK_PAUSE, PROBE_PAUSE, STEADY_PROBE_PAUSE, UNCLEAR_LOOKS,
     UNCLEAR_WINDOW, WATCH_ASKED_MAX, WATCH_RETRY, WATCH_RETRY_MAX,
 };
-use super::{Group, Instance, Key, PRUNE_AFTER, Time};
+use super::{Group, Instance, Key, MAX_PAST, PRUNE_AFTER, Time};
 use crate::cloud::{Answer, ErrorKind, Href, Power, Reply, Request, Started, TaskState, Vapp, VcdError};
 use log::Level;
 use std::time::Duration;
@@ -33,6 +33,10 @@ impl Group {
             && i.reported
         {
             self.names.remove(&i.name);
+            if self.past.len() >= MAX_PAST {
+                self.past.pop_front();
+            }
+            self.past.push_back(i.name);
         }
     }
 

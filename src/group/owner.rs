@@ -48,6 +48,11 @@ impl Owner {
         format!("{MARK} manager={} group={} id={name}", self.manager, self.group)
     }
 
+    /// True if a plugin of this program wrote the description, of whichever manager and group.
+    pub(super) fn is_marked(description: Option<&str>) -> bool {
+        description.is_some_and(|text| text.trim().starts_with(MARK))
+    }
+
     /// The credentials' fingerprint, if the description carries the tag of `name`.
     fn credentials<'a>(&self, name: &str, description: &'a str) -> Option<&'a str> {
         match description.trim().strip_prefix(&self.tag(name))? {
@@ -82,7 +87,7 @@ impl Owner {
         match description.map(str::trim) {
             _ if !self.could_name(name) => Ownership::Foreign,
             Some(text) if self.credentials(name, text).is_some() => Ownership::Ours,
-            Some(text) if text.starts_with(MARK) => Ownership::Foreign,
+            marked if Owner::is_marked(marked) => Ownership::Foreign,
             None | Some("") => Ownership::Unsure,
             Some(_) if labelled => Ownership::Unsure,
             Some(_) => Ownership::Foreign,
@@ -95,7 +100,7 @@ impl Owner {
     pub fn owns(&self, name: &str, description: Option<&str>, labelled: bool) -> bool {
         let description = description.unwrap_or_default().trim();
         self.could_name(name)
-            && (self.credentials(name, description).is_some() || (labelled && !description.starts_with(MARK)))
+            && (self.credentials(name, description).is_some() || (labelled && !Owner::is_marked(Some(description))))
     }
 }
 

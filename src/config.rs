@@ -35,6 +35,8 @@ const MAX_USER_DATA: usize = 48 * 1024;
 /// A lease ends so long after twice max_instance_age: after the garbage collection that would have taken the instance, and
 /// after the time before its end that counts as its end.
 const LEASE_EXTRA: Duration = Duration::from_secs(2 * 60 * 60);
+/// The key of the limit on all operations.
+const OPERATIONS: &str = "max_concurrent_operations";
 /// The token, if plugin_config gives none.
 const TOKEN_VARIABLE: &str = "VCD_TOKEN";
 /// What the user wrote is shown in messages up to so many characters.
@@ -172,13 +174,18 @@ pub const KEYS: &[ConfigKey] = {
         key("user_data_file", LONG, Some(""), "cloud-init's user data, given as the OVF property user-data."),
         key("customization_script_file", LONG, Some(""), "A script that new guests run after ours."),
         key("metadata", Kind::Table { max: MAX_LONG_TEXT }, Some(""), "Metadata to write on vApps."),
-        key("lease", NAME, Some("auto"), "auto: a lease above twice max_instance_age; org: the organization's."),
+        key(
+            "lease",
+            NAME,
+            Some("auto"),
+            "auto: a lease above twice max_instance_age (asleep: suspended_max_age); org: the organization's.",
+        ),
         key("debug_server_addr", NAME, Some(""), "HOST:PORT or unix:/PATH of the debug server; empty for none."),
         key("max_size", whole(1, 1000), Some("128"), "At most so many instances."),
         key("max_concurrent_creates", whole(1, 128), Some("3"), "Creates at a time."),
         key("max_concurrent_deletes", whole(1, 128), Some("5"), "Deletes at a time."),
         key(
-            "max_concurrent_operations",
+            OPERATIONS,
             whole(1, 128),
             Some("4"),
             "Creates, deletes, suspends and resumes together at a time; one place is kept for creates.",
@@ -279,7 +286,7 @@ impl Config {
             ip_mode,
             catalog: reading.text("catalog"),
             template: reading.text("template"),
-            pattern_life: vcd::PATTERN_LIFE,
+            template_life: vcd::template_life(&reading.text("catalog"), &reading.text("template")),
             storage_profile: reading.text("storage_profile"),
             sizing_policy: reading.some("sizing_policy"),
             placement_policy: reading.some("placement_policy"),
@@ -306,7 +313,7 @@ impl Config {
             max_size: reading.whole("max_size"),
             max_creates: reading.whole("max_concurrent_creates"),
             max_deletes: reading.whole("max_concurrent_deletes"),
-            max_operations: reading.whole("max_concurrent_operations"),
+            max_operations: reading.whole(OPERATIONS),
             create_timeout: reading.span("create_timeout"),
             startup_cleanup_timeout: reading.span("startup_cleanup_timeout"),
             reconcile_interval: reading.span("reconcile_interval"),
@@ -377,6 +384,13 @@ impl Reading {
             {
                 self.warnings.push(format!("{}: begins or ends with white space, which is kept", key.name));
             }
+        }
+        // A configuration that was written before this key was keeps the limits that it raised.
+        let given = |name: &&str| object.get(*name).is_some_and(|value| !value.is_null());
+        if !given(&OPERATIONS) {
+            let limits = ["max_concurrent_creates", "max_concurrent_deletes"].into_iter().filter(given);
+            let least = limits.map(|name| self.whole(name)).fold(self.whole(OPERATIONS), u32::max);
+            self.values.insert(OPERATIONS, Found::Whole(least));
         }
         let unknown: Vec<&String> = object.keys().filter(|name| KEYS.iter().all(|key| key.name != *name)).collect();
         for name in unknown.iter().take(MAX_UNKNOWN_NAMED) {
@@ -525,11 +539,19 @@ impl Reading {
         }
     }
 
-    /// How long VCD lets a vApp run that nobody removes.
-    fn lease(&mut self) -> Option<Duration> {
-        let age = self.span("max_instance_age");
+    /// How long VCD lets a vApp be that nobody removes: longer than the garbage collection does, awake and asleep.
+    fn lease(&mut self) -> Option<vcd::Lease> {
+        let awake = self.span("max_instance_age").saturating_mul(2);
+        let asleep = self.span("suspended_max_age");
+        let storage = match self.flag("suspend_resume") {
+            true if asleep.is_zero() => None,
+            true => Some(awake.max(asleep)),
+            false => Some(awake),
+        };
+        let with_extra = |span: Duration| span.saturating_add(LEASE_EXTRA);
         match self.text("lease").as_str() {
-            "auto" => Some(age.saturating_mul(2).saturating_add(LEASE_EXTRA)).filter(|_| !age.is_zero()),
+            "auto" if awake.is_zero() => None,
+            "auto" => Some(vcd::Lease { runtime: with_extra(awake), storage: storage.map(with_extra) }),
             "org" | "" => None,
             other => {
                 self.mistakes.push(format!("invalid lease: {} (expected auto or org)", shown(other)));

@@ -10,7 +10,7 @@ use crate::journal::{Entry, Journal, Note, Shown};
 use crate::pool::{Pool, THREADS};
 use crate::presence::Presence;
 use crate::status::{About, Polls, Process, Status, Wire};
-use crate::vcd::Client;
+use crate::vcd::{Client, Environment};
 use crate::version;
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender, bounded};
@@ -249,6 +249,29 @@ impl Drop for ResetUnlessRunning<'_> {
     }
 }
 
+/// Ends what an Init that fails or is dropped half-way has begun: nobody would.
+struct LogOutUnlessServing {
+    executor: Rc<LocalExecutor<'static>>,
+    pool: Rc<Pool>,
+    client: Arc<Client>,
+    driver: Option<Rc<Driver>>,
+    done: bool,
+}
+
+impl Drop for LogOutUnlessServing {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        if let Some(driver) = self.driver.take() {
+            driver.closing.set(true);
+            let _ = driver.nudge.try_send(());
+        }
+        let (pool, client) = (self.pool.clone(), self.client.clone());
+        self.executor.spawn(async move { pool.run(move || client.close()).await }).detach();
+    }
+}
+
 /// The group and what runs its commands.
 pub struct Driver {
     executor: Rc<LocalExecutor<'static>>,
@@ -290,19 +313,9 @@ impl Driver {
                  takes the other's VMs for its own; give each runner another name"
             );
         }
-        let busy = || CallError::Unavailable("no thread for requests to VCD could be started".into());
         let pool = Rc::new(Pool::default());
-        let settings = config.vcd;
-        let mut about = About {
-            group: config.policy.group.clone(),
-            manager: config.policy.manager.clone(),
-            prefix: settings.vapp_prefix.clone(),
-            url: settings.url.clone(),
-            org: settings.org.clone(),
-            vdc: settings.vdc.clone(),
-            ..About::default()
-        };
-        let opened = pool.run(move || Client::open(settings)).await.ok_or_else(busy)?;
+        let settings = config.vcd.clone();
+        let opened = pool.run(move || Client::open(settings)).await.ok_or_else(no_thread_at_all)?;
         let (client, environment) = opened.map_err(|errors| {
             let lines: Vec<String> = errors.iter().map(VcdError::to_string).collect();
             let text = format!("{}; no instance was made", lines.join("; "));
@@ -312,6 +325,40 @@ impl Driver {
             }
         })?;
         log::info!(api_version = environment.api_version, guest_os = environment.guest_os; "logged in to VCD");
+        let client = Arc::new(client);
+        let mut unless_serving = LogOutUnlessServing {
+            executor: executor.clone(),
+            pool: pool.clone(),
+            client: client.clone(),
+            driver: None,
+            done: false,
+        };
+        match Driver::begin(executor, config, presence, pool.clone(), client.clone(), environment).await {
+            Ok(driver) => {
+                unless_serving.driver = Some(driver.clone());
+                if !driver.wait(ADOPTION_TIMEOUT, Group::knows_its_own).await {
+                    log::warn!("some vApps that may be ours could not be looked at yet: they follow when VCD answers");
+                }
+                unless_serving.done = true;
+                Ok(driver)
+            }
+            Err(error) => {
+                unless_serving.done = true;
+                pool.run(move || client.close()).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The part of [`Driver::start`] that has a session.
+    async fn begin(
+        executor: Rc<LocalExecutor<'static>>,
+        config: Config,
+        presence: Option<Presence>,
+        pool: Rc<Pool>,
+        client: Arc<Client>,
+        environment: Environment,
+    ) -> Result<Rc<Driver>, CallError> {
         access::check(&config.access, Some(&environment.guest_os)).map_err(CallError::Invalid)?;
         if let Some(warning) = access::warning(&config.access, &environment.guest_os) {
             log::warn!("{warning}");
@@ -319,18 +366,25 @@ impl Driver {
         if let (true, Some(why)) = (config.suspend_resume, environment.no_suspend) {
             log::info!("{why}: the host is not told that instances can be suspended");
         }
-        about.api_version.clone_from(&environment.api_version);
-        about.guest_os.clone_from(&environment.guest_os);
-        let client = Arc::new(client);
+        let settings = config.vcd;
+        let about = About {
+            group: config.policy.group.clone(),
+            manager: config.policy.manager.clone(),
+            prefix: settings.vapp_prefix,
+            url: settings.url,
+            org: settings.org,
+            vdc: settings.vdc,
+            api_version: environment.api_version,
+            guest_os: environment.guest_os.clone(),
+        };
         let began = Instant::now();
         let first = {
             let client = client.clone();
-            pool.run(move || client.call(&Request::Poll { vapps: true }, None)).await.ok_or_else(busy)?
+            pool.run(move || client.call(&Request::Poll { vapps: true }, None)).await.ok_or_else(no_thread_at_all)?
         };
         let first = match first {
             Ok(Reply::Poll(poll)) => poll,
             other => {
-                pool.run(move || client.close()).await;
                 let why = other.err().map_or("first poll: an answer of another kind".into(), |error| error.to_string());
                 return Err(CallError::Unavailable(format!("{why}; no instance was made")));
             }
@@ -364,9 +418,6 @@ impl Driver {
         });
         driver.with(|_, _| {});
         executor.spawn(driver.clone().run_clock(nudged)).detach();
-        if !driver.wait(ADOPTION_TIMEOUT, Group::knows_its_own).await {
-            log::warn!("some vApps that may be ours could not be looked at yet: they follow when VCD answers");
-        }
         Ok(driver)
     }
 
@@ -658,6 +709,10 @@ fn write(entry: &Entry) {
 /// What follows the last slash: the id in a link.
 pub fn last_part(href: &str) -> &str {
     href.rsplit('/').next().unwrap_or(href)
+}
+
+fn no_thread_at_all() -> CallError {
+    CallError::Unavailable("no thread for requests to VCD could be started".into())
 }
 
 fn no_thread(operation: &str) -> Answer {

@@ -45,6 +45,8 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(25);
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// A template that is named by a pattern is looked up again, before a create, when it was looked up so long ago.
 pub const PATTERN_LIFE: Duration = Duration::from_secs(5 * 60);
+/// The same for one that is named in full: another one may have been given its name.
+pub const TEMPLATE_LIFE: Duration = Duration::from_secs(60 * 60);
 /// Lines of a script that are shorter are no secret: `exit 0`.
 const MIN_SECRET_LINE: usize = 8;
 /// The XML namespace of VCD's documents.
@@ -66,6 +68,15 @@ pub enum Token {
     Text(Secret),
     /// The first line of this file, read again for each login.
     File(PathBuf),
+}
+
+/// How long VCD lets a vApp be that nobody removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// While it runs (`DeploymentLeaseInSeconds`).
+    pub runtime: Duration,
+    /// While it is suspended or off (`StorageLeaseInSeconds`); `None` leaves it to the org.
+    pub storage: Option<Duration>,
 }
 
 /// Where VCD is, who we are there, and what a new VM is made of.
@@ -91,9 +102,8 @@ pub struct Settings {
     pub catalog: String,
     /// The vApp template's name; it must hold one VM. With `*` here or in `catalog` the newest one that fits is taken.
     pub template: String,
-    /// A template that was found by a pattern is looked up again when a create comes so long afterwards
-    /// ([`PATTERN_LIFE`]).
-    pub pattern_life: Duration,
+    /// The template is looked up again when a create comes so long afterwards ([`template_life`]).
+    pub template_life: Duration,
     /// The storage profile's name.
     pub storage_profile: String,
     /// The VM sizing policy's name, if one is wanted.
@@ -118,8 +128,8 @@ pub struct Settings {
     pub guest_properties: Vec<(String, Secret)>,
     /// cloud-init's user data: one more such property, `user-data`.
     pub user_data: Option<Secret>,
-    /// Runtime and storage lease of a new vApp; `None` leaves both to the org.
-    pub lease: Option<Duration>,
+    /// The leases of a new vApp; `None` leaves both to the org.
+    pub lease: Option<Lease>,
     /// The bearer is renewed when it is this old, whatever its own expiry says.
     pub session_refresh: Duration,
 }
@@ -129,6 +139,11 @@ impl Settings {
     fn is_provider(&self) -> bool {
         self.org.eq_ignore_ascii_case("System")
     }
+}
+
+/// For how long a template that is named so is not looked up again.
+pub fn template_life(catalog: &str, template: &str) -> Duration {
+    if query::is_pattern(catalog) || query::is_pattern(template) { PATTERN_LIFE } else { TEMPLATE_LIFE }
 }
 
 /// What the client learned at [`Client::open`].
@@ -444,11 +459,10 @@ impl Client {
         self.known().names.clone()
     }
 
-    /// The names; looked up anew if VCD did not find something of them last time, and the template alone if it is named
-    /// by a pattern and was looked up long ago: a newer one may be there.
+    /// The names; looked up anew if VCD did not find something of them last time, and the template alone if it was looked
+    /// up long ago: a newer one may be there.
     fn names_for_create(&self, call: &Call) -> Result<Arc<Names>, VcdError> {
-        let current =
-            |known: &Known| !known.stale && (!self.has_pattern() || known.at.elapsed() < self.settings.pattern_life);
+        let current = |known: &Known| !known.stale && known.at.elapsed() < self.settings.template_life;
         if current(&self.known()) {
             return Ok(self.names());
         }

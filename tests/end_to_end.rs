@@ -14,6 +14,7 @@ use live::{BINARY, SCALE, end, reach, start};
 use serde_json::json;
 use smol::Timer;
 use smol::block_on;
+use smol::future::FutureExt as _;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use smol::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -353,7 +354,7 @@ fn a_vm_is_made_of_all_that_is_configured() {
         assert_eq!((info.connector.unwrap().os.as_str(), names[0].len()), ("windows", 36));
         server.with_model(|model| {
             let vapp = model.vapps.values().next().unwrap();
-            assert_eq!(vapp.lease.deployment_s, 22 * 3600);
+            assert_eq!((vapp.lease.deployment_s, vapp.lease.storage_s), (22 * 3600, 74 * 3600));
             let vm = &model.vms[&vapp.vms[0]];
             assert!(vm.policy.is_some() && vm.placement.is_some());
             let properties: Vec<(&str, &str)> = vm.properties.iter().map(|(key, value)| (&**key, &**value)).collect();
@@ -464,6 +465,31 @@ fn init_does_not_wait_for_ever_for_a_look() {
         assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
         let plugin = start(&server, guest_port, json!({})).await;
         plugin.logged("some vApps that may be ours could not be looked at yet").await;
+    });
+}
+
+#[test]
+fn an_init_that_the_host_gives_up_leaves_no_session_and_no_driver() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        server.with_model(|model| {
+            let vdc = *model.vdcs.keys().next().unwrap();
+            model.admin_foreign_vapp(vdc, "ci-abcd1234", "");
+        });
+        let rule = json!({"op": "vapp", "delay_before_ms": 3_600_000});
+        assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
+        let plugin = PluginProcess::start(command(BINARY)).await;
+        let config = fleet::plugin_config(&server).to_string();
+        let init = async {
+            let answer = plugin.init(config.as_bytes(), fleet::connector(guest_port)).await;
+            panic!("Init did not wait for the look: {answer:?}");
+        };
+        // Whoever drops a call cancels it.
+        init.or(common::until("a look", || server.requests("vapp") > 0)).await;
+        common::until("the end of the session", || server.requests("logout") == 1).await;
+        plugin.init(config.as_bytes(), fleet::connector(guest_port)).await.unwrap();
+        assert_eq!(server.requests("login"), 2);
+        end(plugin).await;
     });
 }
 

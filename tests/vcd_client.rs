@@ -417,11 +417,26 @@ fn a_replaced_template_is_found_again_before_the_next_create() {
         old.vms.iter().for_each(|vm| drop(m.template_vms.remove(vm)));
         m.add_template(old.catalog, old.vdc, "ubuntu-22.04", &[("new", "Ubuntu Linux (64-bit)", "ubuntu64Guest")]);
     });
+    // Another try is worth while: this says nothing of the template that has the name now.
     let e = create(&client, "ci-1").unwrap_err();
-    assert_eq!(e.kind, ErrorKind::NotFound, "{e}");
+    assert!(e.kind == ErrorKind::Unavailable && e.text.contains("looked up anew before the next try"), "{e}");
     create(&client, "ci-1").unwrap();
     assert_eq!(server.requests("instantiate"), 2);
+    // What is not found right after it was looked up is not there.
+    fault(
+        &server,
+        serde_json::json!({"op": "instantiate", "times": 2, "answer_before": {"status": 404, "body": GONE}}),
+    );
+    assert_eq!(create(&client, "ci-2").unwrap_err().kind, ErrorKind::Unavailable);
+    assert_eq!(create(&client, "ci-2").unwrap_err().kind, ErrorKind::NotFound);
+    server.with_model(|m| m.templates.retain(|_, t| &*t.name != "ubuntu-22.04"));
+    assert_eq!(create(&client, "ci-2").unwrap_err().kind, ErrorKind::NotFound);
+    assert_eq!(server.requests("instantiate"), 4);
 }
+
+/// VCD's refusal of what it does not know.
+const GONE: &str = "<Error xmlns=\"http://www.vmware.com/vcloud/v1.5\" majorErrorCode=\"404\" \
+                    minorErrorCode=\"RESOURCE_NOT_FOUND\" message=\"No access to entity\"/>";
 
 #[test]
 fn all_pages_of_a_poll_come_and_only_our_prefix() {

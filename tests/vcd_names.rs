@@ -6,7 +6,7 @@ mod client;
 
 use client::*;
 use fleeting_plugin_vcd::cloud::*;
-use fleeting_plugin_vcd::vcd::{Client, Settings};
+use fleeting_plugin_vcd::vcd::{Client, Lease, PATTERN_LIFE, Settings, TEMPLATE_LIFE};
 use std::time::Duration;
 use vcd_sim::Server;
 use vcd_sim::model::{HardwareInCreate, IpMode, Model, Nic, TemplateId, Vm};
@@ -70,7 +70,7 @@ fn of_the_templates_that_a_pattern_fits_the_newest_is_taken() {
 
     // Not looked up again while the last look is fresh; then a newer one is used without a restart.
     let fresh = Client::open(by("golden-*", "ci-catalog")).unwrap().0;
-    let old = Client::open(Settings { pattern_life: Duration::ZERO, ..by("golden-*", "ci-catalog") }).unwrap().0;
+    let old = Client::open(Settings { template_life: Duration::ZERO, ..by("golden-*", "ci-catalog") }).unwrap().0;
     template(&server, "ci-catalog", "golden-5", 99_000);
     let looks = server.requests("query:vAppTemplate");
     create(&fresh, "ci-fresh").unwrap();
@@ -83,6 +83,23 @@ fn of_the_templates_that_a_pattern_fits_the_newest_is_taken() {
     fault(&server, serde_json::json!({"op": "query:vAppTemplate", "answer_before": {"status": 503}}));
     create(&old, "ci-older").unwrap();
     assert_eq!(&*vm(&server, "ci-older").guest_os, "golden-5");
+}
+
+#[test]
+fn a_template_that_is_given_anothers_name_is_taken_after_a_while() {
+    let server = server();
+    let id = template(&server, "ci-catalog", "golden", 1_000);
+    let by = |template_life| Settings { template: "golden".into(), template_life, ..settings(&server) };
+    let [fresh, old] = [TEMPLATE_LIFE, Duration::ZERO].map(|life| Client::open(by(life)).unwrap().0);
+    server.with_model(|m| m.templates.get_mut(&id).unwrap().name = "golden-before".into());
+    let new = template(&server, "ci-catalog", "golden-after", 2_000);
+    server.with_model(|m| m.templates.get_mut(&new).unwrap().name = "golden".into());
+    for (client, name, guest_os) in [(&fresh, "ci-fresh", "golden"), (&old, "ci-old", "golden-after")] {
+        create(client, name).unwrap();
+        assert_eq!(&*vm(&server, name).guest_os, guest_os);
+    }
+    let life = |catalog, template| fleeting_plugin_vcd::vcd::template_life(catalog, template);
+    assert_eq!([life("c", "t"), life("c*", "t"), life("c", "*")], [TEMPLATE_LIFE, PATTERN_LIFE, PATTERN_LIFE]);
 }
 
 #[test]
@@ -225,7 +242,7 @@ fn a_create_carries_properties_user_data_and_lease_and_a_label_the_metadata() {
         guest_properties: vec![("proxy".into(), Secret::new("http://p & <q>"))],
         user_data: Some(Secret::new(data)),
         metadata: vec![("cost".into(), "42 & <more>".into())],
-        lease: Some(Duration::from_secs(50 * 3600)),
+        lease: Some(Lease { runtime: Duration::from_secs(50 * 3600), storage: Some(Duration::from_secs(50 * 3600)) }),
         ..settings(&server)
     };
     let client = Client::open(rich).unwrap().0;

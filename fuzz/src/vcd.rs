@@ -3,7 +3,7 @@
 
 use crate::{BASE, MARK, assert_no_secret, http, init, request, simulator};
 use fleeting_plugin_vcd::cloud::{Answer, Guest, MAX_ERROR_TEXT, Reply, Request, Secret, TaskState, VcdError};
-use fleeting_plugin_vcd::vcd::{Client, IpMode, MAX_FOUND, MAX_PAGES, PATTERN_LIFE, Settings, Token, wire};
+use fleeting_plugin_vcd::vcd::{Client, IpMode, MAX_FOUND, MAX_PAGES, TEMPLATE_LIFE, Settings, Token, wire};
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
@@ -56,7 +56,7 @@ pub fn settings() -> Settings {
         ip_mode: IpMode::Pool,
         catalog: "ci-catalog".into(),
         template: "ubuntu-22.04".into(),
-        pattern_life: PATTERN_LIFE,
+        template_life: TEMPLATE_LIFE,
         storage_profile: "ssd".into(),
         sizing_policy: None,
         placement_policy: None,

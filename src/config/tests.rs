@@ -639,9 +639,24 @@ fn files_are_read_whole_or_refused() {
 }
 
 #[test]
+fn limits_that_were_raised_raise_the_limit_of_all_that_is_not_given() {
+    let limit = |changes: Value| parse(changes).unwrap().policy.max_operations;
+    assert_eq!(limit(json!({"max_concurrent_creates": 10})), 10);
+    assert_eq!(limit(json!({"max_concurrent_creates": 2, "max_concurrent_deletes": 20})), 20);
+    assert_eq!(limit(json!({"max_concurrent_creates": 2, "max_concurrent_deletes": null})), 4);
+    assert_eq!(limit(json!({"max_concurrent_creates": 10, "max_concurrent_operations": 3})), 3);
+}
+
+#[test]
 fn a_lease_ends_after_twice_the_oldest_age() {
     let lease = |changes: Value| parse(changes).map(|config| config.vcd.lease);
-    assert_eq!(lease(json!({"max_instance_age": "10h"})), Ok(Some(Duration::from_secs(22 * 3600))));
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let of =
+        |runtime, storage: Option<u64>| Ok(Some(vcd::Lease { runtime: hours(runtime), storage: storage.map(hours) }));
+    assert_eq!(lease(json!({"max_instance_age": "10h"})), of(22, Some(74)));
+    assert_eq!(lease(json!({"max_instance_age": "10h", "suspended_max_age": "1h"})), of(22, Some(22)));
+    assert_eq!(lease(json!({"max_instance_age": "10h", "suspended_max_age": "0"})), of(22, None));
+    assert_eq!(lease(json!({"max_instance_age": "10h", "suspend_resume": false})), of(22, Some(22)));
     assert_eq!(lease(json!({"max_instance_age": "0"})), Ok(None));
     assert_eq!(lease(json!({"lease": "org"})), Ok(None));
     assert_eq!(lease(json!({"lease": "24h"})).unwrap_err(), "invalid lease: 24h (expected auto or org)");

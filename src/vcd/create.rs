@@ -7,6 +7,7 @@ use super::xml::{self, Writer};
 use super::{Call, Client, IpMode, NAMESPACE, Settings};
 use crate::cloud::{ErrorKind, Guest, Href, Reply, Secret, Started, VcdError};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
+use std::sync::Arc;
 use ureq::http::Method;
 
 /// VCD takes scripts of at most so many characters.
@@ -22,7 +23,8 @@ const RASD: &str = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_Resour
 const VMW: &str = "http://www.vmware.com/schema/ovf";
 
 impl Client {
-    /// Sends the one request; `whole`: with hardware, powered on. If VCD does not find what it should be made from, the names are looked up anew next time.
+    /// Sends the one request; `whole`: with hardware, powered on. If VCD does not find what it should be made from, the
+    /// names are looked up anew next time; that is an error that lasts only if they had just been looked up.
     pub(super) fn create(
         &self,
         call: &Call,
@@ -36,6 +38,7 @@ impl Client {
         if guest.script.as_ref().is_some_and(|s| s.reveal().chars().count() > MAX_SCRIPT) {
             return Err(invalid(format!("the guest customization script is longer than {MAX_SCRIPT} characters")));
         }
+        let before = self.names();
         let names = self.names_for_create(call)?;
         if whole && names.needs_tpm {
             let why = format!("guests of template {:?} need a TPM before their first boot", names.template_name);
@@ -49,6 +52,10 @@ impl Client {
         let got = self.send(call, Method::POST, &url, Some((content_type, &body))).map_err(|mut e| {
             if e.kind == ErrorKind::NotFound {
                 self.distrust(&names);
+                if Arc::ptr_eq(&before, &names) {
+                    e.kind = ErrorKind::Unavailable;
+                    e.text = format!("{}; names are looked up anew before the next try", e.text);
+                }
             }
             if whole && errors::is_about_content(&e) {
                 e.kind = ErrorKind::TooMuch;
@@ -99,11 +106,12 @@ fn document(
     w.open("InstantiationParams", &[]);
     vapp_network(&mut w, settings, names);
     if let Some(lease) = settings.lease {
-        let seconds = lease.as_secs().to_string();
         w.open("LeaseSettingsSection", &[]);
         w.leaf("ovf:Info", "The vApp's lease");
-        w.leaf("DeploymentLeaseInSeconds", &seconds);
-        w.leaf("StorageLeaseInSeconds", &seconds);
+        w.leaf("DeploymentLeaseInSeconds", &lease.runtime.as_secs().to_string());
+        if let Some(storage) = lease.storage {
+            w.leaf("StorageLeaseInSeconds", &storage.as_secs().to_string());
+        }
         w.close();
     }
     w.close();
@@ -271,8 +279,10 @@ fn guest_customization(w: &mut Writer, guest: &Guest) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Lease;
     use super::super::names::{Disk, Policy};
     use super::*;
+    use std::time::Duration;
 
     fn policy(href: &str) -> Policy {
         Policy { href: href.into(), ..Policy::default() }
@@ -290,7 +300,7 @@ mod tests {
             ip_mode: IpMode::Pool,
             catalog: "c".into(),
             template: "t".into(),
-            pattern_life: super::super::PATTERN_LIFE,
+            template_life: super::super::TEMPLATE_LIFE,
             storage_profile: "s".into(),
             sizing_policy: None,
             placement_policy: None,
@@ -391,7 +401,7 @@ mod tests {
     fn the_off_one_leaves_hardware_and_power_to_others() {
         let settings = Settings {
             disk_gb: 80,
-            lease: Some(std::time::Duration::from_secs(7200)),
+            lease: Some(Lease { runtime: Duration::from_secs(7200), storage: Some(Duration::from_secs(9000)) }),
             guest_properties: vec![("my-key".into(), Secret::new("a\"b"))],
             user_data: Some(Secret::new("#cloud-config")),
             ..example()
@@ -406,7 +416,7 @@ mod tests {
             "ComposeVAppParams",
             "deploy=\"false\" powerOn=\"false\"",
             "<LeaseSettingsSection><ovf:Info>The vApp's lease</ovf:Info><DeploymentLeaseInSeconds>7200</",
-            "<StorageLeaseInSeconds>7200</",
+            "<StorageLeaseInSeconds>9000</",
             "ovf:key=\"my-key\" ovf:type=\"string\" ovf:userConfigurable=\"true\" ovf:value=\"a&quot;b\"/>",
             "ovf:key=\"user-data\" ovf:type=\"string\" ovf:userConfigurable=\"true\" ovf:value=\"I2Nsb3VkLWNvbmZpZw==\"/>",
             "<ComputePolicy><VmPlacementPolicy href=\"https://h/cloudapi/p\"/><VmSizingPolicy href=\"https://h/cloudapi/s\"/>",

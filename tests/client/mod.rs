@@ -3,7 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a test")]
 
 use fleeting_plugin_vcd::cloud::*;
-use fleeting_plugin_vcd::vcd::{Client, IpMode, PATTERN_LIFE, Settings, Token};
+use fleeting_plugin_vcd::vcd::{Client, IpMode, Settings, TEMPLATE_LIFE, Token};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use vcd_sim::faults::Rule;
@@ -38,7 +38,7 @@ pub fn settings(server: &Server) -> Settings {
         ip_mode: IpMode::Pool,
         catalog: "ci-catalog".into(),
         template: "ubuntu-22.04".into(),
-        pattern_life: PATTERN_LIFE,
+        template_life: TEMPLATE_LIFE,
         storage_profile: "ssd".into(),
         sizing_policy: None,
         placement_policy: None,

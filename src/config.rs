@@ -385,11 +385,12 @@ impl Reading {
                 self.warnings.push(format!("{}: begins or ends with white space, which is kept", key.name));
             }
         }
-        // A configuration that was written before this key was keeps the limits that it raised.
-        let given = |name: &&str| object.get(*name).is_some_and(|value| !value.is_null());
-        if !given(&OPERATIONS) {
-            let limits = ["max_concurrent_creates", "max_concurrent_deletes"].into_iter().filter(given);
-            let least = limits.map(|name| self.whole(name)).fold(self.whole(OPERATIONS), u32::max);
+        // A configuration of before this key was keeps the limits that it sets: one place is kept for creates.
+        let given = |name: &str| object.get(name).is_some_and(|value| !value.is_null());
+        if !given(OPERATIONS) {
+            let limits = [("max_concurrent_creates", 0), ("max_concurrent_deletes", 1)];
+            let needed = limits.into_iter().filter(|(name, _)| given(name)).map(|(name, more)| self.whole(name) + more);
+            let least = needed.fold(self.whole(OPERATIONS), u32::max);
             self.values.insert(OPERATIONS, Found::Whole(least));
         }
         let unknown: Vec<&String> = object.keys().filter(|name| KEYS.iter().all(|key| key.name != *name)).collect();

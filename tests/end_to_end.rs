@@ -257,7 +257,18 @@ fn https_with_a_ca_of_ones_own_directly_or_through_a_proxy() {
         plugin.logged("any certificate is believed").await;
         end(plugin).await;
 
+        // What the machine trusts is trusted: here a file with the CA twice, and a certificate that cannot be read.
         config["insecure_skip_tls_verify"] = json!(false);
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let pem = server.ca_pem().unwrap();
+        let bundle = File::new("bundle.pem", &format!("{pem}{broken}{pem}"));
+        let mut trusting = command(BINARY);
+        trusting.env("SSL_CERT_FILE", &bundle.0);
+        let plugin = PluginProcess::start(trusting).await;
+        plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
+        plugin.logged("bundle.pem: 1 CAs are trusted beside the public ones, 1 cannot be read").await;
+        end(plugin).await;
+
         config["ca_file"] = json!(ca.0);
         for exception in ["", "localhost"] {
             let proxy = TunnelProxy::start().await;

@@ -642,7 +642,8 @@ fn files_are_read_whole_or_refused() {
 fn limits_that_were_raised_raise_the_limit_of_all_that_is_not_given() {
     let limit = |changes: Value| parse(changes).unwrap().policy.max_operations;
     assert_eq!(limit(json!({"max_concurrent_creates": 10})), 10);
-    assert_eq!(limit(json!({"max_concurrent_creates": 2, "max_concurrent_deletes": 20})), 20);
+    assert_eq!(limit(json!({"max_concurrent_creates": 2, "max_concurrent_deletes": 20})), 21);
+    assert_eq!(limit(json!({"max_concurrent_creates": 20, "max_concurrent_deletes": 20})), 21);
     assert_eq!(limit(json!({"max_concurrent_creates": 2, "max_concurrent_deletes": null})), 4);
     assert_eq!(limit(json!({"max_concurrent_creates": 10, "max_concurrent_operations": 3})), 3);
 }

@@ -5,8 +5,8 @@ use super::xml;
 use crate::cloud::{ErrorKind, MAX_ERROR_TEXT, VcdError};
 use roxmltree::Node;
 
-/// So much of an answer that is not VCD's own is shown.
-const MAX_FOREIGN_TEXT: usize = 120;
+/// So much of an error's code is shown.
+const MAX_CODE: usize = 120;
 
 /// A longer request id is none.
 const MAX_REQUEST_ID: usize = 64;
@@ -194,7 +194,7 @@ fn judged(what: &str, stage: Stage, got: &Received) -> VcdError {
     let text = match (&got.location, tidy(&got.body)) {
         (Some(place), _) if (300..400).contains(&status) => format!("a redirect to {place}, which is not followed"),
         (_, body) if body.is_empty() => "an answer without a reason".into(),
-        (_, body) => format!("not VCD's own words: {}", cut(&body, MAX_FOREIGN_TEXT)),
+        (_, body) => format!("not VCD's own words: {body}"),
     };
     VcdError { kind: judge_foreign(stage, status, &got.body), what, status, code: String::new(), text, retry_after }
 }
@@ -229,7 +229,7 @@ pub(super) fn finish(mut error: VcdError, secrets: &[&str]) -> VcdError {
         take_out(secret, &mut [&mut error.text, &mut error.code, &mut error.what]);
     }
     error.text = cut(&error.text, MAX_ERROR_TEXT).to_owned();
-    error.code = cut(&error.code, MAX_FOREIGN_TEXT).to_owned();
+    error.code = cut(&error.code, MAX_CODE).to_owned();
     // Of a task, it is in VCD's words as well.
     error.what = cut(&error.what, MAX_ERROR_TEXT).to_owned();
     error
@@ -474,10 +474,31 @@ mod tests {
         assert!(error.text.len() <= MAX_ERROR_TEXT && error.text.len() > MAX_ERROR_TEXT - 4, "{}", error.text.len());
         assert!(!error.text.contains("S3c"), "{}", error.text);
         let long = "x".repeat(1000);
-        let page = refused("x", Stage::Read, &answer(502, &long));
-        assert_eq!(page.text, format!("not VCD's own words: {}", &long[..MAX_FOREIGN_TEXT]));
+        let page = finish(refused("x", Stage::Read, &answer(502, &format!("{long}S3cret"))), &["xS3cret"]);
+        assert_eq!(page.text, cut(&format!("not VCD's own words: {long}"), MAX_ERROR_TEXT));
+        // Cut only when no secret is left that a cut could halve.
+        for at in 0..MAX_ERROR_TEXT {
+            let page = format!("{}S3cret", "x".repeat(at));
+            let error = finish(refused("x", Stage::Read, &answer(502, &page)), &["S3cret"]);
+            assert!(!error.text.contains('S'), "{at}: {}", error.text);
+        }
         let coded = refused("x", Stage::Read, &answer(400, &error_xml(400, &long, "no")));
-        assert_eq!(finish(coded, &[]).code, long[..MAX_FOREIGN_TEXT]);
+        assert_eq!(finish(coded, &[]).code, long[..MAX_CODE]);
+
+        // A page that is not VCD's own is quoted as it is.
+        let secret = "a<&\">'b %ä";
+        for shown in [
+            "a<&\">'b %ä",
+            "a&lt;&amp;&quot;&gt;&apos;b %ä",
+            "a&lt;&amp;&quot;&gt;&#39;b %ä",
+            "a&lt;&amp;\"&gt;'b %ä",
+            "a%3C%26%22%3E%27b%20%25%C3%A4",
+            "a%3C%26%22%3E%27b+%25%C3%A4",
+            "a<&\\\">'b %ä",
+        ] {
+            let error = finish(refused("x", Stage::Read, &answer(502, &format!("<p>({shown})</p>"))), &[secret]);
+            assert_eq!(error.text, "not VCD's own words: <p>(…)</p>", "{shown}");
+        }
 
         // What a task was about is VCD's to say, and texts are tidied when they come.
         let said = Said { major: None, code: "S3cret word".into(), text: tidy("a S3cret \t word") };

@@ -4,7 +4,9 @@ use super::tls::NotConnected;
 #[cfg(not(fuzzing))]
 use super::tls::{Lookup, Marking, TlsConnector};
 use crate::cloud::{Secret, UnixMs};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rustls::ClientConfig;
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -263,14 +265,42 @@ impl Shown {
     }
 }
 
-/// Takes a secret out of texts.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Percent-encodes everything but letters, digits and `-._~`.
+pub(super) fn encode(text: &str) -> String {
+    utf8_percent_encode(text, PLAIN).to_string()
+}
+
+/// Takes a secret out of texts, in each form that an answer may show it in.
 pub(super) fn take_out(secret: &str, texts: &mut [&mut String]) {
-    // VCD's texts were tidied when they came.
-    for form in [secret, &*tidy(secret)].into_iter().filter(|form| !form.is_empty()) {
-        for text in texts.iter_mut().filter(|text| text.contains(form)) {
-            **text = text.replace(form, "…");
+    for form in forms(secret).iter().filter(|form| !form.is_empty()) {
+        for text in texts.iter_mut().filter(|text| text.contains(&**form)) {
+            **text = text.replace(&**form, "…");
         }
     }
+}
+
+/// A secret as it is, as VCD's texts are tidied when they come, and as a page that is no answer of VCD's may quote it:
+/// as text or attribute of XML or HTML, as part of a link or form, as JSON.
+fn forms(secret: &str) -> Vec<Cow<'_, str>> {
+    let mut forms = vec![Cow::Borrowed(secret), Cow::Owned(tidy(secret))];
+    if secret.bytes().any(|byte| !byte.is_ascii_alphanumeric()) {
+        let text = secret.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+        let attribute = text.replace('"', "&quot;");
+        let link = encode(secret);
+        let more = [
+            attribute.replace('\'', "&apos;"),
+            attribute.replace('\'', "&#39;"),
+            text,
+            attribute,
+            link.replace("%20", "+"),
+            link,
+            secret.replace('\\', "\\\\").replace('"', "\\\""),
+        ];
+        forms.extend(more.into_iter().filter(|form| form != secret).map(Cow::Owned));
+    }
+    forms
 }
 
 /// Control characters and runs of white space become single spaces.

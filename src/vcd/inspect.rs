@@ -2,6 +2,7 @@
 //! none of this. It judges nothing: what is enough for a group is the caller's to say.
 
 use super::errors::{self, Stage};
+use super::http::encode;
 use super::names::{Names, has_tpm};
 use super::{Call, Client, Settings, last_part, query, xml};
 use crate::cloud::{ErrorKind, Href, VcdError};
@@ -145,8 +146,7 @@ impl Inspector {
         let mut all = Vec::new();
         for role in &login.role_ids {
             for page in 1..=MAX_RIGHTS_PAGES {
-                let path =
-                    format!("/cloudapi/1.0.0/roles/{}/rights?page={page}&pageSize={RIGHTS_PAGE}", query::encode(role));
+                let path = format!("/cloudapi/1.0.0/roles/{}/rights?page={page}&pageSize={RIGHTS_PAGE}", encode(role));
                 let json = self.json(&call, &path).ok()?;
                 let values = json.get("values")?.as_array()?;
                 all.extend(values.iter().filter_map(|right| right.get("name")?.as_str()).map(str::to_owned));
@@ -161,7 +161,7 @@ impl Inspector {
     /// The org's rules for leases; `None` if the user may not read them.
     pub fn lease_rules(&self, login: &Login) -> Option<LeaseRules> {
         let id = login.org_id.rsplit(':').next().filter(|id| !id.is_empty())?;
-        let url = format!("{}/api/admin/org/{}/settings/vAppLeaseSettings", self.0.site.root, query::encode(id));
+        let url = format!("{}/api/admin/org/{}/settings/vAppLeaseSettings", self.0.site.root, encode(id));
         let call = call("read the org's lease settings");
         let got = self.0.send(&call, Method::GET, &url, None).ok()?;
         let document = xml::read(&got.body).ok()?;

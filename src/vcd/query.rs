@@ -1,10 +1,9 @@
 //! Queries: filters, pages and the values of records. All pages come, or an error.
 
 use super::errors::{self, Stage};
-use super::http::Received;
+use super::http::{Received, encode};
 use super::{Call, Client, xml};
 use crate::cloud::{Customization, Href, Power, UnixMs, VcdError};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use roxmltree::Node;
 use ureq::http::Method;
 
@@ -13,13 +12,6 @@ pub const PAGE_SIZE: usize = 128;
 /// At most so many pages are read of one query. 1,000 instances fill 8 pages; the rest is room for foreign VMs under a
 /// name like ours, and for a server that gives smaller pages than it is asked for.
 pub const MAX_PAGES: usize = 64;
-
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
-/// Percent-encodes everything but letters, digits and `-._~`.
-pub(super) fn encode(text: &str) -> String {
-    utf8_percent_encode(text, PLAIN).to_string()
-}
 
 /// A value in a filter: the filter's own signs are escaped, then all is encoded.
 pub(super) fn value(text: &str) -> String {

@@ -2,8 +2,8 @@
 //! threads. It never repeats anybody's request.
 
 use super::errors::{self, Said, Stage};
-use super::http::{Ask, Http, Lost, READ_TIMEOUT, Received, Site};
-use super::{Settings, Token, query, xml};
+use super::http::{Ask, Http, Lost, READ_TIMEOUT, Received, Site, encode};
+use super::{Settings, Token, xml};
 use crate::cloud::{ErrorKind, Secret, VcdError};
 use std::fs::File;
 use std::io::Read as _;
@@ -299,10 +299,9 @@ fn exchange_token(
     deadline: Instant,
 ) -> Result<(Arc<str>, Option<Duration>), VcdError> {
     let what = format!("log in to org {:?} at {} with the API token", settings.org, site.root);
-    let place =
-        if settings.is_provider() { "provider".into() } else { format!("tenant/{}", query::encode(&settings.org)) };
+    let place = if settings.is_provider() { "provider".into() } else { format!("tenant/{}", encode(&settings.org)) };
     let url = format!("{}/oauth/{place}/token", site.root);
-    let form = format!("grant_type=refresh_token&refresh_token={}", query::encode(token.reveal()));
+    let form = format!("grant_type=refresh_token&refresh_token={}", encode(token.reveal()));
     let timeout = time_left(deadline, READ_TIMEOUT).map_err(|lost| errors::lost(&what, Stage::Read, lost))?;
     let ask = Ask {
         operation: "login",

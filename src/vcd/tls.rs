@@ -1,4 +1,4 @@
-//! What stands beneath ureq: TLS by rustls with the public roots together with the user's own, which ureq itself cannot
+//! What stands beneath ureq: TLS by rustls with the public roots, the system's and the user's own, which ureq itself cannot
 //! combine; the look-up of names without a thread for each; and the mark on errors of connections that never stood. It sends
 //! nothing by itself.
 
@@ -9,12 +9,12 @@ use crate::crypto;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned};
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
@@ -25,8 +25,19 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Error, Timeout};
 
-/// A `ca_file` may have so many bytes: some 200 certificates.
+/// A `ca_file` may have so many bytes, some 500 certificates; of the system's, the rest is not read.
 const MAX_CA_FILE: u64 = 1024 * 1024;
+/// Where systems keep the CAs that they trust: the first one that is there counts.
+const BUNDLES: [&str; 6] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+/// Names another such file.
+const BUNDLE_VARIABLE: &str = "SSL_CERT_FILE";
 /// So many addresses of a host are tried.
 const MAX_ADDRESSES: usize = 8;
 /// An address that was looked up is used for so long.
@@ -44,10 +55,58 @@ pub(super) fn config(ca_file: Option<&Path>, skip_verify: bool) -> Result<Arc<Cl
         ));
     }
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    add_systems(&mut roots, std::env::var_os(BUNDLE_VARIABLE).map(PathBuf::from));
     if let Some(path) = ca_file {
         add(&mut roots, path).map_err(|why| format!("ca_file {}: {why}", path.display()))?;
     }
     Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+}
+
+/// Adds what the machine trusts beside the public roots, such as a company's own CA. A system without such a file, or with
+/// one that cannot be read, trusts nothing more.
+fn add_systems(roots: &mut RootCertStore, named: Option<PathBuf>) {
+    let known = || BUNDLES.iter().map(Path::new).find(|path| path.is_file()).map(Path::to_owned);
+    let (level, path) = match named {
+        Some(path) => (log::Level::Warn, path),
+        None => match known() {
+            Some(path) => (log::Level::Debug, path),
+            None => return,
+        },
+    };
+    match File::open(&path) {
+        Ok(file) => {
+            let before = roots.len();
+            let passed_over = add_new(roots, &mut BufReader::new(file.take(MAX_CA_FILE)));
+            let added = roots.len() - before;
+            log::debug!(
+                "{}: {added} CAs are trusted beside the public ones, {passed_over} cannot be read",
+                path.display()
+            );
+        }
+        Err(e) => log::log!(level, "{}: {e}: the CAs in it are not trusted", path.display()),
+    }
+}
+
+/// Adds the CAs that are not there yet, one by one: a system has some 150, and few are its own. Returns how many
+/// certificates were passed over.
+fn add_new(roots: &mut RootCertStore, pem: &mut dyn BufRead) -> usize {
+    let mut passed_over = 0;
+    for certificate in CertificateDer::pem_reader_iter(pem) {
+        match certificate.ok().and_then(|certificate| roots.add(certificate).ok()) {
+            Some(()) => {
+                let same = |a: &TrustAnchor<'_>, b: &TrustAnchor<'_>| {
+                    a.subject == b.subject && a.subject_public_key_info == b.subject_public_key_info
+                };
+                if let Some((new, known)) = roots.roots.split_last()
+                    && known.iter().any(|anchor| same(anchor, new))
+                {
+                    roots.roots.pop();
+                }
+            }
+            None => passed_over += 1,
+        }
+    }
+    passed_over
 }
 
 fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {

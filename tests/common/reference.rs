@@ -63,12 +63,12 @@ fn rule(name: &str) -> Option<&'static str> {
             "a Unix socket's path has at most 107 bytes; `:PORT` without a host serves everyone, with a warning"
         }
         "max_size" => "the runner refuses to start with a `max_instances` above it",
-        "max_concurrent_creates" => "`max_concurrent_operations` bounds it too: above 4, raise both",
+        "max_concurrent_creates" => "`max_concurrent_operations`, where it is given, bounds it too",
         "max_concurrent_deletes" => {
-            "`max_concurrent_operations` less one bounds it too: with its default, 3 deletes at a time"
+            "`max_concurrent_operations` less one bounds it too: 3 deletes at a time if neither is given"
         }
         "max_concurrent_operations" => {
-            "a higher `max_concurrent_creates` or `max_concurrent_deletes` has no effect unless this is raised as well"
+            "if it is not given: 4, or as much as a given `max_concurrent_creates` or `max_concurrent_deletes` needs"
         }
         "create_timeout" => {
             "counted from the first request to VCD; a create that never comes to one is given up after three times as long"

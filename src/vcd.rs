@@ -170,6 +170,8 @@ pub struct Client {
     no_task_query: AtomicBool,
     /// VCD refuses to show metadata in vApp records.
     no_metadata_field: AtomicBool,
+    /// It has been said that VCD's links lead to another address than ours.
+    told_alias: AtomicBool,
 }
 
 /// The names as they were looked up last.
@@ -239,6 +241,7 @@ impl Client {
             resolving: Mutex::new(()),
             no_task_query: AtomicBool::new(false),
             no_metadata_field: AtomicBool::new(false),
+            told_alias: AtomicBool::new(false),
             settings,
             site,
         })

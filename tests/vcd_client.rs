@@ -581,19 +581,46 @@ fn links_to_elsewhere_are_not_followed() {
     let client = open(&server);
     let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
     elsewhere.set_nonblocking(true).unwrap();
-    let href = format!("http://{}/api/vApp/vapp-1", elsewhere.local_addr().unwrap());
+    let origin = format!("http://{}", elsewhere.local_addr().unwrap());
+    let href = format!("{origin}/api/vApp/vapp-1");
     assert_eq!(look(&client, &href.as_str().into()).unwrap_err().kind, ErrorKind::Protocol);
-    let body = format!(
-        "<QueryResultRecords total='1' pageSize='128'><VMRecord containerName='ci-1' container='{href}' href='{href}'/>\
-         </QueryResultRecords>"
-    );
-    fault(&server, serde_json::json!({"op": "query:vm", "answer_before": {"status": 200, "body": body}}));
-    let e = poll(&client, false).unwrap_err();
-    assert!(e.kind == ErrorKind::Protocol && e.text.contains(&href), "{e}");
-    let body = format!("<VApp href='{href}'><Tasks><Task href='{href}'/></Tasks></VApp>");
+    let records = |href: &str| {
+        let body = format!(
+            "<QueryResultRecords total='1' pageSize='128'>\
+             <VMRecord containerName='ci-1' container='{href}' href='{href}'/></QueryResultRecords>"
+        );
+        fault(&server, serde_json::json!({"op": "query:vm", "answer_before": {"status": 200, "body": body}}));
+        poll(&client, false)
+    };
+    let here = format!("{}/api/vApp/vapp-1", server.url());
+    assert_eq!(*records(&href).unwrap().vms[0].vapp, here);
+    let e = records(&format!("{origin}/elsewhere")).unwrap_err();
+    assert!(e.kind == ErrorKind::Protocol && e.text.contains(&origin), "{e}");
+    let body = format!("<VApp href='{href}'><Tasks><Task href='{origin}/task'/></Tasks></VApp>");
     fault(&server, serde_json::json!({"op": "instantiate", "answer_before": {"status": 201, "body": body}}));
     assert_eq!(create(&client, "ci-1").unwrap_err().kind, ErrorKind::Ambiguous);
+    let body = format!("<VApp href='{href}'><Tasks><Task href='{origin}/api/task/1'/></Tasks></VApp>");
+    fault(&server, serde_json::json!({"op": "instantiate", "answer_before": {"status": 201, "body": body}}));
+    let started = create(&client, "ci-1").unwrap();
+    assert_eq!(started.vapp.as_deref(), Some(&*here));
+    assert_eq!(states(&client, &[started.task.unwrap()]).unwrap(), [TaskState::Unknown]);
     assert!(elsewhere.accept().is_err(), "somebody called");
+}
+
+#[test]
+fn a_vcd_of_another_public_address_is_asked_where_url_says() {
+    let server = server_with(|o| o.api.public_address = Some("https://vcd.example.invalid:8443".into()));
+    let client = open(&server);
+    let started = create(&client, "ci-1").unwrap();
+    assert_eq!(ended(&client, &started), TaskState::Success);
+    let vapp = started.vapp.clone().unwrap();
+    assert!(vapp.starts_with(&server.url()), "{vapp}");
+    let told = poll(&client, true).unwrap();
+    assert_eq!((&told.vms[0].vapp, &told.vapps.unwrap()[0].href), (&vapp, &vapp));
+    assert_eq!(look(&client, &vapp).unwrap()[0].href, vapp);
+    let gone = delete(&client, &vapp).unwrap();
+    assert_eq!(ended(&client, &gone), TaskState::Success);
+    server.with_model(|m| assert!(m.vapps.is_empty()));
 }
 
 #[test]

@@ -134,6 +134,18 @@ impl Site {
         let plain = uri.authority().is_some_and(|a| !a.as_str().contains('@'));
         plain && origin(&uri).is_some_and(|(s, h, p)| s == self.scheme && h == self.host && p == self.port)
     }
+
+    /// `href` on this origin. VCD writes its public address into links, under whatever name it was asked: of those, the
+    /// path below `/api/` counts. `None` for all other links.
+    pub(super) fn place<'a>(&self, href: &'a str) -> Option<Cow<'a, str>> {
+        if self.holds(href) {
+            return Some(Cow::Borrowed(href));
+        }
+        let uri: Uri = href.parse().ok()?;
+        origin(&uri)?;
+        let path = uri.path_and_query()?.as_str().strip_prefix("/api/")?;
+        Some(Cow::Owned(format!("{}/api/{path}", self.root)))
+    }
 }
 
 /// Where a redirect from `url` leads, if that is on the same origin: a path, or a whole URL.
@@ -521,6 +533,20 @@ mod tests {
         ] {
             assert!(!site.holds(href), "{href}");
         }
+    }
+
+    #[test]
+    fn links_to_anywhere_are_followed_here_or_not_at_all() {
+        let site = Site::new("https://vcd.example.com/cloud/api").unwrap();
+        let place = |href| site.place(href).map(Cow::into_owned);
+        for href in ["http://other/api/x/1?y=1", "https://u:p@other:8443/api/x/1?y=1", "https://10.0.0.1/api/x/1?y=1"] {
+            assert_eq!(place(href).as_deref(), Some("https://vcd.example.com/cloud/api/x/1?y=1"), "{href}");
+        }
+        for href in ["https://other/apix", "https://other/x/api/", "https://other", "ftp://other/api/x", "/api/x", ""] {
+            assert_eq!(place(href), None, "{href}");
+        }
+        let own = "https://vcd.example.com/cloud/api/vApp/1";
+        assert!(matches!(site.place(own), Some(Cow::Borrowed(href)) if href == own));
     }
 
     #[test]

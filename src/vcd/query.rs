@@ -5,6 +5,8 @@ use super::http::{Received, encode};
 use super::{Call, Client, xml};
 use crate::cloud::{Customization, Href, Power, UnixMs, VcdError};
 use roxmltree::Node;
+use std::borrow::Cow;
+use std::sync::atomic::Ordering;
 use ureq::http::Method;
 
 /// Records asked for in one page: the most that VCD gives.
@@ -135,20 +137,21 @@ impl Client {
         Ok((got, more))
     }
 
-    /// A link that VCD gave, if it is on the configured origin.
+    /// A link that VCD gave, on the configured origin.
     pub(super) fn link(&self, call: &Call, href: Option<&str>) -> Result<Href, VcdError> {
-        match href {
-            Some(href) if self.site.holds(href) => Ok(href.into()),
-            Some(href) => {
-                let root = &self.site.root;
-                Err(errors::unusable(
-                    &call.what,
-                    call.stage(),
-                    200,
-                    format!("VCD links to {href}, which is not at {root}"),
-                ))
+        let unusable = |why| errors::unusable(&call.what, call.stage(), 200, why);
+        let href = href.ok_or_else(|| unusable("a link is missing in VCD's answer".into()))?;
+        let root = &self.site.root;
+        match self.site.place(href) {
+            Some(Cow::Borrowed(href)) => Ok(href.into()),
+            Some(Cow::Owned(place)) => {
+                // Without the link: it may hold anything.
+                if !self.told_alias.swap(true, Ordering::Relaxed) {
+                    log::warn!("VCD's links lead to another address: they are followed at {root}, which url names");
+                }
+                Ok(place.into())
             }
-            None => Err(errors::unusable(&call.what, call.stage(), 200, "a link is missing in VCD's answer")),
+            None => Err(unusable(format!("VCD links to {href}, which is not at {root}"))),
         }
     }
 }

@@ -292,10 +292,13 @@ async fn vcd_request(
     request: hyper::Request<Incoming>,
     scheme: &str,
 ) -> io::Result<Response<Out>> {
-    let Some(request) = read(request, scheme).await? else { return too_large() };
+    let Some(mut request) = read(request, scheme).await? else { return too_large() };
     let (operation, changes) = routes::operation(&request);
     let (effect, request_id, latency) = {
         let mut world = shared.lock();
+        if let Some(public) = &world.api.public_address {
+            request.base.clone_from(public);
+        }
         world.requests += 1;
         *world.counts.requests.entry(operation.to_string()).or_default() += 1;
         world.counts.changing += u64::from(changes);

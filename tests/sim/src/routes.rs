@@ -74,6 +74,8 @@ pub struct Api {
     pub prefixes: Prefixes,
     /// Pages of queries are never larger than this, whatever was asked for.
     pub largest_page: usize,
+    /// Where all links lead (VCD's public address); `None`: to where the client asked.
+    pub public_address: Option<String>,
 }
 
 impl Default for Api {
@@ -83,7 +85,7 @@ impl Default for Api {
         versions.push(("38.1".into(), false));
         // Never the highest: VMware's own SDK could then do nothing.
         versions.push(("38.0.0-alpha".into(), false));
-        Self { versions, prefixes: Prefixes::Default, largest_page: query::MAX_PAGE_SIZE }
+        Self { versions, prefixes: Prefixes::Default, largest_page: query::MAX_PAGE_SIZE, public_address: None }
     }
 }
 

@@ -103,6 +103,26 @@ fn a_template_that_is_given_anothers_name_is_taken_after_a_while() {
 }
 
 #[test]
+fn a_template_may_be_named_by_its_catalog_item() {
+    let server = server();
+    let id = template(&server, "ci-catalog", "golden", 1_000);
+    server.with_model(|m| m.templates.get_mut(&id).unwrap().item_name = Some("golden-item".into()));
+    let by = |name: &str| Settings { template: name.into(), ..settings(&server) };
+    for name in ["golden-item", "golden"] {
+        let (client, environment) = Client::open(by(name)).unwrap();
+        assert_eq!(environment.guest_os, "golden");
+        create(&client, &format!("ci-{name}")).unwrap();
+    }
+    assert_eq!(server.requests("query:catalogItem"), 1, "asked only for what is not there otherwise");
+    // Who may not search for items has none.
+    let refusal =
+        serde_json::json!({"status": 403, "body": "<Error majorErrorCode='403' minorErrorCode='X' message='m'/>"});
+    fault(&server, serde_json::json!({"op": "query:catalogItem", "answer_before": refusal}));
+    let e = errors_of(by("golden-item")).remove(0);
+    assert!(e.kind == ErrorKind::NotFound && e.what.contains("template \"golden-item\""), "{e}");
+}
+
+#[test]
 fn shared_catalogs_of_other_orgs_serve() {
     let server = server();
     server.with_model(|m| {

@@ -2,6 +2,7 @@
 
 use super::errors::{self, Stage};
 use super::query::{fits, unix_ms};
+use super::watch::is_refusal;
 use super::{Call, Client, Settings, last_part, query, xml};
 use crate::cloud::{ErrorKind, Href, UnixMs, VcdError};
 use roxmltree::Node;
@@ -316,6 +317,9 @@ impl Client {
                 return Ok(newest);
             }
         }
+        if found.is_empty() && !self.has_pattern() {
+            found = self.find_catalog_items(call)?;
+        }
         if found.is_empty() {
             // Nothing at all in a catalog of this name: it is the catalog that is not there.
             let mut any = false;
@@ -329,6 +333,35 @@ impl Client {
             }
         }
         one("template", name, place, found)
+    }
+
+    /// The templates behind catalog items of the name: a template may be called otherwise than its item.
+    fn find_catalog_items(&self, call: &Call) -> Search<Vec<Found>> {
+        let (name, catalog) = (&self.settings.template, &self.settings.catalog);
+        let filter = format!("name=={};catalogName=={}", query::value(name), query::value(catalog));
+        let mut found = Vec::new();
+        let result = self.records(call, "catalogItem", &filter, |record| {
+            let attribute = |name| xml::attribute(record, name);
+            let of_name = attribute("name") == Some(name) && attribute("catalogName").is_none_or(|c| c == catalog);
+            if of_name && attribute("entityType").is_none_or(|kind| kind.eq_ignore_ascii_case("vAppTemplate")) {
+                found.push(Found {
+                    href: self.link(call, attribute("entity"))?.replacen("/api/admin/", "/api/", 1).into(),
+                    name: attribute("entityName").unwrap_or(name).to_owned(),
+                    place: attribute("vdcName").unwrap_or_default().to_owned(),
+                    container: None,
+                    catalog: catalog.clone(),
+                    created: None,
+                    guest_os: String::new(),
+                    enabled: true,
+                    status: String::new(),
+                });
+            }
+            Ok(())
+        });
+        match result {
+            Err(e) if !is_refusal(&e) => Err(e),
+            _ => Ok(found),
+        }
     }
 
     /// The VMs in a template's own document.

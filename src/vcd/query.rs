@@ -60,6 +60,7 @@ impl Client {
             "orgVdc" if self.settings.is_provider() => "adminOrgVdc",
             "vAppTemplate" if self.settings.is_provider() => "adminVAppTemplate",
             "orgVdcStorageProfile" if self.settings.is_provider() => "adminOrgVdcStorageProfile",
+            "catalogItem" if self.settings.is_provider() => "adminCatalogItem",
             "task" if self.settings.is_provider() => "adminTask",
             other => other,
         }

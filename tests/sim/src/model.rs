@@ -401,6 +401,8 @@ pub struct Template {
     pub catalog: CatalogId,
     pub vdc: VdcId,
     pub name: Arc<str>,
+    /// The name of its catalog item, if that is another.
+    pub item_name: Option<Arc<str>>,
     pub vms: Vec<TemplateVmId>,
     pub created: Ms,
 }
@@ -1088,7 +1090,8 @@ impl Model {
             self.template_vms.insert(vm, template_vm);
             ids.push(vm);
         }
-        self.templates.insert(id, Template { catalog, vdc, name: name.into(), vms: ids, created: self.now });
+        self.templates
+            .insert(id, Template { catalog, vdc, name: name.into(), item_name: None, vms: ids, created: self.now });
         id
     }
 

@@ -30,7 +30,7 @@ const MIN_SEED: usize = 16;
 const MAX_ENTRIES: usize = 64;
 /// A key in a table, such as the name of a piece of metadata, may have so many characters.
 const MAX_ENTRY_KEY: usize = 256;
-/// `user_data_file` may have so many bytes: it travels in base64 as one attribute.
+/// `user_data_file` may have so many characters: it travels in base64 as one attribute.
 const MAX_USER_DATA: usize = 48 * 1024;
 /// A lease ends so long after twice max_instance_age: after the garbage collection that would have taken the instance, and
 /// after the time before its end that counts as its end.

@@ -66,7 +66,7 @@ pub enum IpMode {
 pub enum Token {
     /// It was given.
     Text(Secret),
-    /// The first line of this file, read again for each login.
+    /// The one word in this file, read again for each login.
     File(PathBuf),
 }
 

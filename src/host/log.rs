@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use std::io::Write;
 use std::time::SystemTime;
 
-/// The environment variable that names the lowest level to log: off, error, warn, info, debug, trace.
+/// The environment variable that names the lowest level to log: off, error, warn, info, debug. More is compiled out.
 pub const LEVEL_VARIABLE: &str = "VCD_LOG";
 
 /// The level if [`LEVEL_VARIABLE`] is not set: the host filters by its own level.
@@ -34,7 +34,7 @@ pub fn init() {
     // Fails only if there is a logger already: then that one stays.
     let _ = builder(level.unwrap_or(DEFAULT_LEVEL)).try_init();
     if level.is_none() {
-        log::warn!("{LEVEL_VARIABLE} is not one of off, error, warn, info, debug, trace: using {DEFAULT_LEVEL}");
+        log::warn!("{LEVEL_VARIABLE} is not one of off, error, warn, info, debug: using {DEFAULT_LEVEL}");
     }
     std::panic::set_hook(Box::new(|panic| {
         let payload = panic.payload();

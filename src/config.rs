@@ -154,7 +154,7 @@ pub const KEYS: &[ConfigKey] = {
         key("org", NAME, None, "The organization."),
         key("token", LONG, Some(""), "API token of a user of the organization; without it and token_file, $VCD_TOKEN."),
         key("token_file", LONG, Some(""), "File that holds the API token; read again for each login."),
-        key("ca_file", LONG, Some(""), "PEM certificates to trust beside the public ones."),
+        key("ca_file", LONG, Some(""), "PEM certificates to trust beside the public ones and the system's."),
         key("insecure_skip_tls_verify", Kind::Flag, Some("false"), "Believe any certificate. For tests only."),
         key("virtual_datacenter", NAME, None, "The virtual data center."),
         key("network", NAME, None, "The organization VDC network that the VMs are put on."),

@@ -88,7 +88,7 @@ pub struct Settings {
     pub org: String,
     /// The API token.
     pub token: Token,
-    /// PEM certificates that are trusted beside the public ones.
+    /// PEM certificates that are trusted beside the public ones and the system's.
     pub ca_file: Option<PathBuf>,
     /// Believe any certificate.
     pub insecure_skip_tls_verify: bool,

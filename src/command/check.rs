@@ -256,8 +256,8 @@ fn vcd(report: &mut Report, runner: &Runner, config: &Config) {
     let trust = match (&settings.ca_file, settings.insecure_skip_tls_verify, settings.url.starts_with("https")) {
         (_, _, false) => "without TLS".into(),
         (_, true, _) => "TLS, any certificate is believed".into(),
-        (Some(ca), ..) => format!("TLS, trusting {} and the public roots", ca.display()),
-        (None, ..) => "TLS, trusting the public roots".to_owned(),
+        (Some(ca), ..) => format!("TLS, trusting {}, the public roots and the system's", ca.display()),
+        (None, ..) => "TLS, trusting the public roots and the system's".to_owned(),
     };
     report.ok("URL and TLS", &format!("{} answers, API version {}, {trust}", settings.url, login.api_version));
     let place = match &settings.token {

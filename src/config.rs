@@ -242,7 +242,7 @@ struct Reading {
 }
 
 impl Config {
-    /// What tells this group from others: of two plugins that agree in it, each takes the other's VMs for its own.
+    /// What tells this group from others: of two plugins that agree in it, one that starts takes the VMs of the other for its own.
     pub fn identity(&self) -> [&str; 6] {
         let (vcd, policy) = (&self.vcd, &self.policy);
         [&vcd.url, &vcd.org, &vcd.vdc, &policy.prefix, &policy.group, &policy.manager]

@@ -309,8 +309,8 @@ impl Driver {
         let presence = Presence::claim(&config.identity());
         if presence.as_ref().is_some_and(|presence| presence.is_second) {
             log::warn!(
-                "another plugin with the same name, group and prefix runs on this machine: if it is not about to end, each \
-                 takes the other's VMs for its own; give each runner another name"
+                "another plugin with the same name, group and prefix runs on this machine: if it is not about to end, this \
+                 one takes its VMs for its own; give each runner another name"
             );
         }
         let pool = Rc::new(Pool::default());

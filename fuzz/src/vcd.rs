@@ -3,7 +3,7 @@
 
 use crate::{BASE, MARK, assert_no_secret, http, init, request, simulator};
 use fleeting_plugin_vcd::cloud::{Answer, Guest, MAX_ERROR_TEXT, Reply, Request, Secret, TaskState, VcdError};
-use fleeting_plugin_vcd::vcd::{Client, IpMode, MAX_FOUND, MAX_PAGES, TEMPLATE_LIFE, Settings, Token, wire};
+use fleeting_plugin_vcd::vcd::{Client, IpMode, Lease, MAX_FOUND, MAX_PAGES, Settings, TEMPLATE_LIFE, Token, wire};
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
@@ -69,7 +69,7 @@ pub fn settings() -> Settings {
         metadata: vec![("owner".into(), "ci".into())],
         guest_properties: vec![("license".into(), Secret::new(MARK))],
         user_data: Some(Secret::new("#cloud-config\n")),
-        lease: Some(Duration::from_secs(3600)),
+        lease: Some(Lease { runtime: Duration::from_secs(3600), storage: Some(Duration::from_secs(7200)) }),
         session_refresh: Duration::from_secs(3600),
     }
 }

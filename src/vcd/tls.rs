@@ -73,40 +73,38 @@ fn add_systems(roots: &mut RootCertStore, named: Option<PathBuf>) {
             None => return,
         },
     };
-    match File::open(&path) {
-        Ok(file) => {
-            let before = roots.len();
-            let passed_over = add_new(roots, &mut BufReader::new(file.take(MAX_CA_FILE)));
-            let added = roots.len() - before;
-            log::debug!(
-                "{}: {added} CAs are trusted beside the public ones, {passed_over} cannot be read",
-                path.display()
-            );
+    let before = roots.len();
+    let read = File::open(&path).and_then(|file| add_new(roots, &mut BufReader::new(file.take(MAX_CA_FILE))));
+    let (place, added) = (path.display(), roots.len() - before);
+    match read {
+        Ok(passed_over) => {
+            log::debug!("{place}: {added} CAs are trusted beside the public ones, {passed_over} cannot be read");
         }
-        Err(e) => log::log!(level, "{}: {e}: the CAs in it are not trusted", path.display()),
+        Err(e) => log::log!(level, "{place}: {e}: {added} CAs in it are trusted"),
     }
 }
 
 /// Adds the CAs that are not there yet, one by one: a system has some 150, and few are its own. Returns how many
 /// certificates were passed over.
-fn add_new(roots: &mut RootCertStore, pem: &mut dyn BufRead) -> usize {
+fn add_new(roots: &mut RootCertStore, pem: &mut dyn BufRead) -> io::Result<usize> {
     let mut passed_over = 0;
     for certificate in CertificateDer::pem_reader_iter(pem) {
-        match certificate.ok().and_then(|certificate| roots.add(certificate).ok()) {
-            Some(()) => {
-                let same = |a: &TrustAnchor<'_>, b: &TrustAnchor<'_>| {
-                    a.subject == b.subject && a.subject_public_key_info == b.subject_public_key_info
-                };
-                if let Some((new, known)) = roots.roots.split_last()
-                    && known.iter().any(|anchor| same(anchor, new))
-                {
-                    roots.roots.pop();
-                }
-            }
-            None => passed_over += 1,
+        let added = match certificate {
+            Ok(certificate) => roots.add(certificate).is_ok(),
+            // It would come again and again.
+            Err(pem::Error::Io(e)) => return Err(e),
+            Err(_) => false,
+        };
+        let same = |a: &TrustAnchor<'_>, b: &TrustAnchor<'_>| {
+            a.subject == b.subject && a.subject_public_key_info == b.subject_public_key_info
+        };
+        match roots.roots.split_last() {
+            _ if !added => passed_over += 1,
+            Some((new, known)) if known.iter().any(|anchor| same(anchor, new)) => _ = roots.roots.pop(),
+            _ => {}
         }
     }
-    passed_over
+    Ok(passed_over)
 }
 
 fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
@@ -361,6 +359,19 @@ mod tests {
         }
         assert!(config(Some(&place.join("none.pem")), false).unwrap_err().contains("No such file"));
         std::fs::remove_dir_all(place).unwrap();
+    }
+
+    #[test]
+    fn what_the_system_trusts_may_be_missing_broken_or_a_folder() {
+        let mut roots = RootCertStore::empty();
+        let place = std::env::temp_dir();
+        for path in [place.clone(), place.join("no-such-bundle.pem"), "/dev/null".into()] {
+            add_systems(&mut roots, Some(path));
+        }
+        assert!(roots.is_empty());
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let text = format!("{broken}# a comment\n{broken}-----BEGIN CERTIFICATE-----\nAA");
+        assert_eq!(add_new(&mut roots, &mut text.as_bytes()).unwrap(), 3);
     }
 
     #[test]

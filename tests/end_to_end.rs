@@ -464,16 +464,21 @@ fn three_changes_are_on_the_wire_and_reads_go_on() {
     });
 }
 
+/// A vApp that only a look can tell from ours, and `times` looks (0: all) that take an hour.
+fn delay_looks(server: &Server, times: u32) {
+    server.with_model(|model| {
+        let vdc = *model.vdcs.keys().next().unwrap();
+        model.admin_foreign_vapp(vdc, "ci-abcd1234", "");
+    });
+    let rule = json!({"op": "vapp", "times": times, "delay_before_ms": 3_600_000});
+    assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
+}
+
 #[test]
 fn init_does_not_wait_for_ever_for_a_look() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
-        server.with_model(|model| {
-            let vdc = *model.vdcs.keys().next().unwrap();
-            model.admin_foreign_vapp(vdc, "ci-abcd1234", "");
-        });
-        let rule = json!({"op": "vapp", "times": 0, "delay_before_ms": 3_600_000});
-        assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
+        delay_looks(&server, 0);
         let plugin = start(&server, guest_port, json!({})).await;
         plugin.logged("some vApps that may be ours could not be looked at yet").await;
     });
@@ -483,12 +488,7 @@ fn init_does_not_wait_for_ever_for_a_look() {
 fn an_init_that_the_host_gives_up_leaves_no_session_and_no_driver() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
-        server.with_model(|model| {
-            let vdc = *model.vdcs.keys().next().unwrap();
-            model.admin_foreign_vapp(vdc, "ci-abcd1234", "");
-        });
-        let rule = json!({"op": "vapp", "delay_before_ms": 3_600_000});
-        assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
+        delay_looks(&server, 1);
         let plugin = PluginProcess::start(command(BINARY)).await;
         let config = fleet::plugin_config(&server).to_string();
         let init = async {

@@ -407,6 +407,13 @@ pub struct Template {
     pub created: Ms,
 }
 
+impl Template {
+    /// The name of its catalog item.
+    pub fn item_name(&self) -> &Arc<str> {
+        self.item_name.as_ref().unwrap_or(&self.name)
+    }
+}
+
 /// A VM inside a template.
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "each is named for what it holds")]

@@ -634,8 +634,7 @@ impl<'a> View<'a> {
         self.link(&mut w, "up", &self.href(catalog.org), "org");
         w.leaf("Description", "").start("CatalogItems");
         for (template_id, t) in self.model.templates.iter().filter(|(_, t)| t.catalog == id) {
-            let name = t.item_name.as_ref().unwrap_or(&t.name);
-            self.reference(&mut w, "CatalogItem", ItemId::of(template_id.number()), name);
+            self.reference(&mut w, "CatalogItem", ItemId::of(template_id.number()), t.item_name());
         }
         w.end().leaf("IsPublished", "false").leaf("DateCreated", self.when(0));
         w.finish()
@@ -643,7 +642,7 @@ impl<'a> View<'a> {
 
     /// A catalog item as a document.
     pub fn item(&self, id: ItemId, template_id: TemplateId, template: &Template) -> String {
-        let mut w = self.entity("CatalogItem", id, template.item_name.as_ref().unwrap_or(&template.name));
+        let mut w = self.entity("CatalogItem", id, template.item_name());
         w.leaf("Description", "");
         self.reference(&mut w, "Entity", template_id, &template.name);
         w.leaf("DateCreated", self.when(template.created));
@@ -812,7 +811,7 @@ impl<'a> View<'a> {
                 for (id, t) in m.templates.iter().filter(|(id, _)| m.get_template(who, **id).is_ok()) {
                     let is_item = kind == "catalogItem";
                     let href = if is_item { self.href(ItemId::of(id.number())) } else { self.href(*id) };
-                    let name = t.item_name.as_ref().filter(|_| is_item).unwrap_or(&t.name);
+                    let name = if is_item { t.item_name() } else { &t.name };
                     add(href, name, &|r| {
                         r.put_some("catalogName", m.catalogs.get(&t.catalog).map(|c| &*c.name));
                         r.put("catalog", self.href(t.catalog)).put("status", "RESOLVED").put("isExpired", "false");

@@ -1,7 +1,8 @@
 //! Makes the released program smaller, by the linker: without the tables for unwinding (it aborts when it panics), an eighth
-//! of it; and with its addresses packed where this machine's loader can unpack them.
+//! of it; and with its addresses packed where this machine's loader can unpack them. And lets it say which build it is.
 
 use std::env;
+use std::path::Path;
 use std::process::Command;
 
 /// The first glibc whose loader knows packed addresses (`DT_RELR`).
@@ -9,11 +10,21 @@ const GLIBC_WITH_RELR: (u32, u32) = (2, 36);
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=unwind.ld");
-    let variable = |name| env::var(name).unwrap_or_default();
-    if variable("CARGO_CFG_TARGET_OS") != "linux" || variable("PROFILE") != "release" {
-        return;
+    // Without optimization a build is one of many on the way to a commit: it is not made anew for each.
+    if variable("PROFILE") == "release" {
+        say_which_build();
+        if variable("CARGO_CFG_TARGET_OS") == "linux" {
+            make_smaller();
+        }
     }
+}
+
+fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_default()
+}
+
+fn make_smaller() {
+    println!("cargo::rerun-if-changed=unwind.ld");
     // A linker that is called by itself, not by a compiler, takes its words as they are.
     let linker = variable("RUSTC_LINKER");
     let plain = linker.ends_with("ld");
@@ -27,8 +38,50 @@ fn main() {
 
 /// This machine's, such as 2.36.
 fn glibc() -> Option<(u32, u32)> {
-    let said = Command::new("getconf").arg("GNU_LIBC_VERSION").output().ok()?;
-    let said = String::from_utf8(said.stdout).ok()?;
-    let (major, minor) = said.trim().strip_prefix("glibc ")?.split_once('.')?;
+    let said = said(Command::new("getconf").arg("GNU_LIBC_VERSION"))?;
+    let (major, minor) = said.strip_prefix("glibc ")?.split_once('.')?;
     Some((major.parse().ok()?, minor.split('.').next()?.parse().ok()?))
+}
+
+/// What `version` tells beside the version, where the environment does not say it already (src/version.rs).
+fn say_which_build() {
+    let folder = variable("CARGO_MANIFEST_DIR");
+    let mut facts = git_facts(Path::new(&folder));
+    facts.extend(said(Command::new(variable("RUSTC")).arg("--version")).map(|version| ("VCD_RUSTC_VERSION", version)));
+    for (name, value) in facts {
+        println!("cargo::rerun-if-env-changed={name}");
+        if env::var_os(name).is_none() {
+            println!("cargo::rustc-env={name}={value}");
+        }
+    }
+}
+
+/// The commit of this folder, its name and its time: a build of the same commit says the same whenever it is made. Nothing
+/// where the folder is no clone of its own, but an archive, perhaps within somebody else's repository.
+pub fn git_facts(folder: &Path) -> Vec<(&'static str, String)> {
+    if !folder.join(".git").exists() {
+        return Vec::new();
+    }
+    let git = |words: &[&str]| said(Command::new("git").arg("-C").arg(folder).args(words).env("TZ", "UTC0"));
+    // All that a new commit or another branch changes.
+    for file in ["HEAD", "logs/HEAD"] {
+        let path = git(&["rev-parse", "--git-path", file]).map(|path| folder.join(path));
+        if let Some(path) = path.filter(|path| path.exists()) {
+            println!("cargo::rerun-if-changed={}", path.display());
+        }
+    }
+    let name = git(&["describe", "--tags", "--exact-match"]).or_else(|| git(&["rev-parse", "--abbrev-ref", "HEAD"]));
+    let facts = [
+        ("VCD_GIT_REVISION", git(&["rev-parse", "--short=12", "HEAD"])),
+        ("VCD_GIT_REF", name),
+        ("VCD_BUILT", git(&["log", "-1", "--format=%cd", "--date=format-local:%Y-%m-%dT%H:%M:%SZ"])),
+    ];
+    facts.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+/// A command's output, if it went well and said something.
+fn said(command: &mut Command) -> Option<String> {
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    Some(text).filter(|text| !text.is_empty())
 }

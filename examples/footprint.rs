@@ -1,7 +1,7 @@
-//! What the plugin weighs: the stripped release binary, part by part, and what a serving one takes of the machine. Prints a
-//! table for the README. `release/footprint` runs it, and compares with release/budget.
+//! What the plugin weighs: the shipped file, part by part, and what a serving one takes of the machine while it speaks HTTPS
+//! with VCD. Prints a table for the README. `release/footprint` runs it, and compares with release/budget.
 //!
-//!     cargo run --release --example footprint -- BINARY UNSTRIPPED
+//!     cargo run --example footprint -- BINARY UNSTRIPPED
 //!
 //! BINARY serves (the stripped one), UNSTRIPPED is the same build with its symbols, which `nm` reads.
 
@@ -14,9 +14,11 @@ use common::{PluginProcess, command};
 use fleeting_plugin_vcd::host::proto::fleeting::State;
 use smol::Timer;
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
+use vcd_sim::{Options, Server};
 
 /// Starts that are timed; the median counts.
 const STARTS: usize = 11;
@@ -137,15 +139,24 @@ async fn serve(binary: &Path) -> Result<(Duration, Taken, Taken), String> {
     starts.sort();
     let start = starts.get(STARTS / 2).copied().unwrap_or_default();
 
-    let (server, guest_port) = fleet::simulator(SCALE);
+    let (guest_port, any) = (fleet::free_port(), SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let options = Options { scale: SCALE, guest_port, https_listen: Some(any), ..Options::default() };
+    let server = Server::start(options).map_err(|error| format!("the simulator: {error}"))?;
+    let ca_file = std::env::temp_dir().join(format!("vcd-footprint-{}.pem", std::process::id()));
+    let ca = server.ca_pem().unwrap_or_default();
+    std::fs::write(&ca_file, ca).map_err(|error| format!("{}: {error}", ca_file.display()))?;
     let mut plugin = PluginProcess::start(command(binary)).await;
     let mut config = fleet::plugin_config(&server);
-    if let Some(config) = config.as_object_mut() {
+    if let (Some(config), Some(url)) = (config.as_object_mut(), server.https_url()) {
+        config.insert("url".into(), format!("{url}/api").into());
+        config.insert("ca_file".into(), ca_file.display().to_string().into());
         config.insert("max_concurrent_creates".into(), 10.into());
         config.insert("max_concurrent_operations".into(), 12.into());
     }
     let text = |status: tonic::Status| status.message().to_string();
-    plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.map_err(text)?;
+    let init = plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await;
+    let _ = std::fs::remove_file(&ca_file);
+    init.map_err(text)?;
     // The first polls and the login are done.
     Timer::after(Duration::from_secs(2)).await;
     let idle = taken(&plugin, "VmRSS:")?;

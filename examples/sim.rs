@@ -5,15 +5,19 @@
 //!
 //! Exits 1 at the first seed that breaks an invariant, with the shortest plan that still does.
 
-#[path = "../tests/world/mod.rs"]
+#[path = "../tests/group/world/mod.rs"]
 mod world;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 use world::plan::{plan, shortest};
 use world::{Score, World};
+
+/// Of each invariant, a survey shows so many seeds.
+const SHOWN: usize = 12;
 
 /// Plays lives of a group in virtual time, each with its own mix of faults.
 #[derive(argh::FromArgs)]
@@ -33,6 +37,9 @@ struct Options {
     /// play the shortest plan that still fails instead of the whole one
     #[argh(switch)]
     shrink: bool,
+    /// go on after a seed that breaks an invariant, and tell in the end how many broke which
+    #[argh(switch)]
+    survey: bool,
     /// threads (as many as there are processors)
     #[argh(option)]
     threads: Option<usize>,
@@ -74,9 +81,12 @@ fn many(options: &Options) -> ExitCode {
     let end = options.from + options.seeds;
     let failed = AtomicBool::new(false);
     let total = Mutex::new(Score::default());
+    let settled: Mutex<Vec<u64>> = Mutex::default();
+    let broken: Mutex<BTreeMap<String, Vec<String>>> = Mutex::default();
     let began = Instant::now();
     let work = || {
         let mut mine = Score::default();
+        let mut rested = Vec::new();
         while !failed.load(Ordering::Relaxed) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= end {
@@ -84,7 +94,16 @@ fn many(options: &Options) -> ExitCode {
             }
             let whole = plan(seed);
             match World::new(&whole).run() {
-                Ok(score) => mine.add(&score),
+                Ok(score) => {
+                    mine.add(&score);
+                    rested.extend(score.settled_ms.map(|ms| ms / 1000));
+                }
+                Err(violation) if options.survey => {
+                    if let Ok(mut broken) = broken.lock() {
+                        let number = violation.number().to_string();
+                        broken.entry(number).or_default().push(format!("seed {seed}: {violation}"));
+                    }
+                }
                 Err(violation) => {
                     if failed.swap(true, Ordering::Relaxed) {
                         break;
@@ -97,6 +116,9 @@ fn many(options: &Options) -> ExitCode {
         }
         if let Ok(mut total) = total.lock() {
             total.add(&mine);
+        }
+        if let Ok(mut settled) = settled.lock() {
+            settled.append(&mut rested);
         }
     };
     std::thread::scope(|scope| {
@@ -116,5 +138,15 @@ fn many(options: &Options) -> ExitCode {
         total.created,
         total.virtual_ms as f64 / (365.25 * 86_400_000.0)
     );
-    if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    let mut settled = settled.into_inner().unwrap_or_default();
+    settled.sort_unstable();
+    let after = |percent: usize| settled.get((settled.len() * percent / 100).min(settled.len().saturating_sub(1)));
+    let [half, most, nearly, all] = [50, 95, 99, 100].map(|percent| after(percent).copied().unwrap_or_default());
+    println!("settled in the end: half after {half} s, 95 % after {most} s, 99 % after {nearly} s, all after {all} s");
+    let broken = broken.into_inner().unwrap_or_default();
+    for (number, seeds) in &broken {
+        println!("{number}: {} seeds", seeds.len());
+        seeds.iter().take(SHOWN).for_each(|seed| println!("    {seed}"));
+    }
+    if failed.into_inner() || !broken.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

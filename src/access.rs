@@ -64,6 +64,8 @@ pub struct Settings {
     /// A script of the user's, run in each new guest after ours. For Linux sh, or what its `#!` line names; for Windows a
     /// batch file, or PowerShell if its first line begins with `#ps1`.
     pub custom_script: Option<Secret>,
+    /// A script lets the runner in; without one the template or the user data has to. The user's own is not concerned.
+    pub login_script: bool,
     /// Passed back to the host as it came, nanoseconds.
     pub keepalive: i64,
     /// Passed back to the host as it came, nanoseconds.
@@ -226,6 +228,10 @@ fn script(settings: &Settings, credentials: &Credentials, windows: bool) -> Opti
     // Editors of Windows like to begin with a mark.
     let custom = settings.custom_script.as_ref().map(Secret::reveal);
     let custom = custom.map(|custom| custom.strip_prefix(script::BOM).unwrap_or(custom));
+    let account = match settings.login_script {
+        true => account,
+        false => script::Account { password: None, key: None, by_password: false, ..account },
+    };
     if account.password.is_none() && account.key.is_none() && !account.by_password && custom.is_none() {
         return None;
     }

@@ -41,7 +41,7 @@ pub enum Request {
     /// A failed page fails the whole poll. Answered by [`Reply::Poll`].
     Poll {
         /// Ask for the vApp records too (`type=vApp`, one more query; shows vApps that have no VM, and which carry the
-        /// group's metadata label).
+        /// group's metadata label), and for those that only the VDC's own document lists: the query service may lag.
         vapps: bool,
     },
     /// The vApps of the VDC that have exactly this name: one query and, because the query service may lag, the VDC's own
@@ -65,8 +65,9 @@ pub enum Request {
         /// cannot be. Else `composeVApp` without hardware, off: what [`Made`] shows to be missing has to follow.
         whole: bool,
     },
-    /// `reconfigureVm`: gives a VM that is off the CPUs, memory and disk that were wished for. Changes. Answered by
-    /// [`Reply::Started`].
+    /// Gives a VM that is off a part of what was wished for and [`Made::differs`] tells that it lacks: by `reconfigureVm` its
+    /// CPUs, memory, disk and adapter; where only these are as they should be, its guest properties. To be asked again while
+    /// `differs` tells of something else than before. Changes. Answered by [`Reply::Started`].
     Configure {
         /// The VM.
         vm: Href,
@@ -80,6 +81,14 @@ pub enum Request {
     PowerOn {
         /// The vApp.
         vapp: Href,
+    },
+    /// Writes on a vApp that a suspend of ours is on its way, or is over: what is found suspended later was not suspended by
+    /// somebody else. Changes, may be repeated. Answered by [`Reply::Started`].
+    Mark {
+        /// The vApp.
+        vapp: Href,
+        /// It is about to be suspended.
+        suspended: bool,
     },
     /// Suspends a vApp: its memory goes to disk. Changes. Answered by [`Reply::Started`].
     Suspend {
@@ -133,6 +142,7 @@ impl Request {
             | Request::AddTpm { .. }
             | Request::PowerOn { .. }
             | Request::Suspend { .. }
+            | Request::Mark { .. }
             | Request::Delete { .. }
             | Request::Undeploy { .. }
             | Request::DeleteStopped { .. }
@@ -152,6 +162,7 @@ impl Request {
             Request::AddTpm { .. } => "tpm",
             Request::PowerOn { .. } => "power_on",
             Request::Suspend { .. } => "suspend",
+            Request::Mark { .. } => "mark",
             Request::Delete { .. } => "delete",
             Request::Undeploy { .. } => "undeploy",
             Request::DeleteStopped { .. } => "delete_stopped",
@@ -204,7 +215,7 @@ pub struct Vm {
     pub description: String,
     /// `status`.
     pub power: Power,
-    /// `isBusy`: a task works on it.
+    /// `isBusy`: a task works on it. Where its record does not tell, as for the provider's users, that of its vApp counts.
     pub busy: bool,
     /// `ipAddress`: the primary NIC's, once known.
     pub address: Option<IpAddr>,
@@ -218,9 +229,9 @@ pub struct Vm {
     pub cpus: u32,
     /// `memoryMB`, 0 if not told.
     pub memory_mb: u32,
-    /// When VCD will suspend it or power it off, if it has a lease (`autoUndeployDate`).
+    /// When VCD will suspend it or power it off, if it has a lease and its record tells (`autoUndeployDate`).
     pub undeploy_at: Option<UnixMs>,
-    /// When VCD will delete it, if it has a lease (`autoDeleteDate`).
+    /// When VCD will delete it, if it has a lease and its record tells (`autoDeleteDate`).
     pub delete_at: Option<UnixMs>,
 }
 
@@ -229,7 +240,9 @@ pub struct Vm {
 pub struct Made {
     /// The VM.
     pub vm: Href,
-    /// How its CPUs, memory or disk differ from the wish, in words, if they do.
+    /// It bears its vApp's name, as all that are made here do.
+    pub own: bool,
+    /// How its CPUs, memory, disk, adapter or guest properties differ from the wish, in words, if they do.
     pub differs: Option<String>,
     /// It needs a TPM and has none.
     pub lacks_tpm: bool,
@@ -254,14 +267,16 @@ pub struct Vapp {
     pub tasks: Vec<Href>,
     /// One of them deletes it.
     pub deleting: bool,
-    /// How many VMs it holds.
-    pub vms: u32,
-    /// Its first VM; `None` if it has none yet, or when it came from a query record.
+    /// The VMs in it; in a poll, those of its VM records that the poll shows.
+    pub vms: Vec<Href>,
+    /// The VM that has its name, or its first; `None` if it has none yet, or when it came from a query record.
     pub made: Option<Made>,
     /// When it was made.
     pub created: Option<UnixMs>,
     /// It carries the metadata label `vcd-instance-group` with our group's name (only asked by [`Request::Poll`] with vApps).
     pub labelled: bool,
+    /// It carries the mark of [`Request::Mark`] (only asked by a look at one that is suspended).
+    pub marked: bool,
 }
 
 /// What a changing request that VCD accepted has begun.
@@ -420,4 +435,6 @@ pub enum ErrorKind {
     Protocol,
     /// The task failed for a reason that has no kind of its own.
     Failed,
+    /// VCD broke the task off, as it does when one of its cells restarts.
+    Aborted,
 }

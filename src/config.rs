@@ -6,6 +6,7 @@ use crate::access::{Key, Protocol, Seed};
 use crate::cloud::Secret;
 use crate::{access, group, vcd};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
@@ -37,6 +38,9 @@ const MAX_USER_DATA: usize = 48 * 1024;
 const LEASE_EXTRA: Duration = Duration::from_secs(2 * 60 * 60);
 /// The key of the limit on all operations.
 const OPERATIONS: &str = "max_concurrent_operations";
+/// To be said of a service account's token that guests' credentials are derived from.
+pub const SEED_CHANGES: &str = "guests' credentials are derived from the token, which VCD replaces at each login: after a \
+                                restart all VMs are unhealthy; credentials_seed is what to derive them from";
 /// The token, if plugin_config gives none.
 const TOKEN_VARIABLE: &str = "VCD_TOKEN";
 /// What the user wrote is shown in messages up to so many characters.
@@ -82,10 +86,10 @@ pub struct Config {
     pub policy: group::Policy,
     /// For the guests.
     pub access: access::Settings,
-    /// The host is told that instances can be suspended and resumed.
-    pub suspend_resume: bool,
     /// `HOST:PORT` or `unix:/PATH` of the debug server, if wanted.
     pub debug_server_addr: Option<String>,
+    /// Guests' credentials are derived from the token.
+    pub seed_is_token: bool,
     /// What the user should know: unknown keys with the nearest known key, an `http://` url.
     pub warnings: Vec<String>,
 }
@@ -153,25 +157,46 @@ pub const KEYS: &[ConfigKey] = {
         key("url", LONG, None, "VCD's API, such as https://vcd.example.com/api; /api may be left out."),
         key("org", NAME, None, "The organization."),
         key("token", LONG, Some(""), "API token of a user of the organization; without it and token_file, $VCD_TOKEN."),
-        key("token_file", LONG, Some(""), "File that holds the API token; read again for each login."),
+        key(
+            "token_file",
+            LONG,
+            Some(""),
+            "File that holds the API token of a user or a service account; read again for each login.",
+        ),
         key("ca_file", LONG, Some(""), "PEM certificates to trust beside the public ones and the system's."),
         key("insecure_skip_tls_verify", Kind::Flag, Some("false"), "Believe any certificate. For tests only."),
-        key("virtual_datacenter", NAME, None, "The virtual data center."),
-        key("network", NAME, None, "The organization VDC network that the VMs are put on."),
+        key("virtual_datacenter", NAME, None, "The virtual data center: its name, id or link."),
+        key("network", NAME, None, "The organization VDC network that the VMs are put on: its name, id or link."),
         key("ip_allocation_mode", NAME, None, "POOL (the network's static pool) or DHCP."),
         key("instance_group_name", NAME, None, "The group's name; also the metadata vcd-instance-group of its vApps."),
         key("vapp_name_prefix", Kind::Text { max: MAX_PREFIX }, None, "vApps are named PREFIX-xxxxxxxx."),
-        key("catalog", NAME, None, "The catalog that holds the template; a pattern with * may be given."),
-        key("template", NAME, None, "The vApp template, with one VM; of those that a pattern with * fits, the newest."),
-        key("storage_profile", NAME, None, "The storage profile (storage policy) of the VMs."),
+        key(
+            "catalog",
+            NAME,
+            None,
+            "The catalog that holds the template: its name, ORG/NAME, id or link; a pattern with * may be given.",
+        ),
+        key(
+            "template",
+            NAME,
+            None,
+            "The vApp template, with one VM: its name, id or link; of those that a pattern with * fits, the newest.",
+        ),
+        key("storage_profile", NAME, None, "The storage profile (storage policy) of the VMs: its name, id or link."),
         key("sizing_policy", NAME, Some(""), "The VM sizing policy; CPUs and memory may then be left out."),
         key("placement_policy", NAME, Some(""), "The VM placement policy; CPUs and memory may then be left out."),
         key("cpu_count", whole(0, 1024), Some("0"), "Virtual CPUs of a VM."),
         key("cores_per_socket", whole(0, 1024), Some("0"), "Cores of a socket; divides cpu_count."),
         key("memory_mb", whole(0, 25_165_824), Some("0"), "Memory of a VM in MB, a multiple of 4."),
-        key("disk_size_gb", whole(0, 63_488), Some("0"), "Size of the first disk in GB; 0 keeps the template's."),
+        key("disk_size_gb", whole(0, 63_488), Some("0"), "Size of the boot disk in GB; 0 keeps the template's."),
         key("guest_properties", Kind::Table { max: MAX_LONG_TEXT }, Some(""), "OVF properties for the guest."),
         key("user_data_file", LONG, Some(""), "cloud-init's user data, given as the OVF property user-data."),
+        key(
+            "login_script",
+            Kind::Flag,
+            Some("true"),
+            "Give new guests a script that lets the runner in; false where the template or the user data does so.",
+        ),
         key("customization_script_file", LONG, Some(""), "A script that new guests run after ours."),
         key("metadata", Kind::Table { max: MAX_LONG_TEXT }, Some(""), "Metadata to write on vApps."),
         key(
@@ -264,6 +289,7 @@ impl Config {
         let on_shutdown = reading.on_shutdown();
         let token = reading.token(token);
         reading.check_hardware();
+        reading.check_names();
         reading.check_tables();
         let lease = reading.lease();
         let user_data = reading.file("user_data_file", MAX_USER_DATA);
@@ -320,12 +346,13 @@ impl Config {
             ready_timeout: reading.span("ready_timeout"),
             max_instance_age: reading.span("max_instance_age"),
             suspended_max_age: reading.span("suspended_max_age"),
+            suspend_resume: reading.flag("suspend_resume"),
             credentials: access::fingerprint(&access),
             on_shutdown,
         };
-        let suspend_resume = reading.flag("suspend_resume");
+        let seed_is_token = access.seed.is_some() && reading.some("credentials_seed").is_none();
         let warnings = reading.warnings;
-        Ok(Config { vcd, policy, access, suspend_resume, debug_server_addr, warnings })
+        Ok(Config { vcd, policy, access, debug_server_addr, seed_is_token, warnings })
     }
 }
 
@@ -529,6 +556,23 @@ impl Reading {
         }
     }
 
+    /// What is no name but an id or a link has to be one of its kind.
+    fn check_names(&mut self) {
+        let names = [
+            ("virtual_datacenter", vcd::Kind::Vdc),
+            ("network", vcd::Kind::Network),
+            ("catalog", vcd::Kind::Catalog),
+            ("template", vcd::Kind::Template),
+            ("storage_profile", vcd::Kind::StorageProfile),
+        ];
+        for (key, kind) in names {
+            let text = self.text(key);
+            if let Err(wrong) = vcd::check_name(kind, &text) {
+                self.mistakes.push(format!("{key}: {wrong}, found {}", shown(&text)));
+            }
+        }
+    }
+
     /// What is written by us cannot be given.
     fn check_tables(&mut self) {
         if self.table("metadata").iter().any(|(key, _)| key == vcd::LABEL_KEY) {
@@ -660,6 +704,11 @@ impl Reading {
             wrong("password", "is needed for winrm".into());
         }
 
+        if !self.flag("login_script") && !connector.use_static_credentials {
+            let text =
+                "login_script: false needs use_static_credentials = true: nothing else could know what is generated";
+            self.mistakes.push(text.into());
+        }
         let seed = self.text("credentials_seed");
         if !seed.is_empty() && seed.chars().count() < MIN_SEED {
             self.mistakes.push(format!("credentials_seed: has fewer than the {MIN_SEED} characters that are needed"));
@@ -675,6 +724,7 @@ impl Reading {
             key,
             seed,
             custom_script,
+            login_script: self.flag("login_script"),
             keepalive: connector.keepalive,
             timeout: connector.timeout,
         };
@@ -821,14 +871,21 @@ fn in_go(span: Duration) -> String {
     }
 }
 
-/// Whether `url` is one of VCD's API: `Ok(true)` for https, `Ok(false)` for http. The error quotes nothing of it, as it
-/// may hold a password.
-fn check_url(url: &str) -> Result<bool, &'static str> {
+/// Whether `url` is one of VCD's API: `Ok(true)` for https, `Ok(false)` for http. The error quotes nothing of it but a host,
+/// as it may hold a password.
+fn check_url(url: &str) -> Result<bool, Cow<'static, str>> {
     let https = url.starts_with("https://");
     if !https && !url.starts_with("http://") {
-        return Err("must begin with https:// or http://");
+        return Err("must begin with https:// or http://".into());
     }
-    let uri: Uri = url.parse().map_err(|_| "is no valid URL")?;
+    let uri: Uri = url.parse().map_err(|_| match host_in_ascii(url) {
+        Some(host) => format!("has a host with letters beyond ASCII: write it as DNS has it, {host}").into(),
+        None => Cow::Borrowed("is no valid URL"),
+    })?;
+    check_parts(&uri, url).map(|()| https).map_err(Cow::Borrowed)
+}
+
+fn check_parts(uri: &Uri, url: &str) -> Result<(), &'static str> {
     let authority = uri.authority().ok_or("has no host, expected https://HOST/api")?;
     if authority.as_str().contains('@') {
         return Err("must not hold a user name or password");
@@ -848,7 +905,69 @@ fn check_url(url: &str) -> Result<bool, &'static str> {
     if !path.is_empty() && !path.ends_with("/api") {
         return Err("has a path that does not end in /api, expected https://HOST/api or https://HOST");
     }
-    Ok(https)
+    Ok(())
+}
+
+/// The host of a url that has letters beyond ASCII in it and nothing else amiss, in ASCII: such parts of its name begin with
+/// `xn--`, and are in Punycode.
+fn host_in_ascii(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let (host, port) = authority.split_at(authority.find(':').unwrap_or(authority.len()));
+    let part = |part: &str| match part.is_ascii() {
+        true => Some(part.to_owned()),
+        false => punycode(&part.to_lowercase()).map(|code| format!("xn--{code}")),
+    };
+    let parts: Option<Vec<String>> = host.split('.').map(part).collect();
+    let ascii = parts?.join(".");
+    let is_url = format!("{scheme}://{ascii}{port}{path}").parse::<Uri>().is_ok();
+    (is_url && ascii != host && !authority.contains('@')).then_some(ascii)
+}
+
+/// RFC 3492.
+fn punycode(text: &str) -> Option<String> {
+    let letter = |n: u32| char::from_u32(if n < 26 { u32::from(b'a') + n } else { u32::from(b'0') + n - 26 });
+    let mut code: String = text.chars().filter(char::is_ascii).collect();
+    let basic = u32::try_from(code.len()).ok()?;
+    if basic > 0 {
+        code.push('-');
+    }
+    let (mut done, mut next, mut delta, mut bias) = (basic, 128, 0u32, 72);
+    while (done as usize) < text.chars().count() {
+        let least = text.chars().map(u32::from).filter(|c| *c >= next).min()?;
+        delta = delta.checked_add((least - next).checked_mul(done + 1)?)?;
+        next = least;
+        for c in text.chars().map(u32::from) {
+            delta = delta.checked_add(u32::from(c < next))?;
+            if c != next {
+                continue;
+            }
+            let (mut left, mut k) = (delta, 36u32);
+            loop {
+                let threshold = k.saturating_sub(bias).clamp(1, 26);
+                if left < threshold {
+                    break;
+                }
+                code.push(letter(threshold + (left - threshold) % (36 - threshold))?);
+                left = (left - threshold) / (36 - threshold);
+                k += 36;
+            }
+            code.push(letter(left)?);
+            let mut step = if done == basic { delta / 700 } else { delta / 2 };
+            done += 1;
+            step += step / done;
+            bias = 0;
+            while step > 455 {
+                step /= 35;
+                bias += 36;
+            }
+            bias += 36 * step / (step + 38);
+            delta = 0;
+        }
+        delta = delta.checked_add(1)?;
+        next += 1;
+    }
+    Some(code)
 }
 
 /// Whether `address` can be listened on: an IP address or a host name, and a port.

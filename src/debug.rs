@@ -362,6 +362,14 @@ fn facts(status: &Status<'_>) -> Vec<Fact> {
         standing.creates_waiting, standing.deletes_waiting
     );
     fact("limits", words, false);
+    if let Some(longest) = standing.stuck_for {
+        let words = format!(
+            "{} instances, for up to {}: VCD does not end what it does to them, or refuses it; they hold no slot",
+            standing.stuck,
+            short(longest)
+        );
+        fact("stuck", words, true);
+    }
 
     let failures = standing.failures;
     let words = match (standing.breaker, failures) {

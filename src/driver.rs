@@ -4,13 +4,13 @@
 
 use crate::access::{self, Login};
 use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, TaskState, VcdError};
-use crate::config::{Config, Connector};
-use crate::group::{Command, Group, Name, Outcome, Phase, State, Ticket, Time, View};
+use crate::config::{Config, Connector, SEED_CHANGES};
+use crate::group::{ADOPTION_TIMEOUT, Command, Group, Name, Outcome, Phase, State, Ticket, Time, View};
 use crate::journal::{Entry, Journal, Note, Shown};
 use crate::pool::{Pool, THREADS};
 use crate::presence::Presence;
 use crate::status::{About, Polls, Process, Status, Wire};
-use crate::vcd::{Client, Environment};
+use crate::vcd::{Client, Environment, TokenKind};
 use crate::version;
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender, bounded};
@@ -24,8 +24,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// At most so many changing requests on the wire, so that a read always finds a thread.
 const MAX_CHANGES_ON_WIRE: usize = THREADS - 1;
-/// Init waits so long for looks at vApps that may be ours; the host gives Init a minute.
-const ADOPTION_TIMEOUT: Duration = Duration::from_secs(20);
+/// The group ends adoption by itself; Init waits a little longer for that.
+const ADOPTION_MARGIN: Duration = Duration::from_secs(2);
 /// A guest has so long to answer a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shutdown's time if the host gives none.
@@ -210,7 +210,7 @@ impl Plugin {
     }
 
     /// The end of the process: starts nothing new, and waits until requests that are on the wire have been answered or
-    /// have timed out. The caller bounds the wait.
+    /// have timed out, and for a login that is under way. The caller bounds the wait.
     pub async fn drain(&self) {
         if let Ok(driver) = self.driver() {
             driver.closing.set(true);
@@ -218,6 +218,8 @@ impl Plugin {
                 tidy();
             }
             driver.wait(Duration::MAX, |_| driver.on_wire.get() == 0).await;
+            let client = driver.client.clone();
+            driver.pool.run(move || client.settle()).await;
         }
     }
 
@@ -324,6 +326,9 @@ impl Driver {
                 false => CallError::Invalid(text),
             }
         })?;
+        if config.seed_is_token && environment.token == TokenKind::Replaced {
+            log::warn!("{SEED_CHANGES}");
+        }
         log::info!(api_version = environment.api_version, guest_os = environment.guest_os; "logged in to VCD");
         let client = Arc::new(client);
         let mut unless_serving = LogOutUnlessServing {
@@ -336,9 +341,8 @@ impl Driver {
         match Driver::begin(executor, config, presence, pool.clone(), client.clone(), environment).await {
             Ok(driver) => {
                 unless_serving.driver = Some(driver.clone());
-                if !driver.wait(ADOPTION_TIMEOUT, Group::knows_its_own).await {
-                    log::warn!("some vApps that may be ours could not be looked at yet: they follow when VCD answers");
-                }
+                // What is not known to be complete by then is a leftover.
+                driver.wait(ADOPTION_TIMEOUT + ADOPTION_MARGIN, Group::knows_its_own).await;
                 unless_serving.done = true;
                 Ok(driver)
             }
@@ -363,13 +367,16 @@ impl Driver {
         if let Some(warning) = access::warning(&config.access, &environment.guest_os) {
             log::warn!("{warning}");
         }
-        if let (true, Some(why)) = (config.suspend_resume, environment.no_suspend) {
+        let mut policy = config.policy;
+        if let (true, Some(why)) = (policy.suspend_resume, environment.no_suspend) {
             log::info!("{why}: the host is not told that instances can be suspended");
+            policy.suspend_resume = false;
         }
+        let suspend_resume = policy.suspend_resume;
         let settings = config.vcd;
         let about = About {
-            group: config.policy.group.clone(),
-            manager: config.policy.manager.clone(),
+            group: policy.group.clone(),
+            manager: policy.manager.clone(),
             prefix: settings.vapp_prefix,
             url: settings.url,
             org: settings.org,
@@ -397,12 +404,12 @@ impl Driver {
         let polls = Polls { took: began.elapsed(), result: Some(Ok(first.vms.len())), ..Polls::default() };
         let driver = Rc::new(Driver {
             executor: executor.clone(),
-            group: RefCell::new(Group::new(config.policy, seed, Time::default(), &first)),
+            group: RefCell::new(Group::new(policy, seed, Time::default(), &first)),
             client,
             pool,
             changes: Semaphore::new(MAX_CHANGES_ON_WIRE),
             access: config.access,
-            suspend_resume: config.suspend_resume && environment.no_suspend.is_none(),
+            suspend_resume,
             guest_os: environment.guest_os,
             started,
             about,

@@ -5,32 +5,38 @@
 //! life can be played in virtual time. After each input, take commands by [`Group::next_command`] until there are none,
 //! and call [`Group::tick`] no later than [`Group::wake_at`].
 //!
-//! It does not know how VCD or the host are spoken to.
+//! This file answers what the host asks. It does not know how VCD or the host are spoken to.
 
 mod adopt;
 mod answers;
+mod boot;
+mod changes;
+mod command;
 mod instance;
 mod limits;
-mod naps;
+mod looks;
+mod next;
 mod owner;
-mod steps;
+mod policy;
+mod polls;
 mod time;
+mod turn;
 mod view;
 
-pub use adopt::EARLIER_CREATES;
-pub use instance::Phase;
+pub use adopt::{ADOPTION_TIMEOUT, EARLIER_CREATES};
+pub use command::{Command, Event, Outcome, Reach, State};
 pub use owner::{Owner, Ownership};
+pub use policy::{OnShutdown, Policy};
 pub use time::Time;
-pub use view::{Limit, Standing, View};
+pub use view::{Limit, Phase, Standing, View};
 
 use crate::cloud::{Answer, Href, Poll, Request, UnixMs, VcdError};
-use instance::{Cause, Goal, Instance, There};
-use limits::{Breaker, Rng, Throttle};
+use instance::{Cause, Desired, Instance, Observed, Origin, Stage};
+use limits::{Breaker, Rng, Slots, Throttle};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use steps::QUEUE_TIMEOUTS;
+use time::{Seen, Sight};
 
 /// The id that the host sees: the vApp's name.
 pub type Name = Arc<str>;
@@ -40,13 +46,17 @@ pub type Ticket = u64;
 
 /// Deleted instances are reported for so long, then forgotten.
 pub const PRUNE_AFTER: Duration = Duration::from_secs(5 * 60);
-/// An instance that is off or broken behind our back is deleted after this time, unless it recovers.
-pub const ILL_GRACE: Duration = Duration::from_secs(10 * 60);
+/// An instance that polls show off or broken for so long, and not by us, is deleted.
+pub const UNHEALTHY_GRACE: Duration = Duration::from_secs(10 * 60);
+/// What is stuck for so long is reported as a failure of the whole plugin.
+pub const STUCK_ALERT: Duration = Duration::from_secs(60 * 60);
 /// Pause between two collections of what is too old, and between two looks for vApps without a VM.
 pub const GC_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// An instance whose lease in VCD ends within this time counts as past its age: VCD would take it from under a job.
 /// For a short lease, a quarter of it.
 pub const LEASE_MARGIN: Duration = Duration::from_secs(60 * 60);
+/// A poll that succeeds shows what is so until the next one is due, and so much longer: it may be slow.
+pub const SIGHT_MARGIN: Duration = Duration::from_secs(15);
 /// At most so many probes of login ports at a time.
 pub const MAX_PROBES: usize = 16;
 /// At most so many direct looks at vApps at a time.
@@ -56,157 +66,20 @@ pub const MAX_FOREIGN: usize = 2048;
 /// Ids of the last instances that were forgotten: a vApp that one of their requests made may yet show.
 pub const MAX_PAST: usize = 512;
 
-/// The group's policy, from the plugin's configuration.
-#[derive(Clone, Debug)]
-pub struct Policy {
-    /// The runner manager's name (`name`): part of the ownership.
-    pub manager: String,
-    /// `instance_group_name`.
-    pub group: String,
-    /// `vapp_name_prefix`.
-    pub prefix: String,
-    /// At most so many instances. 128.
-    pub max_size: u32,
-    /// Creates that VCD works on at a time. 3.
-    pub max_creates: u32,
-    /// Deletes that VCD works on at a time. 5.
-    pub max_deletes: u32,
-    /// Creates, deletes, suspends and resumes together; one slot is kept for creates. 4.
-    pub max_operations: u32,
-    /// A create that is not done by then is given up and reported as `timeout`. 20 min.
-    pub create_timeout: Duration,
-    /// A create whose guest is not ready so long after VCD made it has failed. 10 min.
-    pub ready_timeout: Duration,
-    /// Creates wait so long for the removal of leftovers that were found on start. 30 min.
-    pub startup_cleanup_timeout: Duration,
-    /// Pause between polls when nothing is awaited. 10 s.
-    pub reconcile_interval: Duration,
-    /// Past this age Heartbeat answers unhealthy, past twice of it the instance is deleted. 24 h; zero: never.
-    pub max_instance_age: Duration,
-    /// An instance that is suspended for longer is deleted. 72 h; zero: never.
-    pub suspended_max_age: Duration,
-    /// What becomes of the instances at the host's Shutdown.
-    pub on_shutdown: OnShutdown,
-    /// Fingerprint of what generated credentials are derived from, one word; empty if they are static. Instances that were
-    /// made with another one are unhealthy: nobody can log in to them.
-    pub credentials: String,
-}
-
-impl Default for Policy {
-    /// The configuration's defaults, and no names.
-    fn default() -> Policy {
-        Policy {
-            manager: String::new(),
-            group: String::new(),
-            prefix: String::new(),
-            max_size: 128,
-            max_creates: 3,
-            max_deletes: 5,
-            max_operations: 4,
-            create_timeout: Duration::from_secs(20 * 60),
-            ready_timeout: Duration::from_secs(10 * 60),
-            startup_cleanup_timeout: Duration::from_secs(30 * 60),
-            reconcile_interval: Duration::from_secs(10),
-            max_instance_age: Duration::from_secs(24 * 3600),
-            suspended_max_age: Duration::from_secs(72 * 3600),
-            on_shutdown: OnShutdown::Delete,
-            credentials: String::new(),
-        }
-    }
-}
-
-/// What becomes of the instances at the host's Shutdown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnShutdown {
-    /// All are deleted.
-    Delete,
-    /// Running and suspended ones are kept, half-made ones deleted.
-    Keep,
-}
-
-/// An instance's state as the host sees it (`proto.State`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// creating
-    Creating,
-    /// running
-    Running,
-    /// deleting
-    Deleting,
-    /// deleted
-    Deleted,
-    /// timeout
-    Timeout,
-    /// suspending
-    Suspending,
-    /// suspended
-    Suspended,
-    /// resuming
-    Resuming,
-}
-
-/// Something for the driver to do.
-#[derive(Clone, Debug)]
-pub enum Command {
-    /// Ask VCD, and bring the answer to [`Group::answer`], always, once.
-    Ask {
-        /// To be given back.
-        ticket: Ticket,
-        /// What to ask.
-        request: Request,
-    },
-    /// Ask whether a guest answers on the login port, and bring the result to [`Group::probed`], always, once.
-    Probe {
-        /// To be given back.
-        ticket: Ticket,
-        /// The guest.
-        address: IpAddr,
-    },
-    /// Write to the log.
-    Say(Event),
-}
-
-/// Something worth a line in the log.
-#[derive(Clone, Debug)]
-pub struct Event {
-    /// How bad.
-    pub level: log::Level,
-    /// Which instance, if one.
-    pub name: Option<Name>,
-    /// Its phase.
-    pub phase: Option<Phase>,
-    /// What happened, and what follows.
-    pub text: String,
-}
-
-/// What became of a call that names several instances.
-#[derive(Clone, Debug, Default)]
-pub struct Outcome {
-    /// Those for which it worked, or will.
-    pub succeeded: Vec<Name>,
-    /// Why it did not for the others.
-    pub refused: Vec<String>,
-}
-
-/// How to reach a running instance.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reach {
-    /// The primary NIC's address.
-    pub address: IpAddr,
-    /// The same as seen from outside, if its vApp's NAT gives it another.
-    pub external: IpAddr,
-    /// The guest OS as VCD shows it.
-    pub guest_os: Arc<str>,
-}
-
 /// What a request on the wire is about.
 #[derive(Clone, Copy, Debug)]
 enum Purpose {
-    Poll { sent: Time, vapps: bool },
+    Poll {
+        sent: Time,
+        vapps: bool,
+    },
     Tasks,
     Label(Key),
     Probe(Key),
-    Instance(Key),
+    /// Begins an operation.
+    Operation(Key),
+    /// Asks about an instance, or for the end of its task.
+    Question(Key),
 }
 
 /// Instances are kept in the order in which they came.
@@ -217,6 +90,10 @@ pub struct Group {
     policy: Policy,
     owner: Owner,
     now: Time,
+    /// Runs only while polls succeed.
+    sight: Sight,
+    /// What it showed at the last poll that succeeded.
+    last_sight: Seen,
     rng: Rng,
     instances: BTreeMap<Key, Instance>,
     /// Those that the host knows, by id.
@@ -225,10 +102,15 @@ pub struct Group {
     next_ticket: Ticket,
     flights: BTreeMap<Ticket, Purpose>,
     commands: VecDeque<Command>,
+    slots: Slots,
     breaker: Breaker,
     throttle: Throttle,
-    /// Creates carry everything, until VCD has refused that or ignored the hardware.
+    /// Creates carry everything, until VCD has refused that, ignored the hardware, or failed at it.
     whole: bool,
+    /// Creates that carry everything and whose task failed, since the last that worked.
+    whole_failures: u32,
+    /// Until then creates go in steps because that task fails.
+    steps_until: Option<Time>,
     poll: Watch,
     tasks: Watch,
     /// The last poll failed because VCD could not be asked: creates and deletes wait for one that succeeds.
@@ -238,7 +120,9 @@ pub struct Group {
     /// When VCD last showed something new: watching is close after that.
     progress: Time,
     next_gc: Time,
-    /// Creates are held until then, or until all leftovers of an earlier life are gone.
+    /// Init goes on until then: what is found may be adopted.
+    adopt_until: Option<Time>,
+    /// Creates are held until then, or until all leftovers of an earlier life are gone or do not go.
     hold_until: Option<Time>,
     stopping: bool,
     /// When that began, and whether a poll that was sent since has been answered: what it shows of ours has to go, too.
@@ -266,13 +150,15 @@ struct Watch {
 impl Group {
     /// A group that takes in what `first` (a poll with vApps) shows of an earlier life. `seed` drives names and jitter.
     ///
-    /// Instances whose ownership cannot be told from the poll are looked at first: until [`Group::knows_its_own`] is true,
-    /// [`Group::update`] may lack some.
+    /// What is found is adopted, or a leftover. Until [`Group::knows_its_own`] is true that is still being found out, and
+    /// Init must not answer: GitLab Runner trusts what it sees for the first time later as if it were new.
     pub fn new(policy: Policy, seed: u64, now: Time, first: &Poll) -> Group {
-        let owner = Owner::new(&policy);
+        let sight = Sight::new(now, policy.reconcile_interval + SIGHT_MARGIN);
         let mut group = Group {
-            owner,
+            owner: Owner::new(&policy),
             now,
+            last_sight: sight.at(now),
+            sight,
             rng: Rng::new(seed),
             instances: BTreeMap::new(),
             names: BTreeMap::new(),
@@ -280,15 +166,19 @@ impl Group {
             next_ticket: 0,
             flights: BTreeMap::new(),
             commands: VecDeque::new(),
+            slots: Slots::default(),
             breaker: Breaker::default(),
             throttle: Throttle::default(),
             whole: true,
+            whole_failures: 0,
+            steps_until: None,
             poll: Watch { last: now, ..Watch::default() },
             tasks: Watch::default(),
             unreachable: false,
             task_cursor: 0,
             progress: now,
             next_gc: now + GC_INTERVAL,
+            adopt_until: Some(now + ADOPTION_TIMEOUT),
             hold_until: None,
             stopping: false,
             stopping_since: now,
@@ -309,14 +199,12 @@ impl Group {
     /// Increase: accepts up to `n` new instances, as many as `max_size` allows. Each has an id at once.
     pub fn increase(&mut self, now: Time, n: u32) -> u32 {
         self.now = now;
-        let live = self.names.values().filter(|key| self.instances.get(key).is_some_and(Instance::counts)).count();
+        let live = self.names.values().filter(|key| self.instances.get(key).is_some_and(|i| i.ended.is_none())).count();
         let room = (self.policy.max_size as usize).saturating_sub(live);
         let accepted = if self.stopping { 0 } else { room.min(n as usize) };
         for _ in 0..accepted {
             let name = self.fresh_name();
-            let mut instance = Instance::new(name.clone(), There::Absent, now);
-            instance.deadline = now + self.policy.create_timeout * QUEUE_TIMEOUTS;
-            instance.reported = true;
+            let instance = Instance::new(name.clone(), Origin::Requested, now, self.sight.at(now));
             self.say(log::Level::Info, &instance, "accepted");
             let key = self.insert(instance);
             self.names.insert(name, key);
@@ -330,7 +218,7 @@ impl Group {
         self.now = now;
         for name in names {
             match self.names.get(name).copied() {
-                Some(key) => self.condemn(key, Cause::Asked),
+                Some(key) => self.delete_for(key, Cause::Asked),
                 // Gone before the host noticed: that is what it wants.
                 None => {
                     self.say_plain(log::Level::Debug, format!("asked to remove {name}, which is not there any more"))
@@ -344,12 +232,12 @@ impl Group {
     /// Suspend: the named instances are to be suspended, if they run. Returns those that are or will be, and why the others
     /// are not. What is suspended already is a success.
     pub fn suspend(&mut self, now: Time, names: &[Name]) -> Outcome {
-        self.for_each_named(now, names, |i| match i.goal {
-            Goal::Live if i.is_ready() => {
-                i.goal = Goal::Asleep;
+        self.for_each_named(now, names, |i| match i.desired {
+            Desired::Running if i.is_running() => {
+                i.desired = Desired::Suspended;
                 Ok(Some("to be suspended, as the host asked"))
             }
-            Goal::Asleep => Ok(None),
+            Desired::Suspended => Ok(None),
             _ => Err("suspended"),
         })
     }
@@ -357,13 +245,12 @@ impl Group {
     /// Resume: the named instances are to be resumed, if they are suspended or are being suspended. Returns as
     /// [`Group::suspend`] does. What runs already is a success.
     pub fn resume(&mut self, now: Time, names: &[Name]) -> Outcome {
-        let deadline = now + self.policy.create_timeout;
-        self.for_each_named(now, names, |i| match i.goal {
-            Goal::Asleep => {
-                i.rouse(deadline);
+        self.for_each_named(now, names, |i| match i.desired {
+            Desired::Suspended => {
+                i.wake_up();
                 Ok(Some("to be resumed, as the host asked"))
             }
-            Goal::Live if i.is_ready() || i.resumed => Ok(None),
+            Desired::Running if i.has_run() => Ok(None),
             _ => Err("resumed"),
         })
     }
@@ -385,7 +272,7 @@ impl Group {
             };
             match change(i) {
                 Ok(said) => {
-                    i.not_before = now;
+                    i.attempts.change.next = now;
                     outcome.succeeded.push(name.clone());
                     if let Some(said) = said {
                         self.say_of(log::Level::Info, key, said.into());
@@ -408,11 +295,11 @@ impl Group {
     /// ConnectInfo: how to reach a running instance, or why not.
     pub fn reach(&self, name: &str) -> Result<Reach, String> {
         let instance = self.named(name).ok_or_else(|| format!("instance {name} is not known"))?;
-        let runs = instance.is_ready() && instance.goal == Goal::Live;
-        let facts = instance.facts.as_ref().filter(|_| runs);
-        match facts.and_then(|facts| Some((facts.address?, facts.guest_os.clone()))) {
-            Some((address, guest_os)) => {
-                Ok(Reach { address, external: instance.external.unwrap_or(address), guest_os })
+        let vapp = instance.vapp().filter(|_| instance.is_running());
+        let known = vapp.and_then(|vapp| Some((vapp, vapp.record.as_ref()?)));
+        match known.and_then(|(vapp, record)| Some((vapp, record.address?, record.guest_os.clone()))) {
+            Some((vapp, address, guest_os)) => {
+                Ok(Reach { address, external: vapp.external.unwrap_or(address), guest_os })
             }
             None => Err(format!("instance {name} is {} and has no address to log in at", instance.phase().name())),
         }
@@ -424,15 +311,16 @@ impl Group {
             self.say_plain(log::Level::Warn, format!("heartbeat of {name}, which is not known"));
             return Ok(());
         };
-        if let Some((_, why)) = instance.ill {
-            return Err(format!("instance {name}: {why}"));
+        let vapp = instance.vapp();
+        if let Some(unhealthy) = vapp.and_then(|vapp| vapp.unhealthy) {
+            return Err(format!("instance {name}: {}", unhealthy.why));
         }
         // The lease began when the vApp was made, or later.
         let margin = |end: Time| LEASE_MARGIN.min((instance.age(now) + (end - now)) / 4);
-        if instance.lease_end.is_some_and(|end| now + margin(end) >= end) {
+        if vapp.and_then(|vapp| vapp.lease_end).is_some_and(|end| now + margin(end) >= end) {
             return Err(format!("instance {name}: its lease in VCD ends soon"));
         }
-        if instance.goal != Goal::Live {
+        if instance.desired != Desired::Running {
             return Err(format!("instance {name} is {}", instance.phase().name()));
         }
         if instance.locked_out {
@@ -462,8 +350,14 @@ impl Group {
         let keep = self.policy.on_shutdown == OnShutdown::Keep;
         let keys: Vec<Key> = self.instances.keys().copied().collect();
         for key in keys {
-            if !(keep && self.instances.get(&key).is_some_and(Instance::has_run)) {
-                self.condemn(key, Cause::Shutdown);
+            let Some(i) = self.instances.get_mut(&key) else { continue };
+            if let Some(operation) = i.operation.as_mut().filter(|operation| operation.stage != Stage::Sent) {
+                operation.slot = None;
+            }
+            // What is not known yet is decided when it is.
+            let kept = keep && (i.has_run() || i.origin == Origin::Found);
+            if !kept {
+                self.delete_for(key, Cause::Shutdown);
             }
         }
         self.advance();
@@ -471,19 +365,19 @@ impl Group {
 
     /// True when [`Group::shutdown`] was called and nothing is left to do for it, as far as one last poll shows.
     pub fn stopped(&self) -> bool {
-        let kept = |i: &Instance| i.has_run() && !i.goal.is_gone() && i.asked.is_none();
+        let kept = |i: &Instance| i.has_run() && !i.desired.is_deleted() && !i.on_wire();
         self.stopping && self.swept && self.instances.values().all(|i| i.ended.is_some() || kept(i))
     }
 
     /// Names of what [`Group::shutdown`] has yet to remove.
     pub fn left(&self) -> Vec<Name> {
-        let gone = |i: &&Instance| i.ended.is_none() && i.goal.is_gone();
+        let gone = |i: &&Instance| i.ended.is_none() && i.desired.is_deleted();
         self.instances.values().filter(gone).map(|i| i.name.clone()).collect()
     }
 
-    /// False while vApps that may be of an earlier life are still being looked at.
+    /// False while it is still being found out what of an earlier life is adopted: at most for [`ADOPTION_TIMEOUT`].
     pub fn knows_its_own(&self) -> bool {
-        !self.instances.values().any(|i| matches!(i.there, There::Stranger { .. }) && i.earlier && !i.looked)
+        self.adopt_until.is_none()
     }
 
     // What the world answers.
@@ -495,7 +389,8 @@ impl Group {
             Some(Purpose::Poll { sent, vapps }) => self.polled(sent, vapps, answer),
             Some(Purpose::Tasks) => self.tasks_answered(answer),
             Some(Purpose::Label(key)) => self.label_answered(key, answer),
-            Some(Purpose::Instance(key)) => self.instance_answered(key, answer),
+            Some(Purpose::Operation(key)) => self.operation_answered(key, answer),
+            Some(Purpose::Question(key)) => self.question_answered(key, answer),
             Some(Purpose::Probe(_)) | None => debug_assert!(false, "an answer that nobody waits for"),
         }
         self.advance();
@@ -549,14 +444,15 @@ impl Group {
     }
 
     /// The instance is to go, for `cause`; the first cause counts.
-    fn condemn(&mut self, key: Key, cause: Cause) {
+    fn delete_for(&mut self, key: Key, cause: Cause) {
         let Some(instance) = self.instances.get_mut(&key) else { return };
-        if instance.goal.is_gone() {
+        if instance.desired.is_deleted() || instance.ended.is_some() {
             return;
         }
-        instance.goal = Goal::Gone(cause);
-        // A pause after failures was for the next create.
-        instance.not_before = self.now;
+        instance.desired = Desired::Deleted(cause);
+        instance.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
+        // Pauses were for what was desired before.
+        (instance.attempts.look.next, instance.attempts.change.next) = (self.now, self.now);
         let (level, text) = cause.words();
         let event = instance.event(level, text.to_string());
         self.commands.push_back(Command::Say(event));

@@ -46,7 +46,7 @@ struct Version {}
 #[argh(
     subcommand,
     name = "check",
-    example = "{command_name} --runner vcd\n{command_name} --create\n{command_name} --offline --config config.toml",
+    example = "{command_name} --runner vcd\n{command_name} --create\n{command_name} --record vcd.txt\n{command_name} --offline --config config.toml",
     error_code(0, "it works; there may be warnings"),
     error_code(1, "something does not work, or the file cannot be read")
 )]
@@ -63,6 +63,9 @@ struct Check {
     /// make one instance, log in to it, delete it
     #[argh(switch)]
     create: bool,
+    /// write what VCD is asked and answers into this new file, with stand-ins for secrets and names
+    #[argh(option)]
+    record: Option<PathBuf>,
 }
 
 /// List the vApps in VCD that are named like the group's, and whose they are.
@@ -147,8 +150,9 @@ fn main() -> ExitCode {
                 command::run(&executor, host::serve(executor.clone(), plugin))
             }
             Command::Version(_) => print(&version::text()),
-            Command::Check(Check { config, runner, offline, create }) => {
-                let options = check::Options { path: &config, runner: runner.as_deref(), offline, create };
+            Command::Check(Check { config, runner, offline, create, record }) => {
+                let (runner, record) = (runner.as_deref(), record.as_deref());
+                let options = check::Options { path: &config, runner, offline, create, record };
                 end(check::run(&options))
             }
             Command::List(List { config, runner, json }) => {

@@ -1,6 +1,6 @@
 //! Everything that the debug pages show at one moment, as plain values.
 
-use crate::group::{Standing, Time, View};
+use crate::group::{STUCK_ALERT, Standing, Time, View};
 use crate::journal::Journal;
 use crate::vcd::{Count, READ_TIMEOUT, SessionState, SessionView};
 use std::sync::Arc;
@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime};
 
 /// Polls are fresh if one ended well within this many intervals, and [`READ_TIMEOUT`].
 const FRESH_INTERVALS: u32 = 3;
+/// No more stuck instances are named.
+const MAX_STUCK_TOLD: usize = 5;
 
 /// One moment.
 pub struct Status<'a> {
@@ -111,6 +113,16 @@ impl Status<'_> {
         if self.session.state == SessionState::Ended {
             let why = self.session.failure.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
             all.push(format!("there is no session with VCD{why}"));
+        }
+        let stuck = |view: &&View| view.stuck.is_some_and(|time| time >= STUCK_ALERT);
+        let stuck: Vec<&View> = self.views.iter().filter(stuck).collect();
+        for view in stuck.iter().take(MAX_STUCK_TOLD) {
+            let minutes = view.stuck.unwrap_or_default().as_secs() / 60;
+            let why = view.error.as_deref().unwrap_or(view.waits_for);
+            all.push(format!("instance {} has been stuck for {minutes} minutes: {why}", view.name));
+        }
+        if let Some(more) = stuck.len().checked_sub(MAX_STUCK_TOLD).filter(|more| *more > 0) {
+            all.push(format!("{more} more instances are stuck"));
         }
         all
     }

@@ -4,27 +4,34 @@
 mod change;
 mod create;
 mod errors;
+mod hardware;
 mod http;
 pub mod inspect;
 mod names;
+mod properties;
 mod query;
+pub mod record;
 mod session;
 mod tasks;
 mod tls;
+mod token;
 mod watch;
 #[cfg(fuzzing)]
 pub mod wire;
 mod xml;
 
 pub use change::LABEL_KEY;
-pub use create::{MAX_SCRIPT, USER_DATA};
+pub use create::MAX_SCRIPT;
 pub use http::{
     CHANGE_TIMEOUT, CONNECT_TIMEOUT, Count, FIRST_TIMEOUT, LOGOUT_TIMEOUT, MAX_BODY, READ_TIMEOUT, TOOK_BOUNDS,
 };
+pub use names::{Kind, check_name};
+pub use properties::USER_DATA;
 pub use query::{MAX_PAGES, PAGE_SIZE};
-pub use session::{SessionState, SessionView};
+pub use session::{SessionState, SessionView, TokenKind};
 #[cfg(fuzzing)]
 pub use tls::read_certificates;
+pub use token::Token;
 pub use watch::MAX_FOUND;
 
 use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, Secret, TaskState, VcdError};
@@ -49,8 +56,9 @@ pub const PATTERN_LIFE: Duration = Duration::from_secs(5 * 60);
 pub const TEMPLATE_LIFE: Duration = Duration::from_secs(60 * 60);
 /// Lines of a script that are shorter are no secret: `exit 0`.
 const MIN_SECRET_LINE: usize = 8;
-/// The XML namespace of VCD's documents.
+/// The XML namespace of VCD's documents, and OVF's within them.
 const NAMESPACE: &str = "http://www.vmware.com/vcloud/v1.5";
+const OVF: &str = "http://schemas.dmtf.org/ovf/envelope/1";
 
 /// How a NIC gets its address (`IpAddressAllocationMode`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,15 +67,6 @@ pub enum IpMode {
     Pool,
     /// From a DHCP server, told by VMware Tools.
     Dhcp,
-}
-
-/// Where the API token (a refresh token) of a user of the org is had from.
-#[derive(Clone, Debug)]
-pub enum Token {
-    /// It was given.
-    Text(Secret),
-    /// The one word in this file, read again for each login.
-    File(PathBuf),
 }
 
 /// How long VCD lets a vApp be that nobody removes.
@@ -92,13 +91,14 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// Believe any certificate.
     pub insecure_skip_tls_verify: bool,
-    /// The VDC's name.
+    /// The VDC's name. Here, in `network`, `catalog`, `template` and `storage_profile` an id (`urn:vcloud:…`) or a link may
+    /// stand for a name.
     pub vdc: String,
     /// The org VDC network's name.
     pub network: String,
     /// How the NIC gets its address.
     pub ip_mode: IpMode,
-    /// The catalog's name, or a pattern with `*`.
+    /// The catalog's name, or a pattern with `*`; `ORG/NAME` for that of another org.
     pub catalog: String,
     /// The vApp template's name; it must hold one VM. With `*` here or in `catalog` the newest one that fits is taken.
     pub template: String,
@@ -116,7 +116,7 @@ pub struct Settings {
     pub cores_per_socket: u32,
     /// Memory in MB; 0 as above.
     pub memory_mb: u32,
-    /// Size of the first disk in GB; 0 keeps the template's.
+    /// Size of the boot disk in GB; 0 keeps the template's.
     pub disk_gb: u32,
     /// vApps of interest are named `<vapp_prefix>-…`.
     pub vapp_prefix: String,
@@ -155,6 +155,8 @@ pub struct Environment {
     pub guest_os: String,
     /// Why its VMs cannot be suspended, if VCD tells that beforehand.
     pub no_suspend: Option<&'static str>,
+    /// What the token is.
+    pub token: TokenKind,
 }
 
 /// A session with VCD. Shared by the pool's threads.
@@ -170,6 +172,8 @@ pub struct Client {
     no_task_query: AtomicBool,
     /// VCD refuses to show metadata in vApp records.
     no_metadata_field: AtomicBool,
+    /// VCD refuses a create that carries guest properties.
+    no_properties_in_create: AtomicBool,
     /// It has been said that VCD's links lead to another address than ours.
     told_alias: AtomicBool,
 }
@@ -241,6 +245,7 @@ impl Client {
             resolving: Mutex::new(()),
             no_task_query: AtomicBool::new(false),
             no_metadata_field: AtomicBool::new(false),
+            no_properties_in_create: AtomicBool::new(false),
             told_alias: AtomicBool::new(false),
             settings,
             site,
@@ -266,8 +271,9 @@ impl Client {
             Ok((pass, names)) => {
                 let environment = Environment {
                     api_version: pass.version.to_string(),
-                    guest_os: names.guest_os.clone(),
+                    guest_os: names.template.guest_os.clone(),
                     no_suspend: names.no_suspend(),
+                    token: client.session.token().0,
                 };
                 *client.known() = Known { names: Arc::new(names), at: Instant::now(), stale: false };
                 Ok((client, environment))
@@ -293,6 +299,7 @@ impl Client {
             Request::AddTpm { vm } => self.add_tpm(&call, vm),
             Request::PowerOn { vapp } => self.power(&call, vapp, "powerOn"),
             Request::Suspend { vapp } => self.power(&call, vapp, "suspend"),
+            Request::Mark { vapp, suspended } => self.mark(&call, vapp, *suspended),
             Request::Delete { vapp } => self.delete(&call, vapp, true),
             Request::Undeploy { vapp } => self.undeploy(&call, vapp),
             Request::DeleteStopped { vapp } => self.delete(&call, vapp, false),
@@ -334,6 +341,11 @@ impl Client {
         }
     }
 
+    /// Waits for the end of a login that is under way: who ends the process in between may lose the next token.
+    pub fn settle(&self) {
+        self.session.settle();
+    }
+
     /// `error` without what `guest` was given: VCD may echo it long after the request that brought it.
     pub fn hush(&self, error: VcdError, guest: &Guest) -> VcdError {
         self.finish(error, Some(guest))
@@ -359,6 +371,7 @@ impl Client {
             Request::AddTpm { vm } => format!("give VM {} a TPM", last_part(vm)),
             Request::PowerOn { vapp } => format!("power on vApp {}", last_part(vapp)),
             Request::Suspend { vapp } => format!("suspend vApp {}", last_part(vapp)),
+            Request::Mark { vapp, .. } => format!("mark vApp {}", last_part(vapp)),
             Request::Delete { vapp } => format!("delete vApp {}", last_part(vapp)),
             Request::Undeploy { vapp } => format!("stop vApp {}", last_part(vapp)),
             Request::DeleteStopped { vapp } => format!("delete the stopped vApp {}", last_part(vapp)),
@@ -372,7 +385,8 @@ impl Client {
     }
 
     /// Sends one request of a call in the session, and returns an answer with a good status only. After a 401 the session
-    /// is renewed; a read is then sent once more, a change is not.
+    /// is renewed; a read is then sent once more, a change is not. Where VCD says that it does not speak the version any
+    /// more, which it does before anything else, both are sent once more in another one.
     fn send(
         &self,
         call: &Call,
@@ -409,16 +423,27 @@ impl Client {
                     );
                     return Err(e);
                 }
-                self.send_with(&pass, accept, call, &method, url, content)?
+                let again = self.send_with(&pass, accept, call, &method, url, content)?;
+                if again.status == 401 {
+                    let mut e = errors::refused(&call.what, call.stage(), &again);
+                    e.text = format!("VCD took the token, and refuses the session that it gave for it: {}", e.text);
+                    return Err(e);
+                }
+                again
             }
-            406 => {
-                self.session.forget_version(&pass.version);
-                got
+            406 if !call.changes || errors::is_about_version(&got) => {
+                match self.session.agree_anew(&self.http, &self.site, &pass)? {
+                    Some(pass) => self.send_with(&pass, accept, call, &method, url, content)?,
+                    None => got,
+                }
             }
             _ => got,
         };
         match got.status {
-            200..=299 => Ok(got),
+            200..=299 => match errors::web_page(&got.body) {
+                Some(page) => Err(errors::unusable(&call.what, call.stage(), got.status, page)),
+                None => Ok(got),
+            },
             _ => Err(errors::refused(&call.what, call.stage(), &got)),
         }
     }
@@ -491,8 +516,9 @@ impl Client {
                 old.clone()
             }
         };
-        if names.template != old.template {
-            log::info!("new VMs are made from template {:?} in catalog {:?}", names.template_name, names.catalog_name);
+        let (new, old) = (&names.template, &old.template);
+        if new.href != old.href {
+            log::info!("new VMs are made from template {:?} in catalog {:?}", new.name, new.catalog);
         }
         *self.known() = Known { names: names.clone(), at: Instant::now(), stale: false };
         Ok(names)
@@ -513,7 +539,7 @@ impl Client {
         let shown = self.http.shown().clone();
         let script = guest.and_then(|g| g.script.as_ref()).map(Secret::reveal);
         let password = guest.and_then(|g| g.password.as_ref()).map(Secret::reveal);
-        let user_data = self.settings.user_data.as_ref().map(create::encoded);
+        let user_data = self.settings.user_data.as_ref().map(properties::encoded);
         let properties = self.settings.guest_properties.iter().map(|(_, value)| value.reveal());
         let mut secrets = shown.secrets();
         secrets.extend(user_data.as_deref());

@@ -1,4 +1,5 @@
-//! Which build this is. What the build does not know of itself comes from variables that a release sets while compiling.
+//! Which build this is: from variables while compiling. Those but `VCD_VERSION` are set by build.rs, from git, for a build
+//! with optimization that is not given them.
 
 /// This program's version: the package's, or `VCD_VERSION` while compiling (`dev` for a build between releases).
 pub const VERSION: &str = or(option_env!("VCD_VERSION"), env!("CARGO_PKG_VERSION"));

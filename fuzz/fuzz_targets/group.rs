@@ -245,6 +245,7 @@ impl Life {
             Request::Configure { vm } | Request::AddTpm { vm } => vm,
             Request::PowerOn { vapp }
             | Request::Suspend { vapp }
+            | Request::Mark { vapp, .. }
             | Request::Delete { vapp }
             | Request::Undeploy { vapp }
             | Request::DeleteStopped { vapp }
@@ -354,6 +355,7 @@ impl Life {
             (0..if record { 0 } else { more >> 1 & 3 }).map(|_| href("task", input.below(VAPPS))).collect();
         let made = (!record && more & 8 != 0).then(|| Made {
             vm: href("vm", n),
+            own: more & 2 == 0,
             differs: (more & 16 != 0).then(|| "1 CPU instead of 2".to_owned()),
             lacks_tpm: more & 32 != 0,
             external: (more & 64 != 0).then_some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, n))),
@@ -366,10 +368,11 @@ impl Life {
             busy: !tasks.is_empty() || more & 128 != 0,
             deleting: !tasks.is_empty() && more & 4 != 0,
             tasks,
-            vms: u32::from(made.is_some()),
+            vms: made.iter().map(|made| made.vm.clone()).chain((more & 4 != 0).then(|| href("vm", n ^ 1))).collect(),
             made,
             created: Self::vcd_time(input),
             labelled,
+            marked: more & 1 == 1,
         }
     }
 

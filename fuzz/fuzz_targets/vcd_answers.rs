@@ -25,6 +25,7 @@ fuzz_target!(init: start(), |data: &[u8]| {
                 "tpm" => Request::AddTpm { vm },
                 "power-on" => Request::PowerOn { vapp },
                 "suspend" => Request::Suspend { vapp },
+                "mark" => Request::Mark { vapp, suspended: true },
                 "delete" => Request::Delete { vapp },
                 "undeploy" => Request::Undeploy { vapp },
                 "delete-stopped" => Request::DeleteStopped { vapp },

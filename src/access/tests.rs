@@ -20,6 +20,7 @@ fn settings() -> Settings {
         key: None,
         seed: None,
         custom_script: None,
+        login_script: true,
         keepalive: 1,
         timeout: 2,
     }
@@ -563,6 +564,13 @@ fn the_users_own_script_runs_after_ours() {
     let only = Settings { custom_script: Some(Secret::new("echo \"$1\"")), ..settings() };
     let output = guest.customize(&only, "postcustomization");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "postcustomization\n");
+
+    // So it is where the template or the user data lets the runner in.
+    let by_template = Settings { login_script: false, password: Some(Secret::new("p")), ..custom("echo \"$1\"") };
+    let output = guest.customize(&by_template, "postcustomization");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "postcustomization\n");
+    let none = super::guest(&Settings { custom_script: None, ..by_template }, "Linux", "ci-abcd1234");
+    assert!(none.script.is_none() && none.password.is_some(), "VCD sets root's password without one");
 
     assert!(check(&custom("a\u{1}b"), None).unwrap_err().contains("control characters"));
 }

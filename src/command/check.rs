@@ -1,17 +1,20 @@
 //! `check`: tells a person, line by line, whether a runner of a config.toml would get VMs from VCD, and what to do where not.
 //! It changes nothing, unless it is asked to make one instance.
 
+use super::advice::advice;
 use super::life::{self, DELETE_TIMEOUT, Life};
 use super::output::{Paper, Verdict, log_for_people, print, short, size, tenths};
 use super::runner::{Runner, RunnerFile};
 use crate::access::{self, Login as GuestLogin, Protocol};
 use crate::cloud::{ErrorKind, Href, VcdError, is_windows};
-use crate::config::{Config, MAX_PREFIX};
+use crate::config::{Config, MAX_PREFIX, SEED_CHANGES};
 use crate::driver::Plugin;
 use crate::group::{OnShutdown, State};
 use crate::pool::Pool;
-use crate::vcd::inspect::{Inspector, Login, is_about_names};
-use crate::vcd::{IpMode, Token};
+use crate::vcd::inspect::{DiskFacts, Inspector, Login};
+use crate::vcd::record::{self, Written};
+use crate::vcd::{IpMode, Token, TokenKind};
+use crate::version;
 use serde_json::Value;
 use smol::{LocalExecutor, Timer};
 use std::fs;
@@ -47,6 +50,9 @@ const NO_SUCH_PROGRAM: i32 = 127;
 const MAX_SSH_ERRORS: u64 = 64 * 1024;
 /// A shutdown_timeout below this may be too short for VCD to delete.
 const SHORT_SHUTDOWN: Duration = Duration::from_secs(60);
+/// What is wrong, as a rule, with a guest that got no key.
+const SCRIPTS: &str = "does the template let VMware Tools run scripts? In a Linux template: vmware-toolbox-cmd config set \
+    deployPkg enable-custom-scripts true; more in \"The template\" of docs/guide.md";
 /// What is put behind names so that the instance of `--create` is nobody else's.
 const SUFFIX: &str = "-check";
 
@@ -60,6 +66,8 @@ pub struct Options<'a> {
     pub offline: bool,
     /// Make one instance, log in, delete it.
     pub create: bool,
+    /// Write what is asked of VCD and what it answers into this new file.
+    pub record: Option<&'a Path>,
 }
 
 /// One runner's findings, printed as they come.
@@ -90,9 +98,10 @@ impl Report {
 pub fn run(options: &Options<'_>) -> Result<bool, String> {
     let file = RunnerFile::read(options.path)?;
     let runners = file.select(options.runner)?;
-    if options.create {
+    if options.create || options.record.is_some() {
         file.only(options.runner)?;
     }
+    let record = options.record.map(begin_recording).transpose()?;
     log_for_people(if options.create { log::LevelFilter::Info } else { log::LevelFilter::Warn });
     let paper = Paper::new();
     print(&format!("{}: {} of {} runners use this plugin\n", file.path.display(), file.runners.len(), file.count));
@@ -101,6 +110,18 @@ pub fn run(options: &Options<'_>) -> Result<bool, String> {
         print(&format!("\n{}\n", paper.paint("1", &format!("runner {:?} ({})", runner.name, runner.executor))));
         let mut report = Report { paper, failed: 0, warned: 0 };
         check(&mut report, &file, runner, options);
+        if let (Some(mut record), Some(path)) = (record.as_ref(), options.record) {
+            match recorded(runner, options) {
+                None => {
+                    let _ = fs::remove_file(path);
+                    report.say(Verdict::Note, "recording", "VCD was asked nothing: there is none", "");
+                }
+                Some(written) => match record.write_all(written.text.as_bytes()) {
+                    Err(error) => report.say(Verdict::Fail, "recording", &format!("{}: {error}", path.display()), ""),
+                    Ok(()) => told(&mut report, path, &written),
+                },
+            }
+        }
         failed += report.failed;
         warned += report.warned;
     }
@@ -112,6 +133,81 @@ pub fn run(options: &Options<'_>) -> Result<bool, String> {
     };
     print(&format!("\n{end}\n"));
     Ok(failed == 0)
+}
+
+/// Makes the file before anything is asked of VCD, for its owner alone.
+fn begin_recording(path: &Path) -> Result<fs::File, String> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(path).map_err(|error| format!("record into {}: {error}", path.display()))?;
+    record::start();
+    Ok(file)
+}
+
+/// What VCD was asked for a runner, and what it said.
+fn recorded(runner: &Runner, options: &Options<'_>) -> Option<Written> {
+    let config = runner.config(false).ok()?;
+    let (vcd, policy) = (&config.vcd, &config.policy);
+    let host = vcd.url.split_once("://").map_or("", |(_, rest)| rest.split('/').next().unwrap_or_default());
+    let prefix = checked_prefix(&config);
+    let checked = |name: &str| format!("{name}{SUFFIX}");
+    let (group, manager) = (checked(&policy.group), checked(&policy.manager));
+    let policies = [&vcd.sizing_policy, &vcd.placement_policy].map(|name| name.as_deref().unwrap_or_default());
+    let names = [
+        ("host", host),
+        ("org", &vcd.org),
+        ("vdc", &vcd.vdc),
+        ("network", &vcd.network),
+        ("catalog", &vcd.catalog),
+        ("template", &vcd.template),
+        ("storage", &vcd.storage_profile),
+        ("sizing", policies[0]),
+        ("placement", policies[1]),
+        ("prefix", &prefix),
+        ("prefix", &policy.prefix),
+        ("group", &group),
+        ("group", &policy.group),
+        ("manager", &manager),
+        ("manager", &policy.manager),
+    ];
+    let has = |name: &Option<String>| if name.is_some() { "yes" } else { "no" };
+    let head = format!(
+        "fleeting-plugin-vcd's recording, format 1: what it asked VCD, and what VCD answered\n\
+         plugin {}\n\
+         settings create={} ip_allocation_mode={} cpu_count={} cores_per_socket={} memory_mb={} disk_size_gb={} \
+         sizing_policy={} placement_policy={}\n",
+        version::VERSION,
+        options.create,
+        if vcd.ip_mode == IpMode::Pool { "POOL" } else { "DHCP" },
+        vcd.cpus,
+        vcd.cores_per_socket,
+        vcd.memory_mb,
+        vcd.disk_gb,
+        has(&vcd.sizing_policy),
+        has(&vcd.placement_policy),
+    );
+    record::text(&head, &names)
+}
+
+fn told(report: &mut Report, path: &Path, written: &Written) {
+    let left_out = match written.left_out {
+        0 => String::new(),
+        more => format!(", {more} more would have been too long"),
+    };
+    let text = format!(
+        "{} requests and answers are in {}{left_out}: tokens, passwords, scripts, names, addresses and ids are replaced",
+        written.requests,
+        path.display()
+    );
+    report.say(Verdict::Ok, "recording", &text, "read it before you pass it on");
+}
+
+/// Under which the instance of `--create` is nobody else's.
+fn checked_prefix(config: &Config) -> String {
+    let prefix: String = config.policy.prefix.chars().take(MAX_PREFIX - SUFFIX.len()).collect();
+    format!("{prefix}{SUFFIX}")
 }
 
 fn check(report: &mut Report, file: &RunnerFile, runner: &Runner, options: &Options<'_>) {
@@ -249,7 +345,8 @@ fn vcd(report: &mut Report, runner: &Runner, config: &Config) {
     let (inspector, login) = match Inspector::log_in(settings.clone()) {
         Ok(logged_in) => logged_in,
         Err(error) => {
-            let topic = if matches!(error.kind, ErrorKind::Unavailable) { "URL and TLS" } else { "token" };
+            let is_of_token = error.what.contains("log in") && error.kind != ErrorKind::Unavailable;
+            let topic = if is_of_token { "token" } else { "URL and TLS" };
             return report.fail(topic, &error);
         }
     };
@@ -260,19 +357,7 @@ fn vcd(report: &mut Report, runner: &Runner, config: &Config) {
         (None, ..) => "TLS, trusting the public roots and the system's".to_owned(),
     };
     report.ok("URL and TLS", &format!("{} answers, API version {}, {trust}", settings.url, login.api_version));
-    let place = match &settings.token {
-        Token::Text(_) => String::new(),
-        Token::File(path) => format!(" in {}", path.display()),
-    };
-    // What is left of it, a moment after it began.
-    let life = login.life.map(|life| Duration::from_secs(life.as_secs().div_ceil(60) * 60));
-    let life = life.map_or("as long as VCD likes".into(), short);
-    report.ok(
-        "token",
-        &format!(
-            "taken{place}; a session lasts {life} and is renewed; VCD's API tokens do not expire, but can be revoked"
-        ),
-    );
+    token(report, config, &login);
     match login.user.is_empty() {
         true => report.ok("org", &format!("{:?}", settings.org)),
         false => {
@@ -298,6 +383,28 @@ fn vcd(report: &mut Report, runner: &Runner, config: &Config) {
     check_rights(report, &inspector, &login);
     check_lease(report, &inspector, &login, config);
     inspector.close();
+}
+
+/// What the login has shown of the token.
+fn token(report: &mut Report, config: &Config, login: &Login) {
+    let place = match &config.vcd.token {
+        Token::Text(_) => String::new(),
+        Token::File(path) => format!(" in {}", path.display()),
+    };
+    // What is left of it, a moment after it began.
+    let life = login.life.map(|life| Duration::from_secs(life.as_secs().div_ceil(60) * 60));
+    let life = life.map_or("as long as VCD likes".into(), short);
+    let kind = match (login.token, &login.unsaved) {
+        (_, Some(error)) => return report.fail("token", error),
+        (TokenKind::Lasting, _) => "a user's API token: it does not expire, but can be revoked",
+        (TokenKind::Replaced, _) => {
+            "a service account's: VCD gives another one at each login, and the one for the next is in the file"
+        }
+    };
+    report.ok("token", &format!("taken{place}; a session lasts {life} and is renewed; {kind}"));
+    if login.token == TokenKind::Replaced && config.seed_is_token {
+        report.say(Verdict::Warn, "credentials", SEED_CHANGES, "set credentials_seed in plugin_config");
+    }
 }
 
 fn check_vdc(report: &mut Report, inspector: &Inspector, config: &Config, wanted: u64) -> Option<Href> {
@@ -334,11 +441,11 @@ fn check_vdc(report: &mut Report, inspector: &Inspector, config: &Config, wanted
 }
 
 fn check_network(report: &mut Report, inspector: &Inspector, config: &Config, vdc: Option<&Href>, wanted: u64) {
-    let name = &config.vcd.network;
     let network = match inspector.network(vdc) {
         Ok(network) => network,
         Err(error) => return report.fail("network", &error),
     };
+    let name = &network.name;
     if config.vcd.ip_mode == IpMode::Dhcp {
         let text = format!("{name:?}, addresses by DHCP: VCD cannot tell how many are free");
         return report.ok("network", &text);
@@ -367,7 +474,33 @@ fn check_network(report: &mut Report, inspector: &Inspector, config: &Config, vd
     }
 }
 
-/// The size of a VM's disk, if known.
+/// A template's disks in words, and their size in MB in a VM, if known.
+fn disks(disks: &[DiskFacts], wish: u64) -> (String, Option<u64>) {
+    let grown = |boot: &DiskFacts| match wish {
+        0 => size(boot.mb),
+        wish => format!("{}, which becomes {}", size(boot.mb), size(wish)),
+    };
+    let at = |disk: &DiskFacts| format!("{}:{}", disk.place.0, disk.place.1);
+    let (boot, others) = match disks {
+        [] => return ("with a disk that VCD does not show".into(), Some(wish).filter(|mb| *mb > 0)),
+        [boot, others @ ..] => (boot, others),
+    };
+    let total = if wish > 0 { wish } else { boot.mb } + others.iter().map(|disk| disk.mb).sum::<u64>();
+    if others.is_empty() {
+        return (format!("a disk of {}", grown(boot)), Some(total));
+    }
+    let others: Vec<String> = others.iter().map(|disk| format!("{} of {}", at(disk), size(disk.mb))).collect();
+    let text = format!(
+        "{} disks by controller and unit: the boot disk {} of {}; {}",
+        disks.len(),
+        at(boot),
+        grown(boot),
+        others.join(", ")
+    );
+    (text, Some(total))
+}
+
+/// The size of a VM's disks, if known.
 fn check_template(report: &mut Report, inspector: &Inspector, config: &Config, runner: &Runner) -> Option<u64> {
     let template = match inspector.template() {
         Ok(template) => template,
@@ -379,13 +512,18 @@ fn check_template(report: &mut Report, inspector: &Inspector, config: &Config, r
     };
     report.ok("catalog", &format!("{:?}", template.catalog));
     let wish = u64::from(config.vcd.disk_gb) * 1024;
-    let disk_mb = if wish > 0 { Some(wish) } else { template.disk_mb };
-    let disk = match (template.disk_mb, wish) {
-        (None, _) => "no disk".into(),
-        (Some(mb), 0) => format!("a disk of {}", size(mb)),
-        (Some(mb), _) => format!("a disk of {}, which becomes {}", size(mb), size(wish)),
-    };
-    report.ok("template", &format!("{:?}: one VM, {}, {disk}", template.name, template.guest_os));
+    let (told, disk_mb) = disks(&template.disks, wish);
+    report.ok("template", &format!("{:?}: one VM, {}, {told}", template.name, template.guest_os));
+    if template.disks.is_empty() && wish > 0 {
+        let text = "its disk is sized when the VM shows it: VMs are made in three steps, with a task each";
+        report.say(Verdict::Note, "template", text, "");
+    }
+    let own: Vec<String> = template.networks.iter().map(|name| format!("{name:?}")).collect();
+    if !own.is_empty() {
+        let text =
+            format!("its adapters are on {}: in its VMs the network of this runner stands for that", own.join(", "));
+        report.say(Verdict::Note, "template", &text, "");
+    }
     if template.tools.as_deref().is_some_and(|version| matches!(version, "" | "0")) {
         let text = "VMware Tools are not installed: no address and no guest customization";
         report.say(
@@ -424,11 +562,11 @@ fn check_storage(
     disk_mb: Option<u64>,
     wanted: u64,
 ) {
-    let name = &config.vcd.storage_profile;
     let storage = match inspector.storage(vdc) {
         Ok(storage) => storage,
         Err(error) => return report.fail("storage profile", &error),
     };
+    let name = &storage.name;
     let Some(limit) = storage.limit_mb else {
         return report.ok("storage profile", &format!("{name:?}: {} in use, no limit", size(storage.used_mb)));
     };
@@ -487,36 +625,15 @@ fn check_lease(report: &mut Report, inspector: &Inspector, login: &Login, config
     }
 }
 
-/// What to do about an error.
-fn advice(error: &VcdError) -> &'static str {
-    match error.kind {
-        _ if error.text.contains("certificate") => {
-            "if VCD's certificate is of a private CA, name that CA's file in ca_file; else look at the host name in url"
-        }
-        ErrorKind::Unavailable => "look at url, DNS, firewall and $HTTPS_PROXY; can this machine reach VCD at all?",
-        ErrorKind::Auth => "make a new API token in VCD (user preferences, API Tokens) and look at org",
-        ErrorKind::Forbidden => "the user's role lacks rights: docs/guide.md lists them",
-        ErrorKind::Protocol => "is url that of VCD's API? A portal or proxy may have answered instead",
-        ErrorKind::NotFound if is_about_names(error) => {
-            "names are as VCD's pages show them, upper and lower case included"
-        }
-        ErrorKind::Invalid if error.what.contains("log in") => {
-            "make a new API token in VCD (user preferences, API Tokens) and look at org"
-        }
-        _ => "docs/troubleshooting.md lists what VCD may say",
-    }
-}
-
 /// Makes one instance as the runner would, logs in, deletes it.
 fn create(report: &mut Report, runner: &Runner, config: &Config) {
     let began = Instant::now();
     let suffixed = |text: &str| Value::from(format!("{text}{SUFFIX}"));
-    let prefix: String = config.policy.prefix.chars().take(MAX_PREFIX - SUFFIX.len()).collect();
     // Nobody else's: neither the runner's plugin, if it runs, nor the Go plugin must take it for its own.
     let changes = [
         ("name", suffixed(&config.policy.manager)),
         ("instance_group_name", suffixed(&config.policy.group)),
-        ("vapp_name_prefix", suffixed(&prefix)),
+        ("vapp_name_prefix", checked_prefix(config).into()),
         ("max_size", 1.into()),
     ];
     let limit = config.policy.create_timeout + config.policy.startup_cleanup_timeout;
@@ -562,12 +679,8 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
     let Some((name, State::Running)) = live(&life.plugin) else {
         let why = life.plugin.views().into_iter().find_map(|view| view.error);
         let why = why.map_or_else(|| "VCD said nothing of why".to_owned(), |error| error.to_string());
-        return report.say(
-            Verdict::Fail,
-            "create",
-            &format!("no instance came to run: {why}"),
-            "docs/troubleshooting.md",
-        );
+        let advice = if why.contains("GC_FAILED") { SCRIPTS } else { "docs/troubleshooting.md" };
+        return report.say(Verdict::Fail, "create", &format!("no instance came to run: {why}"), advice);
     };
     report.ok("create", &format!("{name} runs {} s after it was asked for", tenths(began.elapsed())));
     match life.plugin.connect_info(&name) {
@@ -587,8 +700,7 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
                 }
                 Some(Err(NoLogin::Refused(why))) => {
                     let text = format!("no login as {shown}: {why}");
-                    let advice = "did guest customization run? See \"template\" in docs/guide.md";
-                    report.say(Verdict::Fail, "SSH", &text, advice);
+                    report.say(Verdict::Fail, "SSH", &text, SCRIPTS);
                 }
                 Some(Err(NoLogin::NotTried(why))) => {
                     report.say(Verdict::Note, "SSH", &format!("{shown} shows its banner; {why}"), "");

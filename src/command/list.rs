@@ -75,7 +75,7 @@ fn items(poll: &Poll, owner: &Owner) -> Vec<(Item, Ownership)> {
     let until = |at: Option<UnixMs>| Some(Duration::from_millis(at?.saturating_sub(poll.now?)));
     let labelled = |href: &Href| poll.vapps.iter().flatten().any(|vapp| vapp.href == *href && vapp.labelled);
     for vm in &poll.vms {
-        let verdict = owner.judge_record(&vm.vapp_name, Some(&vm.description), labelled(&vm.vapp));
+        let verdict = owner.judge_record(&vm.vapp_name, Some(&vm.description));
         let item = Item {
             href: vm.vapp.clone(),
             name: vm.vapp_name.to_string(),
@@ -94,7 +94,7 @@ fn items(poll: &Poll, owner: &Owner) -> Vec<(Item, Ownership)> {
             known.busy |= vapp.busy;
             continue;
         }
-        let verdict = owner.judge_record(&vapp.name, vapp.description.as_deref(), vapp.labelled);
+        let verdict = owner.judge_record(&vapp.name, vapp.description.as_deref());
         let item = Item {
             href: vapp.href.clone(),
             name: vapp.name.to_string(),

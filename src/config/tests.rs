@@ -272,6 +272,13 @@ fn urls_are_checked() {
         ("https://vcd.example.com:0/api", "port"),
         (" https://vcd.example.com/api", "must begin with https"),
         ("https://vcd example.com/api", "no valid URL"),
+        (
+            "https://vcd.bücher.example/api",
+            "has a host with letters beyond ASCII: write it as DNS has it, vcd.xn--bcher-kva.example",
+        ),
+        ("https://MÜNCHEN.例え.ü:8443/api", "as DNS has it, xn--mnchen-3ya.xn--r8jz45g.xn--tda"),
+        ("https://user:s3cret@bücher.example/api", "no valid URL"),
+        ("https://bücher example/api", "no valid URL"),
     ] {
         let error = parse(json!({"url": url})).unwrap_err();
         assert!(error.starts_with("url: ") && error.contains(expected), "{url}: {error}");
@@ -661,4 +668,41 @@ fn a_lease_ends_after_twice_the_oldest_age() {
     assert_eq!(lease(json!({"max_instance_age": "0"})), Ok(None));
     assert_eq!(lease(json!({"lease": "org"})), Ok(None));
     assert_eq!(lease(json!({"lease": "24h"})).unwrap_err(), "invalid lease: 24h (expected auto or org)");
+}
+
+#[test]
+fn what_begins_like_an_id_or_a_link_must_be_one() {
+    const UUID: &str = "01234567-89ab-cdef-0123-456789abcdef";
+    let good = json!({
+        "virtual_datacenter": format!("urn:vcloud:vdc:{UUID}"), "network": format!("https://h/api/network/{UUID}"),
+        "catalog": "org/images", "template": format!("urn:vcloud:vapptemplate:{UUID}"), "storage_profile": "*",
+    });
+    assert_eq!(parse(good).unwrap().vcd.network, format!("https://h/api/network/{UUID}"));
+    let wrong = json!({
+        "virtual_datacenter": format!("urn:vcloud:network:{UUID}"), "network": "urn:vcloud:network:1",
+        "catalog": "https://h/tenant/o/catalogs", "template": format!("https://h/api/vAppTemplate/vm-{UUID}"),
+        "storage_profile": "urn:vcloud:vdcstorageProfile:",
+    });
+    let error = parse(wrong).unwrap_err();
+    for (key, word, id) in [
+        ("virtual_datacenter", "VDC", "vdc"),
+        ("network", "network", "network"),
+        ("catalog", "catalog", "catalog"),
+        ("template", "template", "vapptemplate"),
+        ("storage_profile", "storage profile", "vdcstorageProfile"),
+    ] {
+        let mistake =
+            format!("{key}: expected the name of a {word}, its id (urn:vcloud:{id}:UUID) or its link (https://HOST");
+        assert!(error.contains(&mistake), "{key}: {error}");
+    }
+}
+
+#[test]
+fn without_a_login_script_credentials_are_given() {
+    assert!(!parse(json!({"login_script": false})).unwrap().access.login_script);
+    assert!(parse(json!({})).unwrap().access.login_script);
+    let generated =
+        Connector { use_static_credentials: false, password: String::new(), key: Vec::new(), ..connector() };
+    let error = checked(Config::parse(&with(json!({"login_script": false})), &generated)).unwrap_err();
+    assert!(error.contains("login_script: false needs use_static_credentials = true"), "{error}");
 }

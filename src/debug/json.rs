@@ -94,6 +94,7 @@ pub fn status(status: &Status<'_>) -> String {
         ("Failures", standing.failures.into()),
         ("RemainingSeconds", seconds(standing.breaker)),
     ]);
+    let stuck = object(&mut [("Instances", standing.stuck.into()), ("Seconds", seconds(standing.stuck_for))]);
     let throttle = object(&mut [
         ("Active", standing.throttle.is_some().into()),
         ("RemainingSeconds", seconds(standing.throttle)),
@@ -116,6 +117,7 @@ pub fn status(status: &Status<'_>) -> String {
         ("InUse", in_use),
         ("Waiting", waiting),
         ("Breaker", breaker),
+        ("Stuck", stuck),
         ("Throttle", throttle),
         ("Startup", startup),
         ("Instances", Value::Array(instances)),

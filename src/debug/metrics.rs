@@ -159,6 +159,11 @@ fn gather(status: &Status<'_>) -> Moment {
     all.gauge("throttle_pause_seconds", "What is left of such a pause", left(standing.throttle));
     all.gauge("breaker_pause_seconds", "Time until creates go on after several have failed", left(standing.breaker));
     all.gauge("breaker_failures", "Creates that failed in a row", f64::from(standing.failures));
+    let help = "Instances whose task hangs, or that VCD refuses to delete, suspend or resume";
+    all.gauge("instances_stuck", help, f64::from(standing.stuck));
+    all.gauge("stuck_seconds", "For how long the first of them has been so", left(standing.stuck_for));
+    let help = "For how long the oldest create that has not begun waits";
+    all.gauge("oldest_pending_create_seconds", help, left(standing.oldest_pending));
     all.counter("leftover_vapps_queued", "Leftovers that were found and have to go", tally.leftovers);
     let held = f64::from(u8::from(standing.hold.is_some()));
     all.gauge("startup_hold", "1 while creates wait for the removal of leftovers", held);

@@ -1,25 +1,17 @@
-//! What a poll shows, held against what is known: instances that changed, that are missing, and vApps of ours that nothing
-//! here stands for (an earlier life's, or made by a request that was given up).
+//! vApps that a poll shows and no instance stands for: an earlier life's, or made by a request that was given up. What is
+//! complete when Init answers is adopted; what is ours and shows later is deleted, as GitLab Runner would trust it as new.
 
-use super::answers::{begun, watch_backoff};
-use super::instance::{Asked, Cause, Facts, Goal, MISSED_POLLS, There, Work};
+use super::instance::{CHECKS, Cause, Desired, Guest, Observed, Origin, Record, Vapp};
+use super::next::CUSTOMIZATION_USUAL;
 use super::owner::{Owner, Ownership};
-use super::steps::{CUSTOMIZATION_USUAL, LOOK_PAUSE, TASK_PATIENCE, UNCLEAR_WINDOW};
-use super::{Group, Instance, Key, MAX_FOREIGN, Name, OnShutdown, Time};
-use crate::cloud::{Answer, Customization, ErrorKind, Href, Poll, Power, Reply, UnixMs, Vapp, Vm, is_windows};
+use super::{Group, Instance, Key, MAX_FOREIGN, Name, OnShutdown};
+use crate::cloud::{self, Customization, Href, Poll, Power, UnixMs, Vm};
 use log::Level;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A VM that is off or broken in so many polls in a row is so indeed.
-const OFF_POLLS: u32 = 3;
-
-/// A vApp of an earlier life that is on counts as half made if a poll shows it so that much later: polls lag.
-pub const LEFTOVER_GRACE: Duration = Duration::from_secs(60);
-
-/// An adopted instance that is suspended so soon after the start was being suspended by the earlier life: its task may go on
-/// for as long as one is given.
-const EARLIER_WORK: Duration = TASK_PATIENCE;
+/// Init waits so long for looks and polls that tell what an earlier life has left; the host gives Init a minute.
+pub const ADOPTION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A request of an earlier life has made its vApp so long after this life's start, by VCD's clock, or never will. What is made
 /// later and bears no id of this life's was made by another plugin of the same name, group and prefix.
@@ -29,6 +21,7 @@ pub const EARLIER_CREATES: Duration = Duration::from_secs(5 * 60);
 struct Unclaimed<'a> {
     vapp: &'a Href,
     name: &'a Name,
+    /// The vApp's own description where its record shows it, else its VM's.
     description: Option<&'a str>,
     vm: Option<&'a Vm>,
     created: Option<UnixMs>,
@@ -40,180 +33,40 @@ struct Unclaimed<'a> {
 impl Group {
     /// The poll that the group begins with.
     pub(super) fn adopt_first(&mut self, first: &Poll) {
-        for vapp in unclaimed(first, |_| false) {
-            self.claim(&vapp, first.now, true);
-        }
-        if self.instances.values().any(|i| !i.reported) {
+        self.claim_all(first, |_| false);
+        if self.instances.values().any(|i| !i.is_reported()) {
             self.hold_until = Some(self.now + self.policy.startup_cleanup_timeout);
         }
+        self.end_adoption_when_known();
     }
 
-    pub(super) fn polled(&mut self, sent: Time, vapps: bool, answer: Answer) {
-        self.poll.on_wire = false;
-        self.swept |= self.stopping && sent >= self.stopping_since;
-        let poll = match answer {
-            Ok(Reply::Poll(poll)) => poll,
-            other => {
-                let error = other.err();
-                self.poll.fails += 1;
-                if vapps {
-                    self.next_gc = self.now;
-                }
-                if let Some(error) = error {
-                    self.unreachable = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Auth);
-                    self.poll.not_before = self.now + watch_backoff(self.poll.fails, &error);
-                    self.say_plain(Level::Warn, format!("{error}; instances are reported as they were last known"));
-                }
-                return;
-            }
-        };
-        self.unreachable = false;
-        if std::mem::take(&mut self.poll.fails) > 0 {
-            self.say_plain(Level::Info, "VCD answers polls again".into());
+    /// What a poll shows and nothing here stands for.
+    pub(super) fn claim_all(&mut self, poll: &Poll, known: impl Fn(&str) -> bool) {
+        let all = unclaimed(poll, known);
+        let mut names: BTreeMap<&str, u32> = BTreeMap::new();
+        for vapp in &all {
+            *names.entry(vapp.name).or_default() += 1;
         }
-        // Each VM by its vApp, and whether an instance stands for it.
-        let mut shown: BTreeMap<&str, (&Vm, bool)> = poll.vms.iter().map(|vm| (&*vm.vapp, (vm, false))).collect();
-        let keys: Vec<Key> = self.instances.keys().copied().collect();
-        for key in keys {
-            let Some(i) = self.instances.get_mut(&key) else { continue };
-            if let Some((_, known)) = i.last_vapp.as_ref().and_then(|last| shown.get_mut(&**last)) {
-                *known = true;
-            }
-            let Some(vapp) = i.vapp() else { continue };
-            match shown.get_mut(&**vapp) {
-                Some((vm, known)) => {
-                    *known = true;
-                    self.seen(key, vm, poll.now);
-                }
-                // A poll that was sent before the vApp was known says nothing of it.
-                None if i.known < sent => i.missed = i.missed.saturating_add(1),
-                None => {}
-            }
-        }
-        if let Some(records) = &poll.vapps {
-            let there: BTreeSet<&str> = records.iter().map(|vapp| &*vapp.href).chain(shown.keys().copied()).collect();
-            self.foreign.retain(|href| there.contains(&**href));
-        }
-        for vapp in unclaimed(&poll, |href| shown.get(href).is_some_and(|(_, known)| *known)) {
-            self.claim(&vapp, poll.now, false);
+        for vapp in &all {
+            let alone = names.get(&**vapp.name) == Some(&1);
+            self.claim(vapp, poll.now, alone);
         }
     }
 
-    fn seen(&mut self, key: Key, vm: &Vm, vcd_now: Option<UnixMs>) {
-        let now = self.now;
-        let Some(i) = self.instances.get_mut(&key) else { return };
-        i.missed = 0;
-        i.patience = MISSED_POLLS;
-        i.seen = now;
-        let judge = || self.owner.judge_record(&vm.vapp_name, Some(&vm.description), i.labelled);
-        i.proven = i.proven && judge() != Ownership::Foreign;
-        let lease = [vm.undeploy_at, vm.delete_at].into_iter().flatten().min().zip(vcd_now);
-        i.lease_end = lease.map(|(end, vcd_now)| now + Duration::from_millis(end.saturating_sub(vcd_now)));
-        let facts = Facts::of(vm, i.resumed);
-        let fresh = i.facts.as_ref().is_none_or(|old| {
-            (old.power, old.address, old.customization) != (facts.power, facts.address, facts.customization)
-        });
-        if fresh {
-            self.progress = now;
-        }
-        if !facts.silent() || i.facts.as_ref().is_some_and(|old| old.address != facts.address) {
-            i.steady = None;
-        }
-        if facts.complete() && i.facts.as_ref().is_some_and(Facts::silent) && matches!(i.there, There::Booting { .. }) {
-            // The pause was between the slow probes that went before.
-            i.not_before = now;
-        }
-        i.facts = Some(facts);
-        if i.goal.is_gone() {
-            return;
-        }
-        let failed = vm.customization == Customization::Failed;
-        let down = match vm.power {
-            // Taken before its customization reported.
-            Power::On if failed && i.is_ready() => Some("guest customization failed after all (GC_FAILED)"),
-            Power::On => None,
-            _ if vm.busy => None,
-            Power::Off => Some("it is powered off"),
-            Power::Suspended => Some("it is suspended"),
-            Power::Failed => Some("VCD reports it as failed"),
-            Power::Other => None,
-        };
-        match &i.there {
-            There::Booting { .. } => {
-                i.off = if down.is_some() { i.off + 1 } else { 0 };
-                if i.resumed {
-                    // Polls that lag show it as it was before.
-                    if i.off >= OFF_POLLS {
-                        i.unsure = i.unsure.or(Some(now + UNCLEAR_WINDOW));
-                    }
-                } else if failed {
-                    let windows = is_windows(&vm.guest_os);
-                    let hint =
-                        if windows { "; a password that the guest's policy refuses is a usual cause" } else { "" };
-                    self.boot_failed(key, &format!("guest customization failed (GC_FAILED){hint}"));
-                } else if let (Some(down), true) = (down, i.off >= OFF_POLLS) {
-                    self.boot_failed(key, down);
-                }
-            }
-            There::Suspended { .. } if i.goal == Goal::Asleep => {
-                i.off = if vm.power == Power::On && !vm.busy { i.off + 1 } else { 0 };
-                match (vm.power, down) {
-                    (Power::On, _) if i.off >= OFF_POLLS => i.unsure = i.unsure.or(Some(now + UNCLEAR_WINDOW)),
-                    (Power::Off | Power::Failed, Some(down)) if i.ill.is_none() => {
-                        i.ill = Some((now, down));
-                        self.say_of(Level::Warn, key, format!("{down}, not by us: its memory is lost"));
-                    }
-                    (Power::Suspended, _) => i.ill = None,
-                    _ => {}
-                }
-            }
-            There::Ready { .. } if i.goal == Goal::Asleep && matches!(vm.power, Power::On | Power::Suspended) => {
-                i.ill = None;
-                if vm.power == Power::Suspended && !vm.busy {
-                    // By somebody else, or by a request whose answer was lost: a look tells.
-                    i.unsure = i.unsure.or(Some(now));
-                }
-            }
-            There::Ready { vapp }
-                if vm.power == Power::Suspended && !vm.busy && i.earlier && now < i.since + EARLIER_WORK =>
-            {
-                let vapp = vapp.clone();
-                i.goal = Goal::Asleep;
-                i.place(There::Suspended { vapp, since: now }, now);
-                self.say_of(Level::Info, key, "suspended, as the earlier process had asked".into());
-            }
-            There::Ready { .. } => match (down, i.ill) {
-                (Some(down), None) => {
-                    i.ill = Some((now, down));
-                    self.say_of(Level::Warn, key, format!("{down}, not by us: unhealthy"));
-                }
-                (None, Some(_)) if vm.power == Power::On => {
-                    i.ill = None;
-                    self.say_of(Level::Info, key, "on again".into());
-                }
-                _ => {}
-            },
-            _ => {}
-        }
-    }
-
-    /// A vApp that no instance stands for, if it may be ours.
-    fn claim(&mut self, found: &Unclaimed<'_>, vcd_now: Option<UnixMs>, at_start: bool) {
-        let now = self.now;
+    /// A vApp that no instance stands for, if it may be ours. `alone`: no other has its name.
+    fn claim(&mut self, found: &Unclaimed<'_>, vcd_now: Option<UnixMs>, alone: bool) {
+        let (now, seen) = (self.now, self.sight.at(self.now));
         if !self.owner.could_name(found.name) || self.foreign.contains(found.vapp) {
             return;
         }
         // Instances that an earlier record of the same poll began included.
-        if self.instances.values().any(|i| i.vapp() == Some(found.vapp) || i.last_vapp.as_ref() == Some(found.vapp)) {
+        if self.instances.values().any(|i| i.href() == Some(found.vapp) || i.last_vapp.as_ref() == Some(found.vapp)) {
             return;
         }
-        // A create whose answer is awaited, or whose outcome is being looked up, may have made it.
-        if let Some(i) = self.named(found.name)
-            && (i.asked == Some(Asked::Create) || matches!(i.there, There::Unclear { .. }))
-        {
+        if self.named(found.name).is_some_and(Instance::may_have_made) {
             return;
         }
-        let verdict = self.owner.judge_record(found.name, found.description, found.labelled);
+        let verdict = self.owner.judge_record(found.name, found.description);
         if verdict == Ownership::Foreign {
             // What a plugin of another manager or group makes under this prefix is no news.
             let level = if Owner::is_marked(found.description) { Level::Debug } else { Level::Warn };
@@ -225,82 +78,112 @@ impl Group {
         if !is_of_this_life && after_start.is_some_and(|ms| ms > EARLIER_CREATES.as_millis() as i128) {
             return self.left_to_another(found.vapp, found.name, verdict);
         }
-        let there = There::Stranger { vapp: found.vapp.clone() };
-        let mut i = Instance::stray(found.name.clone(), there, now);
-        // The first poll may have lagged: what VCD made before it is of an earlier life too.
-        i.earlier = at_start || after_start.is_some_and(|ms| ms < 0);
-        i.labelled = found.labelled;
+        let adopting = self.adopt_until.is_some();
+        let origin = if adopting { Origin::Found } else { Origin::Leftover };
+        let mut i = Instance::new(found.name.clone(), origin, now, seen);
+        i.desired = Desired::Deleted(Cause::Leftover);
         i.locked_out = self.owner.locks_out(found.name, found.description);
-        i.facts = found.vm.map(|vm| Facts::of(vm, false));
         if let (Some(vcd_now), Some(created)) = (vcd_now, created) {
             i.age_before = Duration::from_millis(vcd_now.saturating_sub(created));
         }
+        // A VM that somebody has put into one of our vApps does not say so.
+        let tagged =
+            found.vm.filter(|vm| self.owner.judge_record(found.name, Some(&vm.description)) == Ownership::Ours);
+        let mut vapp = Vapp::new(found.vapp.clone(), now);
+        vapp.labelled = found.labelled;
+        vapp.vm = tagged.map(|vm| vm.vm.clone());
+        vapp.record = found.vm.map(|vm| Record::of(vm, false, now));
+        i.observe(vapp);
         let key = self.insert(i);
-        // What a task holds may be on its way out: a look tells.
-        if verdict == Ownership::Ours && at_start && !found.busy {
-            self.adopt(key, found.vapp);
+        // What a task holds may be on its way out, and whether a suspend was ours its own document tells.
+        let on = tagged.is_some_and(|vm| vm.power == Power::On);
+        if adopting && alone && verdict == Ownership::Ours && !found.busy && on {
+            self.adopt(key, Power::On);
         }
     }
 
-    /// A direct look at a stranger.
-    pub(super) fn stranger_seen(&mut self, key: Key, vapp: Option<Vapp>) {
+    /// A direct look at a vApp of which it was not known whose it is.
+    pub(super) fn stranger_seen(&mut self, key: Key, seen: Option<cloud::Vapp>) {
         let Some(i) = self.instances.get(&key) else { return };
-        let Some(vapp) = vapp else {
-            self.forget_stranger(key);
-            return;
-        };
+        let Some(seen) = seen else { return self.forget_stranger(key) };
         // By now the create that made it may have been answered or looked up.
-        let claimed = |(other, i): (&Key, &Instance)| *other != key && i.vapp() == Some(&vapp.href);
-        if self.instances.iter().any(claimed) {
+        let claimed = |(other, i): (&Key, &Instance)| *other != key && i.href() == Some(&seen.href);
+        if self.instances.iter().any(claimed) || self.named(&i.name).is_some_and(Instance::may_have_made) {
             return self.forget_stranger(key);
         }
-        if let Some(named) = self.named(&i.name)
-            && (named.asked == Some(Asked::Create) || matches!(named.there, There::Unclear { .. }))
-        {
+        let labelled = i.vapp().is_some_and(|vapp| vapp.labelled);
+        if seen.name != i.name || !self.owner.owns(&seen.name, seen.description.as_deref(), labelled) {
+            self.left_alone(Level::Warn, &seen.href, &seen.name);
             return self.forget_stranger(key);
         }
-        if vapp.name == i.name && self.owner.owns(&vapp.name, vapp.description.as_deref(), i.labelled) {
-            let locked_out = self.owner.locks_out(&vapp.name, vapp.description.as_deref());
-            if let Some(i) = self.instances.get_mut(&key) {
-                i.proven = true;
-                i.locked_out = locked_out;
-            }
-            return self.own(key, &vapp);
+        let locked_out = self.owner.locks_out(&seen.name, seen.description.as_deref());
+        if let Some(i) = self.instances.get_mut(&key) {
+            i.locked_out = locked_out;
         }
-        self.left_alone(Level::Warn, &vapp.href, &vapp.name);
-        self.forget_stranger(key);
+        self.own(key, seen);
     }
 
-    /// A complete vApp of an earlier life, on or suspended, if its id is free: reported, so that the host decides.
-    fn adopt(&mut self, key: Key, vapp: &Href) -> bool {
-        let (now, sweeping) = (self.now, self.sweeping());
+    /// It is ours: adopted if it is complete, waited for if polls may show that it is, else a leftover.
+    fn own(&mut self, key: Key, seen: cloud::Vapp) {
+        let suspends = self.policy.suspend_resume;
+        let sweeping = self.stopping && self.policy.on_shutdown == OnShutdown::Delete;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let mut found = i.origin == Origin::Found && !sweeping && !seen.deleting && !self.names.contains_key(&i.name);
+        if let Some(vapp) = i.vapp_mut() {
+            (vapp.proven, vapp.marked) = (true, seen.marked);
+            vapp.external = seen.made.as_ref().and_then(|made| made.external);
+            let any = vapp.labelled && !Owner::is_marked(seen.description.as_deref());
+            found &= any || vapp.vm.is_some() || seen.made.as_ref().is_some_and(|made| made.own);
+        }
+        match seen.power {
+            Power::On if found => {
+                if !self.adopt(key, Power::On)
+                    && let Some(vapp) = self.instances.get_mut(&key).and_then(Instance::vapp_mut)
+                {
+                    vapp.power = Power::On;
+                }
+            }
+            Power::Suspended if found && suspends && seen.marked => _ = self.adopt(key, Power::Suspended),
+            _ => {
+                self.leave_over(key);
+                self.looked(key, seen);
+            }
+        }
+        self.end_adoption_when_known();
+    }
+
+    /// A poll shows a vApp that Init waits for.
+    pub(super) fn adopt_when_complete(&mut self, key: Key) {
+        let ready = |i: &Instance| i.vapp().is_some_and(|v| v.proven && v.power == Power::On);
+        if self.instances.get(&key).is_some_and(ready) {
+            self.adopt(key, Power::On);
+            self.end_adoption_when_known();
+        }
+    }
+
+    /// Reports a vApp of an earlier life, so that the host decides: one that is on only if it is complete.
+    fn adopt(&mut self, key: Key, power: Power) -> bool {
+        let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return false };
-        let name = i.name.clone();
-        let suspended = i.facts.as_ref().is_some_and(|facts| facts.power == Power::Suspended);
-        let complete = i.facts.as_ref().is_some_and(|facts| {
+        let (name, age) = (i.name.clone(), i.age(now));
+        let Observed::Vapp(vapp) = &mut i.observed else { return false };
+        let complete = vapp.record.as_ref().is_some_and(|record| {
             // Old VMware Tools may never report the end of customization: such a guest may have been taken without.
-            let old = Facts { customization: Customization::Unknown, ..facts.clone() };
-            facts.complete() || (i.age(now) >= CUSTOMIZATION_USUAL + i.grace() && old.complete())
+            let old = Record { customization: Customization::Unknown, ..record.clone() };
+            record.complete() || (age >= CUSTOMIZATION_USUAL + record.grace() && old.complete())
         });
-        if sweeping || !i.earlier || !(complete || suspended) || self.names.contains_key(&name) {
+        let suspended = power == Power::Suspended;
+        if !(complete || suspended) || self.names.contains_key(&name) {
             return false;
         }
-        let vapp = vapp.clone();
-        i.reported = true;
-        if suspended {
-            i.goal = Goal::Asleep;
-            i.place(There::Suspended { vapp, since: now }, now);
-        } else {
-            i.goal = Goal::Live;
-            i.place(There::Ready { vapp }, now);
-        }
-        self.names.insert(name, key);
+        vapp.guest = Guest::Ready;
+        vapp.settle(power, now);
+        i.origin = Origin::Adopted;
+        i.desired = if suspended { Desired::Suspended } else { Desired::Running };
         let locked_out = i.locked_out;
-        self.say_of(
-            Level::Info,
-            key,
-            if suspended { "found suspended: adopted" } else { "found running: adopted" }.into(),
-        );
+        self.names.insert(name, key);
+        let text = if suspended { "found suspended: adopted" } else { "found running: adopted" };
+        self.say_of(Level::Info, key, text.into());
         if locked_out {
             let text = "made with other credentials than those of now (token, credentials_seed or username): unhealthy";
             self.say_of(Level::Warn, key, text.into());
@@ -308,35 +191,67 @@ impl Group {
         true
     }
 
-    /// A stranger that was looked at is ours: adopted if complete, else a leftover. Records lag, so that one that is on
-    /// may be complete though the poll does not show it: it is given time to show.
-    fn own(&mut self, key: Key, vapp: &Vapp) {
-        let now = self.now;
-        let on = matches!(vapp.power, Power::On | Power::Suspended) && !vapp.deleting;
-        if on && self.adopt(key, &vapp.href) {
-            return;
+    /// It is ours, and nobody will use it.
+    fn leave_over(&mut self, key: Key) {
+        if let Some(i) = self.instances.get_mut(&key) {
+            i.origin = Origin::Leftover;
         }
-        let sweeping = self.sweeping();
-        let Some(i) = self.instances.get_mut(&key) else { return };
-        let href = vapp.href.clone();
-        let shown = sweeping || i.facts.is_some() && i.seen >= i.since + LEFTOVER_GRACE;
-        if on && i.earlier && !shown {
-            i.looked = true;
-            i.not_before = now + LOOK_PAUSE;
-            return;
-        }
-        let there = match vapp.tasks.first() {
-            Some(task) => begun(Work::Remove, href, Some(task.clone()), now),
-            None => There::Scrap { vapp: href },
-        };
-        i.place(there, now);
         let (level, text) = Cause::Leftover.words();
         self.say_of(level, key, text.into());
     }
 
-    /// The host goes, and nothing is to be left.
-    fn sweeping(&self) -> bool {
-        self.stopping && self.policy.on_shutdown == OnShutdown::Delete
+    /// Ends adoption when nothing is left to be found out.
+    fn end_adoption_when_known(&mut self) {
+        if self.adopt_until.is_some() && !self.instances.values().any(|i| i.origin == Origin::Found) {
+            self.adopt_until = None;
+        }
+    }
+
+    /// Ends adoption when its time is over: what has not shown itself complete by then is a leftover.
+    pub(super) fn end_adoption_in_time(&mut self) {
+        let Some(until) = self.adopt_until else { return };
+        // At the end nothing is adopted, unless it is to be kept.
+        let sweeping = self.stopping && self.policy.on_shutdown == OnShutdown::Delete;
+        if self.now < until && !sweeping {
+            return self.wake_by(until);
+        }
+        self.adopt_until = None;
+        let found = |(key, i): (&Key, &Instance)| (i.origin == Origin::Found).then_some(*key);
+        let found: Vec<Key> = self.instances.iter().filter_map(found).collect();
+        let unseen = |key: &&Key| self.instances.get(*key).and_then(Instance::vapp).is_some_and(|v| !v.proven);
+        let unseen = found.iter().filter(unseen).count();
+        if unseen > 0 {
+            let text =
+                format!("{unseen} vApps that may be ours could not be looked at in time: those that are are deleted");
+            self.say_plain(Level::Warn, text);
+        }
+        for key in found {
+            let Some(i) = self.instances.get(&key) else { continue };
+            let unseen = i.vapp().is_some_and(|v| v.proven && v.power == Power::On && v.record.is_none());
+            if !(unseen && !sweeping && self.adopt_unseen(key))
+                && let Some(i) = self.instances.get_mut(&key)
+            {
+                i.origin = Origin::Leftover;
+            }
+        }
+    }
+
+    /// Reports one that is ours and on, and that polls have not shown: it runs when they show that it is complete.
+    fn adopt_unseen(&mut self, key: Key) -> bool {
+        let (now, seen) = (self.now, self.sight.at(self.now));
+        let Some(i) = self.instances.get_mut(&key) else { return false };
+        let name = i.name.clone();
+        if self.names.contains_key(&name) {
+            return false;
+        }
+        (i.origin, i.desired) = (Origin::Adopted, Desired::Running);
+        if let Some(vapp) = i.vapp_mut() {
+            vapp.boots(now, seen);
+            vapp.build.checks = CHECKS;
+        }
+        self.names.insert(name, key);
+        self.say_of(Level::Warn, key, "found on, but polls do not show it yet: adopted, and waited for".into());
+        true
     }
 
     /// Mentioned once, then ignored.
@@ -360,6 +275,7 @@ impl Group {
 
     fn forget_stranger(&mut self, key: Key) {
         self.instances.remove(&key);
+        self.end_adoption_when_known();
     }
 
     /// False if there is no room.
@@ -375,15 +291,25 @@ impl Group {
 /// Each vApp of a poll once, but for those that are `known`, with what its VM record and its vApp record say.
 fn unclaimed(poll: &Poll, known: impl Fn(&str) -> bool) -> Vec<Unclaimed<'_>> {
     let records = poll.vapps.iter().flatten().filter(|vapp| !known(&vapp.href));
-    let records: BTreeMap<&str, &Vapp> = records.map(|vapp| (&*vapp.href, vapp)).collect();
+    let records: BTreeMap<&str, &cloud::Vapp> = records.map(|vapp| (&*vapp.href, vapp)).collect();
     let mut all: BTreeMap<&str, Unclaimed<'_>> = BTreeMap::new();
     for vm in poll.vms.iter().filter(|vm| !known(&vm.vapp)) {
         let record = records.get(&*vm.vapp);
         let labelled = record.is_some_and(|vapp| vapp.labelled);
         let busy = vm.busy || record.is_some_and(|vapp| vapp.busy);
-        let description = Some(vm.description.as_str());
+        let of_vapp = record.and_then(|vapp| vapp.description.as_deref());
+        let description = of_vapp.or(Some(&vm.description));
         let (vapp, name) = (&vm.vapp, &vm.vapp_name);
-        all.insert(&vm.vapp, Unclaimed { vapp, name, description, vm: Some(vm), created: None, labelled, busy });
+        let one = Unclaimed { vapp, name, description, vm: Some(vm), created: None, labelled, busy };
+        // Of several VMs in one vApp, ours counts.
+        match all.entry(&vm.vapp) {
+            std::collections::btree_map::Entry::Vacant(place) => _ = place.insert(one),
+            std::collections::btree_map::Entry::Occupied(mut place) => {
+                if Owner::is_marked(Some(&vm.description)) {
+                    place.insert(one);
+                }
+            }
+        }
     }
     for (href, vapp) in records {
         let (name, labelled, busy) = (&vapp.name, vapp.labelled, vapp.busy);

@@ -1,19 +1,30 @@
-//! What keeps the group from doing harm by eagerness: backoff, the breaker on creates, the pause when the org's operation
+//! What keeps the group from doing harm by eagerness: slots, backoff, the breaker on creates, the pause when the org's operation
 //! limit is reached, and the one source of randomness.
 
 use super::Time;
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// First pause after a failure; it doubles with each further one.
 pub const RETRY_BASE: Duration = Duration::from_secs(10);
 /// Longest pause between tries, and the first one when VCD's reason will not pass by itself.
 pub const RETRY_MAX: Duration = Duration::from_secs(5 * 60);
-/// So many creates failed in a row open the breaker.
+/// First pause after a quota was exceeded; it doubles with each further time, up to [`RETRY_MAX`].
+pub const QUOTA_RETRY_BASE: Duration = Duration::from_secs(30);
+/// Longest pause between two tries to delete a vApp.
+pub const DELETE_RETRY_MAX: Duration = Duration::from_secs(60 * 60);
+/// So many more creates failed than succeeded within [`BREAKER_WINDOW`] open the breaker.
 pub const BREAKER_FAILURES: u32 = 3;
-/// Creates pause so long when the breaker opens; doubles with each failed probe.
-pub const BREAKER_PAUSE: Duration = Duration::from_secs(5 * 60);
+/// Creates that ended longer ago say nothing of today.
+pub const BREAKER_WINDOW: Duration = Duration::from_secs(10 * 60);
+/// Creates pause so long when the breaker opens; doubles each time that the one create it lets through fails.
+pub const BREAKER_PAUSE: Duration = Duration::from_secs(60);
 /// Longest pause of the breaker.
-pub const BREAKER_PAUSE_MAX: Duration = Duration::from_secs(30 * 60);
+pub const BREAKER_PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
+/// The breaker remembers the ends of so many creates.
+pub const BREAKER_MEMORY: usize = 32;
 /// First pause after a refusal for the org's operation limit; doubles with each further one.
 pub const THROTTLE_PAUSE: Duration = Duration::from_secs(15);
 /// Longest such pause.
@@ -53,36 +64,145 @@ pub(super) fn doubled(base: Duration, times: u32, max: Duration) -> Duration {
     base.saturating_mul(1u32.checked_shl(times.min(16)).unwrap_or(u32::MAX)).min(max)
 }
 
-/// The pause before the next try after `failures` failed ones (1 or more), with 25 % jitter.
-pub(super) fn backoff(rng: &mut Rng, failures: u32) -> Duration {
-    rng.jitter(doubled(RETRY_BASE, failures.saturating_sub(1), RETRY_MAX), 25)
+/// How one kind of operation has failed on one instance: reset only when that kind succeeds.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Backoff {
+    /// Failed tries in a row.
+    pub tries: u32,
+    /// Since the first of them.
+    pub since: Option<Time>,
+    /// The next try is not made before.
+    pub next: Time,
 }
 
-/// The pause when VCD's reason will not pass by itself (quota, rights, a missing template), with 25 % jitter.
-pub(super) fn long_backoff(rng: &mut Rng) -> Duration {
-    rng.jitter(RETRY_MAX, 25)
+impl Backoff {
+    /// One more try has failed; the next one waits for `pause`, with 25 % jitter. Returns the pause.
+    pub fn fail(&mut self, now: Time, rng: &mut Rng, pause: Duration) -> Duration {
+        let pause = rng.jitter(pause, 25);
+        self.note(now);
+        self.next = now + pause;
+        pause
+    }
+
+    /// One more try has failed, and the next one may be made when the caller says.
+    pub fn note(&mut self, now: Time) {
+        self.tries = self.tries.saturating_add(1);
+        self.since.get_or_insert(now);
+    }
+
+    /// It has worked.
+    pub fn reset(&mut self) {
+        (self.tries, self.since) = (0, None);
+    }
 }
 
-/// Pauses creates after several failed in a row; lets one through at a time after a pause.
+/// What a slot is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Making an instance, up to its first boot.
+    Create,
+    Resume,
+    Delete,
+    Suspend,
+}
+
+impl Lane {
+    const ALL: [Lane; 4] = [Lane::Create, Lane::Resume, Lane::Delete, Lane::Suspend];
+
+    /// Somebody waits for it.
+    pub fn is_urgent(self) -> bool {
+        matches!(self, Lane::Create | Lane::Resume)
+    }
+}
+
+/// How many operations are in VCD, or may be. Each holds a [`Slot`].
+#[derive(Default)]
+pub(super) struct Slots([Rc<Cell<u32>>; 4]);
+
+impl Slots {
+    fn count(&self, lane: Lane) -> &Rc<Cell<u32>> {
+        let [create, resume, delete, suspend] = &self.0;
+        match lane {
+            Lane::Create => create,
+            Lane::Resume => resume,
+            Lane::Delete => delete,
+            Lane::Suspend => suspend,
+        }
+    }
+
+    pub fn take(&self, lane: Lane) -> Slot {
+        let count = self.count(lane).clone();
+        count.set(count.get() + 1);
+        Slot(count)
+    }
+
+    /// In use in this lane.
+    pub fn used(&self, lane: Lane) -> u32 {
+        self.count(lane).get()
+    }
+
+    /// In use in all lanes that are urgent, or in all that are not.
+    pub fn used_by(&self, urgent: bool) -> u32 {
+        Lane::ALL.into_iter().filter(|lane| lane.is_urgent() == urgent).map(|lane| self.used(lane)).sum()
+    }
+
+    /// In use.
+    pub fn total(&self) -> u32 {
+        Lane::ALL.into_iter().map(|lane| self.used(lane)).sum()
+    }
+}
+
+/// One place in a lane. Whoever drops it gives it back.
+pub(super) struct Slot(Rc<Cell<u32>>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+/// Pauses creates when they fail; lets one through at a time after a pause.
 #[derive(Default)]
 pub(super) struct Breaker {
-    failures: u32,
+    /// How creates ended lately, oldest first.
+    ends: VecDeque<(Time, Ended)>,
+    /// When the last failure that counts was seen: what began before it says nothing new.
+    counted: Option<Time>,
     /// How often it has opened since the last success.
     opened: u32,
     until: Option<Time>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Well,
+    Badly,
+    /// VCD aborted its task: one event for all that it stopped.
+    Aborted,
+}
+
 impl Breaker {
     /// A create came to running.
-    pub fn success(&mut self) {
-        *self = Breaker::default();
+    pub fn success(&mut self, now: Time) {
+        if self.until.take().is_some() {
+            *self = Breaker::default();
+        }
+        self.opened = 0;
+        self.remember(now, Ended::Well);
     }
 
-    /// A create failed. Returns the pause if this opened the breaker.
-    pub fn failure(&mut self, now: Time) -> Option<Duration> {
-        self.failures += 1;
-        // Creates that were under way when it opened say nothing new.
-        if self.failures < BREAKER_FAILURES || self.until.is_some_and(|until| now < until) {
+    /// A create that began at `began` has failed for a reason of VCD's or of the configuration. Returns the pause if this
+    /// opened the breaker. Creates that were under way together count once, and so does whatever VCD aborts.
+    pub fn failure(&mut self, now: Time, began: Time, aborted: bool) -> Option<Duration> {
+        self.forget(now);
+        let known = self.counted.is_some_and(|counted| began < counted)
+            || (aborted && self.ends.iter().any(|(_, end)| *end == Ended::Aborted));
+        if known || self.until.is_some_and(|until| now < until) {
+            return None;
+        }
+        self.counted = Some(now);
+        self.remember(now, if aborted { Ended::Aborted } else { Ended::Badly });
+        if self.until.is_none() && self.balance() < BREAKER_FAILURES {
             return None;
         }
         let pause = doubled(BREAKER_PAUSE, self.opened, BREAKER_PAUSE_MAX);
@@ -91,9 +211,28 @@ impl Breaker {
         Some(pause)
     }
 
-    /// Creates that failed in a row.
+    fn remember(&mut self, now: Time, end: Ended) {
+        self.forget(now);
+        if self.ends.len() >= BREAKER_MEMORY {
+            self.ends.pop_front();
+        }
+        self.ends.push_back((now, end));
+    }
+
+    fn forget(&mut self, now: Time) {
+        while self.ends.front().is_some_and(|(at, _)| now - *at > BREAKER_WINDOW) {
+            self.ends.pop_front();
+        }
+    }
+
+    fn balance(&self) -> u32 {
+        let well = self.ends.iter().filter(|(_, end)| *end == Ended::Well).count();
+        (self.ends.len() - well).saturating_sub(well) as u32
+    }
+
+    /// By how much failures outweigh successes lately.
     pub fn failures(&self) -> u32 {
-        self.failures
+        self.balance()
     }
 
     /// At most so many creates may be under way now.
@@ -105,7 +244,7 @@ impl Breaker {
         }
     }
 
-    /// When it lets a create through again, if it is shut.
+    /// When it lets a create through again, if it is open.
     pub fn until(&self, now: Time) -> Option<Time> {
         self.until.filter(|&until| until > now)
     }
@@ -152,116 +291,4 @@ impl Throttle {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn secs(duration: Duration, percent: u64, of: u64) {
-        let (low, high) = (of * (100 - percent) / 100, of * (100 + percent) / 100 + 1);
-        assert!((low..=high).contains(&duration.as_secs()), "{duration:?} is not {of} s");
-    }
-
-    #[test]
-    fn chance_is_splitmix64s() {
-        let mut rng = Rng::new(1_234_567);
-        let known = [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423_u64];
-        assert_eq!(known.map(|_| rng.next()), known);
-        assert!((0..100).map(|_| rng.below(3)).all(|n| n < 3));
-    }
-
-    #[test]
-    fn backoff_doubles_from_ten_seconds_to_five_minutes() {
-        let mut rng = Rng::new(1);
-        for (failures, of) in [(1, 10), (2, 20), (3, 40), (4, 80), (5, 160), (6, 300), (7, 300), (u32::MAX, 300)] {
-            secs(backoff(&mut rng, failures), 25, of);
-        }
-    }
-
-    #[test]
-    fn the_breaker_opens_after_three_failures_and_lets_one_through() {
-        let mut breaker = Breaker::default();
-        let mut now = Time(0);
-        assert_eq!(breaker.failure(now), None);
-        assert_eq!(breaker.failure(now), None);
-        assert_eq!(breaker.failure(now), Some(BREAKER_PAUSE));
-        assert_eq!(breaker.failure(now), None, "creates that were under way count once");
-        assert_eq!(breaker.allows(now), 0);
-        for minutes in [10, 20, 30, 30] {
-            now = breaker.until(now).unwrap();
-            assert_eq!(breaker.allows(now), 1);
-            assert_eq!(breaker.failure(now), Some(Duration::from_secs(minutes * 60)));
-        }
-        breaker.success();
-        assert_eq!(breaker.allows(now), u32::MAX);
-        assert_eq!(breaker.failure(now), None);
-    }
-
-    #[test]
-    fn the_throttle_doubles_and_heeds_retry_after() {
-        let (mut throttle, mut rng) = (Throttle::default(), Rng::new(3));
-        let mut now = Time(0);
-        for of in [15, 30, 60, 120, 240, 300, 300] {
-            secs(throttle.refused(now, &mut rng, None).unwrap(), 50, of);
-            assert_eq!(throttle.refused(now, &mut rng, None), None, "refusals during a pause are not new");
-            now = throttle.until(now).unwrap();
-        }
-        throttle.accepted();
-        let pause = throttle.refused(now, &mut rng, Some(Duration::from_secs(100))).unwrap();
-        assert_eq!(pause.as_secs(), 100);
-    }
-
-    #[test]
-    fn chance_is_spread_evenly() {
-        let mut rng = Rng::new(5);
-        let below: Vec<u64> = (0..100).map(|_| rng.below(4)).collect();
-        assert_eq!((0..4).map(|n| below.iter().filter(|&&b| b == n).count()).filter(|&n| n > 10).count(), 4);
-        assert_eq!(rng.below(0), 0);
-        let mut ms: Vec<u128> = (0..1000).map(|_| rng.jitter(Duration::from_millis(12), 25).as_millis()).collect();
-        ms.sort_unstable();
-        ms.dedup();
-        assert_eq!(ms, [9, 10, 11, 12, 13, 14, 15]);
-        assert_eq!(rng.jitter(Duration::from_secs(7), 0), Duration::from_secs(7));
-        let long: Vec<u64> = (0..1000).map(|_| long_backoff(&mut rng).as_secs()).collect();
-        assert!(long.iter().all(|s| (225..=375).contains(s)), "{long:?}");
-        assert!(long.iter().any(|&s| s < 235) && long.iter().any(|&s| s > 365), "{long:?}");
-    }
-
-    #[test]
-    fn the_breaker_counts_and_is_shut_to_the_moment() {
-        let mut breaker = Breaker::default();
-        let now = Time(1000);
-        for failures in 1..=3 {
-            assert_eq!((breaker.until(now), breaker.allows(now)), (None, u32::MAX));
-            breaker.failure(now);
-            assert_eq!(breaker.failures(), failures);
-        }
-        let until = now + Duration::from_secs(300);
-        let just_before = Time(until.0 - 1);
-        assert_eq!((breaker.until(just_before), breaker.allows(just_before)), (Some(until), 0));
-        assert_eq!(breaker.failure(just_before), None);
-        assert_eq!((breaker.until(until), breaker.allows(until)), (None, 1));
-        breaker.success();
-        assert_eq!((breaker.failures(), breaker.until(just_before)), (0, None));
-    }
-
-    #[test]
-    fn the_throttle_counts_and_ends_to_the_moment() {
-        let (mut throttle, mut rng) = (Throttle::default(), Rng::new(9));
-        assert_eq!((throttle.until(Time(0)), throttle.pauses()), (None, 0));
-        let pause = throttle.refused(Time(1000), &mut rng, None).unwrap();
-        let until = Time(1000) + pause;
-        let just_before = Time(until.0 - 1);
-        assert_eq!((throttle.until(just_before), throttle.until(until)), (Some(until), None));
-        // What ends within the pause is no reason for a longer one; what ends after it is.
-        assert_eq!(throttle.refused(just_before, &mut rng, Some(Duration::from_millis(1))), None);
-        assert_eq!(throttle.pauses(), 1);
-        let longer = throttle.refused(just_before, &mut rng, Some(Duration::from_secs(100))).unwrap();
-        assert_eq!(longer, Duration::from_secs(100));
-        assert_eq!((throttle.pauses(), throttle.until(just_before)), (2, Some(just_before + longer)));
-        let most = throttle.refused(just_before, &mut rng, Some(Duration::from_secs(1000))).unwrap();
-        assert_eq!((most, throttle.pauses()), (THROTTLE_PAUSE_MAX, 3));
-        // One that VCD takes makes the next pause short again.
-        throttle.accepted();
-        let now = throttle.until(just_before).unwrap();
-        secs(throttle.refused(now, &mut rng, None).unwrap(), 50, 15);
-    }
-}
+mod tests;

@@ -81,16 +81,14 @@ impl Owner {
         tail.is_some_and(|tail| tail.len() == TAIL && tail.bytes().all(|c| ALPHABET.contains(&c)))
     }
 
-    /// Judges by a query record, which may not show the description, and shows the VM's, not the vApp's. `labelled`:
-    /// it carries the metadata label of our group.
-    pub fn judge_record(&self, name: &str, description: Option<&str>, labelled: bool) -> Ownership {
+    /// Judges by a query record, which may not show the description, and may show the VM's instead of the vApp's.
+    pub fn judge_record(&self, name: &str, description: Option<&str>) -> Ownership {
         match description.map(str::trim) {
             _ if !self.could_name(name) => Ownership::Foreign,
             Some(text) if self.credentials(name, text).is_some() => Ownership::Ours,
             marked if Owner::is_marked(marked) => Ownership::Foreign,
-            None | Some("") => Ownership::Unsure,
-            Some(_) if labelled => Ownership::Unsure,
-            Some(_) => Ownership::Foreign,
+            // Somebody may have edited the VM's text: its vApp's document tells.
+            None | Some(_) => Ownership::Unsure,
         }
     }
 
@@ -105,102 +103,4 @@ impl Owner {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn owner(manager: &str, group: &str, prefix: &str, credentials: &str) -> Owner {
-        Owner::new(&Policy {
-            manager: manager.into(),
-            group: group.into(),
-            prefix: prefix.into(),
-            credentials: credentials.into(),
-            ..Policy::default()
-        })
-    }
-
-    #[test]
-    fn a_name_is_the_prefix_and_eight_characters() {
-        let owner = owner("runner-1", "ci", "ci-linux", "");
-        let name = owner.name(&mut Rng::new(7));
-        assert!(owner.could_name(&name), "{name}");
-        for other in
-            ["ci-linux", "ci-linux-", "ci-linux-abc1234", "ci-linux-abc12345x", "ci-linux-ABC12345", "ci-abc12345"]
-        {
-            assert!(!owner.could_name(other), "{other}");
-        }
-    }
-
-    #[test]
-    fn ownership_needs_the_name_and_the_tag() {
-        let other_manager = owner("runner-2", "ci", "ci", "").description("ci-abc12345");
-        let owner = owner("runner-1", "ci", "ci", "");
-        let tag = owner.description("ci-abc12345");
-        let copy = owner.description("ci-zzz12345");
-        let judge = |name, description, labelled| owner.judge_record(name, description, labelled);
-        assert_eq!(judge("ci-abc12345", Some(&tag), false), Ownership::Ours);
-        assert_eq!(judge("ci-abc12345-old", Some(&tag), false), Ownership::Foreign);
-        assert_eq!(judge("ci-abc12345", Some(&other_manager), true), Ownership::Foreign);
-        assert_eq!(judge("ci-abc12345", Some(&copy), true), Ownership::Foreign);
-        assert_eq!(judge("ci-abc12345", Some("a template's text"), false), Ownership::Foreign);
-        assert_eq!(judge("ci-abc12345", Some("a template's text"), true), Ownership::Unsure);
-        assert_eq!(judge("ci-abc12345", None, true), Ownership::Unsure);
-        assert!(owner.owns("ci-abc12345", Some(&tag), false));
-        assert!(owner.owns("ci-abc12345", None, true), "the Go plugin's");
-        assert!(!owner.owns("ci-abc12345", None, false));
-        assert!(!owner.owns("ci-abc12345", Some(&other_manager), true));
-        assert!(!owner.owns("renamed", Some(&tag), true));
-    }
-
-    #[test]
-    fn other_credentials_lock_out_and_are_no_part_of_ownership() {
-        let of = |credentials| owner("runner-1", "ci", "ci", credentials);
-        let name = "ci-abc12345";
-        for made in ["", "0123abcd", "ffff0000"] {
-            let description = of(made).description(name);
-            for now in ["", "0123abcd", "ffff0000"] {
-                let owner = of(now);
-                assert_eq!(owner.judge_record(name, Some(&description), false), Ownership::Ours, "{description}");
-                assert!(owner.owns(name, Some(&description), false), "{description}");
-                assert_eq!(owner.locks_out(name, Some(&description)), made != now, "{description}");
-            }
-        }
-        let description = of("0123abcd").description(name);
-        for other in
-            [format!("{description} x"), format!("{description}{description}"), description.replace("cred", "x")]
-        {
-            assert_eq!(of("").judge_record(name, Some(&other), true), Ownership::Foreign, "{other}");
-        }
-        assert!(of("0123abcd").locks_out(name, None), "the Go plugin's");
-        assert!(!of("").locks_out(name, None), "the Go plugin's");
-    }
-
-    #[test]
-    fn descriptions_and_names_are_spelt_so() {
-        let plain = owner("runner-1", "ci", "vm", "");
-        let tag = "fleeting-plugin-vcd/1 manager=runner-1 group=ci id=vm-abc12345";
-        assert_eq!(plain.description("vm-abc12345"), tag);
-        let derived = owner("runner-1", "ci", "vm", "0123abcd");
-        assert_eq!(derived.description("vm-abc12345"), format!("{tag} credentials=0123abcd"));
-        let mut rng = Rng::new(7);
-        let names: std::collections::BTreeSet<Name> = (0..20).map(|_| plain.name(&mut rng)).collect();
-        assert_eq!(names.len(), 20, "{names:?}");
-    }
-
-    #[test]
-    fn a_record_without_a_description_needs_a_look() {
-        let owner = owner("runner-1", "ci", "ci", "");
-        let tag = owner.description("ci-abc12345");
-        for labelled in [false, true] {
-            for description in [None, Some(""), Some("  ")] {
-                assert_eq!(owner.judge_record("ci-abc12345", description, labelled), Ownership::Unsure);
-                assert_eq!(owner.owns("ci-abc12345", description, labelled), labelled);
-                assert_eq!(owner.judge_record("other", description, labelled), Ownership::Foreign);
-                assert!(!owner.owns("other", description, labelled));
-            }
-            let padded = format!(" {tag}\n");
-            assert_eq!(owner.judge_record("ci-abc12345", Some(&padded), labelled), Ownership::Ours);
-            assert!(owner.owns("ci-abc12345", Some(&padded), labelled));
-            assert_eq!(owner.owns("ci-abc12345", Some("a template's text"), labelled), labelled);
-        }
-    }
-}
+mod tests;

@@ -1,4 +1,6 @@
-//! Points in time as the group sees them: it is told the time, it never asks.
+//! Time as the group sees it: it is told the time, it never asks. Beside the clock there is a second one that runs only while
+//! polls succeed: what judges a guest or a task is measured on that one, so that nothing is judged by time in which nobody
+//! could see it.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
@@ -21,5 +23,79 @@ impl Sub for Time {
     /// Zero if `earlier` is later.
     fn sub(self, earlier: Time) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// A point on the clock that runs only while polls succeed, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Seen(pub u64);
+
+impl Sub for Seen {
+    type Output = Duration;
+
+    /// Zero if `earlier` is later.
+    fn sub(self, earlier: Seen) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// The clock that runs only while polls succeed.
+#[derive(Debug)]
+pub(super) struct Sight {
+    total: u64,
+    since: Option<Time>,
+    /// It stands still from then on if no poll succeeds: one that hangs shows nothing.
+    until: Time,
+    lasts: Duration,
+}
+
+impl Sight {
+    /// It runs from `now` on: a poll has just succeeded. One that succeeds `lasts` for so long.
+    pub fn new(now: Time, lasts: Duration) -> Sight {
+        Sight { total: 0, since: Some(now), until: now + lasts, lasts }
+    }
+
+    /// A poll succeeded: it runs.
+    pub fn open(&mut self, now: Time) {
+        self.close(now);
+        (self.since, self.until) = (Some(now), now + self.lasts);
+    }
+
+    /// A poll failed: it stands still.
+    pub fn close(&mut self, now: Time) {
+        self.total = self.at(now).0;
+        self.since = None;
+    }
+
+    /// What it shows.
+    pub fn at(&self, now: Time) -> Seen {
+        Seen(self.total + self.since.map_or(0, |since| now.min(self.until).0.saturating_sub(since.0)))
+    }
+
+    /// When it will show `point`, if it runs for so long.
+    pub fn when(&self, point: Seen, now: Time) -> Option<Time> {
+        let at = now + (point - self.at(now));
+        self.since.filter(|_| at <= self.until).map(|_| at)
+    }
+}
+
+/// Measures time on the clock that runs only while polls succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stopwatch(Seen);
+
+impl Stopwatch {
+    /// Begins to count.
+    pub fn start(now: Seen) -> Stopwatch {
+        Stopwatch(now)
+    }
+
+    /// When it has counted so much.
+    pub fn end(self, limit: Duration) -> Seen {
+        Seen(self.0.0.saturating_add(limit.as_millis() as u64))
+    }
+
+    /// Does not count the last so much.
+    pub fn hold(&mut self, duration: Duration) {
+        self.0 = self.end(duration);
     }
 }

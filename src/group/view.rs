@@ -1,12 +1,98 @@
-//! How the group and its instances look to people: plain values for the log, the debug pages and the metrics. Decides
-//! nothing, and nothing is decided by it.
+//! How the group and its instances look: to the host, which sees states, and to people, who see phases and what an instance
+//! waits for in the log, the debug pages and the metrics. Decides nothing, and nothing is decided by it.
 
-use super::instance::{Asked, Goal, There};
-use super::{Group, Instance, Key, MAX_LOOKS, MAX_PROBES, Name, Phase, Purpose, Ticket, Time};
+use super::instance::{Cause, Desired, Guest, Kind, Origin, Question, Removal, Stage, Vapp};
+use super::limits::Lane;
+use super::{Event, Group, Instance, Key, MAX_LOOKS, MAX_PROBES, Name, Observed, Purpose, State, Ticket, Time};
 use crate::cloud::{Href, Power};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Where an instance is in its life, as users know it from the debug page and the logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Accepted; VCD has not been asked yet, or a failed try has been cleared away.
+    PendingCreate,
+    /// VCD makes it, or it boots.
+    Creating,
+    /// Its login port answered.
+    Running,
+    /// To be suspended, or VCD is at it.
+    Suspending,
+    /// Its memory is on disk.
+    Suspended,
+    /// To be resumed, VCD is at it, or its login port does not answer yet.
+    Resuming,
+    /// To be deleted; VCD has not been asked yet.
+    PendingDelete,
+    /// VCD deletes it.
+    Deleting,
+    /// VCD does not know it any more.
+    Deleted,
+}
+
+impl Phase {
+    /// All, in the order of a life.
+    pub const ALL: [Phase; 6] =
+        [Phase::PendingCreate, Phase::Creating, Phase::Running, Phase::PendingDelete, Phase::Deleting, Phase::Deleted];
+
+    /// True if an instance may stay in it for as long as it likes: nothing is awaited.
+    pub fn rests(self) -> bool {
+        match self {
+            Phase::Running | Phase::Suspended | Phase::Deleted => true,
+            Phase::PendingCreate | Phase::Creating | Phase::PendingDelete | Phase::Deleting => false,
+            Phase::Suspending | Phase::Resuming => false,
+        }
+    }
+
+    /// As users of the Go plugin know it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::PendingCreate => "PendingCreate",
+            Phase::Creating => "Creating",
+            Phase::Running => "Running",
+            Phase::Suspending => "Suspending",
+            Phase::Suspended => "Suspended",
+            Phase::Resuming => "Resuming",
+            Phase::PendingDelete => "PendingDelete",
+            Phase::Deleting => "Deleting",
+            Phase::Deleted => "Deleted",
+        }
+    }
+}
+
+impl Cause {
+    /// One word, for the debug pages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::Asked => "asked",
+            Cause::Shutdown => "shutdown",
+            Cause::Timeout => "timeout",
+            Cause::Lost => "lost",
+            Cause::Unhealthy => "unhealthy",
+            Cause::Aged => "aged",
+            Cause::Leftover => "leftover",
+        }
+    }
+
+    /// For the log.
+    pub fn words(self) -> (log::Level, &'static str) {
+        match self {
+            Cause::Asked => (log::Level::Info, "removal asked for by the host"),
+            Cause::Shutdown => (log::Level::Info, "removed because the host shuts down"),
+            Cause::Timeout => {
+                (log::Level::Error, "not running within create_timeout: given up, what it left is deleted")
+            }
+            Cause::Lost => (log::Level::Warn, "VCD does not have it any more: reported as deleted"),
+            Cause::Unhealthy => (log::Level::Warn, "off, broken or not back from its suspension for too long: deleted"),
+            Cause::Aged => {
+                (log::Level::Warn, "older than twice max_instance_age, or suspended past suspended_max_age: deleted")
+            }
+            Cause::Leftover => (log::Level::Info, "a leftover of ours that nobody uses: deleted"),
+        }
+    }
+}
 
 /// One instance as the debug pages show it.
 #[derive(Clone, Debug)]
@@ -47,6 +133,8 @@ pub struct View {
     pub seen: Option<Duration>,
     /// What went wrong last.
     pub error: Option<Arc<str>>,
+    /// It is stuck for so long: its operation hangs, or it cannot be deleted, suspended or resumed.
+    pub stuck: Option<Duration>,
 }
 
 /// How much of a limit is in use.
@@ -73,13 +161,19 @@ pub struct Standing {
     pub looks: Limit,
     /// Probes of login ports.
     pub probes: Limit,
+    /// Instances that are stuck, and for how long the first of them is.
+    pub stuck: u32,
+    /// See `stuck`.
+    pub stuck_for: Option<Duration>,
+    /// For how long the oldest create that has not begun waits.
+    pub oldest_pending: Option<Duration>,
     /// Creates that wait for a slot, a pause or the next try.
     pub creates_waiting: u32,
     /// Deletes that wait for the same.
     pub deletes_waiting: u32,
     /// Tasks of VCD's that are awaited.
     pub tasks: u32,
-    /// Creates that failed in a row.
+    /// By how much failed creates outweigh those that worked lately.
     pub failures: u32,
     /// Time until creates go on, if the breaker is open.
     pub breaker: Option<Duration>,
@@ -120,16 +214,19 @@ impl Group {
 
     /// What holds the instance's next step up beside the limits, if it is not its own pause.
     fn held_by(&self, i: &Instance, now: Time) -> Option<&'static str> {
-        if i.asked.is_some() || i.ended.is_some() || i.not_before > now {
+        if i.on_wire() || i.operation.is_some() || i.ended.is_some() {
             return None;
         }
-        let wanted = i.goal == Goal::Live;
-        match i.there {
-            There::Absent if !wanted || i.create_after > now => None,
-            There::Absent if self.breaker.allows(now) < u32::MAX => Some("the breaker on creates"),
-            There::Absent if self.hold_until.is_some_and(|until| until > now) => Some("leftovers to be gone"),
-            There::Absent | There::Scrap { .. } if self.throttle.until(now).is_some() => Some("VCD's operation limit"),
-            There::Absent | There::Scrap { .. } if self.unreachable => Some("VCD to answer polls"),
+        let creates = matches!(i.observed, Observed::Nothing) && !i.desired.is_deleted();
+        if creates && i.attempts.create.next > now {
+            return None;
+        }
+        let deletes = i.goes() && i.vapp().is_some_and(|v| v.proven) && i.attempts.delete.next <= now;
+        match () {
+            _ if creates && self.breaker.allows(now) < u32::MAX => Some("the breaker on creates"),
+            _ if creates && self.held_until().is_some() => Some("leftovers to be gone"),
+            _ if (creates || deletes) && self.throttle.until(now).is_some() => Some("VCD's operation limit"),
+            _ if (creates || deletes) && self.unreachable => Some("VCD to answer polls"),
             _ => None,
         }
     }
@@ -137,7 +234,7 @@ impl Group {
     /// The instance that a request or probe on the wire is about ([`View::key`]).
     pub fn about(&self, ticket: Ticket) -> Option<u64> {
         match *self.flights.get(&ticket)? {
-            Purpose::Label(key) | Purpose::Probe(key) | Purpose::Instance(key) => Some(key),
+            Purpose::Label(key) | Purpose::Probe(key) | Purpose::Operation(key) | Purpose::Question(key) => Some(key),
             Purpose::Poll { .. } | Purpose::Tasks => None,
         }
     }
@@ -145,30 +242,33 @@ impl Group {
     /// How the group stands now.
     pub fn standing(&self, now: Time) -> Standing {
         let live = || self.instances.values().filter(|i| i.ended.is_none());
-        let count = |which: fn(&Instance) -> bool| live().filter(|i| which(i)).count() as u32;
-        let (creates, deletes) = (count(Instance::create_slot), count(Instance::delete_slot));
-        let others = count(Instance::other_slot);
-        let leftovers = count(|i| i.earlier && !i.reported);
+        let count = |which: &dyn Fn(&Instance) -> bool| live().filter(|i| which(i)).count() as u32;
+        let leftovers = count(&|i| !i.is_reported());
+        let stuck = || live().filter_map(Instance::stuck);
+        let pending = live().filter(|i| i.phase() == Phase::PendingCreate).map(|i| i.since).min();
         let policy = &self.policy;
         Standing {
-            instances: Limit { used: count(|i| i.reported), most: policy.max_size },
-            creates: Limit { used: creates, most: policy.max_creates },
-            deletes: Limit { used: deletes, most: policy.max_deletes },
-            operations: Limit { used: creates + deletes + others, most: policy.max_operations },
+            instances: Limit { used: count(&Instance::is_reported), most: policy.max_size },
+            creates: Limit { used: self.slots.used(Lane::Create), most: policy.max_creates },
+            deletes: Limit { used: self.slots.used(Lane::Delete), most: policy.max_deletes },
+            operations: Limit { used: self.slots.total(), most: policy.max_operations },
             looks: Limit {
-                used: count(|i| matches!(i.asked, Some(Asked::Look | Asked::Find))),
+                used: count(&|i| matches!(i.question, Some(Question::Look | Question::Find))),
                 most: MAX_LOOKS as u32,
             },
-            probes: Limit { used: count(|i| i.probing), most: MAX_PROBES as u32 },
-            creates_waiting: count(|i| i.phase() == Phase::PendingCreate),
-            deletes_waiting: count(|i| i.phase() == Phase::PendingDelete && !matches!(i.there, There::Stranger { .. })),
-            tasks: count(|i| i.task().is_some()),
+            probes: Limit { used: count(&|i| i.vapp().is_some_and(|v| v.guest.is_probed())), most: MAX_PROBES as u32 },
+            stuck: stuck().count() as u32,
+            stuck_for: stuck().min().map(|since| now - since),
+            oldest_pending: pending.map(|since| now - since),
+            creates_waiting: count(&|i| i.phase() == Phase::PendingCreate),
+            deletes_waiting: count(&|i| i.phase() == Phase::PendingDelete && i.origin != Origin::Found),
+            tasks: count(&|i| i.operation.as_ref().is_some_and(|operation| operation.task().is_some())),
             failures: self.breaker.failures(),
             breaker: self.breaker.until(now).map(|until| until - now),
             breaker_tries: self.breaker.allows(now) == 1,
             throttle: self.throttle.until(now).map(|until| until - now),
             throttled: self.throttle.pauses(),
-            hold: self.hold_until.filter(|until| leftovers > 0 && *until > now).map(|until| until - now),
+            hold: self.held_until().map(|until| until - now),
             leftovers,
             unreachable: self.unreachable,
             failed_polls: self.poll.fails,
@@ -180,41 +280,167 @@ impl Group {
 }
 
 impl Instance {
-    /// The task of VCD's that is awaited.
-    fn task(&self) -> Option<&Href> {
-        match &self.there {
-            There::Working { task, .. } => Some(task),
-            _ => None,
+    /// What the host sees of it.
+    pub(super) fn state(&self) -> State {
+        match self.desired {
+            Desired::Deleted(Cause::Timeout) => State::Timeout,
+            _ if self.ended.is_some() => State::Deleted,
+            Desired::Deleted(_) => State::Deleting,
+            Desired::Suspended if self.is_suspended() => State::Suspended,
+            Desired::Suspended => State::Suspending,
+            Desired::Running => match self.vapp().map(|vapp| &vapp.guest) {
+                Some(Guest::Ready) => State::Running,
+                Some(Guest::Returning { .. }) => State::Resuming,
+                _ => State::Creating,
+            },
+        }
+    }
+
+    /// What people see of it.
+    pub(super) fn phase(&self) -> Phase {
+        match self.state() {
+            _ if self.ended.is_some() => Phase::Deleted,
+            State::Suspended => Phase::Suspended,
+            State::Suspending => Phase::Suspending,
+            State::Running => Phase::Running,
+            State::Resuming => Phase::Resuming,
+            State::Creating => match (&self.observed, &self.operation) {
+                (Observed::Nothing, None) => Phase::PendingCreate,
+                _ => Phase::Creating,
+            },
+            State::Deleting | State::Deleted | State::Timeout => {
+                if self.does(|kind| matches!(kind, Kind::Delete(_))) {
+                    Phase::Deleting
+                } else {
+                    Phase::PendingDelete
+                }
+            }
+        }
+    }
+
+    /// What it waits for, in a few words.
+    pub(super) fn waits_for(&self, now: Time) -> &'static str {
+        if self.ended.is_some() {
+            return "";
+        }
+        match (self.question, &self.operation, &self.observed) {
+            (Some(Question::Cancel), ..) => "VCD to cancel its task",
+            (Some(Question::Find), ..) => "a look whether the create worked",
+            (Some(Question::Look), ..) => "a direct look",
+            (None, Some(operation), _) => match &operation.stage {
+                Stage::Sent => accepts(operation.kind),
+                Stage::Task { .. } if operation.stuck.is_some() => "a task that hangs",
+                Stage::Task { cancelled: true, .. } => "its task to stop",
+                Stage::Task { .. } => works(operation.kind),
+                Stage::Unknown { .. } if matches!(operation.kind, Kind::Create { .. }) => {
+                    "a look whether the create worked"
+                }
+                Stage::Unknown { .. } => "a direct look",
+            },
+            (None, None, Observed::Nothing) if self.attempts.create.next > now => "the next try",
+            (None, None, Observed::Nothing) => "a free create slot",
+            (None, None, Observed::Vapp(_)) if self.origin == Origin::Found => "a direct look",
+            (None, None, Observed::Vapp(vapp)) if self.goes() => match () {
+                _ if self.attempts.delete.next > now => "the next try",
+                _ if vapp.proven => "a free delete slot",
+                _ => "a direct look",
+            },
+            (None, None, Observed::Vapp(vapp)) => self.rests_for(vapp, now),
+        }
+    }
+
+    /// The same of one that is wanted, has a vApp, and that nothing is done to.
+    fn rests_for(&self, vapp: &Vapp, now: Time) -> &'static str {
+        match &vapp.guest {
+            _ if self.attempts.change.next > now && !matches!(vapp.guest, Guest::Ready) => "the next try",
+            Guest::New => "a look at what it lacks",
+            guest if guest.boots() => match &vapp.record {
+                Some(record) if record.complete() => "the login port",
+                Some(record) if record.power == Power::On && record.address.is_some() => "guest customization",
+                Some(record) if record.power == Power::On => "an address",
+                _ => "power on",
+            },
+            _ if vapp.wants_look() => "a direct look",
+            Guest::Ready if self.desired == Desired::Suspended && vapp.power != Power::Suspended => {
+                "a free slot to be suspended"
+            }
+            Guest::Returning { .. } => "a free slot to be resumed",
+            _ => "",
+        }
+    }
+
+    /// Failed tries of what is done to it now.
+    fn retries(&self) -> u32 {
+        match self.goes() {
+            true => self.attempts.delete.tries,
+            false => self.attempts.create.tries.max(self.attempts.change.tries),
+        }
+    }
+
+    /// When its next try is made.
+    fn next_try(&self) -> Time {
+        match &self.observed {
+            Observed::Nothing => self.attempts.create.next,
+            _ if self.goes() => self.attempts.delete.next,
+            _ => self.attempts.change.next.max(self.attempts.look.next),
         }
     }
 
     fn view(&self, key: Key, now: Time) -> View {
-        let waiting = matches!(self.there, There::Absent) && self.goal == Goal::Live && self.asked.is_none();
-        let next = if waiting { self.not_before.max(self.create_after) } else { self.not_before };
-        let facts = self.facts.as_ref();
+        let vapp = self.vapp();
+        let record = vapp.and_then(|vapp| vapp.record.as_ref());
+        let pause = self.next_try() - now;
         View {
             key,
             name: self.name.clone(),
-            reported: self.reported,
-            stranger: matches!(self.there, There::Stranger { .. }),
+            reported: self.is_reported(),
+            stranger: self.origin == Origin::Found,
             phase: self.phase(),
-            cause: match self.goal {
-                Goal::Live | Goal::Asleep => None,
-                Goal::Gone(cause) => Some(cause.name()),
+            cause: match self.desired {
+                Desired::Running | Desired::Suspended => None,
+                Desired::Deleted(cause) => Some(cause.name()),
             },
-            vapp: self.vapp().cloned(),
-            task: self.task().cloned(),
-            power: facts.map(|facts| facts.power),
-            guest_os: facts.map(|facts| facts.guest_os.clone()),
-            address: facts.and_then(|facts| facts.address),
+            vapp: self.href().cloned(),
+            task: super::next::task(self),
+            power: record.map(|record| record.power),
+            guest_os: record.map(|record| record.guest_os.clone()),
+            address: record.and_then(|record| record.address),
             age: self.age(now),
             waits_for: self.waits_for(now),
-            next_try: Some(next - now).filter(|left| self.asked.is_none() && self.ended.is_none() && !left.is_zero()),
-            retries: self.retries,
-            missed: self.missed,
-            seen: facts.map(|_| now - self.seen),
+            next_try: Some(pause).filter(|pause| !self.on_wire() && self.ended.is_none() && !pause.is_zero()),
+            retries: self.retries(),
+            missed: vapp.map_or(0, |vapp| vapp.missed),
+            seen: record.map(|record| now - record.seen),
             error: self.error.clone(),
+            stuck: self.stuck().map(|since| now - since),
         }
+    }
+
+    pub(super) fn event(&self, level: log::Level, text: String) -> Event {
+        Event { level, name: Some(self.name.clone()), phase: Some(self.phase()), text }
+    }
+}
+
+fn accepts(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Create { .. } => "VCD to accept the create",
+        Kind::Configure | Kind::AddTpm | Kind::PowerOn => "VCD to accept its fitting",
+        Kind::Suspend | Kind::Mark(true) => "VCD to accept the suspend",
+        Kind::Resume => "VCD to accept the resume",
+        Kind::Mark(false) => "VCD to accept a mark",
+        Kind::Delete(_) => "VCD to accept the delete",
+        Kind::Other => "",
+    }
+}
+
+fn works(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Create { .. } | Kind::Configure | Kind::AddTpm | Kind::PowerOn => "the create's task",
+        Kind::Suspend | Kind::Mark(true) => "the suspend's task",
+        Kind::Resume => "the resume's task",
+        Kind::Mark(false) => "the mark's task",
+        Kind::Delete(Removal::Force | Removal::Stop | Removal::Stopped) => "the delete's task",
+        Kind::Other => "a task that holds it",
     }
 }
 
@@ -241,6 +467,7 @@ impl View {
             missed: 0,
             seen: None,
             error: None,
+            stuck: None,
         }
     }
 }

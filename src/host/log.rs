@@ -1,11 +1,11 @@
-//! Log lines as the host reads them: one JSON object a line on stderr, in hclog's format. Nothing is kept, queued or
-//! counted here, and a line that cannot be written is lost without a word: the host may be gone.
+//! Log lines as the host reads them: one JSON object a line on stderr, in hclog's format. A line that nobody reads is dropped,
+//! so that no write holds up the thread that decides; how many were is told when somebody reads again.
 
 use crate::timestamp::timestamp;
 use log::kv::{Error, Key, Value as KvValue, VisitSource};
 use log::{LevelFilter, Record};
 use serde_json::{Map, Value};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::time::SystemTime;
 
 /// The environment variable that names the lowest level to log: off, error, warn, info, debug. More is compiled out.
@@ -32,7 +32,11 @@ pub fn init() {
     let wanted = std::env::var(LEVEL_VARIABLE).ok();
     let level = wanted.as_deref().map_or(Some(DEFAULT_LEVEL), |name| name.trim().parse().ok());
     // Fails only if there is a logger already: then that one stays.
-    let _ = builder(level.unwrap_or(DEFAULT_LEVEL)).try_init();
+    let mut builder = builder(level.unwrap_or(DEFAULT_LEVEL));
+    if do_not_block() {
+        builder.target(env_logger::Target::Pipe(Box::new(Unblocked::new(std::io::stderr()))));
+    }
+    let _ = builder.try_init();
     if level.is_none() {
         log::warn!("{LEVEL_VARIABLE} is not one of off, error, warn, info, debug: using {DEFAULT_LEVEL}");
     }
@@ -53,6 +57,90 @@ fn builder(level: LevelFilter) -> env_logger::Builder {
         .filter_module(env!("CARGO_CRATE_NAME"), level)
         .format(|to, record| to.write_all(line(record, SystemTime::now()).as_bytes()));
     builder
+}
+
+/// Has writes to stderr fail where they would wait for a reader. False if it is no pipe: then nobody has to read it, or others
+/// write to it who do not expect that.
+#[cfg(target_os = "linux")]
+fn do_not_block() -> bool {
+    use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
+    let stderr = std::io::stderr();
+    let is_pipe = fstat(&stderr).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+    let set = || fcntl_setfl(&stderr, fcntl_getfl(&stderr)? | OFlags::NONBLOCK);
+    is_pipe && set().is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn do_not_block() -> bool {
+    false
+}
+
+/// Writes whole lines to what may take no more for a while.
+struct Unblocked<W> {
+    to: W,
+    /// The end of a line that has been written in part, at most [`MAX_LINE`].
+    rest: Vec<u8>,
+    /// Lines since the last that was written.
+    dropped: u64,
+}
+
+impl<W: Write> Unblocked<W> {
+    fn new(to: W) -> Unblocked<W> {
+        Unblocked { to, rest: Vec::new(), dropped: 0 }
+    }
+
+    /// False if not a byte of it could be written. What is left of it comes first the next time.
+    fn put(&mut self, line: &[u8]) -> std::io::Result<bool> {
+        let mut left = line;
+        while !left.is_empty() {
+            match self.to.write(left) {
+                Ok(0) => return Ok(true),
+                Ok(n) => left = left.get(n..).unwrap_or_default(),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock && left.len() == line.len() => return Ok(false),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    self.rest = left.to_vec();
+                    return Ok(true);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(true)
+    }
+
+    /// True if all that came before is written.
+    fn catch_up(&mut self) -> std::io::Result<bool> {
+        let rest = std::mem::take(&mut self.rest);
+        if !self.put(&rest)? {
+            self.rest = rest;
+        }
+        if !self.rest.is_empty() {
+            return Ok(false);
+        }
+        if self.dropped > 0 {
+            let text = format!("{} log lines were dropped: nobody read them", self.dropped);
+            let record = Record::builder().level(log::Level::Warn).build();
+            if !self.put(object(&record, SystemTime::now(), Map::new(), &text).as_bytes())? {
+                return Ok(false);
+            }
+            self.dropped = 0;
+        }
+        Ok(self.rest.is_empty())
+    }
+}
+
+impl<W: Write> Write for Unblocked<W> {
+    /// Takes one whole line, and never waits.
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        if !(self.catch_up()? && self.put(line)?) {
+            self.dropped = self.dropped.saturating_add(1);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The line for `record`, at most [`MAX_LINE`] bytes, with its line end.
@@ -153,6 +241,38 @@ mod tests {
                 assert!(message == "short" || message.ends_with('…'), "{message}");
             }
         }
+    }
+
+    #[test]
+    fn lines_that_nobody_reads_are_dropped_and_counted() {
+        use std::io::Read;
+        let (to, mut from) = std::os::unix::net::UnixStream::pair().unwrap();
+        to.set_nonblocking(true).unwrap();
+        let mut log = Unblocked::new(to);
+        let line = format!("{}\n", "x".repeat(9_999));
+        // Far more than fits: none of these waits.
+        for _ in 0..500 {
+            log.write_all(line.as_bytes()).unwrap();
+        }
+        let dropped = log.dropped;
+        assert!(dropped > 0 && log.rest.len() < line.len(), "{dropped}");
+        from.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
+        let mut read = Vec::new();
+        let mut some = [0; 65_536];
+        while let Ok(n @ 1..) = from.read(&mut some) {
+            read.extend_from_slice(&some[..n]);
+        }
+        log.write_all(b"last\n").unwrap();
+        drop(log);
+        from.read_to_end(&mut read).unwrap();
+        let text = String::from_utf8(read).unwrap();
+        let mut lines = text.lines().rev();
+        assert_eq!(lines.next(), Some("last"));
+        let told: Value = serde_json::from_str(lines.next().unwrap()).unwrap();
+        assert_eq!(told["@message"], format!("{dropped} log lines were dropped: nobody read them"));
+        assert_eq!(told["@level"], "warn");
+        let whole = lines.filter(|one| one.len() == 9_999).count();
+        assert_eq!(whole as u64 + dropped, 500, "each is whole, or dropped");
     }
 
     #[test]

@@ -2,28 +2,43 @@
 //! no task.
 
 use super::errors::{self, Stage};
-use super::names::Names;
 use super::xml::{self, Writer};
-use super::{Call, Client, NAMESPACE, Settings};
+use super::{Call, Client, NAMESPACE, hardware, properties};
 use crate::cloud::{ErrorKind, Reply, Started, VcdError};
-use roxmltree::Node;
 use ureq::http::Method;
 
 /// The metadata key by which a group's vApps can be searched.
 pub const LABEL_KEY: &str = "vcd-instance-group";
 
-const OVF: &str = "http://schemas.dmtf.org/ovf/envelope/1";
+/// The metadata key that says whether a suspend of ours is on its way, and its values.
+pub const MARK_KEY: &str = "fleeting-suspend";
+/// It is.
+pub const MARKED: &str = "yes";
+/// It is over.
+const UNMARKED: &str = "no";
+
+const METADATA_TYPE: &str = "application/vnd.vmware.vcloud.metadata+xml";
 
 impl Client {
-    /// Gives a VM that is off what was wished for. What it has is read first: its disks are replaced as a whole.
+    /// Gives a VM that is off a part of what was wished for and that it lacks: its hardware and adapter; its guest properties
+    /// where it lacks only these. What it has is read first: disks and properties are replaced as a whole.
     pub(super) fn configure(&self, call: &Call, vm: &str) -> Result<Reply, VcdError> {
         let reading = Call { changes: false, what: call.what.clone(), ..*call };
         let got = self.send(&reading, Method::GET, vm, None)?;
         let unusable = |why: String| errors::unusable(&call.what, Stage::Read, got.status, why);
         let document = xml::read(&got.body).map_err(unusable)?;
-        let body = reconfigure(&self.settings, &self.names(), document.root_element()).map_err(|element| {
-            errors::own(ErrorKind::Invalid, call.what.clone(), format!("{element} is not usable"))
-        })?;
+        let (root, names) = (document.root_element(), self.names());
+        let invalid = |why: String| errors::own(ErrorKind::Invalid, call.what.clone(), why);
+        if hardware::difference(&self.settings, &names, root).is_empty()
+            && let Some(sections) = self.product_sections(call, vm, root)?
+            && !properties::missing(&self.settings, &sections).is_empty()
+        {
+            let body = properties::body(&self.settings, sections)
+                .map_err(|element| invalid(format!("{element} holds a control character that XML cannot carry")))?;
+            let content = (properties::SECTIONS, body.as_str());
+            return self.begin(call, Method::PUT, &format!("{vm}/productSections/"), Some(content));
+        }
+        let body = hardware::reconfigure(&self.settings, &names, root).map_err(invalid)?;
         let content = ("application/vnd.vmware.vcloud.vm+xml", body.as_str());
         self.begin(call, Method::POST, &format!("{vm}/action/reconfigureVm"), Some(content))
     }
@@ -83,97 +98,35 @@ impl Client {
         self.send(call, Method::POST, &format!("{task}/action/cancel"), Some(("", ""))).map(|_| Reply::Done)
     }
 
+    /// Writes whether a suspend of ours is on its way.
+    pub(super) fn mark(&self, call: &Call, vapp: &str, suspended: bool) -> Result<Reply, VcdError> {
+        let value = if suspended { MARKED } else { UNMARKED };
+        let body = metadata([(MARK_KEY, value)]).map_err(|element| {
+            errors::own(ErrorKind::Invalid, call.what.clone(), format!("{element} is not usable"))
+        })?;
+        self.begin(call, Method::POST, &format!("{vapp}/metadata"), Some((METADATA_TYPE, body.as_str())))
+    }
+
     /// Writes the group's label, and the user's own.
     pub(super) fn label(&self, call: &Call, vapp: &str) -> Result<Reply, VcdError> {
-        let body = metadata(&self.settings).map_err(|_| {
+        let own = self.settings.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let body = metadata(own.chain([(LABEL_KEY, self.settings.label.as_str())])).map_err(|_| {
             errors::own(
                 ErrorKind::Invalid,
                 call.what.clone(),
                 "the label holds a control character that XML cannot carry",
             )
         })?;
-        let content = ("application/vnd.vmware.vcloud.metadata+xml", body.as_str());
+        let content = (METADATA_TYPE, body.as_str());
         self.send(call, Method::POST, &format!("{vapp}/metadata"), Some(content)).map(|_| Reply::Done)
     }
 }
 
-/// The order of the schema; or the element that is not usable.
-fn reconfigure(settings: &Settings, names: &Names, vm: Node) -> Result<String, &'static str> {
-    let mut w = Writer::new();
-    let name = xml::attribute(vm, "name").ok_or("name")?;
-    w.open("Vm", &[("xmlns", NAMESPACE), ("xmlns:ovf", OVF), ("name", name)]);
-    // Left out, it might be taken for an empty one.
-    w.leaf("Description", xml::child(vm, "Description").and_then(|d| d.text()).unwrap_or_default());
-    w.open("VmSpecSection", &[("Modified", "true")]);
-    w.leaf("ovf:Info", "The VM's hardware");
-    let wish = names.wish(settings);
-    if wish.cpus > 0 {
-        w.leaf("NumCpus", &wish.cpus.to_string());
-        w.leaf("NumCoresPerSocket", &wish.cores_per_socket.to_string());
-    }
-    if wish.memory_mb > 0 {
-        w.open("MemoryResourceMb", &[]);
-        w.leaf("Configured", &wish.memory_mb.to_string());
-        w.close();
-    }
-    disks(&mut w, settings, names, vm)?;
-    w.finish()
-}
-
-/// All disks as they are, but for the first one's size. A section that changes nothing would be refused.
-fn disks(w: &mut Writer, settings: &Settings, names: &Names, vm: Node) -> Result<(), &'static str> {
-    let Some((first, _)) = first_disk(names, vm).filter(|(_, mb)| settings.disk_gb > 0 && *mb != disk_mb(settings))
-    else {
-        return Ok(());
-    };
-    w.open("DiskSection", &[]);
-    for disk in all_disks(vm) {
-        w.open("DiskSettings", &[]);
-        for name in ["DiskId", "SizeMb", "UnitNumber", "BusNumber", "AdapterType"] {
-            match xml::text(disk, name) {
-                Some(_) if name == "SizeMb" && disk == first => w.leaf(name, &disk_mb(settings).to_string()),
-                Some(text) => w.leaf(name, text),
-                None => return Err(name),
-            }
-        }
-        if let Some(thin) = xml::text(disk, "ThinProvisioned") {
-            w.leaf("ThinProvisioned", thin);
-        }
-        for name in ["Disk", "StorageProfile"] {
-            if let Some(href) = xml::child(disk, name).and_then(|reference| xml::attribute(reference, "href")) {
-                w.empty(name, &[("href", href)]);
-            }
-        }
-        w.leaf("overrideVmDefault", xml::text(disk, "overrideVmDefault").unwrap_or("false"));
-        w.close();
-    }
-    w.close();
-    Ok(())
-}
-
-/// The size that was wished for.
-pub(super) fn disk_mb(settings: &Settings) -> u64 {
-    u64::from(settings.disk_gb) * 1024
-}
-
-fn all_disks<'a, 'i>(vm: Node<'a, 'i>) -> impl Iterator<Item = Node<'a, 'i>> {
-    let section = xml::child(vm, "VmSpecSection").and_then(|spec| xml::child(spec, "DiskSection"));
-    section.into_iter().flat_map(|section| xml::children(section, "DiskSettings"))
-}
-
-/// The VM's disk that the template's first one has become, and its size in MB.
-pub(super) fn first_disk<'a, 'i>(names: &Names, vm: Node<'a, 'i>) -> Option<(Node<'a, 'i>, u64)> {
-    let id = names.disk.as_ref().map(|disk| disk.instance_id.as_str());
-    let disk = all_disks(vm).find(|disk| xml::text(*disk, "DiskId") == id).or_else(|| all_disks(vm).next())?;
-    Some((disk, xml::text(disk, "SizeMb")?.parse().ok()?))
-}
-
-fn metadata(settings: &Settings) -> Result<String, &'static str> {
+fn metadata<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<String, &'static str> {
     let mut w = Writer::new();
     let root = [("xmlns", NAMESPACE), ("xmlns:xsi", "http://www.w3.org/2001/XMLSchema-instance")];
     w.open("Metadata", &root);
-    let own = settings.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-    for (key, value) in own.chain([(LABEL_KEY, settings.label.as_str())]) {
+    for (key, value) in entries {
         w.open("MetadataEntry", &[]);
         w.leaf_with("Domain", &[("visibility", "READWRITE")], "GENERAL");
         w.leaf("Key", key);

@@ -4,21 +4,17 @@
 use super::errors::{self, Stage};
 use super::names::Names;
 use super::xml::{self, Writer};
-use super::{Call, Client, IpMode, NAMESPACE, Settings};
-use crate::cloud::{ErrorKind, Guest, Href, Reply, Secret, Started, VcdError};
-use base64::prelude::{BASE64_STANDARD, Engine as _};
+use super::{Call, Client, NAMESPACE, OVF, Settings, hardware, properties};
+use crate::cloud::{ErrorKind, Guest, Href, Reply, Started, VcdError};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use ureq::http::Method;
 
 /// VCD takes scripts of at most so many characters.
 pub const MAX_SCRIPT: usize = 49_000;
 
-/// The OVF property that cloud-init reads its user data from, in base64.
-pub const USER_DATA: &str = "user-data";
-
 const INSTANTIATE: &str = "application/vnd.vmware.vcloud.instantiateVAppTemplateParams+xml";
 const COMPOSE: &str = "application/vnd.vmware.vcloud.composeVAppParams+xml";
-const OVF: &str = "http://schemas.dmtf.org/ovf/envelope/1";
 const RASD: &str = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData";
 const VMW: &str = "http://www.vmware.com/schema/ovf";
 
@@ -40,11 +36,19 @@ impl Client {
         }
         let before = self.names();
         let names = self.names_for_create(call)?;
-        if whole && names.needs_tpm {
-            let why = format!("guests of template {:?} need a TPM before their first boot", names.template_name);
+        let (template, known) = (&names.template.name, &names.template.hardware);
+        let too_much = if known.needs_tpm {
+            Some(format!("guests of template {template:?} need a TPM before their first boot"))
+        } else if self.settings.disk_gb > 0 && known.disks.is_empty() {
+            Some(format!("template {template:?} does not tell of its disk: that is sized when the VM shows it"))
+        } else {
+            None
+        };
+        if let Some(why) = too_much.filter(|_| whole) {
             return Err(errors::own(ErrorKind::TooMuch, call.what.clone(), why));
         }
-        let body = document(&self.settings, &names, name, description, whole, guest)
+        let carried = !self.no_properties_in_create.load(Ordering::Relaxed) && properties::are_wished(&self.settings);
+        let body = document(&self.settings, &names, name, description, whole, carried, guest)
             .map_err(|element| invalid(format!("{element} holds a control character that XML cannot carry")))?;
         let (action, content_type) =
             if whole { ("instantiateVAppTemplate", INSTANTIATE) } else { ("composeVApp", COMPOSE) };
@@ -57,7 +61,14 @@ impl Client {
                     e.text = format!("{}; names are looked up anew before the next try", e.text);
                 }
             }
-            if whole && errors::is_about_content(&e) {
+            let about_content = errors::is_about_content(&e);
+            if about_content && carried && (!whole || e.text.contains("ProductSection")) {
+                // They are set when the VM is there.
+                self.no_properties_in_create.store(true, Ordering::Relaxed);
+                e.kind = ErrorKind::Unavailable;
+                e.text = format!("{}; the next try is without guest properties, which follow", e.text);
+            }
+            if whole && about_content {
                 e.kind = ErrorKind::TooMuch;
             }
             e
@@ -80,13 +91,14 @@ impl Client {
     }
 }
 
-/// The request, in the order of the schema; or the element that holds what XML cannot.
+/// The request, in the order of the schema; or the element that holds what XML cannot. `carried`: with guest properties.
 fn document(
     settings: &Settings,
     names: &Names,
     name: &str,
     description: &str,
     whole: bool,
+    carried: bool,
     guest: &Guest,
 ) -> Result<String, &'static str> {
     let mut w = Writer::new();
@@ -104,7 +116,7 @@ fn document(
     w.open(if whole { "InstantiateVAppTemplateParams" } else { "ComposeVAppParams" }, &root);
     w.leaf("Description", description);
     w.open("InstantiationParams", &[]);
-    vapp_network(&mut w, settings, names);
+    vapp_network(&mut w, names);
     if let Some(lease) = settings.lease {
         w.open("LeaseSettingsSection", &[]);
         w.leaf("ovf:Info", "The vApp's lease");
@@ -116,12 +128,12 @@ fn document(
     }
     w.close();
     if whole {
-        w.empty("Source", &[("href", &names.template)]);
+        w.empty("Source", &[("href", &names.template.href)]);
     }
     w.open("SourcedItem", &[]);
     let vm = [
-        ("href", &*names.template_vm),
-        ("name", &*names.template_vm_name),
+        ("href", &*names.template.vm),
+        ("name", &*names.template.vm_name),
         ("type", "application/vnd.vmware.vcloud.vm+xml"),
     ];
     w.empty("Source", &vm);
@@ -133,13 +145,16 @@ fn document(
     w.leaf("RegenerateBiosUuid", "true");
     w.close();
     w.open("InstantiationParams", &[]);
-    nic(&mut w, settings);
+    hardware::write_adapter(&mut w, settings, names);
     if whole {
-        hardware(&mut w, settings, names);
+        hardware::write_items(&mut w, settings, names);
     }
     guest_customization(&mut w, guest);
-    properties(&mut w, settings);
+    if carried {
+        properties::write(&mut w, settings);
+    }
     w.close();
+    hardware::write_assignments(&mut w, names);
     w.empty("StorageProfile", &[("href", &names.storage_profile)]);
     if names.sizing_policy.is_some() || names.placement_policy.is_some() {
         w.open("ComputePolicy", &[]);
@@ -156,107 +171,16 @@ fn document(
     w.finish()
 }
 
-/// User data as VCD is given it.
-pub(super) fn encoded(user_data: &Secret) -> String {
-    BASE64_STANDARD.encode(user_data.reveal())
-}
-
-/// What the guest finds in its OVF environment.
-fn properties(w: &mut Writer, settings: &Settings) {
-    let user_data = settings.user_data.as_ref().map(encoded);
-    let own = settings.guest_properties.iter().map(|(key, value)| (key.as_str(), value.reveal()));
-    let all: Vec<(&str, &str)> = own.chain(user_data.as_deref().map(|data| (USER_DATA, data))).collect();
-    if all.is_empty() {
-        return;
-    }
-    w.open("ovf:ProductSection", &[]);
-    w.leaf("ovf:Info", "The guest's properties");
-    for (key, value) in all {
-        let property =
-            [("ovf:key", key), ("ovf:type", "string"), ("ovf:userConfigurable", "true"), ("ovf:value", value)];
-        w.empty("ovf:Property", &property);
-    }
-    w.close();
-}
-
-fn vapp_network(w: &mut Writer, settings: &Settings, names: &Names) {
+fn vapp_network(w: &mut Writer, names: &Names) {
     w.open("NetworkConfigSection", &[]);
     w.leaf("ovf:Info", "The vApp's network");
     // A bridged vApp network must be called like the network it bridges to.
-    w.open("NetworkConfig", &[("networkName", &settings.network)]);
+    w.open("NetworkConfig", &[("networkName", &names.network_name)]);
     w.open("Configuration", &[]);
     w.empty("ParentNetwork", &[("href", &names.network)]);
     w.leaf("FenceMode", "bridged");
     w.close();
     w.close();
-    w.close();
-}
-
-fn nic(w: &mut Writer, settings: &Settings) {
-    w.open("NetworkConnectionSection", &[]);
-    w.leaf("ovf:Info", "The VM's network");
-    w.leaf("PrimaryNetworkConnectionIndex", "0");
-    w.open("NetworkConnection", &[("network", &settings.network)]);
-    w.leaf("NetworkConnectionIndex", "0");
-    w.leaf("IsConnected", "true");
-    let mode = match settings.ip_mode {
-        IpMode::Pool => "POOL",
-        IpMode::Dhcp => "DHCP",
-    };
-    w.leaf("IpAddressAllocationMode", mode);
-    w.leaf("NetworkAdapterType", "VMXNET3");
-    w.close();
-    w.close();
-}
-
-/// The children of an item come in the order of the alphabet, `vmw` after `rasd`. Nothing is written if nothing is wished.
-fn hardware(w: &mut Writer, settings: &Settings, names: &Names) {
-    let wish = names.wish(settings);
-    if wish.cpus == 0 && wish.memory_mb == 0 && settings.disk_gb == 0 {
-        return;
-    }
-    w.open("ovf:VirtualHardwareSection", &[]);
-    w.leaf("ovf:Info", "The VM's hardware");
-    if wish.cpus > 0 {
-        w.open("ovf:Item", &[]);
-        w.leaf("rasd:AllocationUnits", "hertz * 10^6");
-        w.leaf("rasd:Description", "Number of Virtual CPUs");
-        w.leaf("rasd:ElementName", &format!("{} virtual CPU(s)", wish.cpus));
-        w.leaf("rasd:InstanceID", "1");
-        w.leaf("rasd:ResourceType", "3");
-        w.leaf("rasd:VirtualQuantity", &wish.cpus.to_string());
-        // The attribute says that a reader may ignore the element.
-        let cores = wish.cores_per_socket.to_string();
-        w.leaf_with("vmw:CoresPerSocket", &[("ovf:required", "false")], &cores);
-        w.close();
-    }
-    if wish.memory_mb > 0 {
-        w.open("ovf:Item", &[]);
-        w.leaf("rasd:AllocationUnits", "byte * 2^20");
-        w.leaf("rasd:Description", "Memory Size");
-        w.leaf("rasd:ElementName", &format!("{} MB of memory", wish.memory_mb));
-        w.leaf("rasd:InstanceID", "2");
-        w.leaf("rasd:ResourceType", "4");
-        w.leaf("rasd:VirtualQuantity", &wish.memory_mb.to_string());
-        w.close();
-    }
-    if let Some(disk) = names.disk.as_ref().filter(|_| settings.disk_gb > 0) {
-        let capacity = (u64::from(settings.disk_gb) * 1024).to_string();
-        let host = [
-            ("vcloud:capacity", capacity.as_str()),
-            ("vcloud:busType", disk.bus_type.as_str()),
-            ("vcloud:busSubType", disk.bus_sub_type.as_str()),
-        ];
-        let told: Vec<(&str, &str)> = host.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-        w.open("ovf:Item", &[]);
-        w.leaf("rasd:AddressOnParent", &disk.address_on_parent);
-        w.leaf("rasd:Description", "Hard disk");
-        w.leaf("rasd:ElementName", "Hard disk 1");
-        w.empty("rasd:HostResource", &told);
-        w.leaf("rasd:InstanceID", &disk.instance_id);
-        w.leaf("rasd:ResourceType", "17");
-        w.close();
-    }
     w.close();
 }
 
@@ -278,17 +202,19 @@ fn guest_customization(w: &mut Writer, guest: &Guest) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::Lease;
-    use super::super::names::{Disk, Policy};
+pub(super) mod tests {
+    use super::super::hardware::Hardware;
+    use super::super::names::{Policy, Template};
+    use super::super::{IpMode, Lease};
     use super::*;
+    use crate::cloud::Secret;
     use std::time::Duration;
 
     fn policy(href: &str) -> Policy {
         Policy { href: href.into(), ..Policy::default() }
     }
 
-    fn example() -> Settings {
+    pub(in super::super) fn example() -> Settings {
         Settings {
             url: "https://h/api".into(),
             org: "o".into(),
@@ -318,16 +244,33 @@ mod tests {
         }
     }
 
+    /// What a template's document tells, with two adapters and two disks.
+    const TEMPLATE: &str = r#"<Vm xmlns:x="v"><VirtualHardwareSection>
+        <Item><InstanceID>3</InstanceID><Address>0</Address><ResourceType>6</ResourceType></Item>
+        <Item><InstanceID>5</InstanceID><ResourceType>3</ResourceType></Item>
+        <Item><InstanceID>6</InstanceID><ResourceType>4</ResourceType></Item>
+        <Item><AddressOnParent>1</AddressOnParent><HostResource x:capacity="10240"/><InstanceID>2001</InstanceID>
+          <Parent>3</Parent><ResourceType>17</ResourceType></Item>
+        <Item><AddressOnParent>2</AddressOnParent><HostResource x:capacity="10240"/><InstanceID>2002</InstanceID>
+          <Parent>3</Parent><ResourceType>17</ResourceType></Item></VirtualHardwareSection>
+        <NetworkConnectionSection><PrimaryNetworkConnectionIndex>1</PrimaryNetworkConnectionIndex>
+          <NetworkConnection network="none"><NetworkConnectionIndex>0</NetworkConnectionIndex></NetworkConnection>
+          <NetworkConnection network="VM &amp; Net"><NetworkConnectionIndex>1</NetworkConnectionIndex>
+            <NetworkAdapterType>E1000E</NetworkAdapterType></NetworkConnection></NetworkConnectionSection></Vm>"#;
+
     fn names() -> Names {
         Names {
             vdc: "https://h/api/vdc/1".into(),
             network: "https://h/api/network/2".into(),
+            network_name: "n".into(),
             storage_profile: "https://h/api/vdcStorageProfile/3".into(),
-            template: "https://h/api/vAppTemplate/vappTemplate-4".into(),
-            template_vm: "https://h/api/vAppTemplate/vm-5".into(),
-            template_vm_name: "tpl & vm".into(),
-            guest_os: String::new(),
-            disk: Some(Disk { instance_id: "2001".into(), address_on_parent: "1".into(), ..Disk::default() }),
+            template: Template {
+                href: "https://h/api/vAppTemplate/vappTemplate-4".into(),
+                vm: "https://h/api/vAppTemplate/vm-5".into(),
+                vm_name: "tpl & vm".into(),
+                hardware: Hardware::read(xml::read(TEMPLATE).unwrap().root_element(), ""),
+                ..Template::default()
+            },
             ..Names::default()
         }
     }
@@ -352,7 +295,7 @@ mod tests {
     #[test]
     fn the_request_carries_everything_in_the_schemas_order() {
         let settings = Settings { disk_gb: 80, ..example() };
-        let text = document(&settings, &names(), "ci-1", "fleet \"a\"", true, &guest()).unwrap();
+        let text = document(&settings, &names(), "ci-1", "fleet \"a\"", true, false, &guest()).unwrap();
         assert_eq!(
             outline(&text).join("\n"),
             "InstantiateVAppTemplateParams\nDescription=fleet \"a\"\nInstantiationParams\nNetworkConfigSection\n\
@@ -361,27 +304,41 @@ mod tests {
              VmGeneralParams\nName=ci-1\nDescription=fleet \"a\"\nNeedsCustomization=true\nRegenerateBiosUuid=true\n\
              InstantiationParams\nNetworkConnectionSection\nInfo=The VM's network\nPrimaryNetworkConnectionIndex=0\n\
              NetworkConnection\nNetworkConnectionIndex=0\nIsConnected=true\nIpAddressAllocationMode=POOL\n\
-             NetworkAdapterType=VMXNET3\nVirtualHardwareSection\nInfo=The VM's hardware\n\
-             Item\nAllocationUnits=hertz * 10^6\nDescription=Number of Virtual CPUs\nElementName=4 virtual CPU(s)\nInstanceID=1\n\
+             NetworkAdapterType=E1000E\nVirtualHardwareSection\nInfo=The VM's hardware\n\
+             Item\nAllocationUnits=hertz * 10^6\nDescription=Number of Virtual CPUs\nElementName=4 virtual CPU(s)\nInstanceID=5\n\
              ResourceType=3\nVirtualQuantity=4\nCoresPerSocket=2\n\
-             Item\nAllocationUnits=byte * 2^20\nDescription=Memory Size\nElementName=8192 MB of memory\nInstanceID=2\n\
+             Item\nAllocationUnits=byte * 2^20\nDescription=Memory Size\nElementName=8192 MB of memory\nInstanceID=6\n\
              ResourceType=4\nVirtualQuantity=8192\n\
-             Item\nAddressOnParent=1\nDescription=Hard disk\nElementName=Hard disk 1\nHostResource\nInstanceID=2001\nResourceType=17\n\
+             Item\nAddressOnParent=1\nDescription=Hard disk\nElementName=Hard disk 1\nHostResource\nInstanceID=2001\nParent\nResourceType=17\n\
+             VirtualQuantity=85899345920\nVirtualQuantityUnits=byte\n\
              GuestCustomizationSection\nInfo=The guest\nEnabled=true\nAdminPasswordEnabled=true\nAdminPasswordAuto=false\n\
              AdminPassword=p<w\nResetPasswordRequired=false\nCustomizationScript=#!/bin/sh\necho \"<&>\"\r\n\nComputerName=ci-1\n\
-             StorageProfile=https://h/api/vdcStorageProfile/3\nAllEULAsAccepted=true"
+             NetworkAssignment\nStorageProfile=https://h/api/vdcStorageProfile/3\nAllEULAsAccepted=true"
         );
-        assert!(
-            text.contains("deploy=\"true\" powerOn=\"true\"") && text.contains("vcloud:capacity=\"81920\""),
-            "{text}"
-        );
+        for part in [
+            "deploy=\"true\" powerOn=\"true\"",
+            "vcloud:capacity=\"81920\"",
+            "<NetworkAssignment innerNetwork=\"VM &amp; Net\" containerNetwork=\"n\"/>",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_template_that_shows_nothing_gets_what_most_have() {
+        let names = Names { template: Template::default(), ..names() };
+        let text = document(&example(), &names, "ci-1", "d", true, false, &guest()).unwrap();
+        for part in ["<rasd:InstanceID>4</rasd:InstanceID><rasd:ResourceType>3<", ">5</rasd:InstanceID>", ">VMXNET3<"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(!text.contains("NetworkAssignment"), "{text}");
     }
 
     #[test]
     fn what_is_not_asked_for_is_left_out() {
         let settings = Settings { ip_mode: IpMode::Dhcp, ..example() };
         let guest = Guest { computer_name: "ci-1".into(), script: None, password: None };
-        let text = document(&settings, &names(), "ci-1", "d", true, &guest).unwrap();
+        let text = document(&settings, &names(), "ci-1", "d", true, false, &guest).unwrap();
         for absent in ["Hard disk", "<AdminPassword>", "CustomizationScript", "POOL"] {
             assert!(!text.contains(absent), "{absent} in {text}");
         }
@@ -394,7 +351,7 @@ mod tests {
     #[test]
     fn a_password_that_xml_cannot_carry_is_refused_without_being_shown() {
         let guest = Guest { password: Some(Secret::new("pw\u{1}")), ..guest() };
-        assert_eq!(document(&example(), &names(), "ci-1", "d", true, &guest), Err("AdminPassword"));
+        assert_eq!(document(&example(), &names(), "ci-1", "d", true, false, &guest), Err("AdminPassword"));
     }
 
     #[test]
@@ -411,7 +368,7 @@ mod tests {
             sizing_policy: Some(policy("https://h/cloudapi/s")),
             ..names()
         };
-        let text = document(&settings, &names, "ci-1", "d", false, &guest()).unwrap();
+        let text = document(&settings, &names, "ci-1", "d", false, true, &guest()).unwrap();
         let expected = [
             "ComposeVAppParams",
             "deploy=\"false\" powerOn=\"false\"",
@@ -430,7 +387,7 @@ mod tests {
                 && !text.contains("<Source href=\"https://h/api/vAppTemplate/vapp")
         );
         let bare = Settings { cpus: 0, cores_per_socket: 0, memory_mb: 0, ..example() };
-        let text = document(&bare, &names, "ci-1", "d", true, &guest()).unwrap();
+        let text = document(&bare, &names, "ci-1", "d", true, false, &guest()).unwrap();
         assert!(!text.contains("VirtualHardwareSection"), "{text}");
     }
 }

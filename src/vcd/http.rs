@@ -38,7 +38,7 @@ const MAX_REDIRECTS: usize = 3;
 /// A longer `Retry-After` is cut to this.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// Sent as `User-Agent`.
-const USER_AGENT: &str = concat!("fleeting-plugin-vcd/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT: &str = concat!("fleeting-plugin-vcd/", env!("CARGO_PKG_VERSION"));
 
 /// The operations that are counted: those of `Request`, and what the client does for itself.
 const OPERATIONS: [&str; 18] = [
@@ -160,6 +160,13 @@ fn on_same_origin(url: &str, place: &str) -> Option<String> {
     (plain && origin(&here)? == origin(&there)?).then_some(target)
 }
 
+/// True if `place` is on the host of `url`, but over TLS.
+fn is_same_over_https(url: &str, place: &str) -> bool {
+    let origin = |url: &str| url.parse::<Uri>().ok().as_ref().and_then(origin);
+    let (Some(here), Some(there)) = (origin(url), origin(place)) else { return false };
+    here.0 == Scheme::HTTP && there.0 == Scheme::HTTPS && here.1 == there.1
+}
+
 /// The proxy for `site` that the environment names, by the common rules: `HTTPS_PROXY` (or `HTTP_PROXY` for `http://`),
 /// else `ALL_PROXY`, in capitals or not, unless `NO_PROXY` names the host.
 pub(super) fn proxy(site: &Site, env: impl Fn(&str) -> Option<String>) -> Result<Option<Proxy>, String> {
@@ -249,6 +256,8 @@ pub(super) struct Received {
     pub(super) retry_after: Option<Duration>,
     /// Where a redirect leads.
     pub(super) location: Option<String>,
+    /// It is one from `http://` to `https://` on the same host.
+    pub(super) is_for_https: bool,
     /// VCD's name of the request, for its support.
     pub(super) request_id: Option<String>,
     /// Empty if it did not come whole and the status is not a good one.
@@ -268,12 +277,15 @@ pub(super) struct Lost {
 #[derive(Clone, Default)]
 pub(super) struct Shown {
     pub(super) token: Option<Secret>,
+    /// What VCD gave for the next login.
+    pub(super) next: Option<Secret>,
     pub(super) bearer: Option<Arc<str>>,
 }
 
 impl Shown {
     pub(super) fn secrets(&self) -> Vec<&str> {
-        self.token.as_ref().map(Secret::reveal).into_iter().chain(self.bearer.as_deref()).collect()
+        let tokens = [&self.token, &self.next].into_iter().flatten().map(Secret::reveal);
+        tokens.chain(self.bearer.as_deref()).collect()
     }
 }
 
@@ -389,7 +401,9 @@ impl Http {
             if !matches!(got.status, 301 | 302 | 303 | 307 | 308) || ask.method != Method::GET {
                 break;
             }
-            let Some(url) = got.location.as_deref().and_then(|place| on_same_origin(ask.url, place)) else { break };
+            let place = got.location.as_deref().unwrap_or_default();
+            got.is_for_https = is_same_over_https(ask.url, place);
+            let Some(url) = on_same_origin(ask.url, place) else { break };
             let timeout = ask.timeout.unwrap_or(FIRST_TIMEOUT).saturating_sub(began.elapsed());
             if timeout.is_zero() {
                 break;
@@ -404,6 +418,7 @@ impl Http {
         let result = self.run(ask);
         let took = began.elapsed();
         let ms = took.as_millis();
+        super::record::note(ask, &result, took);
         if log::log_enabled!(log::Level::Debug) {
             let mut line = match &result {
                 Ok(got) => format!("{} /{place}: {} in {ms} ms", ask.method, got.status),
@@ -458,7 +473,8 @@ impl Http {
             }
             Err(_) => String::new(),
         };
-        Ok(Received { status: status.as_u16(), now, retry_after, location, request_id, body })
+        let status = status.as_u16();
+        Ok(Received { status, now, retry_after, location, is_for_https: false, request_id, body })
     }
 
     fn send<B: ureq::AsSendBody>(
@@ -565,6 +581,22 @@ mod tests {
         ] {
             assert_eq!(on_same_origin(from, place).as_deref(), leads, "{place}");
         }
+    }
+
+    #[test]
+    fn a_redirect_to_the_same_host_over_tls_is_known() {
+        let from = "http://vcd.example.com:8080/api/versions";
+        for (place, is) in [
+            ("https://VCD.example.com/api/versions", true),
+            ("https://vcd.example.com:8443/", true),
+            ("https://other.example.com/api/versions", false),
+            ("http://vcd.example.com/api/versions", false),
+            ("/api/versions", false),
+            ("", false),
+        ] {
+            assert_eq!(is_same_over_https(from, place), is, "{place}");
+        }
+        assert!(!is_same_over_https("https://vcd.example.com/api", "https://vcd.example.com/api"));
     }
 
     #[test]

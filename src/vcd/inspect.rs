@@ -2,9 +2,9 @@
 //! none of this. It judges nothing: what is enough for a group is the caller's to say.
 
 use super::errors::{self, Stage};
+use super::hardware::has_tpm;
 use super::http::encode;
-use super::names::{Names, has_tpm};
-use super::{Call, Client, Settings, last_part, query, xml};
+use super::{Call, Client, Settings, TokenKind, query, xml};
 use crate::cloud::{ErrorKind, Href, VcdError};
 use roxmltree::Node;
 use std::net::Ipv4Addr;
@@ -28,6 +28,10 @@ pub struct Login {
     pub api_version: String,
     /// How long a session lasts, if VCD said so.
     pub life: Option<Duration>,
+    /// What the token is.
+    pub token: TokenKind,
+    /// Why the token for the next login could not be written, if so.
+    pub unsaved: Option<VcdError>,
     /// The user's name; empty if VCD did not tell.
     pub user: String,
     /// The org's name as VCD writes it; empty if VCD did not tell.
@@ -56,6 +60,8 @@ pub struct VdcFacts {
 /// A network's static pool (`GET /api/network/ID`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkFacts {
+    /// Its name.
+    pub name: String,
     /// Addresses in the static pool.
     pub pool: u64,
     /// Of these so many are in use; `None` if VCD does not tell.
@@ -65,6 +71,8 @@ pub struct NetworkFacts {
 /// A storage profile's limit (`OrgVdcStorageProfileRecord`), MB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageFacts {
+    /// Its name.
+    pub name: String,
     /// `None`: no limit.
     pub limit_mb: Option<u64>,
     /// In use.
@@ -80,10 +88,10 @@ pub struct TemplateFacts {
     pub catalog: String,
     /// The guest OS as VCD shows it.
     pub guest_os: String,
-    /// CPUs and memory in MB, 0 if not told.
-    pub hardware: (u64, u64),
-    /// Size of the first disk in MB, if it has one.
-    pub disk_mb: Option<u64>,
+    /// Its disks, the boot disk first; none if VCD does not show them.
+    pub disks: Vec<DiskFacts>,
+    /// The networks that its adapters are on, as it calls them.
+    pub networks: Vec<String>,
     /// Version of VMware Tools; `Some("0")` or empty: none installed; `None`: VCD does not tell.
     pub tools: Option<String>,
     /// Guest customization is turned on in the template; `None`: VCD does not tell.
@@ -92,6 +100,15 @@ pub struct TemplateFacts {
     pub nics: usize,
     /// It has a TPM.
     pub tpm: bool,
+}
+
+/// A disk of a template's VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskFacts {
+    /// Its controller's number and its own there.
+    pub place: (u64, u64),
+    /// Its size in MB, 0 if not told.
+    pub mb: u64,
 }
 
 /// The org's rules for leases of vApps (`VAppLeaseSettings`); zero: never.
@@ -120,9 +137,12 @@ impl Inspector {
     fn session(&self) -> Result<Login, VcdError> {
         let call = call("read the session");
         let pass = self.0.pass(None, call.deadline)?;
+        let (token, unsaved) = self.0.session.token();
         let mut login = Login {
             api_version: pass.version.to_string(),
             life: self.0.session.view(&self.0.http).ends_in,
+            token,
+            unsaved,
             ..Login::default()
         };
         // Who we are is not needed for anything but this report.
@@ -182,7 +202,7 @@ impl Inspector {
             let memory = memory.filter(|m| xml::text(*m, "Units") == Some("MB"));
             let filter = format!("isVAppTemplate==false;vdc=={}", query::value(&href));
             let mut vms = 0;
-            self.0.page(&call, "vm", &filter, "sortAsc=name", 1, |record| {
+            self.0.page(&call, "vm", &filter, "sortAsc=name", 1, &mut |record| {
                 let total = record.parent_element().and_then(|all| xml::attribute(all, "total"));
                 vms = total.and_then(|n| n.parse().ok()).unwrap_or(vms + 1);
                 Ok(())
@@ -203,7 +223,7 @@ impl Inspector {
     pub fn network(&self, vdc: Option<&Href>) -> Result<NetworkFacts, VcdError> {
         let call = call(format!("read network {:?}", self.0.settings.network));
         self.finish((|| {
-            let href = self.0.find_network(&call, vdc)?;
+            let (href, name) = self.0.find_network(&call, vdc)?;
             let got = self.0.send(&call, Method::GET, &href, None)?;
             let document = xml::read(&got.body).map_err(|why| unusable(&call, why))?;
             let (mut pool, mut used) = (0, None);
@@ -213,7 +233,7 @@ impl Inspector {
                     used = Some(used.unwrap_or(0) + xml::children(allocated, "IpAddress").count() as u64);
                 }
             }
-            Ok(NetworkFacts { pool, used })
+            Ok(NetworkFacts { name, pool, used })
         })())
     }
 
@@ -222,18 +242,8 @@ impl Inspector {
         let call = call(format!("read storage profile {:?}", self.0.settings.storage_profile));
         self.finish((|| {
             let profile = self.0.find_storage_profile(&call, vdc)?;
-            let name = query::value(&self.0.settings.storage_profile);
-            let mut facts = StorageFacts { limit_mb: None, used_mb: 0 };
-            self.0.records(&call, "orgVdcStorageProfile", &format!("name=={name}"), |record| {
-                let same = xml::attribute(record, "href").is_some_and(|href| last_part(href) == last_part(&profile));
-                if same {
-                    let number = |name| xml::attribute(record, name).and_then(|n| n.parse::<u64>().ok());
-                    facts.limit_mb = number("storageLimitMB").filter(|mb| *mb > 0);
-                    facts.used_mb = number("storageUsedMB").unwrap_or(0);
-                }
-                Ok(())
-            })?;
-            Ok(facts)
+            let (limit, used_mb) = self.0.storage_use(&call, &profile)?;
+            Ok(StorageFacts { name: profile.1, limit_mb: Some(limit).filter(|mb| *mb > 0), used_mb })
         })())
     }
 
@@ -247,8 +257,8 @@ impl Inspector {
     pub fn template(&self) -> Result<TemplateFacts, VcdError> {
         let call = call(format!("read template {:?}", self.0.settings.template));
         self.finish((|| {
-            let found = Names::default().with(self.0.find_template(&call)?);
-            let got = self.0.send(&call, Method::GET, &found.template_vm, None)?;
+            let found = self.0.find_template(&call)?;
+            let got = self.0.send(&call, Method::GET, &found.vm, None)?;
             let document = xml::read(&got.body).map_err(|why| unusable(&call, why))?;
             let root = document.root_element();
             let guest = elements(root, "GuestCustomizationSection").next();
@@ -257,16 +267,13 @@ impl Inspector {
             let tools = tools
                 .map(|tools| tools.text().unwrap_or_default().trim().to_owned())
                 .or(runtime.map(|tools| xml::attribute(tools, "version").unwrap_or_default().to_owned()));
-            let quantity = |kind: &str| {
-                let item = elements(root, "Item").find(|item| xml::text(*item, "ResourceType") == Some(kind));
-                item.and_then(|item| number(item, "VirtualQuantity")).unwrap_or(0)
-            };
+            let disks = found.hardware.disks.iter().map(|disk| DiskFacts { place: disk.place, mb: disk.mb });
             Ok(TemplateFacts {
-                name: found.template_name,
-                catalog: found.catalog_name,
+                name: found.name,
+                catalog: found.catalog,
                 guest_os: found.guest_os,
-                hardware: (quantity("3"), quantity("4")),
-                disk_mb: found.disk.map(|disk| disk.capacity_mb),
+                disks: disks.collect(),
+                networks: found.hardware.networks,
                 tools,
                 customizes: guest.and_then(|g| xml::text(g, "Enabled")).map(|enabled| enabled == "true"),
                 nics: elements(root, "NetworkConnection").count(),

@@ -1,42 +1,61 @@
-//! Names to links: what `Settings` names is looked up once, each kind by one query, and all that is wrong is told at once.
+//! Names to links: what `Settings` names is looked up once, each kind by one query, and all that is wrong is told at once. An id
+//! or a link may stand for a name: that is asked for directly, and taken for what is meant.
 
 use super::errors::{self, Stage};
-use super::query::{fits, unix_ms};
+use super::hardware::{self, Hardware};
+use super::query::{self, fits, unix_ms};
 use super::watch::is_refusal;
-use super::{Call, Client, Settings, last_part, query, xml};
-use crate::cloud::{ErrorKind, Href, UnixMs, VcdError};
+use super::{Call, Client, Settings, last_part, xml};
+use crate::cloud::{ErrorKind, Href, VcdError};
 use roxmltree::Node;
 use ureq::http::Method;
 
-/// An error lists at most so many candidates for an ambiguous name.
+/// An error lists at most so many candidates for an ambiguous name; and so many are looked at more closely, to choose one.
 const MAX_CANDIDATES: usize = 5;
 /// Compute policies asked for in one page: names are unique in a VDC, as a rule.
 const MAX_POLICIES: usize = 25;
-/// MB in a GB, as disks are counted.
-const MB_PER_GB: u64 = 1024;
-/// Template states, in words, that nothing can be made from.
-const UNUSABLE: [&str; 5] = ["FAILED_CREATION", "UNKNOWN", "UNRECOGNIZED", "UNRESOLVED", "LOCAL_COPY_UNAVAILABLE"];
+/// Bytes of a UUID.
+const UUID: usize = 36;
+/// Template states that nothing can be made from: in words, and by their number in documents.
+const UNUSABLE: [(&str, &str); 13] = [
+    ("FAILED_CREATION", "-1"),
+    ("UNRESOLVED", "0"),
+    ("UNKNOWN", "6"),
+    ("UNRECOGNIZED", "7"),
+    ("INCONSISTENT_STATE", "9"),
+    ("DESCRIPTOR_PENDING", "11"),
+    ("COPYING_CONTENTS", "12"),
+    ("DISK_CONTENTS_PENDING", "13"),
+    ("QUARANTINED", "14"),
+    ("QUARANTINE_EXPIRED", "15"),
+    ("REJECTED", "16"),
+    ("TRANSFER_TIMEOUT", "17"),
+    ("LOCAL_COPY_UNAVAILABLE", ""),
+];
 
 /// The links behind the names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Names {
     pub(super) vdc: Href,
     pub(super) network: Href,
+    pub(super) network_name: String,
     pub(super) storage_profile: Href,
-    pub(super) template: Href,
-    pub(super) template_vm: Href,
-    pub(super) template_vm_name: String,
-    /// The template's own name and its catalog's, where a pattern chose them.
-    pub(super) template_name: String,
-    pub(super) catalog_name: String,
-    pub(super) guest_os: String,
-    pub(super) disk: Option<Disk>,
-    /// Its guest does not boot without a TPM, and the template has none.
-    pub(super) needs_tpm: bool,
-    /// It has a device that does not let it be suspended.
-    pub(super) passthrough: bool,
+    pub(super) template: Template,
     pub(super) sizing_policy: Option<Policy>,
     pub(super) placement_policy: Option<Policy>,
+}
+
+/// The template, and its one VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Template {
+    pub(super) href: Href,
+    /// Its own name and its catalog's, where a pattern chose them.
+    pub(super) name: String,
+    pub(super) catalog: String,
+    pub(super) vm: Href,
+    pub(super) vm_name: String,
+    pub(super) guest_os: String,
+    pub(super) hardware: Hardware,
 }
 
 /// A compute policy. What it fixes wins over the numbers in a request.
@@ -57,53 +76,137 @@ pub(super) struct Wish {
     pub(super) memory_mb: u32,
 }
 
-/// The template's first hard disk, as VCD wants to hear of it again.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Disk {
-    pub(super) instance_id: String,
-    pub(super) address_on_parent: String,
-    pub(super) bus_type: String,
-    pub(super) bus_sub_type: String,
-    pub(super) capacity_mb: u64,
+/// A kind of things that a key names, by name, id or link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "VCD's own words")]
+pub enum Kind {
+    Vdc,
+    Network,
+    Catalog,
+    Template,
+    StorageProfile,
 }
 
-/// What the searches want of a record.
+impl Kind {
+    /// In words, in an id, and in a link before the UUID.
+    fn forms(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Kind::Vdc => ("VDC", "vdc", "/api/vdc/"),
+            Kind::Network => ("network", "network", "/api/network/"),
+            Kind::Catalog => ("catalog", "catalog", "/api/catalog/"),
+            Kind::Template => ("template", "vapptemplate", "/api/vAppTemplate/vappTemplate-"),
+            Kind::StorageProfile => ("storage profile", "vdcstorageProfile", "/api/vdcStorageProfile/"),
+        }
+    }
+
+    fn word(self) -> &'static str {
+        self.forms().0
+    }
+
+    /// The UUID of one of this kind, if `text` is its id or a link to it.
+    fn uuid(self, text: &str) -> Option<&str> {
+        let text = text.trim_end_matches('/');
+        let (before, uuid) = text.split_at_checked(text.len().checked_sub(UUID)?)?;
+        let (_, id, path) = self.forms();
+        let (before, id) = (before.to_lowercase(), format!("urn:vcloud:{id}:").to_lowercase());
+        // What comes before may be the newer API, or the administrator's part of it.
+        let path = path.trim_start_matches("/api").to_lowercase();
+        let fits = before == id || (is_link(text) && (before.ends_with(&path) || before.ends_with(&id)));
+        (fits && is_uuid(uuid)).then_some(uuid)
+    }
+
+    /// The id of the thing that a link leads to.
+    fn id_of(self, href: &str) -> String {
+        let uuid = href.len().checked_sub(UUID).and_then(|at| href.get(at..)).unwrap_or(href);
+        format!("urn:vcloud:{}:{uuid}", self.forms().1)
+    }
+}
+
+fn is_link(text: &str) -> bool {
+    text.starts_with("https://") || text.starts_with("http://")
+}
+
+fn is_uuid(text: &str) -> bool {
+    let fits = |(at, byte): (usize, u8)| match at {
+        8 | 13 | 18 | 23 => byte == b'-',
+        _ => byte.is_ascii_hexdigit(),
+    };
+    text.len() == UUID && text.bytes().enumerate().all(fits)
+}
+
+/// What is wrong with a name that begins like an id or a link and is none of its kind.
+pub fn check_name(kind: Kind, text: &str) -> Result<(), String> {
+    let (word, id, path) = kind.forms();
+    if !(is_link(text) || text.starts_with("urn:")) || kind.uuid(text).is_some() {
+        return Ok(());
+    }
+    Err(format!("expected the name of a {word}, its id (urn:vcloud:{id}:UUID) or its link (https://HOST{path}UUID)"))
+}
+
+/// A record that a search found.
 #[derive(Debug)]
 struct Found {
     href: Href,
-    name: String,
-    /// `container`, `ownerName` or `vdcName`: tells candidates apart.
-    place: String,
-    container: Option<String>,
-    catalog: String,
-    created: Option<UnixMs>,
-    guest_os: String,
-    enabled: bool,
-    status: String,
-}
-
-/// The template, by its one VM.
-pub(super) struct Template {
-    href: Href,
-    name: String,
-    catalog: String,
-    vm: Found,
-    inside: Inside,
-}
-
-/// What only the template's VM's own document tells.
-struct Inside {
-    disk: Option<Disk>,
-    needs_tpm: bool,
-    passthrough: bool,
+    attributes: Vec<(String, String)>,
 }
 
 impl Found {
+    fn get(&self, name: &str) -> &str {
+        self.attributes.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
+    }
+
+    fn name(&self) -> &str {
+        self.get("name")
+    }
+
+    /// What tells candidates apart.
+    fn place(&self) -> &str {
+        ["vdcName", "orgName", "ownerName"].map(|name| self.get(name)).into_iter().find(|p| !p.is_empty()).unwrap_or("")
+    }
+
+    /// The catalog that holds it, where there may be several of its name.
+    fn catalog(&self) -> &str {
+        [self.get("catalog"), self.get("org")].into_iter().find(|id| !id.is_empty()).map_or("", last_part)
+    }
+
     /// For a list of candidates.
-    fn shown(&self, href: &str) -> String {
-        let catalog = if self.catalog.is_empty() { String::new() } else { format!(" in catalog {:?}", self.catalog) };
-        let place = if self.place.is_empty() { String::new() } else { format!(" ({})", self.place) };
-        format!("{href}{catalog}{place}")
+    fn shown(&self, kind: Kind) -> String {
+        let place = if self.place().is_empty() { String::new() } else { format!(" ({})", self.place()) };
+        // A catalog item stands for what is behind it.
+        let href = [self.get("entity"), &self.href].into_iter().find(|href| !href.is_empty()).unwrap_or_default();
+        format!("{:?}{place}", kind.id_of(href))
+    }
+
+    /// Why nothing can be made from this template, if nothing can.
+    fn unfit(&self) -> Option<String> {
+        if self.get("isExpired") == "true" {
+            return Some("the template has expired".into());
+        }
+        let state = UNUSABLE.iter().find(|(word, _)| *word == self.get("status"))?;
+        Some(unusable_state(state.0, self.get("isBusy") == "true"))
+    }
+}
+
+fn unusable_state(state: &str, busy: bool) -> String {
+    let why = if busy { ", and a task works on it: as a rule it is being copied" } else { "" };
+    format!("the template is in state {state}{why}")
+}
+
+/// A catalog that was named by its id or together with its org.
+struct Catalog {
+    id: String,
+    org: Option<String>,
+    name: String,
+}
+
+impl Catalog {
+    fn holds(&self, record: &Found) -> bool {
+        let (catalog, org) = (record.get("catalog"), record.get("org"));
+        match catalog.is_empty() {
+            false => last_part(catalog) == self.id,
+            // Names are unique in an org.
+            true => record.get("catalogName") == self.name && self.org.as_deref().is_none_or(|id| id == last_part(org)),
+        }
     }
 }
 
@@ -148,11 +251,11 @@ impl Client {
         }
         let template = wrong.keep(self.find_template(call))?;
         match (vdc, network, storage_profile, template) {
-            (Some(vdc), Some(network), Some(storage_profile), Some(template)) if wrong.0.is_empty() => {
+            (Some(vdc), Some((network, network_name)), Some((storage_profile, _)), Some(template))
+                if wrong.0.is_empty() =>
+            {
                 let [sizing_policy, placement_policy] = policies;
-                let names =
-                    Names { vdc, network, storage_profile, sizing_policy, placement_policy, ..Names::default() };
-                Ok(names.with(template))
+                Ok(Names { vdc, network, network_name, storage_profile, template, sizing_policy, placement_policy })
             }
             _ => Err(wrong.0),
         }
@@ -160,16 +263,39 @@ impl Client {
 
     /// Looks the template up anew; the rest stays.
     pub(super) fn resolve_template(&self, call: &Call, old: &Names) -> Result<Names, Vec<VcdError>> {
-        self.find_template(call).map(|template| old.clone().with(template)).map_err(|e| vec![e])
+        self.find_template(call).map(|template| Names { template, ..old.clone() }).map_err(|e| vec![e])
     }
 
     pub(super) fn find_policy(&self, call: &Call, vdc: &Href, name: &str, sizing: bool) -> Search<Policy> {
         let kind = if sizing { "sizing policy" } else { "placement policy" };
-        let root = &self.site.root;
-        let (id, wanted) = (last_part(vdc), query::value(name));
+        let mut found = self.policies(call, vdc, name, sizing, &query::value(name))?;
+        if found.is_empty() && query::value(name) != query::bare_value(name) {
+            found = self.policies(call, vdc, name, sizing, &query::bare_value(name))?;
+        }
+        match (found.pop(), found.is_empty()) {
+            (None, _) => Err(unknown(kind, name, &self.in_vdc())),
+            (Some((_, policy)), true) => Ok(policy),
+            (Some(last), false) => {
+                found.push(last);
+                let ids: Vec<String> = found.into_iter().map(|(id, _)| id).collect();
+                Err(ambiguous(kind, name, &self.in_vdc(), &ids, "rename one of them"))
+            }
+        }
+    }
+
+    /// The policies of a name, with their ids.
+    fn policies(
+        &self,
+        call: &Call,
+        vdc: &Href,
+        name: &str,
+        sizing: bool,
+        value: &str,
+    ) -> Search<Vec<(String, Policy)>> {
+        let (root, id) = (&self.site.root, last_part(vdc));
         let url = format!(
             "{root}/cloudapi/2.0.0/vdcs/urn:vcloud:vdc:{id}/computePolicies?page=1&pageSize={MAX_POLICIES}\
-             &filter=name=={wanted}"
+             &filter=name=={value}"
         );
         let got = self.send_for("application/json", call, Method::GET, &url, None)?;
         let unusable = || errors::unusable(&call.what, Stage::Read, got.status, "not a list of compute policies");
@@ -177,7 +303,7 @@ impl Client {
         let values = json.get("values").and_then(|v| v.as_array()).ok_or_else(unusable)?;
         let text = |policy: &serde_json::Value, key: &str| policy.get(key).and_then(|v| v.as_str()).map(str::to_owned);
         let fixes = |policy: &serde_json::Value, key: &str| policy.get(key).is_some_and(|v| !v.is_null());
-        let mut found: Vec<(String, Policy)> = values
+        let found = values
             .iter()
             .filter(|policy| text(policy, "name").as_deref() == Some(name))
             // An older VCD may not say of which kind a policy is.
@@ -188,267 +314,443 @@ impl Client {
                 let (fixes_cpus, fixes_memory) = (fixes(policy, "cpuCount"), fixes(policy, "memory"));
                 let vgpu = policy.get("isVgpuPolicy").and_then(|v| v.as_bool()) == Some(true);
                 Some((id, Policy { href, fixes_cpus, fixes_memory, vgpu }))
-            })
-            .collect();
-        match (found.pop(), found.is_empty()) {
-            (None, _) => Err(unknown(kind, name, &self.in_vdc())),
-            (Some((_, policy)), true) => Ok(policy),
-            (Some(last), false) => {
-                found.push(last);
-                let ids: Vec<String> = found.into_iter().map(|(id, _)| id).collect();
-                Err(ambiguous(kind, name, &self.in_vdc(), &ids))
-            }
-        }
+            });
+        Ok(found.collect())
     }
 
     pub(super) fn find_vdc(&self, call: &Call) -> Search<Href> {
         let name = &self.settings.vdc;
-        let filter = format!("name=={}", query::value(name));
-        let vdc = one("VDC", name, &self.org(), self.search(call, "orgVdc", &filter, named(name))?)?;
-        if !vdc.enabled {
-            return Err(errors::own(ErrorKind::State, format!("find VDC {name:?}"), "the VDC is disabled"));
+        let (href, enabled) = match self.by_id(call, Kind::Vdc, name)? {
+            Some((href, body)) => {
+                let document = self.document(call, &body)?;
+                (href, xml::text(document.root_element(), "IsEnabled") != Some("false"))
+            }
+            None => {
+                let filter = |escape: fn(&str) -> String| format!("name=={}", escape(name));
+                let vdc = one(Kind::Vdc, name, &self.org(), self.search(call, "orgVdc", &filter, &named(name))?)?;
+                let enabled = vdc.get("isEnabled") != "false";
+                (vdc.href, enabled)
+            }
+        };
+        match enabled {
+            true => Ok(href),
+            false => Err(errors::own(ErrorKind::State, format!("find VDC {name:?}"), "the VDC is disabled")),
         }
-        Ok(vdc.href)
     }
 
-    pub(super) fn find_network(&self, call: &Call, vdc: Option<&Href>) -> Search<Href> {
+    /// The network and its name. One of another VDC counts if that shares it, or a group of VDCs does.
+    pub(super) fn find_network(&self, call: &Call, vdc: Option<&Href>) -> Search<(Href, String)> {
         let name = &self.settings.network;
-        let by_name = format!("name=={}", query::value(name));
+        if let Some((href, body)) = self.by_id(call, Kind::Network, name)? {
+            return self.with_name(call, href, &body);
+        }
         let mut found = Vec::new();
         if let Some(vdc) = vdc {
-            let filter = format!("{by_name};vdc=={}", query::value(vdc));
-            found = self.search(call, "orgVdcNetwork", &filter, named(name))?;
+            let filter = |escape: fn(&str) -> String| format!("name=={};vdc=={}", escape(name), query::value(vdc));
+            found = self.search(call, "orgVdcNetwork", &filter, &named(name))?;
         }
         if found.is_empty() {
-            // The network of a VDC group belongs to another VDC of the group, or to none.
-            found = self.search(call, "orgVdcNetwork", &by_name, named(name))?;
+            let filter = |escape: fn(&str) -> String| format!("name=={}", escape(name));
+            let all = self.search(call, "orgVdcNetwork", &filter, &named(name))?;
+            let Some(vdc) = vdc else {
+                // Which of them is meant cannot be told while the VDC is not known; that there is one is enough.
+                let network = all.into_iter().next().ok_or_else(|| unknown("network", name, &self.in_vdc()))?;
+                return Ok((network.href, name.clone()));
+            };
+            let elsewhere: Vec<String>;
+            (found, elsewhere) = self.within_reach(call, vdc, all)?;
+            if found.is_empty() && !elsewhere.is_empty() {
+                let places: Vec<String> = elsewhere.into_iter().take(MAX_CANDIDATES).collect();
+                let why = format!(
+                    "there is no network of this name in {}, but in {}, which does not share it",
+                    self.in_vdc(),
+                    places.join(" and ")
+                );
+                return Err(errors::own(ErrorKind::NotFound, format!("find network {name:?}"), why));
+            }
         }
-        Ok(one("network", name, &self.in_vdc(), found)?.href)
+        let network = one(Kind::Network, name, &self.in_vdc(), found)?;
+        Ok((network.href, name.clone()))
     }
 
-    pub(super) fn find_storage_profile(&self, call: &Call, vdc: Option<&Href>) -> Search<Href> {
+    /// Those networks of other VDCs that a VDC may use, and the VDCs of the others. Their records tell it, or the VDC's own list,
+    /// or who owns them.
+    fn within_reach(&self, call: &Call, vdc: &Href, all: Vec<Found>) -> Search<(Vec<Found>, Vec<String>)> {
+        let is_open = |network: &Found| {
+            network.get("isShared") == "true" || !network.get("vdcGroupId").is_empty() || network.get("vdc").is_empty()
+        };
+        let (mut found, others): (Vec<Found>, Vec<Found>) = all.into_iter().partition(is_open);
+        let mut elsewhere = Vec::new();
+        if others.is_empty() {
+            return Ok((found, elsewhere));
+        }
+        let got = self.send(call, Method::GET, vdc, None)?;
+        let document = self.document(call, &got.body)?;
+        let list = xml::child(document.root_element(), "AvailableNetworks");
+        let list = list.into_iter().flat_map(|list| xml::children(list, "Network"));
+        let listed: Vec<&str> = list.filter_map(|entry| xml::attribute(entry, "href")).map(last_part).collect();
+        let mut asked = 0;
+        for network in others {
+            let is_listed = listed.contains(&last_part(&network.href));
+            if !is_listed {
+                asked += 1;
+            }
+            match is_listed || (asked <= MAX_CANDIDATES && self.is_of_a_group(call, &network)?) {
+                true => found.push(network),
+                false => elsewhere.push(format!("VDC {:?}", network.place())),
+            }
+        }
+        Ok((found, elsewhere))
+    }
+
+    /// The newer API tells of a network who owns it: a VDC, or a group of VDCs.
+    fn is_of_a_group(&self, call: &Call, network: &Found) -> Search<bool> {
+        let url = format!("{}/cloudapi/1.0.0/orgVdcNetworks/{}", self.site.root, Kind::Network.id_of(&network.href));
+        match self.send_for("application/json", call, Method::GET, &url, None) {
+            Ok(got) => {
+                let json: serde_json::Value = serde_json::from_str(&got.body).unwrap_or_default();
+                let owner = json.get("ownerRef").and_then(|owner| owner.get("id")).and_then(|id| id.as_str());
+                Ok(owner.is_some_and(|id| id.to_lowercase().starts_with("urn:vcloud:vdcgroup:")))
+            }
+            Err(e) if is_refusal(&e) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The storage profile and its name.
+    pub(super) fn find_storage_profile(&self, call: &Call, vdc: Option<&Href>) -> Search<(Href, String)> {
         let name = &self.settings.storage_profile;
-        let mut filter = format!("name=={}", query::value(name));
-        if let Some(vdc) = vdc {
-            filter = format!("{filter};vdc=={}", query::value(vdc));
+        let (found, enabled) = match self.by_id(call, Kind::StorageProfile, name)? {
+            Some((href, body)) => {
+                let enabled = xml::text(self.document(call, &body)?.root_element(), "Enabled") != Some("false");
+                (self.with_name(call, href, &body)?, enabled)
+            }
+            None => {
+                let mut found = self.storage_profiles(call, name, vdc)?;
+                if vdc.is_none() {
+                    // Which of them is meant cannot be told while the VDC is not known; that there is one is enough.
+                    found.truncate(1);
+                }
+                let profile = one(Kind::StorageProfile, name, &self.in_vdc(), found)?;
+                let enabled = profile.get("isEnabled") != "false";
+                ((profile.href, name.clone()), enabled)
+            }
+        };
+        match enabled {
+            true => Ok(found),
+            false => {
+                let what = format!("find storage profile {name:?}");
+                Err(errors::own(ErrorKind::State, what, "the storage profile is disabled"))
+            }
         }
-        let mut found = self.search(call, "orgVdcStorageProfile", &filter, named(name))?;
-        if vdc.is_none() {
-            // Which of them is meant cannot be told while the VDC is not known; that there is one is enough.
-            found.truncate(1);
-        }
-        let profile = one("storage profile", name, &self.in_vdc(), found)?;
-        if !profile.enabled {
-            return Err(errors::own(
-                ErrorKind::State,
-                format!("find storage profile {name:?}"),
-                "the storage profile is disabled",
-            ));
-        }
-        Ok(profile.href)
     }
 
-    /// The template's one VM. Of the templates that a pattern fits, the newest counts.
+    fn storage_profiles(&self, call: &Call, name: &str, vdc: Option<&Href>) -> Search<Vec<Found>> {
+        let place = vdc.map(|vdc| format!(";vdc=={}", query::value(vdc))).unwrap_or_default();
+        let filter = |escape: fn(&str) -> String| format!("name=={}{place}", escape(name));
+        self.search(call, "orgVdcStorageProfile", &filter, &named(name))
+    }
+
+    /// A storage profile's limit, 0 for none, and use, in MB, where its record tells them.
+    pub(super) fn storage_use(&self, call: &Call, profile: &(Href, String)) -> Search<(u64, u64)> {
+        let all = self.storage_profiles(call, &profile.1, None)?;
+        let same = all.iter().find(|record| last_part(&record.href) == last_part(&profile.0));
+        let number = |name| same.and_then(|record| record.get(name).parse().ok()).unwrap_or(0);
+        Ok((number("storageLimitMB"), number("storageUsedMB")))
+    }
+
+    /// The template and its one VM. Of the templates that a pattern fits, the newest counts.
     pub(super) fn find_template(&self, call: &Call) -> Search<Template> {
+        let wanted = &self.settings.template;
+        let wrong = |kind, why: String| errors::own(kind, format!("find template {wanted:?}"), why);
+        let (href, catalog, body) = match self.by_id(call, Kind::Template, wanted)? {
+            Some((href, body)) => (href, self.settings.catalog.clone(), body),
+            None => {
+                let (href, catalog) = self.find_template_record(call)?;
+                let got = self.send(call, Method::GET, &href, None)?;
+                (href, catalog, got.body)
+            }
+        };
+        let document = self.document(call, &body)?;
+        let root = document.root_element();
+        let number = xml::attribute(root, "status").unwrap_or_default();
+        if let Some((state, _)) = UNUSABLE.iter().find(|(_, known)| !known.is_empty() && *known == number) {
+            return Err(wrong(ErrorKind::State, unusable_state(state, xml::child(root, "Tasks").is_some())));
+        }
+        let vms: Vec<Node> =
+            xml::child(root, "Children").into_iter().flat_map(|all| xml::children(all, "Vm")).collect();
+        let &[vm] = vms.as_slice() else {
+            let why = format!("the template holds {} VMs, but it must hold exactly one", vms.len());
+            return Err(wrong(ErrorKind::Invalid, why));
+        };
+        let mut template = Template {
+            name: xml::attribute(root, "name").unwrap_or(wanted).to_owned(),
+            catalog,
+            vm: self.link(call, xml::attribute(vm, "href"))?,
+            vm_name: xml::attribute(vm, "name").unwrap_or_default().to_owned(),
+            guest_os: guest_os(vm),
+            href,
+            ..Template::default()
+        };
+        template.hardware = Hardware::read(vm, &template.guest_os);
+        if template.guest_os.is_empty() || template.hardware.is_partial() {
+            self.look_closer(call, &mut template, vm)?;
+        }
+        let (wished, boot) = (hardware::disk_mb(&self.settings), template.hardware.disks.first());
+        if let Some(disk) = boot.filter(|disk| wished > 0 && wished < disk.mb) {
+            let what = format!("give VMs of template {wanted:?} a disk of {} GB", self.settings.disk_gb);
+            let why = format!("the template's disk has {} MB, and disks cannot shrink", disk.mb);
+            return Err(errors::own(ErrorKind::Invalid, what, why));
+        }
+        Ok(template)
+    }
+
+    /// What a template's document leaves out of its `vm`, that one's own may tell, and of the guest OS its record.
+    fn look_closer(&self, call: &Call, template: &mut Template, vm: Node) -> Search<()> {
+        let body = match self.send(call, Method::GET, &template.vm, None) {
+            Err(e) if is_refusal(&e) => None,
+            other => Some(other?.body),
+        };
+        let document = body.as_deref().map(|body| self.document(call, body)).transpose()?;
+        let vm = document.as_ref().map_or(vm, |document| document.root_element());
+        if template.guest_os.is_empty() {
+            template.guest_os = guest_os(vm);
+        }
+        if template.guest_os.is_empty() {
+            let filter =
+                |_: fn(&str) -> String| format!("container=={};isVAppTemplate==true", query::value(&template.href));
+            let same = |record: &Found| last_part(record.get("href")) == last_part(&template.vm);
+            match self.search(call, "vm", &filter, &same) {
+                Ok(found) => template.guest_os = found.first().map_or("", |vm| vm.get("guestOs")).to_owned(),
+                Err(e) if is_refusal(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        template.hardware = Hardware::read(vm, &template.guest_os);
+        Ok(())
+    }
+
+    /// The template's link and its catalog's name.
+    fn find_template_record(&self, call: &Call) -> Search<(Href, String)> {
         let (name, catalog) = (&self.settings.template, &self.settings.catalog);
         let place = format!("catalog {catalog:?} of {}", self.org());
-        let what = || format!("find template {name:?}");
-        let mut vms = Vec::new();
-        if !self.has_pattern() {
-            let both = format!(
-                "containerName=={};catalogName=={};isVAppTemplate==true",
-                query::value(name),
-                query::value(catalog)
-            );
-            vms = match self.search(call, "vm", &both, |record| record("containerName").as_deref() == Some(name)) {
-                // VM records may not know their catalog here.
-                Err(e) if e.kind == ErrorKind::Invalid => Vec::new(),
+        let catalogs = self.catalogs(call)?;
+        let mut all = self.templates(call, &catalogs, "vAppTemplate")?;
+        if all.is_empty() && !query::is_pattern(name) {
+            // A template may be called otherwise than its catalog item.
+            all = match self.templates(call, &catalogs, "catalogItem") {
+                Err(e) if is_refusal(&e) => Vec::new(),
                 other => other?,
             };
         }
-        let (mut template_name, mut catalog_name) = (name.clone(), catalog.clone());
-        if vms.is_empty() {
-            let template = self.find_template_record(call, &place)?;
-            let filter = format!("container=={};isVAppTemplate==true", query::value(&template.href));
-            vms =
-                self.search(call, "vm", &filter, |record| record("containerName").as_deref() == Some(&template.name))?;
-            if vms.is_empty() {
-                // Another org's VMs may not be told of, though its catalog is shared.
-                vms = self.template_children(call, &template)?;
-            }
-            (template_name, catalog_name) = (template.name, template.catalog);
+        let what = format!("find template {name:?}");
+        let found: Vec<&Found> = all.iter().filter(|template| template.unfit().is_none()).collect();
+        let owner = found.first().map_or("", |template| template.catalog());
+        if !query::is_pattern(catalog) && found.iter().any(|template| template.catalog() != owner) {
+            return Err(self.several_catalogs(call, &place, &found)?);
         }
-        let mut containers: Vec<(&str, String)> =
-            vms.iter().filter_map(|vm| vm.container.as_deref().map(|href| (href, vm.shown(href)))).collect();
-        containers.sort_unstable();
-        containers.dedup_by_key(|(href, _)| *href);
-        if containers.len() > 1 {
-            let candidates: Vec<String> = containers.into_iter().map(|(_, shown)| shown).collect();
-            return Err(ambiguous("template", name, &place, &candidates));
-        }
-        let many = vms.len();
-        let Some(vm) = vms.pop().filter(|_| many == 1) else {
-            return Err(errors::own(
-                ErrorKind::Invalid,
-                what(),
-                format!("the template holds {many} VMs, but it must hold exactly one"),
-            ));
+        let newest = |template: &&&Found| {
+            (unix_ms(template.get("creationDate")), template.name().to_owned(), template.href.clone())
         };
-        if UNUSABLE.contains(&vm.status.as_str()) {
-            return Err(errors::own(ErrorKind::State, what(), format!("the template's VM is in state {}", vm.status)));
+        match found.as_slice() {
+            [] => {}
+            [only] => return self.chosen(call, only),
+            many if self.has_pattern() => {
+                if let Some(newest) = many.iter().max_by_key(newest) {
+                    return self.chosen(call, newest);
+                }
+            }
+            many => {
+                let listed: Vec<String> = many.iter().map(|template| template.shown(Kind::Template)).collect();
+                return Err(ambiguous("template", name, &place, &listed, IN_PLACE));
+            }
         }
-        let inside = self.read_template_vm(call, &vm)?;
-        let href = self.link(call, vm.container.as_deref())?;
-        Ok(Template { href, name: template_name, catalog: catalog_name, vm, inside })
+        if let Some(why) = all.iter().find_map(Found::unfit) {
+            return Err(errors::own(ErrorKind::State, what, why));
+        }
+        if catalogs.is_empty() && !self.has_templates(call, catalog)? {
+            return Err(unknown("catalog with templates", catalog, &self.org()));
+        }
+        Err(unknown("template", name, &place))
     }
 
-    fn find_template_record(&self, call: &Call, place: &str) -> Search<Found> {
+    /// Of a template's own record or its catalog item's.
+    fn chosen(&self, call: &Call, record: &Found) -> Search<(Href, String)> {
+        let href = match record.get("entity") {
+            "" => record.href.clone(),
+            entity => self.link(call, Some(&entity.replacen("/api/admin/", "/api/", 1)))?,
+        };
+        let told = Some(record.get("catalogName")).filter(|name| !name.is_empty());
+        Ok((href, told.unwrap_or(&self.settings.catalog).to_owned()))
+    }
+
+    /// The records of templates, or of catalog items, of the name in these catalogs; without any, in those of the name.
+    fn templates(&self, call: &Call, catalogs: &[Catalog], kind: &'static str) -> Search<Vec<Found>> {
         let (name, catalog) = (&self.settings.template, &self.settings.catalog);
-        let filter = format!("name=={};catalogName=={}", query::value(name), query::value(catalog));
-        let mut found = self.search(call, "vAppTemplate", &filter, |record| {
-            record("name").is_some_and(|n| fits(name, &n))
-                && record("catalogName").is_none_or(|c| fits(catalog, &c))
-                && record("isExpired").as_deref() != Some("true")
-        })?;
-        if self.has_pattern() {
-            found.retain(|template| !UNUSABLE.contains(&template.status.as_str()));
-            found.sort_by(|a, b| (a.created, &a.name, &a.href).cmp(&(b.created, &b.name, &b.href)));
-            if let Some(newest) = found.pop() {
-                return Ok(newest);
-            }
+        let mut named: Vec<&str> = catalogs.iter().map(|catalog| catalog.name.as_str()).collect();
+        named.dedup();
+        if named.is_empty() {
+            named.push(catalog);
         }
-        if found.is_empty() && !self.has_pattern() {
-            found = self.find_catalog_items(call)?;
+        let wanted = |record: &Found| {
+            let is_template =
+                record.get("entityType").is_empty() || record.get("entityType").eq_ignore_ascii_case("vAppTemplate");
+            let told = record.get("catalogName");
+            let held = match catalogs.is_empty() {
+                true => told.is_empty() || fits(catalog, told),
+                false => catalogs.iter().any(|catalog| catalog.holds(record)),
+            };
+            is_template && held && fits(name, record.name())
+        };
+        let mut all = Vec::new();
+        for catalog in named {
+            let filter =
+                |escape: fn(&str) -> String| format!("name=={};catalogName=={}", escape(name), escape(catalog));
+            all.extend(self.search(call, kind, &filter, &wanted)?);
         }
-        if found.is_empty() {
-            // Nothing at all in a catalog of this name: it is the catalog that is not there.
-            let mut any = false;
-            let filter = format!("catalogName=={}", query::value(catalog));
-            self.page(call, "vAppTemplate", &filter, "sortAsc=name", 1, |_| {
-                any = true;
-                Ok(())
-            })?;
-            if !any {
-                return Err(unknown("catalog with templates", catalog, &self.org()));
-            }
-        }
-        one("template", name, place, found)
+        Ok(all)
     }
 
-    /// The templates behind catalog items of the name: a template may be called otherwise than its item.
-    fn find_catalog_items(&self, call: &Call) -> Search<Vec<Found>> {
-        let (name, catalog) = (&self.settings.template, &self.settings.catalog);
-        let filter = format!("name=={};catalogName=={}", query::value(name), query::value(catalog));
-        let mut found = Vec::new();
-        let result = self.records(call, "catalogItem", &filter, |record| {
-            let attribute = |name| xml::attribute(record, name);
-            let of_name = attribute("name") == Some(name) && attribute("catalogName").is_none_or(|c| c == catalog);
-            if of_name && attribute("entityType").is_none_or(|kind| kind.eq_ignore_ascii_case("vAppTemplate")) {
-                found.push(Found {
-                    href: self.link(call, attribute("entity"))?.replacen("/api/admin/", "/api/", 1).into(),
-                    name: attribute("entityName").unwrap_or(name).to_owned(),
-                    place: attribute("vdcName").unwrap_or_default().to_owned(),
-                    container: None,
-                    catalog: catalog.clone(),
-                    created: None,
-                    guest_os: String::new(),
-                    enabled: true,
-                    status: String::new(),
-                });
-            }
-            Ok(())
-        });
-        match result {
-            Err(e) if !is_refusal(&e) => Err(e),
-            _ => Ok(found),
+    /// The catalogs that are named by an id or a link, or together with their org; none if it is a plain name.
+    fn catalogs(&self, call: &Call) -> Search<Vec<Catalog>> {
+        let wanted = &self.settings.catalog;
+        if let Some((_, body)) = self.by_id(call, Kind::Catalog, wanted)? {
+            return Ok(vec![self.catalog(call, &body)?]);
         }
+        let Some((org, name)) = wanted.split_once('/') else { return Ok(Vec::new()) };
+        let filter = |escape: fn(&str) -> String| format!("name=={}", escape(name));
+        let wanted = |record: &Found| record.get("orgName") == org && fits(name, record.name());
+        let found = match self.search(call, "catalog", &filter, &wanted) {
+            // A name may hold a slash.
+            Err(e) if is_refusal(&e) => Vec::new(),
+            other => other?,
+        };
+        let read = |found: &Found| {
+            let got = self.send(call, Method::GET, &found.href, None)?;
+            self.catalog(call, &got.body)
+        };
+        found.iter().take(MAX_CANDIDATES).map(read).collect()
     }
 
-    /// The VMs in a template's own document.
-    fn template_children(&self, call: &Call, template: &Found) -> Search<Vec<Found>> {
-        let got = self.send(call, Method::GET, &template.href, None)?;
-        let document =
-            xml::read(&got.body).map_err(|why| errors::unusable(&call.what, Stage::Read, got.status, why))?;
-        let children = xml::child(document.root_element(), "Children");
-        let vms = children.iter().flat_map(|all| xml::children(*all, "Vm"));
-        vms.map(|vm| {
-            let system = xml::child(vm, "OperatingSystemSection");
-            Ok(Found {
-                href: self.link(call, xml::attribute(vm, "href"))?,
-                name: xml::attribute(vm, "name").unwrap_or_default().to_owned(),
-                place: template.place.clone(),
-                container: Some(template.href.to_string()),
-                catalog: template.catalog.clone(),
-                created: None,
-                guest_os: system.and_then(|s| xml::text(s, "Description")).unwrap_or_default().to_owned(),
-                enabled: true,
-                status: String::new(),
-            })
-        })
-        .collect()
-    }
-
-    /// The template VM's first hard disk, which must be able to become as large as asked; and whether its guest needs a
-    /// TPM that it does not have.
-    fn read_template_vm(&self, call: &Call, vm: &Found) -> Search<Inside> {
-        let got = self.send(call, Method::GET, &vm.href, None)?;
-        let document =
-            xml::read(&got.body).map_err(|why| errors::unusable(&call.what, Stage::Read, got.status, why))?;
+    fn catalog(&self, call: &Call, body: &str) -> Search<Catalog> {
+        let document = self.document(call, body)?;
         let root = document.root_element();
-        let inside = Inside {
-            disk: first_disk(root),
-            needs_tpm: is_windows_11(root, &vm.guest_os) && !has_tpm(root),
-            passthrough: has_passthrough(root),
-        };
-        let wanted = u64::from(self.settings.disk_gb) * MB_PER_GB;
-        let refuse = |why: String| {
-            let what =
-                format!("give VMs of template {:?} a disk of {} GB", self.settings.template, self.settings.disk_gb);
-            Err(errors::own(ErrorKind::Invalid, what, why))
-        };
-        match &inside.disk {
-            _ if wanted == 0 => Ok(inside),
-            None => refuse("the template's VM has no hard disk".into()),
-            Some(disk) if wanted < disk.capacity_mb => {
-                refuse(format!("the template's disk has {} MB, and disks cannot shrink", disk.capacity_mb))
-            }
-            Some(_) => Ok(inside),
-        }
+        let mut links = xml::children(root, "Link");
+        let org = links.find(|link| xml::attribute(*link, "rel") == Some("up"));
+        let org = org.and_then(|link| xml::attribute(link, "href")).map(|href| last_part(href).to_owned());
+        let text = |name| xml::attribute(root, name).unwrap_or_default();
+        Ok(Catalog { id: last_part(text("href")).to_owned(), org, name: text("name").to_owned() })
     }
 
-    /// The records that are `wanted`, which is asked with a record's attributes: a filter does not mind upper and lower
-    /// case where it has a wildcard.
+    /// Whether there is a template in a catalog of this name: else it is the catalog that is not there.
+    fn has_templates(&self, call: &Call, catalog: &str) -> Search<bool> {
+        for escape in [query::value, query::bare_value] {
+            let (value, mut any) = (escape(catalog), false);
+            let page =
+                self.page(call, "vAppTemplate", &format!("catalogName=={value}"), "sortAsc=name", 1, &mut |_| {
+                    any = true;
+                    Ok(())
+                });
+            match page {
+                Err(e) if !is_refusal(&e) => return Err(e),
+                _ if any => return Ok(true),
+                _ if value == query::bare_value(catalog) => break,
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
+
+    /// The error of a catalog's name that several have, with the values to copy.
+    fn several_catalogs(&self, call: &Call, place: &str, templates: &[&Found]) -> Search<VcdError> {
+        let name = &self.settings.catalog;
+        let filter = |escape: fn(&str) -> String| format!("name=={}", escape(name));
+        let catalogs = match self.search(call, "catalog", &filter, &named(name)) {
+            Err(e) if is_refusal(&e) => Vec::new(),
+            other => other?,
+        };
+        let listed: Vec<String> =
+            catalogs.iter().map(|catalog| format!("{:?}", format!("{}/{name}", catalog.get("orgName")))).collect();
+        if listed.len() > 1 {
+            return Ok(ambiguous("catalog", name, &self.org(), &listed, IN_PLACE));
+        }
+        let listed: Vec<String> = templates.iter().map(|template| template.shown(Kind::Template)).collect();
+        Ok(ambiguous("template", &self.settings.template, place, &listed, IN_PLACE))
+    }
+
+    /// The records that are `wanted`: a filter does not mind upper and lower case where it has a wildcard. `filter` is given the
+    /// way of escaping. Where nothing is found, and a name has signs that need it, the other way is tried once.
     fn search(
         &self,
         call: &Call,
         kind: &'static str,
+        filter: &dyn Fn(fn(&str) -> String) -> String,
+        wanted: &dyn Fn(&Found) -> bool,
+    ) -> Search<Vec<Found>> {
+        let (documented, bare) = (filter(query::value), filter(query::bare_value));
+        let first = self.search_for(call, kind, &documented, wanted);
+        let may_be_in_vain = match &first {
+            Ok(found) => found.is_empty(),
+            Err(e) => is_refusal(e),
+        };
+        if !may_be_in_vain || documented == bare {
+            return first;
+        }
+        match self.search_for(call, kind, &bare, wanted) {
+            Ok(found) if found.is_empty() => first,
+            Err(e) if is_refusal(&e) => first,
+            other => other,
+        }
+    }
+
+    fn search_for(
+        &self,
+        call: &Call,
+        kind: &'static str,
         filter: &str,
-        wanted: impl Fn(&dyn Fn(&str) -> Option<String>) -> bool,
+        wanted: &dyn Fn(&Found) -> bool,
     ) -> Search<Vec<Found>> {
         let mut all = Vec::new();
-        self.records(call, kind, filter, |record| {
-            let attribute = |name| xml::attribute(record, name);
-            if !wanted(&|name| xml::attribute(record, name).map(str::to_owned)) {
-                return Ok(());
-            }
-            let href = self.link(call, attribute("href"))?;
-            let place = attribute("vdcName").or(attribute("ownerName")).or(attribute("orgName")).unwrap_or_default();
-            let catalog = attribute("catalogName").unwrap_or_default();
-            all.push(Found {
+        self.records(call, kind, filter, &mut |record| {
+            let attributes = record.attributes().map(|a| (a.name().to_owned(), a.value().to_owned())).collect();
+            // Its link is read if it is wanted.
+            let mut found = Found { href: Href::default(), attributes };
+            if wanted(&found) {
                 // The provider's view of a thing is not the place where it is used.
-                href: href.replacen("/api/admin/", "/api/", 1).into(),
-                name: attribute("name").unwrap_or_default().to_owned(),
-                place: place.to_owned(),
-                container: attribute("container").map(str::to_owned),
-                catalog: catalog.to_owned(),
-                created: attribute("creationDate").and_then(unix_ms),
-                guest_os: attribute("guestOs").unwrap_or_default().to_owned(),
-                enabled: attribute("isEnabled") != Some("false"),
-                status: attribute("status").unwrap_or_default().to_owned(),
-            });
+                let href = self.link(call, xml::attribute(record, "href"))?;
+                found.href = href.replacen("/api/admin/", "/api/", 1).into();
+                all.push(found);
+            }
             Ok(())
         })?;
         Ok(all)
+    }
+
+    /// The link and the document of what `text` names, if it is an id or a link.
+    fn by_id(&self, call: &Call, kind: Kind, text: &str) -> Search<Option<(Href, String)>> {
+        let Some(uuid) = kind.uuid(text) else { return Ok(None) };
+        let (word, _, path) = kind.forms();
+        let url = format!("{}{path}{uuid}", self.site.root);
+        match self.send(call, Method::GET, &url, None) {
+            Ok(got) => Ok(Some((url.into(), got.body))),
+            Err(e) if matches!(e.kind, ErrorKind::NotFound | ErrorKind::Forbidden) => {
+                let why = format!("there is no {word} of this id that the user may see");
+                Err(errors::own(ErrorKind::NotFound, format!("find {word} {text:?}"), why))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn with_name(&self, call: &Call, href: Href, body: &str) -> Search<(Href, String)> {
+        let document = self.document(call, body)?;
+        match xml::attribute(document.root_element(), "name") {
+            Some(name) => Ok((href, name.to_owned())),
+            None => Err(errors::unusable(&call.what, Stage::Read, 200, format!("{href} has no name"))),
+        }
+    }
+
+    fn document<'a>(&self, call: &Call, body: &'a str) -> Search<roxmltree::Document<'a>> {
+        xml::read(body).map_err(|why| errors::unusable(&call.what, Stage::Read, 200, why))
     }
 
     fn org(&self) -> String {
@@ -470,25 +772,10 @@ impl Names {
         Wish { cpus, cores_per_socket, memory_mb }
     }
 
-    pub(super) fn with(self, template: Template) -> Names {
-        Names {
-            template: template.href,
-            template_vm: template.vm.href,
-            template_vm_name: template.vm.name,
-            template_name: template.name,
-            catalog_name: template.catalog,
-            guest_os: template.vm.guest_os,
-            disk: template.inside.disk,
-            needs_tpm: template.inside.needs_tpm,
-            passthrough: template.inside.passthrough,
-            ..self
-        }
-    }
-
     /// Why VMs cannot be suspended, as far as VCD tells that beforehand.
     pub(super) fn no_suspend(&self) -> Option<&'static str> {
         let vgpu = [&self.sizing_policy, &self.placement_policy].into_iter().flatten().any(|policy| policy.vgpu);
-        match (self.passthrough, vgpu) {
+        match (self.template.hardware.passthrough, vgpu) {
             (true, _) => Some("the template's VM has a passthrough device"),
             (_, true) => Some("a policy gives the VMs a part of a graphics card"),
             _ => None,
@@ -496,43 +783,24 @@ impl Names {
     }
 }
 
-/// A record's attributes, by name.
-type Record<'a> = dyn Fn(&str) -> Option<String> + 'a;
+fn guest_os(vm: Node) -> String {
+    let system = xml::child(vm, "OperatingSystemSection");
+    system.and_then(|system| xml::text(system, "Description")).unwrap_or_default().to_owned()
+}
 
 /// For [`Client::search`]: exactly this name.
-fn named(name: &str) -> impl Fn(&Record) -> bool {
-    move |record| record("name").as_deref() == Some(name)
+fn named(name: &str) -> impl Fn(&Found) -> bool {
+    move |record| record.name() == name
 }
 
-/// Windows 11 does not boot without a TPM.
-fn is_windows_11(vm: Node, guest_os: &str) -> bool {
-    let system = vm.descendants().find(|n| n.is_element() && xml::local(*n) == "OperatingSystemSection");
-    let kind = system.and_then(|s| xml::attribute(s, "osType")).unwrap_or_default();
-    kind.to_lowercase().starts_with("windows11") || guest_os.to_lowercase().contains("windows 11")
-}
-
-/// Whether a VM's hardware holds a device of its host's: such a VM cannot be suspended.
-fn has_passthrough(vm: Node) -> bool {
-    let kinds = vm.descendants().filter(|n| n.is_element() && xml::local(*n) == "ResourceSubType");
-    kinds.filter_map(|n| n.text()).any(|kind| {
-        let kind = kind.to_lowercase();
-        kind.contains("passthrough") || kind.contains("vgpu")
-    })
-}
-
-/// Whether a VM's document tells of a TPM.
-pub(super) fn has_tpm(vm: Node) -> bool {
-    xml::child(vm, "TrustedPlatformModule").and_then(|tpm| xml::text(tpm, "TpmPresent")) == Some("true")
-}
-
-fn one(kind: &str, name: &str, place: &str, mut found: Vec<Found>) -> Search<Found> {
+fn one(kind: Kind, name: &str, place: &str, mut found: Vec<Found>) -> Search<Found> {
     match (found.pop(), found.is_empty()) {
-        (None, _) => Err(unknown(kind, name, place)),
+        (None, _) => Err(unknown(kind.word(), name, place)),
         (Some(only), true) => Ok(only),
         (Some(last), false) => {
             found.push(last);
-            let candidates: Vec<String> = found.iter().map(|one| one.shown(&one.href)).collect();
-            Err(ambiguous(kind, name, place, &candidates))
+            let candidates: Vec<String> = found.iter().map(|one| one.shown(kind)).collect();
+            Err(ambiguous(kind.word(), name, place, &candidates, IN_PLACE))
         }
     }
 }
@@ -545,55 +813,66 @@ fn unknown(kind: &str, name: &str, place: &str) -> VcdError {
     )
 }
 
-fn ambiguous<T: AsRef<str>>(kind: &str, name: &str, place: &str, candidates: &[T]) -> VcdError {
-    let listed: Vec<&str> = candidates.iter().take(MAX_CANDIDATES).map(AsRef::as_ref).collect();
-    let text = format!("{} of this name in {place}: {}", candidates.len(), listed.join(", "));
-    errors::own(ErrorKind::Invalid, format!("find {kind} {name:?}"), text)
-}
+/// What to do about an ambiguous name.
+const IN_PLACE: &str = "give one of these in place of the name";
 
-/// The first `Item` that is a hard disk, wherever the hardware section lies.
-fn first_disk(root: Node) -> Option<Disk> {
-    let section = root.descendants().find(|n| n.is_element() && xml::local(*n) == "VirtualHardwareSection")?;
-    let item = xml::children(section, "Item").find(|item| xml::text(*item, "ResourceType") == Some("17"))?;
-    let host = xml::child(item, "HostResource");
-    let of_host = |name| host.and_then(|h| xml::attribute(h, name)).unwrap_or_default().to_owned();
-    Some(Disk {
-        instance_id: xml::text(item, "InstanceID")?.to_owned(),
-        address_on_parent: xml::text(item, "AddressOnParent").unwrap_or("0").to_owned(),
-        bus_type: of_host("busType"),
-        bus_sub_type: of_host("busSubType"),
-        capacity_mb: of_host("capacity").parse().unwrap_or(0),
-    })
+fn ambiguous<T: AsRef<str>>(kind: &str, name: &str, place: &str, candidates: &[T], advice: &str) -> VcdError {
+    let listed: Vec<&str> = candidates.iter().take(MAX_CANDIDATES).map(AsRef::as_ref).collect();
+    let text = format!("{} of this name in {place}: {}; {advice}", candidates.len(), listed.join(", "));
+    errors::own(ErrorKind::Invalid, format!("find {kind} {name:?}"), text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_first_hard_disk_is_read() {
-        let text = r#"<Vm xmlns="v" xmlns:ovf="o" xmlns:rasd="r" xmlns:x="v"><ovf:VirtualHardwareSection>
-            <ovf:Item><rasd:InstanceID>1</rasd:InstanceID><rasd:ResourceType>3</rasd:ResourceType></ovf:Item>
-            <ovf:Item><rasd:AddressOnParent>1</rasd:AddressOnParent>
-              <rasd:HostResource x:capacity="16384" x:busType="6" x:busSubType="VirtualSCSI"/>
-              <rasd:InstanceID>2001</rasd:InstanceID><rasd:ResourceType>17</rasd:ResourceType></ovf:Item>
-            <ovf:Item><rasd:InstanceID>2002</rasd:InstanceID><rasd:ResourceType>17</rasd:ResourceType></ovf:Item>
-            </ovf:VirtualHardwareSection></Vm>"#;
-        let disk = first_disk(xml::read(text).unwrap().root_element()).unwrap();
-        let want = Disk {
-            instance_id: "2001".into(),
-            address_on_parent: "1".into(),
-            bus_type: "6".into(),
-            bus_sub_type: "VirtualSCSI".into(),
-            capacity_mb: 16384,
-        };
-        assert_eq!(disk, want);
-        assert_eq!(first_disk(xml::read("<Vm/>").unwrap().root_element()), None);
-    }
+    const ONE: &str = "01234567-89ab-cdef-0123-456789abcdef";
 
     #[test]
     fn of_many_candidates_the_first_are_named() {
-        let e = ambiguous("network", "n", "VDC v", &["1", "2", "3", "4", "5", "6", "7"]);
-        assert_eq!(e.text, "7 of this name in VDC v: 1, 2, 3, 4, 5");
+        let e = ambiguous("network", "n", "VDC v", &["1", "2", "3", "4", "5", "6", "7"], IN_PLACE);
+        assert_eq!(e.text, "7 of this name in VDC v: 1, 2, 3, 4, 5; give one of these in place of the name");
+    }
+
+    #[test]
+    fn ids_and_links_are_told_from_names() {
+        let good = [
+            (Kind::Vdc, "urn:vcloud:vdc:"),
+            (Kind::Vdc, "https://h/api/vdc/"),
+            (Kind::Vdc, "https://h:8443/api/admin/vdc/"),
+            (Kind::Network, "urn:vcloud:network:"),
+            (Kind::Network, "https://h/api/network/"),
+            (Kind::Network, "https://h/cloudapi/1.0.0/orgVdcNetworks/urn:vcloud:network:"),
+            (Kind::Catalog, "urn:vcloud:catalog:"),
+            (Kind::Template, "urn:vcloud:vapptemplate:"),
+            (Kind::Template, "urn:vcloud:vappTemplate:"),
+            (Kind::Template, "http://h/api/vAppTemplate/vappTemplate-"),
+            (Kind::StorageProfile, "urn:vcloud:vdcstorageProfile:"),
+            (Kind::StorageProfile, "https://h/api/vdcStorageProfile/"),
+        ];
+        for (kind, before) in good {
+            for end in ["", "/"] {
+                let text = format!("{before}{ONE}{end}");
+                assert_eq!((kind.uuid(&text), check_name(kind, &text)), (Some(ONE), Ok(())), "{text}");
+            }
+        }
+        for (kind, text) in [
+            (Kind::Network, format!("urn:vcloud:vdc:{ONE}")),
+            (Kind::Network, format!("https://h/api/vdc/{ONE}")),
+            (Kind::Vdc, "urn:vcloud:vdc:".to_owned()),
+            (Kind::Vdc, format!("urn:vcloud:vdc:{}", ONE.replace('-', "0"))),
+            (Kind::Template, format!("https://h/api/vAppTemplate/vm-{ONE}")),
+            (Kind::Catalog, "https://h/tenant/o/catalogs".to_owned()),
+        ] {
+            let wrong = check_name(kind, &text).unwrap_err();
+            assert!(kind.uuid(&text).is_none() && wrong.contains(kind.word()), "{text}: {wrong}");
+        }
+        for name in ["ci-net", "a/b", "*", "über", ONE, ""] {
+            assert_eq!((Kind::Network.uuid(name), check_name(Kind::Network, name)), (None, Ok(())), "{name}");
+        }
+        assert_eq!(
+            Kind::Template.id_of(&format!("https://h/api/vAppTemplate/vappTemplate-{ONE}")),
+            format!("urn:vcloud:vapptemplate:{ONE}")
+        );
     }
 }

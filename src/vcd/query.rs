@@ -15,6 +15,11 @@ pub const PAGE_SIZE: usize = 128;
 /// name like ours, and for a server that gives smaller pages than it is asked for.
 pub const MAX_PAGES: usize = 64;
 
+/// A value in a filter as some VCDs want it, against the documentation: without escapes, only encoded.
+pub(super) fn bare_value(text: &str) -> String {
+    encode(text)
+}
+
 /// A value in a filter: the filter's own signs are escaped, then all is encoded.
 pub(super) fn value(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
@@ -58,6 +63,7 @@ impl Client {
             "vm" if self.settings.is_provider() => "adminVM",
             "vApp" if self.settings.is_provider() => "adminVApp",
             "orgVdc" if self.settings.is_provider() => "adminOrgVdc",
+            "catalog" if self.settings.is_provider() => "adminCatalog",
             "vAppTemplate" if self.settings.is_provider() => "adminVAppTemplate",
             "orgVdcStorageProfile" if self.settings.is_provider() => "adminOrgVdcStorageProfile",
             "catalogItem" if self.settings.is_provider() => "adminCatalogItem",
@@ -72,7 +78,7 @@ impl Client {
         call: &Call,
         kind: &'static str,
         filter: &str,
-        take: impl FnMut(Node) -> Result<(), VcdError>,
+        take: &mut dyn FnMut(Node) -> Result<(), VcdError>,
     ) -> Result<Option<UnixMs>, VcdError> {
         self.records_with(call, kind, filter, "", take)
     }
@@ -84,12 +90,12 @@ impl Client {
         kind: &'static str,
         filter: &str,
         parameters: &str,
-        mut take: impl FnMut(Node) -> Result<(), VcdError>,
+        take: &mut dyn FnMut(Node) -> Result<(), VcdError>,
     ) -> Result<Option<UnixMs>, VcdError> {
         let mut now = None;
         let parameters = format!("sortAsc=name{parameters}");
         for page in 1..=MAX_PAGES {
-            let (got, more) = self.page(call, kind, filter, &parameters, page, &mut take)?;
+            let (got, more) = self.page(call, kind, filter, &parameters, page, take)?;
             now = now.or(got.now);
             if !more {
                 return Ok(now);
@@ -107,10 +113,10 @@ impl Client {
         filter: &str,
         parameters: &str,
         page: usize,
-        mut take: impl FnMut(Node) -> Result<(), VcdError>,
+        take: &mut dyn FnMut(Node) -> Result<(), VcdError>,
     ) -> Result<(Received, bool), VcdError> {
         let url = format!(
-            "{}/api/query?type={}&format=records&page={page}&pageSize={PAGE_SIZE}&{parameters}&filter=({filter})",
+            "{}/api/query?type={}&format=records&page={page}&pageSize={PAGE_SIZE}&{parameters}&filter={filter}",
             self.site.root,
             self.query_type(kind)
         );

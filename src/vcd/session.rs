@@ -3,26 +3,32 @@
 
 use super::errors::{self, Said, Stage};
 use super::http::{Ask, Http, Lost, READ_TIMEOUT, Received, Site, encode};
-use super::{Settings, Token, xml};
+use super::token::{self, Held, Token};
+use super::{Settings, xml};
 use crate::cloud::{ErrorKind, Secret, VcdError};
-use std::fs::File;
-use std::io::Read as _;
+use std::cmp::Reverse;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use ureq::http::Method;
 
-/// The API versions that this client was made for, best first: 38 is what is known to serve in production, 39 what the
-/// schemas promise; a deprecated one is taken only if there is no other.
-const VERSIONS: [&str; 11] = ["38.1", "38.0", "39.1", "39.0", "37.3", "37.2", "37.1", "37.0", "36.3", "36.2", "36.1"];
+/// The major API versions that this client was made for, best first: 38 is what is known to serve in production, 39 what the
+/// schemas promise. Of each the highest minor one is taken.
+const MAJORS: [u32; 4] = [38, 39, 37, 36];
 /// API tokens need this version.
 const OLDEST: (u32, u32) = (36, 1);
 /// A bearer is renewed so long before it expires, or a tenth of its life if that is less.
 const MAX_RENEW_MARGIN: Duration = Duration::from_secs(300);
-/// The file that holds the token may have so many bytes.
-const MAX_TOKEN_FILE: u64 = 16 * 1024;
-/// After a renewal that failed while the old bearer still serves, the next try waits so long.
+/// A bearer counts as good for so long, even if VCD says less: else each request could log in. If VCD ends it, that is seen.
+const MIN_LIFE: Duration = Duration::from_secs(5);
+/// After a renewal that failed while the old bearer still serves, the next try waits so long, unless VCD says how long.
 const RENEW_PAUSE: Duration = Duration::from_secs(60);
+/// Where VCD says when a login may come again, it waits so long at most: VCD may be back sooner.
+const ASKED_MAX: Duration = Duration::from_secs(5 * 60);
+/// A token that could not be written is tried to be written again after so long.
+const SAVE_PAUSE: Duration = Duration::from_secs(10);
 
 /// How the session stands, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +79,42 @@ struct State {
     expires_at: Option<Instant>,
     generation: u64,
     failure: Option<VcdError>,
+    /// VCD has said when to try again.
+    not_before: Option<Instant>,
+    kind: TokenKind,
+    /// A token that VCD left as it was: nothing is to be written for it.
+    lasting: Option<Secret>,
+    unsaved: Option<Unsaved>,
+}
+
+/// What VCD has shown a token to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TokenKind {
+    /// One of a user: it stays.
+    #[default]
+    Lasting,
+    /// One of a service account: each login brings another.
+    Replaced,
+}
+
+/// A token that could not be written into its file, and is the only one that VCD takes.
+struct Unsaved {
+    token: Secret,
+    /// What is in the file in its stead.
+    spent: Secret,
+    /// Where it is for now.
+    rescue: Option<PathBuf>,
+    tried: Instant,
+    error: VcdError,
+}
+
+/// What VCD gives for a token.
+struct Granted {
+    /// Or why there is none: a next token may be there all the same.
+    bearer: Result<Arc<str>, VcdError>,
+    life: Option<Duration>,
+    /// The token for the next login, if VCD names one.
+    next: Option<Secret>,
 }
 
 impl Session {
@@ -85,6 +127,10 @@ impl Session {
             expires_at: None,
             generation: 0,
             failure: None,
+            not_before: None,
+            kind: TokenKind::default(),
+            lasting: None,
+            unsaved: None,
         };
         Self { state: Mutex::new(state), ended: AtomicU64::new(0) }
     }
@@ -104,6 +150,7 @@ impl Session {
         if state.pass.as_ref().is_some_and(|pass| Some(pass.generation) == refused) {
             state.pass = None;
         }
+        state.save(settings, site);
         let now = Instant::now();
         let usable = state.pass.clone().filter(|_| state.expires_at.is_none_or(|at| now < at));
         if let Some(pass) = &usable
@@ -116,18 +163,24 @@ impl Session {
         {
             return usable.ok_or_else(|| failure.clone());
         }
+        if let (Some(at), Some(failure)) = (state.not_before.filter(|at| now < *at), &state.failure) {
+            let left = at.saturating_duration_since(now);
+            return usable.ok_or_else(|| VcdError { retry_after: Some(left), ..failure.clone() });
+        }
         let result = state.log_in(http, site, settings, deadline);
+        let asked = result.as_ref().err().and_then(|e| e.retry_after).map(|asked| asked.min(ASKED_MAX));
+        state.not_before = asked.map(|asked| Instant::now() + asked);
         self.ended.fetch_add(1, Ordering::SeqCst);
         match (result, usable) {
             (Ok(pass), _) => {
-                state.failure = None;
+                state.failure = state.unsaved.as_ref().map(|unsaved| unsaved.error.clone());
                 Ok(pass)
             }
             (Err(e), Some(pass)) => {
                 let said = errors::finish(e.clone(), &http.shown().secrets());
                 log::warn!("{said}");
+                state.renew_at = Instant::now() + asked.unwrap_or(RENEW_PAUSE);
                 state.failure = Some(e);
-                state.renew_at = Instant::now() + RENEW_PAUSE;
                 Ok(pass)
             }
             (Err(e), None) => {
@@ -137,13 +190,29 @@ impl Session {
         }
     }
 
-    /// VCD does not speak `version` any more: the next pass agrees on one anew.
-    pub(super) fn forget_version(&self, version: &str) {
+    /// VCD does not speak the version of `pass` any more: the same with another one, on which it is agreed at once. `None` if
+    /// there is no other.
+    pub(super) fn agree_anew(&self, http: &Http, site: &Site, pass: &Pass) -> Result<Option<Pass>, VcdError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.version.as_deref() == Some(version) {
+        if state.version.as_ref() == Some(&pass.version) {
             state.version = None;
-            state.renew_at = Instant::now();
         }
+        let version = state.version(http, site)?;
+        if let Some(current) = &mut state.pass {
+            current.version = version.clone();
+        }
+        Ok((version != pass.version).then(|| Pass { version, ..pass.clone() }))
+    }
+
+    /// What the last login has shown the token to be, and why its next one could not be written, if so.
+    pub(super) fn token(&self) -> (TokenKind, Option<VcdError>) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        (state.kind, state.unsaved.as_ref().map(|unsaved| unsaved.error.clone()))
+    }
+
+    /// Waits for the end of a login that is under way.
+    pub(super) fn settle(&self) {
+        drop(self.state.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The pass, which is not to be used again; `None` if there is none or another thread is logging in.
@@ -170,16 +239,25 @@ impl Session {
 }
 
 impl State {
+    /// The version to speak, agreed on if it is not yet.
+    fn version(&mut self, http: &Http, site: &Site) -> Result<Arc<str>, VcdError> {
+        match &self.version {
+            Some(version) => Ok(version.clone()),
+            None => Ok(self.version.insert(agree(http, site)?).clone()),
+        }
+    }
+
     fn log_in(&mut self, http: &Http, site: &Site, settings: &Settings, deadline: Instant) -> Result<Pass, VcdError> {
-        let version = match &self.version {
-            Some(version) => version.clone(),
-            None => self.version.insert(agree(http, site)?).clone(),
-        };
-        let token = read_token(settings, site)?;
-        http.shown().token = Some(token.clone());
+        let version = self.version(http, site)?;
         let began = Instant::now();
-        let (bearer, life) = exchange_token(http, site, settings, &token, deadline)?;
+        let trade = Trade { http, site, settings, deadline };
+        let granted = match &settings.token {
+            Token::Text(given) => self.trade_text(&trade, given),
+            Token::File(path) => self.trade_file(&trade, path),
+        }?;
+        let bearer = granted.bearer?;
         http.shown().bearer = Some(bearer.clone());
+        let life = granted.life.map(|life| life.max(MIN_LIFE));
         self.generation += 1;
         self.expires_at = life.and_then(|life| began.checked_add(life));
         self.renew_at = began.checked_add(renewal(life, settings.session_refresh)).unwrap_or(began);
@@ -187,6 +265,153 @@ impl State {
         self.pass = Some(pass.clone());
         Ok(pass)
     }
+
+    /// A login with a token that was given. Nobody could write the next one to where that is read.
+    fn trade_text(&mut self, trade: &Trade, given: &Secret) -> Result<Granted, VcdError> {
+        if self.kind == TokenKind::Replaced
+            && let Some(failure) = &self.failure
+        {
+            return Err(failure.clone());
+        }
+        let granted = trade.exchange(given)?;
+        let Some(next) = &granted.next else { return Ok(granted) };
+        self.kind = TokenKind::Replaced;
+        let place = match token::rescue(next) {
+            Ok(path) => {
+                format!("the next one is in {}: name that file, or where you move it to, in token_file", path.display())
+            }
+            Err(why) => format!(
+                "the next one could not be kept ({why}): make another one in VCD, in a file that token_file names"
+            ),
+        };
+        let why = "VCD takes this token once, as one of a service account, which token and VCD_TOKEN cannot keep";
+        let error = errors::own(ErrorKind::Auth, trade.what(), format!("{why}; {place}"));
+        // Uncut.
+        log::error!("{error}");
+        Err(error)
+    }
+
+    /// A login with the token in a file, where the next one is written if VCD gives one.
+    fn trade_file(&mut self, trade: &Trade, path: &Path) -> Result<Granted, VcdError> {
+        let wrong = |why: String| errors::own(ErrorKind::Auth, trade.what(), format!("token_file {why}"));
+        let known = trade.settings.token.read().map_err(wrong)?;
+        if self.lasting.as_ref() == Some(&known) {
+            let granted = trade.exchange(&known)?;
+            if let Some(next) = &granted.next {
+                // It was not so until now.
+                let written = Held::take(path, trade.deadline).map_err(|_| "it cannot be read".to_owned());
+                self.written(trade.what(), path, known, next, written.and_then(|held| held.replace(next)));
+                (self.kind, self.lasting) = (TokenKind::Replaced, None);
+            }
+            return Ok(granted);
+        }
+        let held = Held::take(path, trade.deadline).map_err(|refused| match refused {
+            token::Refused::File(why) => wrong(why),
+            token::Refused::Busy => {
+                let text = format!("other processes log in with token_file {} all the time", path.display());
+                errors::own(ErrorKind::Unavailable, trade.what(), text)
+            }
+        })?;
+        // Whoever has written another one has taken care of it.
+        self.unsaved.take_if(|unsaved| unsaved.spent != *held.token());
+        let shown = self.unsaved.as_ref().map_or(held.token(), |unsaved| &unsaved.token).clone();
+        let mut traded = trade.exchange(&shown);
+        if let (Err(e), Some(earlier)) = (&traded, held.earlier())
+            && e.kind == ErrorKind::Auth
+        {
+            let said = errors::finish(e.clone(), &trade.http.shown().secrets());
+            log::warn!("{said}; an earlier process left a newer token beside token_file, which is tried");
+            traded = trade.exchange(earlier);
+        }
+        let granted = match traded {
+            Ok(granted) => granted,
+            Err(e) => {
+                if held.earlier().is_none() {
+                    held.keep();
+                }
+                return Err(e);
+            }
+        };
+        match &granted.next {
+            None => {
+                self.kind = TokenKind::Lasting;
+                self.lasting = Some(shown);
+                held.keep();
+            }
+            Some(next) => {
+                self.kind = TokenKind::Replaced;
+                let spent = held.token().clone();
+                let written = held.replace(next);
+                self.written(trade.what(), path, spent, next, written);
+            }
+        }
+        Ok(granted)
+    }
+
+    /// Notes whether a new token is in its file. If not, it is put elsewhere, and told.
+    fn written(&mut self, what: String, path: &Path, spent: Secret, next: &Secret, written: Result<(), String>) {
+        let before = self.unsaved.take();
+        let old = before.and_then(|unsaved| unsaved.rescue);
+        if let Err(why) = written {
+            let rescue = token::rescue(next);
+            let place = match &rescue {
+                Ok(rescue) => format!("it is in {}, for its owner alone: move it to token_file", rescue.display()),
+                Err(why) => format!("it is in this process alone ({why}): let it be written, before the process ends"),
+            };
+            let path = path.display();
+            let text = format!(
+                "token_file {path}: VCD takes the token in it no more, and the next one could not be written ({why}); {place}"
+            );
+            let error = errors::own(ErrorKind::Auth, what, text);
+            log::error!("{error}");
+            let rescue = rescue.ok();
+            self.unsaved = Some(Unsaved { token: next.clone(), spent, rescue, tried: Instant::now(), error });
+        } else if let Some(old) = &old {
+            log::info!("token_file {}: the token is in it again; {} is removed", path.display(), old.display());
+        }
+        if let Some(old) = old {
+            let _ = fs::remove_file(old);
+        }
+    }
+
+    /// Tries again to write a token that could not be written.
+    fn save(&mut self, settings: &Settings, site: &Site) {
+        let Token::File(path) = &settings.token else { return };
+        let Some(unsaved) = &mut self.unsaved else { return };
+        if unsaved.tried.elapsed() < SAVE_PAUSE {
+            return;
+        }
+        unsaved.tried = Instant::now();
+        let Ok(held) = Held::take(path, Instant::now()) else { return };
+        let (spent, next) = (unsaved.spent.clone(), unsaved.token.clone());
+        if *held.token() != spent {
+            self.unsaved = None;
+        } else if held.replace(&next).is_ok() {
+            self.written(login(settings, site), path, spent, &next, Ok(()));
+        } else {
+            return;
+        }
+        self.failure = None;
+    }
+}
+
+/// One login.
+struct Trade<'a> {
+    http: &'a Http,
+    site: &'a Site,
+    settings: &'a Settings,
+    deadline: Instant,
+}
+
+impl Trade<'_> {
+    fn what(&self) -> String {
+        login(self.settings, self.site)
+    }
+}
+
+/// What a login tries, on what.
+fn login(settings: &Settings, site: &Site) -> String {
+    format!("log in to org {:?} at {}", settings.org, site.root)
 }
 
 /// How old a bearer may become that VCD ends after `life`; `most` is the configured age.
@@ -217,111 +442,92 @@ fn agree(http: &Http, site: &Site) -> Result<Arc<str>, VcdError> {
         timeout: None,
     };
     let got = http.exchange(&ask).map_err(|lost| errors::lost(&what, Stage::Read, lost))?;
+    if got.is_for_https {
+        return Err(VcdError { kind: ErrorKind::Invalid, ..errors::refused(&what, Stage::Read, &got) });
+    }
     if got.status != 200 {
         return Err(not_from_here(errors::refused(&what, Stage::Read, &got)));
     }
     let unusable = |why: String| errors::unusable(&what, Stage::Read, got.status, why);
+    if let Some(page) = errors::web_page(&got.body) {
+        return Err(unusable(page));
+    }
     let document = xml::read(&got.body).map_err(&unusable)?;
-    choose(document.root_element()).map_err(unusable)
+    let (version, is_newer) = choose(document.root_element()).map_err(unusable)?;
+    if is_newer {
+        log::warn!("VCD speaks API version {version}, which is newer than this plugin knows, and none that it knows");
+    }
+    Ok(version)
 }
 
-/// The version to speak, of those in a `SupportedVersions` element.
-fn choose(root: roxmltree::Node) -> Result<Arc<str>, String> {
+/// The version to speak, of those in a `SupportedVersions` element, and whether it is a newer one than those known here. A
+/// deprecated one is taken only if there is no other that is known; one that is not finished (alpha) never.
+fn choose(root: roxmltree::Node) -> Result<(Arc<str>, bool), String> {
     if xml::local(root) != "SupportedVersions" {
         return Err(format!("not a list of versions but {}", xml::local(root)));
     }
-    let mut offered: Vec<(bool, (u32, u32), &str)> = xml::children(root, "VersionInfo")
-        .filter_map(|info| {
-            let name = xml::text(info, "Version")?;
-            let (major, minor) = name.split_once('.')?;
-            let deprecated = xml::attribute(info, "deprecated") == Some("true");
-            Some((deprecated, (major.parse().ok()?, minor.parse().ok()?), name))
-        })
-        .collect();
-    offered.sort();
-    for unwanted in [false, true] {
-        for version in VERSIONS {
-            if offered.iter().any(|(deprecated, _, name)| *deprecated == unwanted && *name == version) {
-                return Ok(version.into());
-            }
-        }
-    }
-    match offered.iter().max_by_key(|(_, number, _)| *number) {
-        None => Err("VCD offers no API version".into()),
-        Some((_, number, name)) if *number < OLDEST => Err(format!(
+    let offered = xml::children(root, "VersionInfo").filter_map(|info| {
+        let name = xml::text(info, "Version")?;
+        let (major, minor) = name.split_once('.')?;
+        let number: (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
+        Some((number, xml::attribute(info, "deprecated") == Some("true"), name))
+    });
+    let (usable, old): (Vec<_>, Vec<_>) = offered.partition(|(number, ..)| *number >= OLDEST);
+    // Of those that nobody knows here yet, the nearest to what is known.
+    let best = usable.into_iter().min_by_key(|((major, minor), deprecated, _)| {
+        let known = MAJORS.iter().position(|known| known == major);
+        let rank = known.map_or(u64::from(*major), |at| at as u64);
+        (known.is_none(), *deprecated, rank, Reverse(*minor))
+    });
+    match (best, old.into_iter().max()) {
+        (Some(((major, _), _, name)), _) => Ok((name.into(), !MAJORS.contains(&major))),
+        (None, Some((.., name))) => Err(format!(
             "VCD offers API versions up to {name} only; 36.1 (VCD 10.3.1) is the oldest that knows API tokens"
         )),
-        Some((.., name)) => {
-            Err(format!("VCD offers API versions up to {name}, and none of those known here: {}", VERSIONS.join(", ")))
-        }
+        (None, None) => Err("VCD offers no API version that is finished".into()),
     }
 }
 
-/// The API token as it is now.
-fn read_token(settings: &Settings, site: &Site) -> Result<Secret, VcdError> {
-    settings.token.read().map_err(|why| {
-        let what = format!("log in to org {:?} at {}", settings.org, site.root);
-        errors::own(ErrorKind::Auth, what, format!("token_file {why}"))
-    })
-}
-
-impl Token {
-    /// The API token as it is now. The error names the file, and says what is wrong with it.
-    pub fn read(&self) -> Result<Secret, String> {
-        let path = match self {
-            Token::Text(token) => return Ok(token.clone()),
-            Token::File(path) => path,
+impl Trade<'_> {
+    /// Shows `token` to VCD for a bearer.
+    fn exchange(&self, token: &Secret) -> Result<Granted, VcdError> {
+        let (http, site, settings) = (self.http, self.site, self.settings);
+        http.shown().token = Some(token.clone());
+        let what = format!("{} with the API token", self.what());
+        let place =
+            if settings.is_provider() { "provider".into() } else { format!("tenant/{}", encode(&settings.org)) };
+        let url = format!("{}/oauth/{place}/token", site.root);
+        let form = format!("grant_type=refresh_token&refresh_token={}", encode(token.reveal()));
+        let timeout = time_left(self.deadline, READ_TIMEOUT).map_err(|lost| errors::lost(&what, Stage::Read, lost))?;
+        let ask = Ask {
+            operation: "login",
+            method: Method::POST,
+            url: &url,
+            accept: "application/json",
+            bearer: None,
+            content: Some(("application/x-www-form-urlencoded", &form)),
+            timeout: Some(timeout),
         };
-        let refuse = |why: String| format!("{}: {why}", path.display());
-        let mut text = String::new();
-        let file = File::open(path).map_err(|e| refuse(e.to_string()))?;
-        file.take(MAX_TOKEN_FILE + 1).read_to_string(&mut text).map_err(|e| refuse(e.to_string()))?;
-        if text.len() as u64 > MAX_TOKEN_FILE {
-            return Err(refuse(format!("has more than the {MAX_TOKEN_FILE} bytes allowed")));
+        let got = http.exchange(&ask).map_err(|lost| errors::lost(&what, Stage::Read, lost))?;
+        if got.status != 200 {
+            return Err(login_refused(&what, settings, &got));
         }
-        let token = text.trim();
-        if token.is_empty() {
-            return Err(refuse("is empty".into()));
+        let unusable = |why: String| errors::own(ErrorKind::Unavailable, what.clone(), why);
+        if let Some(page) = errors::web_page(&got.body) {
+            return Err(unusable(page));
         }
-        if !token.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(refuse("holds more than one word, or characters that no token has".into()));
-        }
-        Ok(Secret::new(token))
+        let none = || unusable("the answer holds no usable access token".into());
+        let json: serde_json::Value = serde_json::from_str(&got.body).map_err(|_| none())?;
+        let word = |key: &str| {
+            let word = json.get(key).and_then(|t| t.as_str());
+            word.filter(|t| !t.is_empty() && t.bytes().all(|b| b.is_ascii_graphic()))
+        };
+        let next = word("refresh_token").filter(|next| *next != token.reveal()).map(Secret::new);
+        http.shown().next = next.clone();
+        let bearer = word("access_token").map(Arc::from).ok_or_else(none);
+        let life = json.get("expires_in").and_then(|n| n.as_u64()).map(Duration::from_secs);
+        Ok(Granted { bearer, life, next })
     }
-}
-
-/// The bearer and how long it lives.
-fn exchange_token(
-    http: &Http,
-    site: &Site,
-    settings: &Settings,
-    token: &Secret,
-    deadline: Instant,
-) -> Result<(Arc<str>, Option<Duration>), VcdError> {
-    let what = format!("log in to org {:?} at {} with the API token", settings.org, site.root);
-    let place = if settings.is_provider() { "provider".into() } else { format!("tenant/{}", encode(&settings.org)) };
-    let url = format!("{}/oauth/{place}/token", site.root);
-    let form = format!("grant_type=refresh_token&refresh_token={}", encode(token.reveal()));
-    let timeout = time_left(deadline, READ_TIMEOUT).map_err(|lost| errors::lost(&what, Stage::Read, lost))?;
-    let ask = Ask {
-        operation: "login",
-        method: Method::POST,
-        url: &url,
-        accept: "application/json",
-        bearer: None,
-        content: Some(("application/x-www-form-urlencoded", &form)),
-        timeout: Some(timeout),
-    };
-    let got = http.exchange(&ask).map_err(|lost| errors::lost(&what, Stage::Read, lost))?;
-    if got.status != 200 {
-        return Err(login_refused(&what, settings, &got));
-    }
-    let unusable = || errors::own(ErrorKind::Unavailable, what.clone(), "the answer holds no usable access token");
-    let json: serde_json::Value = serde_json::from_str(&got.body).map_err(|_| unusable())?;
-    let bearer = json.get("access_token").and_then(|t| t.as_str());
-    let bearer = bearer.filter(|t| !t.is_empty() && t.bytes().all(|b| b.is_ascii_graphic())).ok_or_else(unusable)?;
-    let life = json.get("expires_in").and_then(|n| n.as_u64()).map(Duration::from_secs);
-    Ok((bearer.into(), life))
 }
 
 /// The token, the org or the user was refused: trying again at once will not help.
@@ -330,7 +536,7 @@ fn login_refused(what: &str, settings: &Settings, got: &Received) -> VcdError {
     match got.status {
         404 => {
             error.kind = ErrorKind::Auth;
-            error.text = format!("org {:?} is not known there: {}", settings.org, error.text);
+            error.text = format!("it knows no token endpoint of org {:?}: {}", settings.org, error.text);
         }
         400 | 401 | 403 if Said::of_body(&got.body).is_some() || got.status == 401 => {
             error.kind = ErrorKind::Auth;
@@ -362,22 +568,37 @@ mod tests {
             "<SupportedVersions xmlns='http://www.vmware.com/vcloud/versions'>{}</SupportedVersions>",
             infos.collect::<String>()
         );
-        choose(xml::read(&text).unwrap().root_element()).map(|v| v.to_string())
+        choose(xml::read(&text).unwrap().root_element())
+            .map(|(version, is_newer)| format!("{version}{}", if is_newer { " (newer)" } else { "" }))
     }
 
     #[test]
     fn the_best_tested_version_is_chosen() {
-        assert_eq!(chosen(&[("37.3", false), ("38.1", false), ("39.1", false)]), Ok("38.1".into()));
-        assert_eq!(chosen(&[("39.1", false), ("38.1", true)]), Ok("39.1".into()));
-        assert_eq!(chosen(&[("36.1", false), ("36.3", false), ("9.0", false)]), Ok("36.3".into()));
-        assert_eq!(chosen(&[("36.0", false), ("37.0", true)]), Ok("37.0".into()));
-        assert_eq!(chosen(&[("40.0.0-alpha", false), ("37.2", false)]), Ok("37.2".into()));
+        for (offered, expected) in [
+            (&[("37.3", false), ("38.1", false), ("39.1", false)][..], "38.1"),
+            (&[("39.1", false), ("38.1", true)], "39.1"),
+            (&[("36.1", false), ("36.3", false), ("9.0", false)], "36.3"),
+            (&[("36.0", false), ("37.0", true)], "37.0"),
+            // Minor ones come without our knowing.
+            (&[("39.2", false)], "39.2"),
+            (&[("38.2", false), ("40.0", false)], "38.2"),
+            (&[("38.9", false), ("38.10", false)], "38.10"),
+            // New majors: the nearest, and only where nothing known is left.
+            (&[("41.0", false), ("40.0", false), ("40.1", false)], "40.1 (newer)"),
+            (&[("40.0", false), ("39.1", true)], "39.1"),
+            (&[("41.0", false), ("40.0", true)], "41.0 (newer)"),
+            // Never one that is not finished, and nothing that is no version.
+            (&[("40.0.0-alpha", false), ("37.2", false)], "37.2"),
+            (&[("38.2.0-alpha-1690000000", false), ("39.0-alpha", false), ("39", false), ("37.3", true)], "37.3"),
+        ] {
+            assert_eq!(chosen(offered).as_deref(), Ok(expected), "{offered:?}");
+        }
     }
 
     #[test]
     fn no_common_version_is_said_clearly() {
         assert!(chosen(&[("9.0", false), ("36.0", false)]).unwrap_err().contains("up to 36.0 only; 36.1"));
-        assert!(chosen(&[("40.0", false)]).unwrap_err().contains("up to 40.0, and none"));
+        assert!(chosen(&[("39.0.0-alpha-1", false)]).unwrap_err().contains("no API version"));
         assert!(chosen(&[]).unwrap_err().contains("no API version"));
         assert!(choose(xml::read("<html/>").unwrap().root_element()).unwrap_err().contains("html"));
     }

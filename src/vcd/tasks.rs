@@ -61,7 +61,7 @@ impl Client {
         }
         let prefix = &self.settings.vapp_prefix;
         let filter = format!("objectName=={}-*", query::value(prefix));
-        let result = self.page(call, "task", &filter, "sortDesc=startDate", 1, |record| {
+        let result = self.page(call, "task", &filter, "sortDesc=startDate", 1, &mut |record| {
             let attribute = |name| xml::attribute(record, name);
             if has_prefix(attribute("objectName").unwrap_or_default(), prefix)
                 && let (Some(href), Some(status)) = (attribute("href"), attribute("status"))
@@ -108,6 +108,9 @@ impl Client {
             Some(error) => errors::failed_task(what, Said::of_element(error)),
             None => errors::own(ErrorKind::Failed, what, xml::text(root, "Details").unwrap_or_default()),
         };
+        if status == "aborted" && error.kind == ErrorKind::Failed {
+            error.kind = ErrorKind::Aborted;
+        }
         if error.text.is_empty() {
             error.text = format!("the task ended as {status}");
         }

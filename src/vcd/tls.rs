@@ -7,10 +7,15 @@
 
 use crate::crypto;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    StreamOwned,
+};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -56,10 +61,13 @@ pub(super) fn config(ca_file: Option<&Path>, skip_verify: bool) -> Result<Arc<Cl
     }
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     add_systems(&mut roots, std::env::var_os(BUNDLE_VARIABLE).map(PathBuf::from));
-    if let Some(path) = ca_file {
-        add(&mut roots, path).map_err(|why| format!("ca_file {}: {why}", path.display()))?;
-    }
-    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+    let Some(path) = ca_file else {
+        return Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()));
+    };
+    let named = add(&mut roots, path).map_err(|why| format!("ca_file {}: {why}", path.display()))?;
+    let by_roots = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+    let verifier = Named { by_roots: by_roots.build().map_err(|e| e.to_string())?, named };
+    Ok(Arc::new(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()))
 }
 
 /// Adds what the machine trusts beside the public roots, such as a company's own CA. A system without such a file, or with
@@ -107,7 +115,11 @@ fn add_new(roots: &mut RootCertStore, pem: &mut dyn BufRead) -> io::Result<usize
     Ok(passed_over)
 }
 
-fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
+/// Adds the certificates of a file, and returns them.
+fn add(roots: &mut RootCertStore, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    if path.is_dir() {
+        return Err("is a folder".into());
+    }
     let mut pem = Vec::new();
     let file = File::open(path).map_err(|e| e.to_string())?;
     file.take(MAX_CA_FILE + 1).read_to_end(&mut pem).map_err(|e| e.to_string())?;
@@ -117,14 +129,21 @@ fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
     add_pem(roots, &pem)
 }
 
-fn add_pem(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), String> {
-    let mut any = false;
+fn add_pem(roots: &mut RootCertStore, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    if pem.trim_ascii().is_empty() {
+        return Err("is empty".into());
+    }
+    // A certificate in DER is one sequence of more than 255 bytes.
+    if pem.starts_with(&[0x30, 0x82]) {
+        return Err("is DER, not PEM".into());
+    }
+    let mut all = Vec::new();
     for (n, certificate) in CertificateDer::pem_slice_iter(pem).enumerate() {
         let certificate = certificate.map_err(|e| format!("certificate {}: {}", n + 1, malformed(&e)))?;
-        roots.add(certificate).map_err(|e| format!("certificate {}: {e}", n + 1))?;
-        any = true;
+        roots.add(certificate.clone()).map_err(|e| format!("certificate {}: {e}", n + 1))?;
+        all.push(certificate);
     }
-    if any { Ok(()) } else { Err("holds no PEM certificate".into()) }
+    if all.is_empty() { Err("holds no PEM certificate".into()) } else { Ok(all) }
 }
 
 /// The reader's own words quote the text byte by byte, and it may be that of a key.
@@ -141,7 +160,60 @@ fn malformed(error: &pem::Error) -> &'static str {
 #[cfg(fuzzing)]
 pub fn read_certificates(pem: &[u8]) -> Result<usize, String> {
     let mut roots = RootCertStore::empty();
-    add_pem(&mut roots, pem).map(|()| roots.len())
+    add_pem(&mut roots, pem).map(|_| roots.len())
+}
+
+/// Holds a server's certificate against the roots. One that is itself in `ca_file` need not be another's: private
+/// installations sign their own, and call it a CA and a server in one, which no path of CAs leads to.
+#[derive(Debug)]
+struct Named {
+    by_roots: Arc<WebPkiServerVerifier>,
+    named: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for Named {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match self.by_roots.verify_server_cert(certificate, others, name, ocsp, now) {
+            // Found when the dates were found right, and before the name is looked at.
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(why)))
+                if why.0.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity)
+                    && self.named.contains(certificate) =>
+            {
+                verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_roots.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_roots.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.by_roots.supported_verify_schemes()
+    }
 }
 
 /// Believes every certificate, but not a wrong signature: `insecure_skip_tls_verify`.
@@ -344,7 +416,7 @@ mod tests {
         let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
         let large = " ".repeat(MAX_CA_FILE as usize + 1);
         for (name, text, wrong) in [
-            ("empty.pem", "", "holds no PEM certificate"),
+            ("empty.pem", " \n", "is empty"),
             ("key.pem", key, "holds no PEM certificate"),
             ("broken.pem", broken, "certificate 1: "),
             ("cut.pem", "-----BEGIN EC PRIVATE KEY-----\nQUJD\n", "certificate 1: the END line of a block is missing"),
@@ -358,6 +430,9 @@ mod tests {
             assert!(error.starts_with("ca_file /") && error.contains(name) && error.contains(wrong), "{error}");
         }
         assert!(config(Some(&place.join("none.pem")), false).unwrap_err().contains("No such file"));
+        assert!(config(Some(&place), false).unwrap_err().contains("is a folder"));
+        std::fs::write(place.join("ca.der"), [0x30, 0x82, 1, 2]).unwrap();
+        assert!(config(Some(&place.join("ca.der")), false).unwrap_err().contains("is DER, not PEM"));
         std::fs::remove_dir_all(place).unwrap();
     }
 

@@ -1,20 +1,19 @@
 //! Looking at vApps and VMs: the poll of a whole group, the search for a name, the look at one vApp. Nothing is changed.
 
-use super::change::{LABEL_KEY, disk_mb, first_disk};
+use super::change::{LABEL_KEY, MARK_KEY, MARKED};
 use super::errors::{self, Stage};
-use super::names::{Names, has_tpm};
 use super::query::{self, has_prefix, unix_ms};
 use super::tasks::is_over;
-use super::{Call, Client, Settings, last_part, xml};
+use super::{Call, Client, Settings, hardware, last_part, properties, xml};
 use crate::cloud::{ErrorKind, Href, Made, Poll, Power, Vapp, VcdError, Vm};
 use roxmltree::Node;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use ureq::http::Method;
 
 /// What is used of a vApp's record: where metadata is asked for, all else must be, too.
-const VAPP_FIELDS: &str = "name,status,isBusy,numberOfVMs,creationDate";
+const VAPP_FIELDS: &str = "name,status,isBusy,creationDate";
 
 /// The `operationName` of the task that deletes a vApp.
 const DELETE_VAPP: &str = "vdcDeleteVapp";
@@ -30,25 +29,72 @@ impl Client {
         let (wanted, place) = (format!("{}-*", query::value(prefix)), query::value(&vdc));
         let mut poll = Poll::default();
         let mut seen = HashSet::new();
+        // The records for the provider's users do not tell whether a VM is busy: those of vApps do.
+        let mut unknown = HashSet::new();
         let filter = format!("isVAppTemplate==false;vdc=={place};containerName=={wanted}");
-        poll.now = self.records(call, "vm", &filter, |record| {
+        poll.now = self.records(call, "vm", &filter, &mut |record| {
             let name = xml::attribute(record, "containerName").unwrap_or_default();
             let is = |name| xml::attribute(record, name) == Some("true");
             if !has_prefix(name, prefix) || is("isVAppTemplate") || is("isDeleted") {
                 return Ok(());
             }
             let vm = self.vm(call, record, name)?;
+            if self.settings.is_provider() && xml::attribute(record, "isBusy").is_none() {
+                unknown.insert(vm.vm.clone());
+            }
             // Between two pages a record may move to the next page.
             if seen.insert(vm.vm.clone()) {
                 poll.vms.push(vm);
             }
             Ok(())
         })?;
-        if vapps {
+        if vapps || !unknown.is_empty() {
             let filter = format!("name=={wanted};vdc=={place}");
-            poll.vapps = Some(self.vapps_with_labels(call, &filter, |name| has_prefix(name, prefix))?);
+            let mut all = self.vapps_with_labels(call, &filter, &|name| has_prefix(name, prefix))?;
+            let mut records: HashMap<Href, &mut Vapp> = all.iter_mut().map(|vapp| (vapp.href.clone(), vapp)).collect();
+            for vm in &mut poll.vms {
+                let Some(vapp) = records.get_mut(&vm.vapp) else { continue };
+                vapp.vms.push(vm.vm.clone());
+                vm.busy |= unknown.contains(&vm.vm) && vapp.busy;
+            }
+            if vapps {
+                self.add_unlisted(call, &vdc, &poll.vms, &mut all);
+            }
+            poll.vapps = vapps.then_some(all);
         }
         Ok(poll)
+    }
+
+    /// Adds the vApps that the VDC's own document lists and the query service does not show.
+    fn add_unlisted(&self, call: &Call, vdc: &str, vms: &[Vm], all: &mut Vec<Vapp>) {
+        let prefix = &self.settings.vapp_prefix;
+        let entities = match self.entities(call, vdc, |name| has_prefix(name, prefix)) {
+            Ok(entities) => entities,
+            // Without its text: what leaves the client is cleaned first.
+            Err(e) => {
+                return log::warn!(
+                    "{}: the VDC's document cannot be read ({}): the records count",
+                    call.what,
+                    e.status
+                );
+            }
+        };
+        let known: HashSet<&Href> = vms.iter().map(|vm| &vm.vapp).chain(all.iter().map(|vapp| &vapp.href)).collect();
+        let unlisted: Vec<(String, Href)> = entities.into_iter().filter(|(_, href)| !known.contains(href)).collect();
+        all.extend(unlisted.into_iter().map(|(name, href)| Vapp {
+            href,
+            name: name.into(),
+            description: None,
+            power: Power::Other,
+            busy: false,
+            tasks: Vec::new(),
+            deleting: false,
+            vms: Vec::new(),
+            made: None,
+            created: None,
+            labelled: false,
+            marked: false,
+        }));
     }
 
     /// vApp records with their labels: one query, or one more where the first does not show metadata.
@@ -56,11 +102,11 @@ impl Client {
         &self,
         call: &Call,
         filter: &str,
-        wanted: impl Fn(&str) -> bool,
+        wanted: &dyn Fn(&str) -> bool,
     ) -> Result<Vec<Vapp>, VcdError> {
         let mut all = None;
         if !self.no_metadata_field.load(Ordering::Relaxed) {
-            match self.vapp_records(call, filter, Some(VAPP_FIELDS), &wanted) {
+            match self.vapp_records(call, filter, Some(VAPP_FIELDS), wanted) {
                 Ok((vapps, has_metadata)) if has_metadata || vapps.is_empty() => return Ok(vapps),
                 Ok((vapps, _)) => all = Some(vapps),
                 Err(e) if is_refusal(&e) => {
@@ -87,10 +133,10 @@ impl Client {
     pub(super) fn find(&self, call: &Call, name: &str) -> Result<Vec<Vapp>, VcdError> {
         let vdc = self.names().vdc.clone();
         let filter = format!("name=={};vdc=={}", query::value(name), query::value(&vdc));
-        let (records, _) = self.vapp_records(call, &filter, None, |n| n == name)?;
+        let (records, _) = self.vapp_records(call, &filter, None, &|n| n == name)?;
         let mut found: Vec<Href> = records.into_iter().map(|vapp| vapp.href).collect();
         if found.is_empty() {
-            found = self.entities_named(call, &vdc, name)?;
+            found = self.entities(call, &vdc, |n| n == name)?.into_iter().map(|(_, href)| href).collect();
         }
         if found.len() > MAX_FOUND {
             log::warn!("{}: {} vApps have this name, {MAX_FOUND} are looked at", call.what, found.len());
@@ -102,8 +148,8 @@ impl Client {
         Ok(all)
     }
 
-    /// The vApps of this name among the VDC's `ResourceEntities`.
-    fn entities_named(&self, call: &Call, vdc: &str, name: &str) -> Result<Vec<Href>, VcdError> {
+    /// Name and link of the vApps among the VDC's `ResourceEntities` whose name is `wanted`.
+    fn entities(&self, call: &Call, vdc: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, Href)>, VcdError> {
         let got = self.send(call, Method::GET, vdc, None)?;
         let unusable = |why: String| errors::unusable(&call.what, Stage::Read, got.status, why);
         let document = xml::read(&got.body).map_err(unusable)?;
@@ -115,9 +161,9 @@ impl Client {
         entities
             .iter()
             .flat_map(|all| xml::children(*all, "ResourceEntity"))
-            .filter(|entity| xml::attribute(*entity, "name") == Some(name))
             .filter(|entity| xml::attribute(*entity, "type").is_some_and(|kind| kind.ends_with("vcloud.vApp+xml")))
-            .map(|entity| self.link(call, xml::attribute(entity, "href")))
+            .filter_map(|entity| Some((entity, xml::attribute(entity, "name").filter(|name| wanted(name))?)))
+            .map(|(entity, name)| Ok((name.to_owned(), self.link(call, xml::attribute(entity, "href"))?)))
             .collect()
     }
 
@@ -148,29 +194,53 @@ impl Client {
             }
         }
         let name = xml::attribute(root, "name").ok_or_else(|| unusable("the vApp has no name".into()))?;
-        let vms = children.map_or(0, |all| xml::children(all, "Vm").count());
-        let made = children.and_then(|all| xml::child(all, "Vm")).map(|vm| self.made(call, vm)).transpose()?;
+        let vms: Vec<Node> = children.into_iter().flat_map(|all| xml::children(all, "Vm")).collect();
+        // Somebody may have put another one into it.
+        let own = vms.iter().find(|vm| xml::attribute(**vm, "name") == Some(name)).or(vms.first());
+        let made = own.map(|vm| self.made(call, *vm, name)).transpose()?;
+        let vms = vms.iter().map(|vm| self.link(call, xml::attribute(*vm, "href"))).collect::<Result<_, _>>()?;
+        let power = query::power_of_number(xml::attribute(root, "status").unwrap_or_default());
+        let marked = power == Power::Suspended && self.is_marked(call, vapp)?;
         Ok(Some(Vapp {
             href: vapp.clone(),
             name: name.into(),
             description: Some(xml::child(root, "Description").and_then(|d| d.text()).unwrap_or_default().to_owned()),
-            power: query::power_of_number(xml::attribute(root, "status").unwrap_or_default()),
+            power,
             busy: !tasks.is_empty(),
             tasks,
             deleting,
-            vms: u32::try_from(vms).unwrap_or(u32::MAX),
+            vms,
             made,
             created: xml::text(root, "DateCreated").and_then(unix_ms),
             labelled: false,
+            marked,
         }))
     }
 
-    fn made(&self, call: &Call, vm: Node) -> Result<Made, VcdError> {
+    /// True if a suspend of ours is written on the vApp. Who may not read metadata sees none.
+    fn is_marked(&self, call: &Call, vapp: &Href) -> Result<bool, VcdError> {
+        let got = match self.send(call, Method::GET, &format!("{vapp}/metadata"), None) {
+            Err(e) if is_refusal(&e) => return Ok(false),
+            other => other?,
+        };
+        let document =
+            xml::read(&got.body).map_err(|why| errors::unusable(&call.what, Stage::Read, got.status, why))?;
+        Ok(has_entry(document.root_element(), MARK_KEY, MARKED))
+    }
+
+    fn made(&self, call: &Call, vm: Node, vapp_name: &str) -> Result<Made, VcdError> {
         let names = self.names();
+        let href = self.link(call, xml::attribute(vm, "href"))?;
+        let mut differs = hardware::difference(&self.settings, &names, vm);
+        if let Some(sections) = self.product_sections(call, &href, vm)? {
+            let missing = properties::missing(&self.settings, &sections);
+            differs.extend(missing.into_iter().map(|key| format!("no guest property {key:?} as it should be")));
+        }
         Ok(Made {
-            vm: self.link(call, xml::attribute(vm, "href"))?,
-            differs: difference(&self.settings, &names, vm),
-            lacks_tpm: names.needs_tpm && !has_tpm(vm),
+            vm: href,
+            own: xml::attribute(vm, "name") == Some(vapp_name),
+            differs: (!differs.is_empty()).then(|| differs.join(", ")),
+            lacks_tpm: names.template.hardware.needs_tpm && !hardware::has_tpm(vm),
             external: external(vm),
         })
     }
@@ -202,13 +272,13 @@ impl Client {
         call: &Call,
         filter: &str,
         fields: Option<&str>,
-        wanted: impl Fn(&str) -> bool,
+        wanted: &dyn Fn(&str) -> bool,
     ) -> Result<(Vec<Vapp>, bool), VcdError> {
         let mut all: Vec<Vapp> = Vec::new();
         let mut has_metadata = false;
         let mut seen = HashSet::new();
         let more = fields.map(|fields| format!("&fields={fields},metadata:{LABEL_KEY}")).unwrap_or_default();
-        self.records_with(call, "vApp", filter, &more, |record| {
+        self.records_with(call, "vApp", filter, &more, &mut |record| {
             let attribute = |name| xml::attribute(record, name);
             let name = attribute("name").unwrap_or_default();
             if !wanted(name) {
@@ -225,10 +295,11 @@ impl Client {
                     busy: attribute("isBusy") == Some("true"),
                     tasks: Vec::new(),
                     deleting: false,
-                    vms: attribute("numberOfVMs").and_then(|n| n.parse().ok()).unwrap_or(0),
+                    vms: Vec::new(),
                     made: None,
                     created: attribute("creationDate").and_then(unix_ms),
                     labelled: has_label(&self.settings, record),
+                    marked: false,
                 });
             }
             Ok(())
@@ -240,7 +311,7 @@ impl Client {
     fn labelled(&self, call: &Call, filter: &str) -> Result<HashSet<Href>, VcdError> {
         let filter = format!("{filter};metadata:{LABEL_KEY}==STRING:{}", query::value(&self.settings.label));
         let mut all = HashSet::new();
-        let result = self.records(call, "vApp", &filter, |record| {
+        let result = self.records(call, "vApp", &filter, &mut |record| {
             all.insert(self.link(call, xml::attribute(record, "href"))?);
             Ok(())
         });
@@ -257,39 +328,20 @@ impl Client {
 
 /// Whether the metadata in a record holds the group's label.
 fn has_label(settings: &Settings, record: Node) -> bool {
-    let entries = xml::child(record, "Metadata");
-    entries.iter().flat_map(|all| xml::children(*all, "MetadataEntry")).any(|entry| {
-        let value = xml::child(entry, "TypedValue").and_then(|value| xml::text(value, "Value"));
-        xml::text(entry, "Key") == Some(LABEL_KEY) && value == Some(settings.label.trim())
+    xml::child(record, "Metadata").is_some_and(|all| has_entry(all, LABEL_KEY, settings.label.trim()))
+}
+
+/// Whether metadata holds this entry.
+fn has_entry(metadata: Node, key: &str, value: &str) -> bool {
+    xml::children(metadata, "MetadataEntry").any(|entry| {
+        let held = xml::child(entry, "TypedValue").and_then(|value| xml::text(value, "Value"));
+        xml::text(entry, "Key") == Some(key) && held == Some(value)
     })
 }
 
 /// The primary NIC's `ExternalIpAddress`: VCD shows it in a VM's document, not in its record.
 fn external(vm: Node) -> Option<IpAddr> {
-    let section = xml::child(vm, "NetworkConnectionSection")?;
-    let primary = xml::text(section, "PrimaryNetworkConnectionIndex").unwrap_or("0");
-    let mut nics = xml::children(section, "NetworkConnection");
-    let nic = nics.find(|nic| xml::text(*nic, "NetworkConnectionIndex") == Some(primary))?;
-    xml::text(nic, "ExternalIpAddress")?.parse().ok()
-}
-
-/// How a VM's hardware differs from the wish. What its document does not tell counts as right.
-fn difference(settings: &Settings, names: &Names, vm: Node) -> Option<String> {
-    let spec = xml::child(vm, "VmSpecSection");
-    let number = |node: Option<Node>, name| node.and_then(|n| xml::text(n, name)).and_then(|n| n.parse::<u64>().ok());
-    let memory = number(spec.and_then(|s| xml::child(s, "MemoryResourceMb")), "Configured");
-    let wish = names.wish(settings);
-    let parts = [
-        ("CPUs", number(spec, "NumCpus"), u64::from(wish.cpus)),
-        ("cores per socket", number(spec, "NumCoresPerSocket"), u64::from(wish.cores_per_socket)),
-        ("MB of memory", memory, u64::from(wish.memory_mb)),
-        ("MB of disk", first_disk(names, vm).map(|(_, mb)| mb), disk_mb(settings)),
-    ];
-    let wrong = parts.into_iter().filter_map(|(what, has, wish)| {
-        has.filter(|has| wish > 0 && *has != wish).map(|has| format!("{has} {what} instead of {wish}"))
-    });
-    let wrong: Vec<String> = wrong.collect();
-    (!wrong.is_empty()).then(|| wrong.join(", "))
+    xml::text(hardware::primary_adapter(vm)?, "ExternalIpAddress")?.parse().ok()
 }
 
 /// VCD's own refusal of a query that it answers elsewhere, or its failure at it (500); not a lost connection.

@@ -51,6 +51,18 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     soon(what, holds).await
 }
 
+/// Makes a file that can be run. Another process writes it: what this one has open, each child that another test starts at
+/// that moment holds open too for a while, and what is open for writing is not run ("Text file busy").
+pub fn install(content: &[u8], path: &Path) {
+    let mut install = std::process::Command::new("install");
+    install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());
+    let mut install = install.spawn().expect("install can be started");
+    let mut input = install.stdin.take().expect("stdin is a pipe");
+    std::io::Write::write_all(&mut input, content).unwrap();
+    drop(input);
+    assert!(install.wait().unwrap().success(), "install {}", path.display());
+}
+
 /// A running plugin, its host being this process. Killed when dropped. Calls go through [`Client`], to which it derefs.
 pub struct PluginProcess {
     pub child: Child,
@@ -66,7 +78,11 @@ pub struct PluginProcess {
 
 /// The command that starts `binary` as the host does. Variables and arguments can be added.
 pub fn command(binary: impl AsRef<Path>) -> Command {
-    let mut command = Command::new(binary.as_ref());
+    hosted(Command::new(binary.as_ref()))
+}
+
+/// The same of a command that is there.
+pub fn hosted(mut command: Command) -> Command {
     command
         .env(COOKIE_VARIABLE, COOKIE)
         .env("PLUGIN_PROTOCOL_VERSIONS", "0")

@@ -41,17 +41,27 @@ fn rule(name: &str) -> Option<&'static str> {
         "url" => {
             "`https://`, or `http://` with a warning; no path but one that ends in `/api`; no user name, `?` or `#`"
         }
+        "virtual_datacenter" | "network" | "catalog" | "template" | "storage_profile" => {
+            "an id is `urn:vcloud:KIND:UUID`, a link the address of the thing in VCD's API; `check` shows the ids where several \
+             things have the name"
+        }
         "vapp_name_prefix" => "letters, digits, `-`, `_` and `.`; the first a letter or a digit",
         "token" => {
             "no white space; not together with `token_file`; `VCD_TOKEN` is ignored, with a warning, where this is given"
         }
-        "token_file" => "one word, in a file of at most 16 KiB; not together with `token`",
+        "token_file" => {
+            "the token alone, or JSON with `refresh_token` as VMware's SDK writes it, in at most 16 KiB; not together with \
+             `token`. For a service account the plugin must be able to replace the file"
+        }
         "cpu_count" => "0 only with a policy, which then decides",
         "cores_per_socket" | "memory_mb" => "as for `cpu_count`",
         "guest_properties" => {
             "at most 64 entries, with names of at most 256 characters; `user-data` not together with `user_data_file`"
         }
         "user_data_file" => "a file of text, of at most 49,152 characters",
+        "login_script" => {
+            "false only with `use_static_credentials = true`; then the template or the user data holds the user and the key"
+        }
         "customization_script_file" => {
             "a file of text, with what the plugin adds of at most 49,000 characters. Linux: for `sh`, or what its `#!` line \
              names; Windows: a batch file, or PowerShell if it begins with `#ps1`"
@@ -75,7 +85,8 @@ fn rule(name: &str) -> Option<&'static str> {
         }
         "credentials_seed" => {
             "at least 16 characters. The token is taken as it is at the start, from `token_file` as well. VMs that were made \
-             with another one are unhealthy after a restart, and replaced: give a seed where the token is changed now and then"
+             with another one are unhealthy after a restart, and replaced: give a seed where the token is changed now and then, as \
+             that of a service account is at each login"
         }
         _ => return None,
     };

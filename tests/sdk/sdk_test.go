@@ -7,6 +7,8 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -38,15 +40,22 @@ type simulator struct {
 	roots                *x509.CertPool
 }
 
-func startSimulator(t *testing.T) simulator {
+// built is a binary of the release build, or the one that a variable names.
+func built(t *testing.T, variable, name string) string {
 	t.Helper()
-	binary := os.Getenv("SIM_BIN")
+	binary := os.Getenv(variable)
 	if binary == "" {
-		binary = filepath.Join("..", "..", "target", "release", "vcd-sim")
+		binary = filepath.Join("..", "..", "target", "release", name)
 	}
 	if _, err := os.Stat(binary); err != nil {
-		t.Fatalf("%v: build it with cargo build --release --workspace, or set SIM_BIN", err)
+		t.Fatalf("%v: build it with cargo build --release --workspace, or set %s", err, variable)
 	}
+	return binary
+}
+
+func startSimulator(t *testing.T) simulator {
+	t.Helper()
+	binary := built(t, "SIM_BIN", "vcd-sim")
 	certificate := filepath.Join(t.TempDir(), "ca.pem")
 	command := exec.Command(binary, "--listen", "127.0.0.1:0", "--https-listen", "127.0.0.1:0", "--control", "127.0.0.1:0",
 		"--ca-out", certificate, "--scale", strconv.Itoa(scale), "--guest-port", freePort(t))
@@ -95,8 +104,8 @@ func freePort(t *testing.T) string {
 	return strconv.Itoa(listener.Addr().(*net.TCPAddr).Port)
 }
 
-// admin changes the simulated VCD behind its API.
-func (s simulator) admin(t *testing.T, action map[string]any) {
+// admin changes the simulated VCD behind its API, and returns what it says.
+func (s simulator) admin(t *testing.T, action map[string]any) []byte {
 	t.Helper()
 	body, err := json.Marshal(action)
 	if err != nil {
@@ -106,10 +115,12 @@ func (s simulator) admin(t *testing.T, action map[string]any) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		t.Fatalf("%v: %s", action, response.Status)
+	defer response.Body.Close()
+	said, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != http.StatusOK {
+		t.Fatalf("%v: %s, %v", action, response.Status, err)
 	}
+	return said
 }
 
 // client is the SDK, not logged in yet.
@@ -174,6 +185,48 @@ func TestRefusedLogins(t *testing.T) {
 	strange.Client.Http.Transport.(*http.Transport).TLSClientConfig = &tls.Config{}
 	if err := strange.Authenticate("ci", "ci-password", org); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("an unknown certificate: %v", err)
+	}
+}
+
+// TestServiceAccount has the SDK and the plugin take turns with one service account's token, as its file passes between them.
+func TestServiceAccount(t *testing.T) {
+	sim := startSimulator(t)
+	plugin := built(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
+	var made struct{ Token string }
+	if err := json.Unmarshal(sim.admin(t, map[string]any{"action": "service_token"}), &made); err != nil || made.Token == "" {
+		t.Fatalf("no token: %v", err)
+	}
+	folder := t.TempDir()
+	file := filepath.Join(folder, "token.json")
+	if err := govcd.SaveServiceAccountToFile(file, "test", &types.ApiTokenRefresh{RefreshToken: made.Token}); err != nil {
+		t.Fatal(err)
+	}
+	example, err := os.ReadFile(filepath.Join("..", "..", "examples", "simulator.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes := strings.NewReplacer("http://127.0.0.1:8080", sim.http, `token = "sim-api-token"`, fmt.Sprintf("token_file = %q", file))
+	config := filepath.Join(folder, "config.toml")
+	if err := os.WriteFile(config, []byte(changes.Replace(string(example))), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for turn := range 3 {
+		if err := sim.client(t, sim.http).SetServiceAccountApiToken(org, file); err != nil {
+			t.Fatalf("turn %d: the SDK: %v", turn, err)
+		}
+		said, err := exec.Command(plugin, "check", "--config", config).CombinedOutput()
+		if err != nil || !strings.Contains(string(said), "a service account's") {
+			t.Fatalf("turn %d: the plugin: %v\n%s", turn, err, said)
+		}
+		token, err := govcd.GetTokenFromFile(file)
+		if err != nil || seen[token.RefreshToken] {
+			t.Fatalf("turn %d: the file holds no new token: %v", turn, err)
+		}
+		seen[token.RefreshToken] = true
+	}
+	if _, err := sim.client(t, sim.http).SetApiToken(org, made.Token); err == nil {
+		t.Error("a token that was replaced was taken")
 	}
 }
 

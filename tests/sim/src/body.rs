@@ -83,6 +83,10 @@ fn item(model: &Model, node: Node<'_, '_>) -> Result<Item, Bad> {
     item.name = arc(general.and_then(|g| text(g, "Name")).or(source.attribute("name")));
     item.description = arc(general.and_then(|g| text(g, "Description")));
     item.needs_customization = general.and_then(|g| flag(g, "NeedsCustomization")).unwrap_or(false);
+    let assignment = |node: Node<'_, '_>, name| Arc::<str>::from(node.attribute(name).unwrap_or(""));
+    item.assignments = children(node, "NetworkAssignment")
+        .map(|a| (assignment(a, "innerNetwork"), assignment(a, "containerNetwork")))
+        .collect();
     if let Some(params) = child(node, "InstantiationParams") {
         if let Some(section) = child(params, "NetworkConnectionSection") {
             let (primary, nics) = nics(section)?;
@@ -91,6 +95,9 @@ fn item(model: &Model, node: Node<'_, '_>) -> Result<Item, Bad> {
         }
         if let Some(section) = child(params, "VirtualHardwareSection") {
             item.hardware = hardware(section)?;
+            if let Some(vm) = model.template_vms.get(&id) {
+                item_ids(vm, section)?;
+            }
         }
         item.guest = child(params, "GuestCustomizationSection").map(guest).transpose()?;
         item.properties = children(params, "ProductSection").flat_map(properties).collect();
@@ -192,6 +199,18 @@ pub fn guest(section: Node<'_, '_>) -> Result<GuestSection, Bad> {
         script: some("CustomizationScript"),
         computer_name: some("ComputerName"),
     })
+}
+
+/// An item may not have the id of the template's item of another kind.
+fn item_ids(vm: &TemplateVm, section: Node<'_, '_>) -> Result<(), Bad> {
+    let ids = ItemIds::of(vm.nics.len(), &vm.disks);
+    for item in children(section, "Item") {
+        let (id, kind) = (number(item, "InstanceID")?.unwrap_or(0), number::<u16>(item, "ResourceType")?);
+        if let Some(other) = ids.kind(id, &vm.disks).filter(|known| Some(*known) != kind) {
+            return bad(format!("Bad request\n - rasd:InstanceID: {id} is that of an item of ResourceType {other}."));
+        }
+    }
+    Ok(())
 }
 
 /// `ovf:VirtualHardwareSection`, or any element that holds hardware items.

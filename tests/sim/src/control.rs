@@ -25,6 +25,10 @@ pub fn answer(world: &mut World, request: &Request) -> Reply {
             Ok(json!({}))
         }
         ("POST", "/admin") => body(request).and_then(|b| admin(&mut world.model, &b)),
+        ("POST", "/versions") => body(request).and_then(|b| {
+            world.api.versions = versions(&b).ok_or("a list of versions, those with \"!\" at the end deprecated")?;
+            Ok(json!({}))
+        }),
         ("POST", "/scale") => body(request).and_then(|b| {
             let scale = b.get("scale").and_then(Value::as_f64).filter(|s| (0.001..=1_000_000.0).contains(s));
             world.clock.set_scale(scale.ok_or("scale: a number above 0")?);
@@ -40,6 +44,11 @@ pub fn answer(world: &mut World, request: &Request) -> Reply {
 
 fn body(request: &Request) -> Result<Value, String> {
     serde_json::from_slice(&request.body).map_err(|e| format!("JSON: {e}"))
+}
+
+fn versions(body: &Value) -> Option<Vec<(String, bool)>> {
+    let one = |text: &str| (text.trim_end_matches('!').to_owned(), text.ends_with('!'));
+    body.as_array()?.iter().map(|version| version.as_str().map(one)).collect()
 }
 
 fn counts(world: &World) -> Value {
@@ -176,6 +185,10 @@ fn admin(model: &mut Model, body: &Value) -> Result<Value, String> {
             let user = model.users.keys().next().copied().ok_or("no user")?;
             model.tokens.insert(need("token")?.into(), user);
         }
+        "service_token" => {
+            let user = model.users.keys().next().copied().ok_or("no user")?;
+            return Ok(json!({"token": &*model.new_service_token(user)}));
+        }
         "expire_bearers" => model.admin_expire_bearers(),
         "set_quota" => {
             if let Some(vdc) = model.vdcs.get_mut(&first_vdc) {
@@ -209,11 +222,28 @@ fn admin(model: &mut Model, body: &Value) -> Result<Value, String> {
             match need("name")? {
                 "allow_duplicate_names" => s.allow_duplicate_names = flag()?,
                 "gone_is_404" => s.gone_is_404 = flag()?,
+                "stop_is_409" => s.wording.stop_is_409 = flag()?,
+                "busy_names_a_task" => s.wording.busy_names_a_task = flag()?,
+                "duplicate_is_a_vm" => s.wording.duplicate_is_a_vm = flag()?,
                 "storage_quota_in_task" => s.storage_quota_in_task = flag()?,
                 "force_needs_right" => s.force_needs_right = flag()?,
                 "no_suspend" => s.no_suspend = flag()?,
                 "bearer_s" => s.bearer_s = value.as_u64().ok_or("value: a number")?,
+                "create_fails_at_power_on" => s.create_fails_at_power_on = flag()?,
+                "running_task_has_error" => s.running_task_has_error = flag()?,
+                "bracketed_filter_finds_nothing" => s.bracketed_filter_finds_nothing = flag()?,
+                "utc_offset_minutes" => {
+                    let minutes = value.as_i64().filter(|m| m.unsigned_abs() <= 14 * 60).ok_or("value: minutes")?;
+                    s.utc_offset_minutes = minutes.try_into().unwrap_or(0);
+                }
+                "unknown_fields" => {
+                    let all = value.as_array().ok_or("value: a list of names")?.iter();
+                    s.unknown_fields = all.filter_map(Value::as_str).map(String::from).collect();
+                }
                 "hardware_in_create" => s.hardware_in_create = value.as_str().unwrap_or_default().parse()?,
+                "properties_in_create" => s.properties_in_create = value.as_str().unwrap_or_default().parse()?,
+                "own_network_in_create" => s.own_network_in_create = value.as_str().unwrap_or_default().parse()?,
+                "filter_escapes" => s.filter_escapes = value.as_str().unwrap_or_default().parse()?,
                 other => return Err(format!("no setting {other}")),
             }
         }

@@ -90,7 +90,7 @@ pub struct Faults {
 }
 
 /// At most so many rules; more are refused.
-const MAX_RULES: usize = 256;
+const MAX_RULES: usize = 4096;
 
 impl Answer {
     /// An answer without a body.

@@ -292,6 +292,12 @@ async fn vcd_request(
     request: hyper::Request<Incoming>,
     scheme: &str,
 ) -> io::Result<Response<Out>> {
+    let redirect = (scheme == "http").then(|| shared.lock().api.redirect.clone()).flatten();
+    if let Some(origin) = redirect {
+        let place = request.uri().path_and_query().map_or("/", |place| place.as_str());
+        let headers = vec![("location", format!("{origin}{place}"))];
+        return respond(Reply { status: 302, headers, ..Reply::default() }, None);
+    }
     let Some(mut request) = read(request, scheme).await? else { return too_large() };
     let (operation, changes) = routes::operation(&request);
     let (effect, request_id, latency) = {

@@ -7,8 +7,8 @@
 //!   goes wrong. No sockets, no threads, the same seed gives the same run.
 //! - Over HTTP: [`Server::start`], or the binary `vcd-sim`. Time runs `scale` times as fast as in life.
 //!
-//! Not simulated: uploads, edge gateways, independent disks, snapshots, media, system administrators, `createVm` and
-//! `instantiateVmFromTemplate`.
+//! Not simulated: uploads, edge gateways, independent disks, snapshots, media, what system administrators do, `createVm` and
+//! `instantiateVmFromTemplate`. Users of an org that is called `System` see all orgs, by the records of administrators.
 //!
 //! # The control port
 //!
@@ -20,6 +20,7 @@
 //! | `GET /guest/IP` | what customization brought into the guest with this address: `script`, `password`, `computer_name`, `os`, `vm`, `ssh` |
 //! | `POST /faults` | a rule (see [`faults`]), or `{"random": {"seed": 1, "rate": 0.1}}` |
 //! | `DELETE /faults` | ends all faults |
+//! | `POST /versions` | offers these API versions from now on: `["38.1", "37.3!"]`, the latter as a deprecated one |
 //! | `POST /scale` | `{"scale": 10.0}` |
 //! | `POST /admin` | one of the actions below |
 //!
@@ -31,11 +32,12 @@
 //! | `rename_vapp` | `vapp`, `name` |
 //! | `foreign_vapp` | `name`, `description`; with `template` it gets a running VM |
 //! | `revoke_token`, `restore_token` | `token` |
+//! | `service_token` | none; answers `token`: one of a service account, good for one login |
 //! | `expire_bearers` | |
 //! | `set_quota` | `vms`, `cpus`, `memory_mb`, `operations` (null: none), `storage_mb` (0: none) |
 //! | `set_lag` | `ms`: queries tell what was so long ago |
 //! | `set_rights` | `rights`: names of all rights that users have from now on |
-//! | `set_setting` | `name`, `value`: `allow_duplicate_names`, `gone_is_404`, `storage_quota_in_task`, `force_needs_right`, `no_suspend`, `bearer_s`, `hardware_in_create` (`apply`, `ignore`, `refuse`) |
+//! | `set_setting` | `name`, `value`: `allow_duplicate_names`, `gone_is_404`, `storage_quota_in_task`, `force_needs_right`, `no_suspend`, `stop_is_409`, `busy_names_a_task`, `duplicate_is_a_vm`, `bearer_s`, `hardware_in_create` and `properties_in_create` (`apply`, `ignore`, `refuse`), `own_network_in_create` (`refuse`, `ignore`), `create_fails_at_power_on`, `running_task_has_error`, `utc_offset_minutes`, `filter_escapes` (`backslash`, `nothing`), `bracketed_filter_finds_nothing`, `unknown_fields` |
 //!
 //! Errors are `400` or `404` with `{"error": TEXT}`.
 

@@ -179,7 +179,7 @@ impl Default for Durations {
     }
 }
 
-/// What VCD does with a hardware section in a create request.
+/// What VCD does with a hardware section, or with guest properties, in a create request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HardwareInCreate {
     /// Applies it.
@@ -204,6 +204,62 @@ impl std::str::FromStr for HardwareInCreate {
     }
 }
 
+/// What VCD does with a create whose adapter's network differs from the one that the template's adapter is on, if that is
+/// not "none" and no NetworkAssignment leads from the one to the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OwnNetworkInCreate {
+    /// The task fails: the template's network does not exist.
+    #[default]
+    Refuse,
+    /// The adapter stays on the template's network, without a word.
+    Ignore,
+}
+
+impl std::str::FromStr for OwnNetworkInCreate {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "refuse" => Ok(Self::Refuse),
+            "ignore" => Ok(Self::Ignore),
+            _ => Err("expected refuse or ignore".into()),
+        }
+    }
+}
+
+/// How values in a filter are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FilterEscapes {
+    /// A backslash stands before a character that has a meaning in filters, as documented.
+    #[default]
+    Backslash,
+    /// A backslash is one, and brackets in a value need none.
+    Nothing,
+}
+
+impl std::str::FromStr for FilterEscapes {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "backslash" => Ok(Self::Backslash),
+            "nothing" => Ok(Self::Nothing),
+            _ => Err("expected backslash or nothing".into()),
+        }
+    }
+}
+
+/// How refusals are worded and numbered, where releases differ. By default as recorded from older ones.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wording {
+    /// "Stop the vApp and try again" is a 409, as from 10.4.1 on.
+    pub stop_is_409: bool,
+    /// What is busy is refused without the code BUSY_ENTITY: its text holds the task instead.
+    pub busy_names_a_task: bool,
+    /// A name that is taken is said to be that of a VM, without the code DUPLICATE_NAME.
+    pub duplicate_is_a_vm: bool,
+}
+
 /// Where VCD installations differ.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -211,8 +267,16 @@ pub struct Settings {
     pub allow_duplicate_names: bool,
     /// Say 404 RESOURCE_NOT_FOUND of what is gone, instead of 403.
     pub gone_is_404: bool,
+    /// How other refusals are worded.
+    pub wording: Wording,
     /// What becomes of hardware in create requests.
     pub hardware_in_create: HardwareInCreate,
+    /// What becomes of guest properties (`ProductSection`) in create requests.
+    pub properties_in_create: HardwareInCreate,
+    /// What becomes of an adapter whose template has a network of its own.
+    pub own_network_in_create: OwnNetworkInCreate,
+    /// A create that is to power on makes the VM, then its task fails and leaves it off; a power-on of its own works.
+    pub create_fails_at_power_on: bool,
     /// A full storage quota is found by the task, not by the request.
     pub storage_quota_in_task: bool,
     /// Forced deletes and undeploys need [`Right::Force`].
@@ -225,6 +289,16 @@ pub struct Settings {
     pub task_kept: Ms,
     /// Durations vary at random by up to so many percent, up and down.
     pub jitter_percent: u32,
+    /// The offset of VCD's local time from UTC, in which it tells dates.
+    pub utc_offset_minutes: i32,
+    /// A task that runs carries an Error element: "still in progress".
+    pub running_task_has_error: bool,
+    /// How filters escape.
+    pub filter_escapes: FilterEscapes,
+    /// A filter in brackets as a whole finds nothing.
+    pub bracketed_filter_finds_nothing: bool,
+    /// Attributes of records that are unknown here, though documented: refused in `fields`, not shown.
+    pub unknown_fields: Vec<String>,
 }
 
 impl Default for Settings {
@@ -232,13 +306,22 @@ impl Default for Settings {
         Self {
             allow_duplicate_names: false,
             gone_is_404: false,
+            wording: Wording::default(),
             hardware_in_create: HardwareInCreate::Apply,
+            properties_in_create: HardwareInCreate::Apply,
+            own_network_in_create: OwnNetworkInCreate::Refuse,
+            create_fails_at_power_on: false,
             storage_quota_in_task: false,
             force_needs_right: false,
             no_suspend: false,
             bearer_s: 86_400,
             task_kept: 90 * 86_400_000,
             jitter_percent: 0,
+            utc_offset_minutes: 0,
+            running_task_has_error: true,
+            filter_escapes: FilterEscapes::Backslash,
+            bracketed_filter_finds_nothing: true,
+            unknown_fields: Vec::new(),
         }
     }
 }
@@ -323,6 +406,17 @@ pub struct Session {
     pub expires: Ms,
 }
 
+/// The answer to a token.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// What is shown from now on.
+    pub bearer: Arc<str>,
+    /// How long it lives, in seconds.
+    pub life_s: u64,
+    /// The token for the next login, where the one that was shown is used up.
+    pub next: Option<Arc<str>>,
+}
+
 /// A virtual data center. Limits: `None` is unlimited.
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "each is named for what it holds")]
@@ -352,12 +446,31 @@ pub struct Profile {
     pub limit_mb: u64,
 }
 
+/// Which VDCs may use a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// Its own.
+    #[default]
+    Vdc,
+    /// All of its org: `isShared`.
+    Shared,
+    /// All of its org, by their lists of available networks alone.
+    Listed,
+    /// Those of its VDC group, which owns it; records show the group.
+    Group,
+    /// The same; records show neither VDC nor group.
+    GroupAlone,
+    /// The same; records show a VDC, and no group.
+    GroupByVdc,
+}
+
 /// An org VDC network.
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "each is named for what it holds")]
 pub struct Network {
     pub vdc: VdcId,
     pub name: Arc<str>,
+    pub reach: Reach,
     pub gateway: Ipv4Addr,
     pub netmask: Ipv4Addr,
     pub dns: Ipv4Addr,
@@ -405,6 +518,31 @@ pub struct Template {
     pub item_name: Option<Arc<str>>,
     pub vms: Vec<TemplateVmId>,
     pub created: Ms,
+    pub state: TemplateState,
+    /// Its storage lease has ended.
+    pub expired: bool,
+}
+
+/// How far a template is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TemplateState {
+    /// VMs can be made from it.
+    #[default]
+    Ready,
+    /// It is not complete, and nothing works on it.
+    Unresolved,
+    /// A task copies it.
+    Copying,
+}
+
+impl TemplateState {
+    /// The word in records, and the number in documents.
+    pub fn words(self) -> (&'static str, &'static str) {
+        match self {
+            TemplateState::Ready => ("RESOLVED", "8"),
+            TemplateState::Unresolved | TemplateState::Copying => ("UNRESOLVED", "0"),
+        }
+    }
 }
 
 impl Template {
@@ -427,7 +565,14 @@ pub struct TemplateVm {
     pub cpus: u32,
     pub cores_per_socket: u32,
     pub memory_mb: u32,
+    /// In the order in which the document shows them.
     pub disks: Vec<Disk>,
+    /// Its network adapters.
+    pub nics: Vec<Nic>,
+    /// How much of its hardware its document shows.
+    pub shows: HardwareShown,
+    /// What Tools do with a customization script.
+    pub scripts: Scripts,
     /// Copies get a TPM, too.
     pub tpm: bool,
     /// A device of the host's: copies cannot be suspended.
@@ -436,13 +581,110 @@ pub struct TemplateVm {
     pub tools: u32,
 }
 
+/// How much of a template VM's hardware its document shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HardwareShown {
+    /// A hardware section with what there is.
+    #[default]
+    Section,
+    /// A hardware section whose items carry every element, the unused ones as `xsi:nil`.
+    Nil,
+    /// A `VmSpecSection` alone.
+    Spec,
+    /// Nothing of it, nor of its guest OS.
+    Nothing,
+}
+
+/// What VMware Tools do with a customization script (`deployPkg enable-custom-scripts`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scripts {
+    /// They run it.
+    #[default]
+    Run,
+    /// They leave it out, and customization completes.
+    Skip,
+    /// Customization fails: "custom script is disabled". What comes before the script is done.
+    Fail,
+}
+
 /// A disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// `rasd:InstanceID` and `DiskId`.
+    /// `rasd:InstanceID` and `DiskId`. It tells the place: from 2000 on 16 for each SCSI controller, from 16000 on 30 for each
+    /// SATA controller.
     pub id: u32,
     /// Its size.
     pub mb: u64,
+}
+
+/// The first id of a disk on a SATA controller.
+pub const SATA_DISKS: u32 = 16_000;
+/// The first id of a disk on a SCSI controller.
+pub const SCSI_DISKS: u32 = 2_000;
+
+impl Disk {
+    /// True on a SATA controller.
+    pub fn is_sata(&self) -> bool {
+        self.id >= SATA_DISKS
+    }
+
+    /// Its controller among those of its kind, and its place there.
+    pub fn place(&self) -> (u32, u32) {
+        let (first, each) = if self.is_sata() { (SATA_DISKS, 30) } else { (SCSI_DISKS, 16) };
+        let n = self.id.saturating_sub(first);
+        (n / each, n % each)
+    }
+}
+
+/// The ids of a VM's hardware items: they move with the number of adapters and controllers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each is named for what it holds")]
+pub struct ItemIds {
+    /// The adapters have the ids from 1 to this.
+    pub adapters: u32,
+    pub scsi: Vec<u32>,
+    pub sata: Vec<u32>,
+    pub ide: u32,
+    pub cpu: u32,
+    pub memory: u32,
+}
+
+impl ItemIds {
+    /// Those of a VM with so many adapters and these disks.
+    pub fn of(adapters: usize, disks: &[Disk]) -> ItemIds {
+        let adapters = u32::try_from(adapters).unwrap_or(0);
+        let count = |sata| disks.iter().filter(|d| d.is_sata() == sata).map(|d| d.place().0 + 1).max().unwrap_or(0);
+        let sata = count(true);
+        let scsi = if sata > 0 { count(false) } else { count(false).max(1) };
+        let mut next = adapters;
+        let mut take = || {
+            next += 1;
+            next
+        };
+        let (scsi, sata) = ((0..scsi).map(|_| take()).collect(), (0..sata).map(|_| take()).collect());
+        ItemIds { adapters, scsi, sata, ide: take(), cpu: take(), memory: take() }
+    }
+
+    /// The id of a disk's controller.
+    pub fn controller(&self, disk: &Disk) -> u32 {
+        let all = if disk.is_sata() { &self.sata } else { &self.scsi };
+        all.get(disk.place().0 as usize).copied().unwrap_or(0)
+    }
+
+    /// The `ResourceType` of an id, if an item has it.
+    pub fn kind(&self, id: u32, disks: &[Disk]) -> Option<u16> {
+        match id {
+            0 => None,
+            _ if id <= self.adapters => Some(10),
+            _ if self.scsi.contains(&id) => Some(6),
+            _ if self.sata.contains(&id) => Some(20),
+            _ if id == self.ide => Some(5),
+            _ if id == self.cpu => Some(3),
+            _ if id == self.memory => Some(4),
+            _ if disks.iter().any(|d| d.id == id) => Some(17),
+            _ => None,
+        }
+    }
 }
 
 /// How a NIC gets its address.
@@ -479,6 +721,13 @@ pub struct Nic {
     pub address: Option<Ipv4Addr>,
     pub connected: bool,
     pub adapter: Arc<str>,
+}
+
+impl Nic {
+    /// One that is on no network, as a template's.
+    pub fn unconnected(index: u32) -> Nic {
+        Nic { index, network: None, mode: IpMode::None, address: None, connected: false, adapter: "VMXNET3".into() }
+    }
 }
 
 /// Guest customization settings (`GuestCustomizationSection`).
@@ -527,6 +776,7 @@ pub enum Status {
     Suspended,
     PoweredOn,
     PoweredOff,
+    Unknown,
     Mixed,
     PartiallyPoweredOff,
 }
@@ -540,6 +790,7 @@ impl Status {
             Status::Resolved => 1,
             Status::Suspended => 3,
             Status::PoweredOn => 4,
+            Status::Unknown => 6,
             Status::PoweredOff => 8,
             Status::Mixed => 10,
             Status::PartiallyPoweredOff => 20,
@@ -554,6 +805,7 @@ impl Status {
             Status::Resolved => "RESOLVED",
             Status::Suspended => "SUSPENDED",
             Status::PoweredOn => "POWERED_ON",
+            Status::Unknown => "UNKNOWN",
             Status::PoweredOff => "POWERED_OFF",
             Status::Mixed => "MIXED",
             Status::PartiallyPoweredOff => "PARTIALLY_POWERED_OFF",
@@ -601,6 +853,17 @@ pub struct Lease {
 /// Metadata: key to type (`MetadataStringValue` and such) and value.
 pub type Metadata = BTreeMap<Arc<str>, (Cow<'static, str>, Arc<str>)>;
 
+/// What is wrong with one vApp, for as long as nobody mends it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Its deletes are accepted, and their tasks fail.
+    pub delete_fails: bool,
+    /// Its deletes are refused.
+    pub locked: bool,
+    /// Its tasks never end, and ignore that they are cancelled.
+    pub hangs: bool,
+}
+
 /// A vApp.
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "each is named for what it holds")]
@@ -625,6 +888,8 @@ pub struct Vapp {
     pub failed: bool,
     /// A VM of it is deployed.
     pub deployed: bool,
+    /// What is wrong with it.
+    pub faults: Faults,
     /// The task that holds it.
     pub task: Option<TaskId>,
     pub last_task: Option<TaskId>,
@@ -649,6 +914,9 @@ pub struct Applied {
     pub password: Option<Arc<str>>,
     pub computer_name: Option<Arc<str>>,
 }
+
+/// Guest properties: key and value.
+pub type Properties = Vec<(Arc<str>, Arc<str>)>;
 
 /// A VM.
 #[derive(Clone, Debug)]
@@ -677,11 +945,14 @@ pub struct Vm {
     pub memory_hot_add: bool,
     pub tpm: bool,
     pub passthrough: bool,
+    pub scripts: Scripts,
+    /// A network of its template's that this vApp does not have: the create fails for it.
+    pub missing_network: Option<Arc<str>>,
     /// A linked clone: its disks cannot grow.
     pub linked: bool,
     pub metadata: Metadata,
     /// Guest properties (`ovf:ProductSection`).
-    pub properties: Vec<(Arc<str>, Arc<str>)>,
+    pub properties: Properties,
     pub power: Power,
     pub deployed: bool,
     pub gc: GcStatus,
@@ -691,6 +962,10 @@ pub struct Vm {
     pub ssh: bool,
     /// What goes wrong in this guest.
     pub guest_fault: Option<GuestFault>,
+    /// The host that it runs on does not answer.
+    pub host_down: bool,
+    /// Its record does not tell its address.
+    pub address_hidden: bool,
     /// Counts power changes, so that steps of an earlier boot are void.
     pub boot: u32,
     /// The task that holds it.
@@ -712,6 +987,7 @@ impl Vm {
     /// Its state in VCD's words: off but deployed is "partially" off.
     pub fn status(&self) -> Status {
         match self.power {
+            _ if self.host_down => Status::Unknown,
             Power::Unresolved => Status::Unresolved,
             Power::On => Status::PoweredOn,
             Power::Suspended => Status::Suspended,
@@ -845,6 +1121,8 @@ pub struct Model {
     pub users: BTreeMap<UserId, User>,
     /// API tokens.
     pub tokens: BTreeMap<Arc<str>, UserId>,
+    /// Tokens of service accounts: each is good for one login, whose answer brings the next.
+    pub service_tokens: BTreeMap<Arc<str>, UserId>,
     pub bearers: BTreeMap<Arc<str>, Session>,
     pub vdcs: BTreeMap<VdcId, Vdc>,
     pub profiles: BTreeMap<ProfileId, Profile>,
@@ -884,6 +1162,7 @@ impl Model {
             orgs: BTreeMap::new(),
             users: BTreeMap::new(),
             tokens: BTreeMap::new(),
+            service_tokens: BTreeMap::new(),
             bearers: BTreeMap::new(),
             vdcs: BTreeMap::new(),
             profiles: BTreeMap::new(),
@@ -1051,6 +1330,7 @@ impl Model {
         let network = Network {
             vdc,
             name: name.into(),
+            reach: Reach::Vdc,
             gateway,
             netmask: Ipv4Addr::new(255, 255, 0, 0),
             dns: gateway,
@@ -1089,7 +1369,10 @@ impl Model {
                 cpus: 2,
                 cores_per_socket: 1,
                 memory_mb: 4096,
-                disks: vec![Disk { id: 2000, mb: 20_480 }],
+                disks: vec![Disk { id: SCSI_DISKS, mb: 20_480 }],
+                nics: vec![Nic::unconnected(0)],
+                shows: HardwareShown::Section,
+                scripts: Scripts::Run,
                 tpm: false,
                 passthrough: false,
                 tools: 12_352,
@@ -1097,20 +1380,39 @@ impl Model {
             self.template_vms.insert(vm, template_vm);
             ids.push(vm);
         }
-        self.templates
-            .insert(id, Template { catalog, vdc, name: name.into(), item_name: None, vms: ids, created: self.now });
+        let template = Template {
+            catalog,
+            vdc,
+            name: name.into(),
+            item_name: None,
+            vms: ids,
+            created: self.now,
+            state: TemplateState::Ready,
+            expired: false,
+        };
+        self.templates.insert(id, template);
         id
     }
 
     // Accounts.
 
-    /// Trades an API token of a user of `org` for a bearer and its life in seconds.
-    pub fn login_token(&mut self, org: &str, token: &str) -> Result<(Arc<str>, u64), Refusal> {
-        let user = self.tokens.get(token).copied().filter(|u| self.user_is_in(*u, org));
+    /// Trades an API token of a user of `org`, or a service account's token, for a bearer.
+    pub fn login_token(&mut self, org: &str, token: &str) -> Result<Grant, Refusal> {
+        let user = self.tokens.get(token).or(self.service_tokens.get(token));
+        let user = user.copied().filter(|u| self.user_is_in(*u, org));
         let Some(user) = user else {
             return Err(Refusal::new(400, "invalid_grant", "Invalid refresh token"));
         };
-        Ok(self.new_bearer(user))
+        let next = self.service_tokens.remove(token).is_some().then(|| self.new_service_token(user));
+        let (bearer, life_s) = self.new_bearer(user);
+        Ok(Grant { bearer, life_s, next })
+    }
+
+    /// A token of a service account that acts as `user`.
+    pub fn new_service_token(&mut self, user: UserId) -> Arc<str> {
+        let token: Arc<str> = format!("sim-service-token-{:016x}", self.rng.bits()).into();
+        self.service_tokens.insert(token.clone(), user);
+        token
     }
 
     /// Opens a session with name and password; a bearer and its life in seconds.

@@ -1,5 +1,6 @@
 //! The query service's language: filters, sorting, paging, over records of named attributes.
 
+use crate::model::FilterEscapes;
 use std::cmp::Ordering;
 
 /// The default page size.
@@ -73,8 +74,8 @@ const OPERATORS: [(&str, Operator); 6] = [
 ];
 
 /// Reads a filter; `known` tells which attributes there are.
-pub fn parse(text: &str, known: &[&str]) -> Result<Filter, String> {
-    let mut parser = Parser { rest: text, known, conditions: 0 };
+pub fn parse(text: &str, known: &[&str], escapes: FilterEscapes) -> Result<Filter, String> {
+    let mut parser = Parser { rest: text, known, escapes, conditions: 0 };
     let filter = parser.any_of(0)?;
     if !parser.rest.is_empty() {
         return Err(format!("The filter is not valid near \"{}\".", parser.rest));
@@ -85,7 +86,26 @@ pub fn parse(text: &str, known: &[&str]) -> Result<Filter, String> {
 struct Parser<'a> {
     rest: &'a str,
     known: &'a [&'a str],
+    escapes: FilterEscapes,
     conditions: usize,
+}
+
+/// True if brackets hold the filter as a whole.
+pub fn is_bracketed(text: &str) -> bool {
+    let mut depth = 0;
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => _ = chars.next(),
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return text.starts_with('(') && chars.peek().is_none();
+        }
+    }
+    false
 }
 
 impl Parser<'_> {
@@ -142,6 +162,9 @@ impl Parser<'_> {
         let mut end = rest.len() - sign.len();
         while let Some((i, c)) = chars.next() {
             match c {
+                c if self.escapes == FilterEscapes::Nothing && (c == '(' || c == '\\' || (c == ')' && depth == 0)) => {
+                    value.push(c);
+                }
                 '\\' => value.extend(chars.next().map(|(_, c)| c)),
                 '(' | ')' | ',' | ';' => {
                     end = i;
@@ -252,7 +275,33 @@ mod tests {
         for (n, v) in attributes {
             record.put(n, *v);
         }
-        parse(filter, &["name", "status", "vdc", "memoryMB"]).unwrap().matches(&record)
+        parse(filter, &["name", "status", "vdc", "memoryMB"], FilterEscapes::Backslash).unwrap().matches(&record)
+    }
+
+    #[test]
+    fn brackets_around_all_are_told_from_others() {
+        for (text, is) in [
+            ("(a==1)", true),
+            ("(a==1;b==2)", true),
+            ("((a==1),b==2)", true),
+            ("(a==1);(b==2)", false),
+            ("a==1", false),
+            ("(a==\\))", true),
+            ("(a==1", false),
+            ("", false),
+        ] {
+            assert_eq!(is_bracketed(text), is, "{text}");
+        }
+    }
+
+    #[test]
+    fn some_take_no_escapes() {
+        let mut record = Record::default();
+        record.put("name", "a (b)").put("status", "c\\d");
+        for (filter, expected) in [("name==a (b)", true), ("name==a \\(b\\)", false), ("status==c\\d;name==a*", true)] {
+            let filter = parse(filter, &["name", "status"], FilterEscapes::Nothing).unwrap();
+            assert_eq!(filter.matches(&record), expected, "{filter:?}");
+        }
     }
 
     #[test]
@@ -273,7 +322,7 @@ mod tests {
             assert_eq!(passes(filter, &r), expected, "{filter}");
         }
         for bad in ["foo==1", "(name==a", "name", "name==a)", ""] {
-            assert!(parse(bad, &["name"]).is_err(), "{bad}");
+            assert!(parse(bad, &["name"], FilterEscapes::Backslash).is_err(), "{bad}");
         }
     }
 

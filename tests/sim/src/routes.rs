@@ -3,7 +3,7 @@
 use crate::body;
 use crate::model::*;
 use crate::query::{self, Record};
-use crate::view::{View, media};
+use crate::view::{View, group_of, media};
 use crate::xml::{Prefixes, Writer, check_schema};
 use roxmltree::{Document, Node, ParsingOptions};
 use serde_json::json;
@@ -76,6 +76,8 @@ pub struct Api {
     pub largest_page: usize,
     /// Where all links lead (VCD's public address); `None`: to where the client asked.
     pub public_address: Option<String>,
+    /// Plain HTTP is answered by a redirect to this origin, path and all.
+    pub redirect: Option<String>,
 }
 
 impl Default for Api {
@@ -85,7 +87,13 @@ impl Default for Api {
         versions.push(("38.1".into(), false));
         // Never the highest: VMware's own SDK could then do nothing.
         versions.push(("38.0.0-alpha".into(), false));
-        Self { versions, prefixes: Prefixes::Default, largest_page: query::MAX_PAGE_SIZE, public_address: None }
+        Self {
+            versions,
+            prefixes: Prefixes::Default,
+            largest_page: query::MAX_PAGE_SIZE,
+            public_address: None,
+            redirect: None,
+        }
     }
 }
 
@@ -146,6 +154,7 @@ const ROUTES: &[Route] = &[
     ("GET", "/api/admin/network/*", "network", Bearer, "", network),
     ("GET", "/api/vdcStorageProfile/*", "storageProfile", Bearer, "", profile),
     ("GET", "/cloudapi/2.0.0/vdcs/*/computePolicies", "policies", Bearer, "", policies),
+    ("GET", "/cloudapi/1.0.0/orgVdcNetworks/*", "network:owner", Bearer, "", network_owner),
     ("GET", "/api/query", "query", Bearer, "", query_service),
     ("GET", "/api/task/*", "task", Bearer, "", |c| c.show("task", |v, who, id| v.model.get_task(who, id).map(|t| v.task(id, t)))),
     ("POST", "/api/task/*/action/cancel", "cancel", Bearer, "", cancel),
@@ -253,6 +262,10 @@ pub fn operation(request: &Request) -> (Cow<'static, str>, bool) {
     }
 }
 
+/// VCD's page for people, before its script runs.
+const PORTAL: &str = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>VMware Cloud \
+                      Director</title><base href=\"/\"></head>\n<body><vcd-root></vcd-root></body></html>";
+
 /// Carries a request out on the model.
 pub fn answer(
     model: &mut Model,
@@ -262,6 +275,10 @@ pub fn answer(
     query_fault: Option<QueryFault>,
 ) -> Reply {
     let Some((route, args)) = find(request) else {
+        // The pages for people are one page for each path.
+        if ["/tenant/", "/provider/"].iter().any(|place| request.path.starts_with(place)) && request.method == "GET" {
+            return Reply { status: 200, content_type: "text/html".into(), body: PORTAL.into(), headers: Vec::new() };
+        }
         let known = ROUTES.iter().any(|r| matches(r.1, &request.path).is_some());
         let (status, minor, message) = if known {
             (405, "METHOD_NOT_ALLOWED", "The method is not allowed here.")
@@ -299,6 +316,17 @@ fn refusal(api: &Api, request: &Request, request_id: &str, refusal: &Refusal) ->
     Reply::xml(refusal.status, "error", "38.1", w.finish())
 }
 
+fn not_acceptable(api: &Api, version: &str) -> Refusal {
+    let marked = |(version, deprecated): &(String, bool)| format!("{version}{}", if *deprecated { " [D]" } else { "" });
+    let offered: Vec<String> = api.versions.iter().rev().map(marked).collect();
+    let message = format!(
+        "The request has invalid accept header: Unsupported API version: {version}. Supported API versions are: [{}] ([D] \
+         indicates deprecated versions)",
+        offered.join(", ")
+    );
+    Refusal::new(406, "NOT_ACCEPTABLE", message)
+}
+
 fn unauthorized() -> Refusal {
     Refusal::new(401, "UNAUTHORIZED", "")
 }
@@ -311,8 +339,7 @@ impl Call<'_> {
             let version = accept.split(';').skip(1).find_map(|p| p.trim().strip_prefix("version="));
             let version = version.unwrap_or("").split(',').next().unwrap_or("").trim();
             if !self.api.versions.iter().any(|(v, _)| v == version) {
-                let message = format!("The request has invalid accept header: {accept}");
-                return Err(Refusal::new(406, "NOT_ACCEPTABLE", message));
+                return Err(not_acceptable(self.api, version));
             }
             self.version = version.into();
         }
@@ -419,9 +446,10 @@ fn login_token(c: &mut Call<'_>, provider: bool) -> Answer {
         return Err(Refusal::new(400, "unsupported_grant_type", "grant_type must be refresh_token"));
     }
     let org = if provider { "System" } else { c.args.first().map_or("", String::as_str) };
-    let (bearer, life) = c.model.login_token(org, field("refresh_token"))?;
+    let grant = c.model.login_token(org, field("refresh_token"))?;
     let body = json!({
-        "access_token": &*bearer, "token_type": "Bearer", "expires_in": life, "scope": "openid", "refresh_token": null
+        "access_token": &*grant.bearer, "token_type": "Bearer", "expires_in": grant.life_s, "scope": "openid",
+        "refresh_token": grant.next.as_deref(),
     });
     Ok(Reply::json(200, &body))
 }
@@ -543,8 +571,8 @@ fn orgs(c: &mut Call<'_>) -> Answer {
 fn catalog(c: &mut Call<'_>) -> Answer {
     let id: CatalogId = c.id(0)?;
     let org = c.model.users.get(&c.who).map(|u| u.org);
-    let catalog =
-        c.model.catalogs.get(&id).filter(|x| Some(x.org) == org || x.shared).ok_or_else(|| c.model.gone(id))?;
+    let catalog = c.model.catalogs.get(&id).filter(|x| Some(x.org) == org || x.shared || c.model.is_provider(c.who));
+    let catalog = catalog.ok_or_else(|| c.model.gone(id))?;
     Ok(c.xml(200, "catalog", c.view().catalog(id, catalog)))
 }
 
@@ -569,6 +597,18 @@ fn network(c: &mut Call<'_>) -> Answer {
     Ok(c.xml(200, "orgVdcNetwork", c.view().network(id, network)))
 }
 
+/// A network by the newer API, which tells who owns it.
+fn network_owner(c: &mut Call<'_>) -> Answer {
+    let id: NetworkId = body::id_of(c.model, c.args.first().map_or("", String::as_str))?;
+    let network = c.model.networks.get(&id).filter(|n| c.model.sees_vdc(c.who, n.vdc));
+    let network = network.ok_or_else(|| c.model.gone(id))?;
+    let owner = match network.reach {
+        Reach::Group | Reach::GroupAlone | Reach::GroupByVdc => group_of(&c.view(), network.vdc),
+        _ => c.view().urn(network.vdc),
+    };
+    Ok(Reply::json(200, &json!({"id": c.view().urn(id), "name": &*network.name, "ownerRef": {"id": owner}})))
+}
+
 fn profile(c: &mut Call<'_>) -> Answer {
     let id: ProfileId = c.id(0)?;
     let seen = |p: &&Profile| c.model.sees_vdc(c.who, p.vdc);
@@ -579,7 +619,9 @@ fn profile(c: &mut Call<'_>) -> Answer {
 fn policies(c: &mut Call<'_>) -> Answer {
     let vdc: VdcId = body::id_of(c.model, c.args.first().map_or("", String::as_str))?;
     c.model.get_vdc(c.who, vdc)?;
-    let filter = c.request.parameter("filter").map(|f| query::parse(f, &["name", "isSizingOnly", "id"])).transpose();
+    let escapes = c.model.settings.filter_escapes;
+    let filter =
+        c.request.parameter("filter").map(|f| query::parse(f, &["name", "isSizingOnly", "id"], escapes)).transpose();
     let filter = filter.map_err(Refusal::bad)?;
     let mut values = Vec::new();
     for (id, p) in c.model.policies.iter().filter(|(_, p)| p.vdc == vdc) {
@@ -799,17 +841,11 @@ const QUERY_TYPES: &[QueryType] = &[
             "status",
             "vdc",
             "vdcName",
-            "numberOfVMs",
+            "description",
+            "isAutoNature",
             "numberOfCpus",
-            "storageKB",
             "memoryAllocationMB",
-            "autoDeleteDate",
-            "autoUndeployDate",
-            "isVdcEnabled",
-            "task",
-            "taskStatus",
-            "taskStatusName",
-            "taskDetails",
+            "totalStorageAllocatedMb",
         ],
     ),
     (
@@ -866,20 +902,19 @@ const QUERY_TYPES: &[QueryType] = &[
             "name",
             "catalog",
             "catalogName",
-            "catalogItem",
             "status",
             "isExpired",
+            "isPublished",
             "creationDate",
             "ownerName",
+            "org",
             "vdc",
             "vdcName",
             "isBusy",
             "isDeployed",
             "isEnabled",
             "isGoldMaster",
-            "numberOfVMs",
-            "isVdcEnabled",
-            "isInCatalog",
+            "storageProfileName",
         ],
     ),
     (
@@ -917,6 +952,7 @@ const QUERY_TYPES: &[QueryType] = &[
             "isBusy",
             "isShared",
             "isIpScopeInherited",
+            "vdcGroupId",
             "vdc",
             "vdcName",
             "isVdcEnabled",
@@ -941,6 +977,39 @@ const QUERY_TYPES: &[QueryType] = &[
     ),
 ];
 
+/// What users of the provider ask for: its type, its element, the type whose records it shows, attributes that these do not
+/// have, and what they have besides.
+type AdminType = (&'static str, &'static str, &'static str, &'static [&'static str], &'static [&'static str]);
+
+const ADMIN_TYPES: &[AdminType] = &[
+    (
+        "adminVM",
+        "AdminVMRecord",
+        "vm",
+        &[
+            "isBusy",
+            "autoUndeployDate",
+            "autoDeleteDate",
+            "ownerName",
+            "network",
+            "isInMaintenanceMode",
+            "vmToolsStatus",
+            "task",
+            "taskStatus",
+            "taskStatusName",
+            "taskDetails",
+        ],
+        &["org"],
+    ),
+    ("adminVApp", "AdminVAppRecord", "vApp", &["isPublic"], &["org", "numberOfVMs", "storageKB", "isVdcEnabled"]),
+    ("adminTask", "AdminTaskRecord", "task", &[], &[]),
+    ("adminOrgVdc", "AdminOrgVdcRecord", "orgVdc", &[], &[]),
+    ("adminCatalog", "AdminCatalogRecord", "catalog", &["status"], &[]),
+    ("adminVAppTemplate", "AdminVAppTemplateRecord", "vAppTemplate", &[], &["catalogItem", "isVdcEnabled"]),
+    ("adminCatalogItem", "AdminCatalogItemRecord", "catalogItem", &[], &[]),
+    ("adminOrgVdcStorageProfile", "AdminOrgVdcStorageProfileRecord", "orgVdcStorageProfile", &[], &[]),
+];
+
 fn number(request: &Request, name: &str, default: usize) -> Result<usize, Refusal> {
     let Some(text) = request.parameter(name) else { return Ok(default) };
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| Refusal::bad(format!("{name} must be a positive number.")))
@@ -962,9 +1031,20 @@ fn query_list(c: &Call<'_>) -> Reply {
 fn query_service(c: &mut Call<'_>) -> Answer {
     let request = c.request;
     let Some(wanted) = request.parameter("type") else { return Ok(query_list(c)) };
-    let Some((kind, element, known)) = QUERY_TYPES.iter().find(|(k, ..)| *k == wanted) else {
+    let admin = ADMIN_TYPES.iter().find(|(k, ..)| *k == wanted);
+    if admin.is_some() && !c.model.is_provider(c.who) {
+        return Err(Refusal::new(403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", "This query is for system administrators."));
+    }
+    let of = admin.map_or(wanted, |(_, _, kind, ..)| kind);
+    let Some((kind, element, known)) = QUERY_TYPES.iter().find(|(k, ..)| *k == of) else {
         return Err(Refusal::bad(format!("Unknown query type '{wanted}'.")));
     };
+    let (element, lacks, more) = admin.map_or((*element, [].as_slice(), [].as_slice()), |a| (a.1, a.3, a.4));
+    let unknown_here = |name: &str| c.model.settings.unknown_fields.iter().any(|f| f == name);
+    let known = known.iter().filter(|name| !lacks.contains(name)).chain(more).copied();
+    let known: Vec<&str> = known.filter(|name| !unknown_here(name)).collect();
+    // They see their own org by the tenants' queries, and it has nothing.
+    let in_vain = admin.is_none() && c.model.is_provider(c.who) && *kind != "orgVdcNetwork";
     let page_size = number(request, "pageSize", query::DEFAULT_PAGE_SIZE)?;
     if page_size > query::MAX_PAGE_SIZE {
         return Err(Refusal::bad(format!("pageSize {page_size} is larger than {}.", query::MAX_PAGE_SIZE)));
@@ -983,11 +1063,13 @@ fn query_service(c: &mut Call<'_>) -> Answer {
     }
     let filter = match filter_text.as_str() {
         "" => None,
-        text => Some(query::parse(text, known).map_err(Refusal::bad)?),
+        text => Some(query::parse(text, &known, c.model.settings.filter_escapes).map_err(Refusal::bad)?),
     };
+    let in_vain = in_vain || (c.model.settings.bracketed_filter_finds_nothing && query::is_bracketed(&filter_text));
 
     let view = c.view();
     let mut records = match *kind {
+        _ if in_vain => Vec::new(),
         "vm" => {
             let mut all: Vec<Record> =
                 c.model.query_vms(c.who, c.query_fault).iter().map(|r| view.vm_record(r)).collect();
@@ -1039,6 +1121,7 @@ fn query_service(c: &mut Call<'_>) -> Answer {
             match (format, *name) {
                 ("references", "name" | "href") => w.attr(name, value),
                 ("references", _) => continue,
+                _ if !known.contains(name) => continue,
                 _ if fields.as_ref().is_some_and(|f| *name != "href" && !f.contains(name)) => continue,
                 ("idrecords", "href") => w.attr("id", urn_of(value)),
                 ("idrecords", _) if value.starts_with("http") => w.attr(name, urn_of(value)),

@@ -81,7 +81,7 @@ impl Server {
         if let Some(at) = options.https_listen {
             let (listener, address) = listen(at)?;
             let authority = Authority::new("vcd-sim CA")?;
-            let acceptor = Acceptor::new(authority.acceptor(Certificate::Good)?);
+            let acceptor = Acceptor::new(authority.acceptor(Certificate::Good)?.0);
             https = Some(address);
             https_listener = Some((listener, acceptor.clone()));
             tls = Some((authority, acceptor));
@@ -121,12 +121,17 @@ impl Server {
         self.tls.as_ref().map(|(authority, _)| authority.pem.as_str())
     }
 
-    /// New HTTPS connections are shown this certificate. Nothing happens if HTTPS is not served.
-    pub fn set_certificate(&self, which: Certificate) -> io::Result<()> {
-        if let Some((authority, acceptor)) = &self.tls {
-            acceptor.set(authority.acceptor(which)?);
-        }
-        Ok(())
+    /// New HTTPS connections are shown this certificate, which is returned as PEM. Nothing happens if HTTPS is not served.
+    pub fn set_certificate(&self, which: Certificate) -> io::Result<String> {
+        let Some((authority, acceptor)) = &self.tls else { return Ok(String::new()) };
+        let (new, pem) = authority.acceptor(which)?;
+        acceptor.set(new);
+        Ok(pem)
+    }
+
+    /// What the front serves from now on: versions, where links and redirects lead.
+    pub fn with_api<T>(&self, f: impl FnOnce(&mut Api) -> T) -> T {
+        f(&mut self.shared.lock().api)
     }
 
     /// The model at this moment, to read or change.
@@ -169,6 +174,11 @@ impl Server {
     /// How many requests of an operation came (as in `GET /counts`).
     pub fn requests(&self, operation: &str) -> u64 {
         self.shared.lock().counts.requests.get(operation).copied().unwrap_or(0)
+    }
+
+    /// How many requests of an operation were answered with an error (as in `GET /counts`).
+    pub fn refusals(&self, operation: &str) -> u64 {
+        self.shared.lock().counts.refusals.get(operation).copied().unwrap_or(0)
     }
 
     /// How many requests of an operation that changes something were accepted (as in `GET /counts`).

@@ -22,6 +22,12 @@ pub enum Certificate {
     OtherHost,
     /// It is of another CA.
     OtherCa,
+    /// It has signed itself, as installations make one: a CA and a server in one.
+    SelfSigned,
+    /// The same, and it was valid once.
+    SelfSignedExpired,
+    /// The same, for another host.
+    SelfSignedOtherHost,
 }
 
 /// Whoever signs.
@@ -43,17 +49,17 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(ca, key), pem })
     }
 
-    /// What serves TLS with a certificate of this CA, or of another one.
-    pub(crate) fn acceptor(&self, which: Certificate) -> io::Result<TlsAcceptor> {
+    /// What serves TLS with a certificate of this CA, of another one or of nobody, and that certificate.
+    pub(crate) fn acceptor(&self, which: Certificate) -> io::Result<(TlsAcceptor, String)> {
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let names = match which {
-            Certificate::OtherHost => vec!["vcd.example.com".to_string()],
+            Certificate::OtherHost | Certificate::SelfSignedOtherHost => vec!["vcd.example.com".to_string()],
             _ => vec!["localhost".to_string(), "127.0.0.1".to_string()],
         };
         let mut server = CertificateParams::new(names).map_err(io::Error::other)?;
         server.distinguished_name.push(DnType::CommonName, "vcd-sim");
         match which {
-            Certificate::Expired => server.not_after = date_time_ymd(2020, 1, 1),
+            Certificate::Expired | Certificate::SelfSignedExpired => server.not_after = date_time_ymd(2020, 1, 1),
             Certificate::NotYetValid => server.not_before = date_time_ymd(4000, 1, 1),
             _ => {}
         }
@@ -65,7 +71,14 @@ impl Authority {
             }
             _ => &self.issuer,
         };
-        let certificate = server.signed_by(&key, issuer).map_err(io::Error::other)?;
+        let alone = [Certificate::SelfSigned, Certificate::SelfSignedExpired, Certificate::SelfSignedOtherHost];
+        let certificate = if alone.contains(&which) {
+            server.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            server.self_signed(&key)
+        } else {
+            server.signed_by(&key, issuer)
+        };
+        let certificate = certificate.map_err(io::Error::other)?;
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
@@ -73,7 +86,7 @@ impl Authority {
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], key)
             .map_err(io::Error::other)?;
-        Ok(TlsAcceptor::from(Arc::new(config)))
+        Ok((TlsAcceptor::from(Arc::new(config)), certificate.pem()))
     }
 }
 

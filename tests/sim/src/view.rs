@@ -38,8 +38,9 @@ pub fn media(name: &str) -> String {
     format!("application/vnd.vmware.vcloud.{name}+xml")
 }
 
-/// `2026-01-01T10:00:00.000Z` of Unix milliseconds.
-pub fn date(unix_ms: u64) -> String {
+/// `2026-01-01T10:00:00.000Z` of Unix milliseconds; where local time has an offset, with that in place of the Z.
+pub fn date(unix_ms: u64, offset_minutes: i32) -> String {
+    let unix_ms = unix_ms.saturating_add_signed(i64::from(offset_minutes) * 60_000);
     let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
     // Days to civil date, in eras of 400 years that begin on 1 March.
     let z = days + 719_468;
@@ -50,7 +51,112 @@ pub fn date(unix_ms: u64) -> String {
     let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
     let year = yoe + era * 400 + u64::from(month <= 2);
     let (h, m, s) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
-    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{:03}Z", ms % 1000)
+    let offset = match offset_minutes {
+        0 => "Z".to_owned(),
+        _ => {
+            let (sign, off) = (if offset_minutes < 0 { '-' } else { '+' }, offset_minutes.unsigned_abs());
+            format!("{sign}{:02}:{:02}", off / 60, off % 60)
+        }
+    };
+    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{:03}{offset}", ms % 1000)
+}
+
+/// All elements of a hardware item, in their order.
+const RASD: [&str; 26] = [
+    "rasd:Address",
+    "rasd:AddressOnParent",
+    "rasd:AllocationUnits",
+    "rasd:AutomaticAllocation",
+    "rasd:AutomaticDeallocation",
+    "rasd:Caption",
+    "rasd:ChangeableType",
+    "rasd:ConfigurationName",
+    "rasd:Connection",
+    "rasd:ConsumerVisibility",
+    "rasd:Description",
+    "rasd:ElementName",
+    "rasd:Generation",
+    "rasd:HostResource",
+    "rasd:InstanceID",
+    "rasd:Limit",
+    "rasd:MappingBehavior",
+    "rasd:OtherResourceType",
+    "rasd:Parent",
+    "rasd:PoolID",
+    "rasd:Reservation",
+    "rasd:ResourceSubType",
+    "rasd:ResourceType",
+    "rasd:VirtualQuantity",
+    "rasd:VirtualQuantityUnits",
+    "rasd:Weight",
+];
+
+/// One hardware item: element, attributes, text.
+#[derive(Default)]
+struct Rasd(Vec<(&'static str, Attributes, String)>);
+
+type Attributes = Vec<(&'static str, String)>;
+
+impl Rasd {
+    fn new(id: u32, kind: u16, name: impl Into<String>) -> Rasd {
+        let id = Rasd::default().put("rasd:InstanceID", id.to_string());
+        id.put("rasd:ResourceType", kind.to_string()).put("rasd:ElementName", name)
+    }
+
+    fn put(self, element: &'static str, text: impl Into<String>) -> Rasd {
+        self.put_with(element, Vec::new(), text)
+    }
+
+    fn put_with(mut self, element: &'static str, attributes: Attributes, text: impl Into<String>) -> Rasd {
+        self.0.push((element, attributes, text.into()));
+        self
+    }
+
+    /// The whole item.
+    fn item(&self, w: &mut Writer, element: &'static str, nil: bool) {
+        w.start(element);
+        self.write(w, nil);
+        w.end();
+    }
+
+    /// What is in it. With `nil` the elements that are not used are there, too.
+    fn write(&self, w: &mut Writer, nil: bool) {
+        for name in RASD {
+            match self.0.iter().find(|(element, ..)| *element == name) {
+                Some((element, attributes, text)) => {
+                    w.start(element);
+                    for (attribute, value) in attributes {
+                        w.attr(attribute, value);
+                    }
+                    w.text(text).end();
+                }
+                None if nil => _ = w.start(name).attr("xsi:nil", "true").end(),
+                None => {}
+            }
+        }
+    }
+}
+
+/// What a hardware section shows.
+struct Shown<'a> {
+    cpus: (u32, u32),
+    memory_mb: u32,
+    disks: &'a [Disk],
+    nics: &'a [Nic],
+    /// Of a VM, whose items can be edited.
+    edit: bool,
+    nil: bool,
+}
+
+impl Shown<'_> {
+    fn of(vm: &Vm) -> Shown<'_> {
+        let cpus = (vm.cpus, vm.cores_per_socket);
+        Shown { cpus, memory_mb: vm.memory_mb, disks: &vm.disks, nics: &vm.nics, edit: true, nil: false }
+    }
+
+    fn ids(&self) -> ItemIds {
+        ItemIds::of(self.nics.len(), self.disks)
+    }
 }
 
 impl<'a> View<'a> {
@@ -72,7 +178,7 @@ impl<'a> View<'a> {
     }
 
     fn when(&self, at: Ms) -> String {
-        date(self.model.unix(at))
+        date(self.model.unix(at), self.model.settings.utc_offset_minutes)
     }
 
     /// A document with an entity as its root.
@@ -128,6 +234,10 @@ impl<'a> View<'a> {
         match task.target {
             Target::Vapp(v) => self.reference(w, "Owner", v, &task.target_name),
             Target::Vm(v) => self.reference(w, "Owner", v, &task.target_name),
+        }
+        if task.status == TaskStatus::Running && self.model.settings.running_task_has_error {
+            w.start("Error").attr("majorErrorCode", "0").attr("minorErrorCode", "");
+            w.attr("message", "The task is still in progress.").end();
         }
         if let Some(error) = &task.error {
             w.start("Error").attr("majorErrorCode", error.major.to_string()).attr("minorErrorCode", &error.minor);
@@ -280,7 +390,7 @@ impl<'a> View<'a> {
         w.leaf("Description", &vm.description);
         self.tasks(w, vm.task);
         w.start("ovf:VirtualHardwareSection");
-        self.hardware_body(w, &href, (vm.cpus, vm.cores_per_socket, vm.memory_mb), &vm.disks, &vm.nics);
+        self.hardware_body(w, &href, &Shown::of(vm));
         w.end().start("ovf:OperatingSystemSection").attr("ovf:id", "94").attr("vmw:osType", &vm.os_type);
         w.leaf("ovf:Info", "Specifies the operating system installed").leaf("ovf:Description", &vm.guest_os).end();
         w.start("NetworkConnectionSection");
@@ -310,74 +420,114 @@ impl<'a> View<'a> {
 
     fn spec(&self, w: &mut Writer, vm: &Vm) {
         w.start("VmSpecSection").attr("Modified", "false").leaf("ovf:Info", "Virtual Machine specification");
-        w.leaf("OsType", &vm.os_type).leaf("NumCpus", vm.cpus.to_string());
-        w.leaf("NumCoresPerSocket", vm.cores_per_socket.to_string());
+        self.spec_hardware(w, &vm.os_type, &Shown::of(vm), Some(vm.profile));
+        w.start("HardwareVersion").text("vmx-19").end().leaf("VmToolsVersion", "12352").end();
+    }
+
+    fn spec_hardware(&self, w: &mut Writer, os_type: &str, shown: &Shown<'_>, profile: Option<ProfileId>) {
+        w.leaf("OsType", os_type).leaf("NumCpus", shown.cpus.0.to_string());
+        w.leaf("NumCoresPerSocket", shown.cpus.1.to_string());
         w.start("CpuResourceMhz").leaf("Configured", "0").end();
-        w.start("MemoryResourceMb").leaf("Configured", vm.memory_mb.to_string()).end();
+        w.start("MemoryResourceMb").leaf("Configured", shown.memory_mb.to_string()).end();
         w.leaf("MediaSection", "").start("DiskSection");
-        for (unit, disk) in vm.disks.iter().enumerate() {
+        for disk in shown.disks {
+            let (bus, unit) = disk.place();
             w.start("DiskSettings").leaf("DiskId", disk.id.to_string()).leaf("SizeMb", disk.mb.to_string());
-            w.leaf("UnitNumber", unit.to_string()).leaf("BusNumber", "0").leaf("AdapterType", "5");
-            w.leaf("ThinProvisioned", "true");
-            if let Some(profile) = self.model.profiles.get(&vm.profile) {
-                self.reference(w, "StorageProfile", vm.profile, &profile.name);
+            w.leaf("UnitNumber", unit.to_string()).leaf("BusNumber", bus.to_string());
+            w.leaf("AdapterType", if disk.is_sata() { "6" } else { "5" }).leaf("ThinProvisioned", "true");
+            if let Some((id, profile)) = profile.and_then(|id| self.model.profiles.get(&id).map(|p| (id, p))) {
+                self.reference(w, "StorageProfile", id, &profile.name);
             }
             w.leaf("overrideVmDefault", "false").leaf("VirtualQuantity", (disk.mb * 1024 * 1024).to_string());
             w.leaf("VirtualQuantityUnit", "byte").end();
         }
-        w.end().start("HardwareVersion").text("vmx-19").end().leaf("VmToolsVersion", "12352").end();
+        w.end();
     }
 
-    fn hardware_body(&self, w: &mut Writer, href: &str, size: (u32, u32, u32), disks: &[Disk], nics: &[Nic]) {
-        let (cpus, cores, memory_mb) = size;
+    /// The items are in the order of their ids, as VCD shows them.
+    fn hardware_body(&self, w: &mut Writer, href: &str, shown: &Shown<'_>) {
+        let ids = shown.ids();
         w.attr("vcloud:href", format!("{href}/virtualHardwareSection/"));
         w.attr("vcloud:type", media("virtualHardwareSection"));
         w.leaf("ovf:Info", "Virtual hardware requirements");
-        for nic in nics {
-            w.start("ovf:Item").leaf("rasd:AddressOnParent", nic.index.to_string());
-            w.leaf("rasd:AutomaticAllocation", nic.connected.to_string()).start("rasd:Connection");
+        let nil = shown.nil;
+        for nic in shown.nics {
+            let mut connection = Vec::new();
             if let Some(address) = nic.address {
-                w.attr("vcloud:ipAddress", address.to_string());
+                connection.push(("vcloud:ipAddress", address.to_string()));
             }
-            w.attr("vcloud:ipAddressingMode", nic.mode.name()).attr("vcloud:primaryNetworkConnection", "true");
-            w.text(nic.network.as_deref().unwrap_or("none")).end();
-            w.leaf("rasd:ElementName", format!("Network adapter {}", nic.index));
-            w.leaf("rasd:InstanceID", (nic.index + 1).to_string()).leaf("rasd:ResourceSubType", &nic.adapter);
-            w.leaf("rasd:ResourceType", "10").end();
+            connection.push(("vcloud:ipAddressingMode", nic.mode.name().into()));
+            connection.push(("vcloud:primaryNetworkConnection", "true".into()));
+            let item = Rasd::new(nic.index + 1, 10, format!("Network adapter {}", nic.index));
+            let item = item.put("rasd:AddressOnParent", nic.index.to_string());
+            let item = item.put("rasd:AutomaticAllocation", nic.connected.to_string());
+            let item = item.put_with("rasd:Connection", connection, nic.network.as_deref().unwrap_or("none"));
+            item.put("rasd:ResourceSubType", &*nic.adapter).item(w, "ovf:Item", nil);
         }
-        self.disk_items(w, "ovf:Item", disks);
-        w.start("ovf:Item");
-        self.cpu_body(w, cpus, cores);
-        w.end().start("ovf:Item");
-        self.memory_body(w, memory_mb);
-        w.end();
-    }
-
-    fn disk_items(&self, w: &mut Writer, element: &'static str, disks: &[Disk]) {
-        for (unit, disk) in disks.iter().enumerate() {
-            w.start(element).leaf("rasd:AddressOnParent", unit.to_string()).leaf("rasd:Description", "Hard disk");
-            w.leaf("rasd:ElementName", format!("Hard disk {}", unit + 1));
-            w.start("rasd:HostResource").attr("vcloud:capacity", disk.mb.to_string());
-            w.attr("vcloud:busSubType", "VirtualSCSI").attr("vcloud:busType", "6").end();
-            w.leaf("rasd:InstanceID", disk.id.to_string()).leaf("rasd:Parent", "2").leaf("rasd:ResourceType", "17");
-            w.leaf("rasd:VirtualQuantity", (disk.mb * 1024 * 1024).to_string());
-            w.leaf("rasd:VirtualQuantityUnits", "byte").end();
+        for (address, id) in ids.scsi.iter().enumerate() {
+            let item =
+                Rasd::new(*id, 6, format!("SCSI Controller {address}")).put("rasd:Description", "SCSI Controller");
+            let item = item.put("rasd:Address", address.to_string());
+            item.put("rasd:ResourceSubType", "VirtualSCSI").item(w, "ovf:Item", nil);
         }
+        for (address, id) in ids.sata.iter().enumerate() {
+            let item =
+                Rasd::new(*id, 20, format!("SATA Controller {address}")).put("rasd:Description", "SATA Controller");
+            let item = item.put("rasd:Address", address.to_string());
+            item.put("rasd:ResourceSubType", "vmware.sata.ahci").item(w, "ovf:Item", nil);
+        }
+        let ide = Rasd::new(ids.ide, 5, "IDE Controller 0").put("rasd:Description", "IDE Controller");
+        ide.put("rasd:Address", "0").item(w, "ovf:Item", nil);
+        for (item, name) in [(self.cpu(shown), "cpu"), (self.memory(shown), "memory")] {
+            w.start("ovf:Item");
+            item.write(w, nil);
+            if name == "cpu" {
+                let cores = shown.cpus.1.to_string();
+                w.start("vmw:CoresPerSocket").attr("ovf:required", "false").text(&cores).end();
+            }
+            if shown.edit {
+                self.link(w, "edit", &format!("{href}/virtualHardwareSection/{name}"), "rasdItem");
+            }
+            w.end();
+        }
+        self.disks(shown).iter().for_each(|disk| disk.item(w, "ovf:Item", nil));
+        let drive = Rasd::new(3002, 15, "CD/DVD Drive 1").put("rasd:AddressOnParent", "0");
+        drive.put("rasd:Parent", ids.ide.to_string()).item(w, "ovf:Item", nil);
+        Rasd::new(8000, 14, "Floppy Drive 1").put("rasd:AddressOnParent", "0").item(w, "ovf:Item", nil);
     }
 
-    fn cpu_body(&self, w: &mut Writer, cpus: u32, cores: u32) {
-        w.leaf("rasd:AllocationUnits", "hertz * 10^6").leaf("rasd:Description", "Number of Virtual CPUs");
-        w.leaf("rasd:ElementName", format!("{cpus} virtual CPU(s)")).leaf("rasd:InstanceID", "4");
-        w.leaf("rasd:Reservation", "0").leaf("rasd:ResourceType", "3").leaf("rasd:VirtualQuantity", cpus.to_string());
-        w.leaf("rasd:Weight", "0").start("vmw:CoresPerSocket").attr("ovf:required", "false").text(&cores.to_string());
-        w.end();
+    fn disks(&self, shown: &Shown<'_>) -> Vec<Rasd> {
+        let ids = shown.ids();
+        let item = |(n, disk): (usize, &Disk)| {
+            let (bus, kind) = if disk.is_sata() { ("20", "vmware.sata.ahci") } else { ("6", "VirtualSCSI") };
+            let host = vec![
+                ("vcloud:capacity", disk.mb.to_string()),
+                ("vcloud:busSubType", kind.to_owned()),
+                ("vcloud:busType", bus.to_owned()),
+                ("vcloud:storageProfileOverrideVmDefault", "false".to_owned()),
+            ];
+            let item = Rasd::new(disk.id, 17, format!("Hard disk {}", n + 1)).put("rasd:Description", "Hard disk");
+            let item = item.put("rasd:AddressOnParent", disk.place().1.to_string());
+            let item =
+                item.put_with("rasd:HostResource", host, "").put("rasd:Parent", ids.controller(disk).to_string());
+            let item = item.put("rasd:VirtualQuantity", (disk.mb * 1024 * 1024).to_string());
+            item.put("rasd:VirtualQuantityUnits", "byte")
+        };
+        shown.disks.iter().enumerate().map(item).collect()
     }
 
-    fn memory_body(&self, w: &mut Writer, memory_mb: u32) {
-        w.leaf("rasd:AllocationUnits", "byte * 2^20").leaf("rasd:Description", "Memory Size");
-        w.leaf("rasd:ElementName", format!("{memory_mb} MB of memory")).leaf("rasd:InstanceID", "5");
-        w.leaf("rasd:Reservation", "0").leaf("rasd:ResourceType", "4");
-        w.leaf("rasd:VirtualQuantity", memory_mb.to_string()).leaf("rasd:Weight", "0");
+    fn cpu(&self, shown: &Shown<'_>) -> Rasd {
+        let cpus = shown.cpus.0;
+        let item = Rasd::new(shown.ids().cpu, 3, format!("{cpus} virtual CPU(s)"));
+        let item = item.put("rasd:AllocationUnits", "hertz * 10^6").put("rasd:Description", "Number of Virtual CPUs");
+        item.put("rasd:Reservation", "0").put("rasd:VirtualQuantity", cpus.to_string()).put("rasd:Weight", "0")
+    }
+
+    fn memory(&self, shown: &Shown<'_>) -> Rasd {
+        let mb = shown.memory_mb;
+        let item = Rasd::new(shown.ids().memory, 4, format!("{mb} MB of memory"));
+        let item = item.put("rasd:AllocationUnits", "byte * 2^20").put("rasd:Description", "Memory Size");
+        item.put("rasd:Reservation", "0").put("rasd:VirtualQuantity", mb.to_string()).put("rasd:Weight", "0")
     }
 
     /// The hardware section (or `cpu`, `memory`, `disks` of it) as a document.
@@ -389,11 +539,16 @@ impl<'a> View<'a> {
             _ => "Item",
         };
         let mut w = Writer::new(self.prefixes, root);
+        let shown = Shown::of(vm);
         match part {
-            "cpu" => self.cpu_body(&mut w, vm.cpus, vm.cores_per_socket),
-            "memory" => self.memory_body(&mut w, vm.memory_mb),
-            "disks" => self.disk_items(&mut w, "Item", &vm.disks),
-            _ => self.hardware_body(&mut w, &href, (vm.cpus, vm.cores_per_socket, vm.memory_mb), &vm.disks, &vm.nics),
+            "cpu" => {
+                self.cpu(&shown).write(&mut w, false);
+                w.start("vmw:CoresPerSocket").attr("ovf:required", "false").text(&vm.cores_per_socket.to_string());
+                w.end();
+            }
+            "memory" => self.memory(&shown).write(&mut w, false),
+            "disks" => self.disks(&shown).iter().for_each(|disk| disk.item(&mut w, "Item", false)),
+            _ => self.hardware_body(&mut w, &href, &shown),
         }
         w.finish()
     }
@@ -510,10 +665,15 @@ impl<'a> View<'a> {
     /// A template as a document.
     pub fn template(&self, id: TemplateId, template: &Template) -> String {
         let mut w = self.entity("VAppTemplate", id, &template.name);
-        w.attr("status", "8").attr("ovfDescriptorUploaded", "true").attr("goldMaster", "false");
+        w.attr("status", template.state.words().1).attr("ovfDescriptorUploaded", "true").attr("goldMaster", "false");
         self.link(&mut w, "up", &self.href(template.vdc), "vdc");
         self.link(&mut w, "catalogItem", &self.href(ItemId::of(id.number())), "catalogItem");
-        w.leaf("Description", "").start("Children");
+        w.leaf("Description", "");
+        if template.state == TemplateState::Copying {
+            w.start("Tasks").start("Task").attr("status", "running").attr("operationName", "vdcCopyTemplate");
+            w.attr("href", format!("{}/api/task/{}", self.base, self.model.uuid(id))).end().end();
+        }
+        w.start("Children");
         for vm_id in &template.vms {
             if let Some(vm) = self.model.template_vms.get(vm_id) {
                 w.start("Vm");
@@ -534,25 +694,47 @@ impl<'a> View<'a> {
 
     fn template_vm_inside(&self, w: &mut Writer, id: TemplateVmId, vm: &TemplateVm) {
         self.entity_attrs(w, id, &vm.name);
-        w.attr("status", "8").attr("deployed", "false");
+        let state = self.model.templates.get(&vm.template).map(|t| t.state).unwrap_or_default();
+        w.attr("status", state.words().1).attr("deployed", "false");
         self.link(w, "up", &self.href(vm.template), "vAppTemplate");
         w.leaf("Description", "").start("NetworkConnectionSection").attr("ovf:required", "false");
         w.leaf("ovf:Info", "Specifies the available VM network connections");
-        w.leaf("PrimaryNetworkConnectionIndex", "0").start("NetworkConnection").attr("network", "none");
-        w.leaf("NetworkConnectionIndex", "0").leaf("IsConnected", "false").leaf("IpAddressAllocationMode", "NONE");
-        w.leaf("NetworkAdapterType", "VMXNET3").end().end();
-        w.start("GuestCustomizationSection").leaf("ovf:Info", "Guest customization").leaf("Enabled", "true").end();
-        w.start("ovf:OperatingSystemSection").attr("ovf:id", "94").attr("vmw:osType", &vm.os_type);
-        w.leaf("ovf:Info", "Specifies the operating system installed").leaf("ovf:Description", &vm.guest_os).end();
-        w.start("ovf:VirtualHardwareSection");
-        self.hardware_body(w, &self.href(id), (vm.cpus, vm.cores_per_socket, vm.memory_mb), &vm.disks, &[]);
-        if vm.passthrough {
-            w.start("ovf:Item").leaf("rasd:Description", "PCI device").leaf("rasd:ElementName", "PCI device 0");
-            w.leaf("rasd:InstanceID", "13000").leaf("rasd:ResourceSubType", "vmware.pcipassthrough");
-            w.leaf("rasd:ResourceType", "1").end();
+        w.leaf("PrimaryNetworkConnectionIndex", "0");
+        for nic in &vm.nics {
+            w.start("NetworkConnection").attr("network", nic.network.as_deref().unwrap_or("none"));
+            w.leaf("NetworkConnectionIndex", nic.index.to_string()).leaf("IsConnected", nic.connected.to_string());
+            w.leaf("IpAddressAllocationMode", nic.mode.name()).leaf("NetworkAdapterType", &nic.adapter).end();
         }
-        w.end().start("VmSpecSection").leaf("ovf:Info", "Virtual Machine specification");
-        w.leaf("VmToolsVersion", vm.tools.to_string()).end();
+        w.end();
+        w.start("GuestCustomizationSection").leaf("ovf:Info", "Guest customization").leaf("Enabled", "true").end();
+        if vm.shows != HardwareShown::Nothing {
+            w.start("ovf:OperatingSystemSection").attr("ovf:id", "94").attr("vmw:osType", &vm.os_type);
+            w.leaf("ovf:Info", "Specifies the operating system installed").leaf("ovf:Description", &vm.guest_os).end();
+        }
+        let shown = Shown {
+            cpus: (vm.cpus, vm.cores_per_socket),
+            memory_mb: vm.memory_mb,
+            disks: &vm.disks,
+            nics: &vm.nics,
+            edit: false,
+            nil: vm.shows == HardwareShown::Nil,
+        };
+        if matches!(vm.shows, HardwareShown::Section | HardwareShown::Nil) {
+            w.start("ovf:VirtualHardwareSection");
+            self.hardware_body(w, &self.href(id), &shown);
+            if vm.passthrough {
+                let item = Rasd::new(13_000, 1, "PCI device 0").put("rasd:Description", "PCI device");
+                item.put("rasd:ResourceSubType", "vmware.pcipassthrough").item(w, "ovf:Item", shown.nil);
+            }
+            w.end();
+        }
+        if vm.shows != HardwareShown::Nothing {
+            w.start("VmSpecSection").leaf("ovf:Info", "Virtual Machine specification");
+            if vm.shows == HardwareShown::Spec {
+                self.spec_hardware(w, &vm.os_type, &shown, None);
+            }
+            w.leaf("VmToolsVersion", vm.tools.to_string()).end();
+        }
         w.leaf("VAppScopedLocalId", &vm.name).leaf("DateCreated", self.when(0));
         w.start("TrustedPlatformModule").leaf("TpmPresent", vm.tpm.to_string()).end();
     }
@@ -616,7 +798,9 @@ impl<'a> View<'a> {
             self.reference(&mut w, "ResourceEntity", *template_id, &t.name);
         }
         w.end().start("AvailableNetworks");
-        for (network_id, n) in self.model.networks.iter().filter(|(_, n)| n.vdc == id) {
+        let same_org = |other: VdcId| self.model.vdcs.get(&other).is_some_and(|v| v.org == vdc.org);
+        let listed = |n: &Network| n.vdc == id || (n.reach == Reach::Listed && same_org(n.vdc));
+        for (network_id, n) in self.model.networks.iter().filter(|(_, n)| listed(n)) {
             self.reference(&mut w, "Network", *network_id, &n.name);
         }
         w.end().leaf("NicQuota", "0").leaf("NetworkQuota", "1000").leaf("UsedNetworkCount", "1");
@@ -704,6 +888,7 @@ impl<'a> View<'a> {
         r.put("dateCreated", self.when(vm.created)).put("description", &*vm.description);
         r.put("totalStorageAllocatedMb", vm.storage_mb.to_string()).put("isInMaintenanceMode", "false");
         self.put_vdc(&mut r, vm.vdc);
+        r.put_some("org", self.model.vdcs.get(&vm.vdc).map(|v| self.href(v.org)));
         r.put_some("storageProfileName", self.model.profiles.get(&vm.profile).map(|p| &*p.name));
         r.put("hardwareVersion", "19").put("vmToolsStatus", "Running").put("isExpired", vm.expired.to_string());
         r.put_some("autoUndeployDate", vm.undeploy_at.map(|at| self.when(at)));
@@ -740,13 +925,13 @@ impl<'a> View<'a> {
         r.put("isDeployed", vapp.deployed.to_string()).put("isBusy", vapp.busy.to_string()).put("isEnabled", "true");
         r.put("isExpired", vapp.expired.to_string()).put("isInMaintenanceMode", "false").put("isPublic", "false");
         r.put("ownerName", self.model.users.get(&vapp.owner).map_or("system", |u| &u.name));
-        r.put("creationDate", self.when(vapp.created)).put("numberOfVMs", vapp.vms.to_string());
-        r.put("numberOfCpus", vapp.cpus.to_string()).put("memoryAllocationMB", vapp.memory_mb.to_string());
-        r.put("storageKB", vapp.storage_kb.to_string());
+        r.put("creationDate", self.when(vapp.created)).put("numberOfCpus", vapp.cpus.to_string());
+        r.put("memoryAllocationMB", vapp.memory_mb.to_string()).put("description", &*vapp.description);
+        r.put("totalStorageAllocatedMb", (vapp.storage_kb / 1024).to_string());
+        // The provider's alone.
+        r.put("numberOfVMs", vapp.vms.to_string()).put("storageKB", vapp.storage_kb.to_string());
+        r.put_some("org", self.model.vdcs.get(&vapp.vdc).map(|v| self.href(v.org)));
         self.put_vdc(&mut r, vapp.vdc);
-        r.put_some("autoUndeployDate", vapp.undeploy_at.map(|at| self.when(at)));
-        r.put_some("autoDeleteDate", vapp.delete_at.map(|at| self.when(at)));
-        self.put_task(&mut r, vapp.task);
         self.put_metadata(&mut r, &vapp.metadata);
         r
     }
@@ -774,6 +959,7 @@ impl<'a> View<'a> {
     pub fn static_records(&self, who: UserId, kind: &str) -> Vec<Record> {
         let m = self.model;
         let org = m.users.get(&who).map(|u| u.org);
+        let everything = m.is_provider(who);
         let mut all = Vec::new();
         let mut add = |href: String, name: &str, fill: &dyn Fn(&mut Record)| {
             let mut r = Record::default();
@@ -790,7 +976,7 @@ impl<'a> View<'a> {
                 }
             }
             "orgVdc" => {
-                for (id, v) in m.vdcs.iter().filter(|(_, v)| Some(v.org) == org) {
+                for (id, v) in m.vdcs.iter().filter(|(_, v)| everything || Some(v.org) == org) {
                     add(self.href(*id), &v.name, &|r| {
                         r.put("isEnabled", v.enabled.to_string()).put("isBusy", "false").put("status", "READY");
                         r.put_some("orgName", m.orgs.get(&v.org).map(|o| &*o.name)).put("org", self.href(v.org));
@@ -799,7 +985,7 @@ impl<'a> View<'a> {
                 }
             }
             "catalog" => {
-                for (id, c) in m.catalogs.iter().filter(|(_, c)| Some(c.org) == org || c.shared) {
+                for (id, c) in m.catalogs.iter().filter(|(_, c)| everything || Some(c.org) == org || c.shared) {
                     add(self.href(*id), &c.name, &|r| {
                         r.put("isPublished", "false").put("isShared", c.shared.to_string()).put("isLocal", "true");
                         r.put_some("orgName", m.orgs.get(&c.org).map(|o| &*o.name)).put("status", "READY");
@@ -813,8 +999,9 @@ impl<'a> View<'a> {
                     let href = if is_item { self.href(ItemId::of(id.number())) } else { self.href(*id) };
                     let name = if is_item { t.item_name() } else { &t.name };
                     add(href, name, &|r| {
-                        r.put_some("catalogName", m.catalogs.get(&t.catalog).map(|c| &*c.name));
-                        r.put("catalog", self.href(t.catalog)).put("status", "RESOLVED").put("isExpired", "false");
+                        let catalog = m.catalogs.get(&t.catalog);
+                        r.put_some("catalogName", catalog.map(|c| &*c.name)).put("catalog", self.href(t.catalog));
+                        r.put("status", t.state.words().0).put("isExpired", t.expired.to_string());
                         r.put("creationDate", self.when(t.created)).put("ownerName", "system");
                         self.put_vdc(r, t.vdc);
                         if is_item {
@@ -822,9 +1009,11 @@ impl<'a> View<'a> {
                                 .put("entityName", &*t.name)
                                 .put("entityType", "vapptemplate");
                         } else {
-                            r.put("catalogItem", self.href(ItemId::of(id.number()))).put("isBusy", "false");
+                            r.put_some("org", catalog.map(|c| self.href(c.org)));
+                            r.put("isBusy", (t.state == TemplateState::Copying).to_string());
                             r.put("isDeployed", "false").put("isEnabled", "true").put("isGoldMaster", "false");
-                            r.put("numberOfVMs", t.vms.len().to_string());
+                            // The provider's alone.
+                            r.put("catalogItem", self.href(ItemId::of(id.number())));
                         }
                     });
                 }
@@ -834,8 +1023,12 @@ impl<'a> View<'a> {
                     add(self.href(*id), &n.name, &|r| {
                         r.put("defaultGateway", n.gateway.to_string()).put("netmask", n.netmask.to_string());
                         r.put("dns1", n.dns.to_string()).put("linkType", "0").put("isBusy", "false");
-                        r.put("isShared", "false").put("isIpScopeInherited", "true");
-                        self.put_vdc(r, n.vdc);
+                        r.put("isShared", (n.reach == Reach::Shared).to_string()).put("isIpScopeInherited", "true");
+                        match n.reach {
+                            Reach::Group => _ = r.put("vdcGroupId", group_of(self, n.vdc)),
+                            Reach::GroupAlone => {}
+                            _ => self.put_vdc(r, n.vdc),
+                        }
                     });
                 }
             }
@@ -855,6 +1048,11 @@ impl<'a> View<'a> {
     }
 }
 
+/// The id of the VDC group that a VDC is in.
+pub fn group_of(view: &View<'_>, vdc: VdcId) -> String {
+    format!("urn:vcloud:vdcGroup:{}", view.model.uuid(vdc))
+}
+
 fn lower_first(name: &str) -> String {
     let mut chars = name.chars();
     chars.next().map(|c| c.to_lowercase().chain(chars).collect()).unwrap_or_default()
@@ -864,8 +1062,10 @@ fn lower_first(name: &str) -> String {
 mod tests {
     #[test]
     fn dates_are_civil() {
-        assert_eq!(super::date(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(super::date(951_782_400_000), "2000-02-29T00:00:00.000Z");
-        assert_eq!(super::date(1_767_225_600_123), "2026-01-01T00:00:00.123Z");
+        assert_eq!(super::date(0, 0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(super::date(951_782_400_000, 0), "2000-02-29T00:00:00.000Z");
+        assert_eq!(super::date(1_767_225_600_123, 0), "2026-01-01T00:00:00.123Z");
+        assert_eq!(super::date(1_767_225_600_123, 120), "2026-01-01T02:00:00.123+02:00");
+        assert_eq!(super::date(1_767_225_600_123, -210), "2025-12-31T20:30:00.123-03:30");
     }
 }

@@ -13,9 +13,9 @@ use std::io::Read as _;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 use vcd_sim::faults::Rule;
-use vcd_sim::model::{Model, Status, Target};
+use vcd_sim::model::{Disk, HardwareShown, Model, Nic, Reach, Right, Status, Target};
 use vcd_sim::xml::Prefixes;
-use vcd_sim::{Options, Server, routes::Api};
+use vcd_sim::{Certificate, Options, Server, routes::Api};
 
 const CREATE: &str = include_str!("create.xml");
 const XML: &str = "application/*+xml;version=38.1";
@@ -174,7 +174,7 @@ fn wait_for(what: &str, mut test: impl FnMut() -> bool) {
 fn one_request_creates_everything_and_one_deletes_it() {
     let c = Client::start(22_201);
     let vapp = c.create("ci-abc12345");
-    let found = c.get("/api/query?type=vm&filter=(isVAppTemplate==false;containerName==ci-*)");
+    let found = c.get("/api/query?type=vm&filter=isVAppTemplate==false;containerName==ci-*");
     let record = |a: &str| found.all("VMRecord", a).pop().unwrap_or_default();
     let expected = [
         ("containerName", "ci-abc12345"),
@@ -247,7 +247,11 @@ fn what_is_wrong_is_refused() {
         ("namespace", good.replacen("<ovf:Info>guest</ovf:Info>", "<Info>guest</Info>", 1), "cvc-complex-type.2.4.a"),
         ("missing", good.replacen("<FenceMode>bridged</FenceMode>", "", 1), "cvc-complex-type.2.4.b"),
         ("info", good.replacen("<ovf:Info>guest</ovf:Info>", "", 1), "cvc-complex-type.2.4.a"),
-        ("password", good.replacen("<AdminPassword>S3cret!</AdminPassword>", "", 1), "AdminPassword"),
+        (
+            "another item's id",
+            good.replacen("<rasd:InstanceID>4<", "<rasd:InstanceID>1<", 1),
+            "1 is that of an item of ResourceType 10",
+        ),
         ("cores", good.replacen(">2</vmw:CoresPerSocket>", ">3</vmw:CoresPerSocket>", 1), "multiple"),
         ("shrink", good.replacen("\"81920\"", "\"100\"", 1), "cannot be reduced"),
         (
@@ -328,7 +332,7 @@ fn queries_page_sort_and_filter() {
             m.admin_foreign_vapp(vdc, &format!("x-{i:03}"), "");
         }
     });
-    let mut page = "/api/query?type=vApp&pageSize=128&sortAsc=name&filter=(name==X-*)".to_string();
+    let mut page = "/api/query?type=vApp&pageSize=128&sortAsc=name&filter=name==X-*".to_string();
     let mut names = Vec::new();
     for expected in [128, 2] {
         let answer = c.get(&page);
@@ -478,6 +482,66 @@ fn https_is_served_by_a_certificate_of_the_ca() {
 }
 
 #[test]
+fn versions_change_while_it_runs() {
+    let c = Client::start(22_214);
+    assert_eq!(c.get("/api/org").status, 200);
+    c.control("POST", "/versions", r#"["37.3!", "39.1", "40.0.0-alpha-1700000000"]"#);
+    let gone = c.get("/api/org");
+    assert_eq!((gone.status, gone.root("minorErrorCode").as_str()), (406, "NOT_ACCEPTABLE"));
+    let offered =
+        "Unsupported API version: 38.1. Supported API versions are: [40.0.0-alpha-1700000000, 39.1, 37.3 [D]]";
+    assert!(gone.root("message").contains(offered), "{}", gone.body);
+    let versions = c.raw("GET", "/api/versions", &[], "").unwrap();
+    assert_eq!(versions.all("VersionInfo", "deprecated"), ["true", "false", "false"]);
+}
+
+#[test]
+fn a_service_accounts_token_comes_over_the_wire() {
+    let c = Client::start(22_215);
+    let token = c.control("POST", "/admin", r#"{"action": "service_token"}"#)["token"].as_str().unwrap().to_owned();
+    let login = |token: &str| {
+        let form = format!("grant_type=refresh_token&refresh_token={token}");
+        let headers = [("content-type", "application/x-www-form-urlencoded")];
+        let answer = c.raw("POST", "/oauth/tenant/ci-org/token", &headers, &form).unwrap();
+        (answer.status, serde_json::from_str::<serde_json::Value>(&answer.body).unwrap())
+    };
+    let (status, answer) = login(&token);
+    let next = answer["refresh_token"].as_str().unwrap();
+    assert!(status == 200 && next != token && answer["access_token"].is_string(), "{answer}");
+    assert_eq!(login(&token).0, 400);
+    assert_eq!(login(next).0, 200);
+}
+
+#[test]
+fn plain_http_leads_to_https_and_people_get_a_page() {
+    let c = Client::start(22_216);
+    let page = c.raw("GET", "/tenant/ci-org/api/versions", &[], "").unwrap();
+    assert_eq!((page.status, page.headers["content-type"].to_str().unwrap()), (200, "text/html"));
+    assert!(page.body.contains("<title>VMware Cloud Director</title>"), "{}", page.body);
+    c.server.with_api(|api| api.redirect = Some("https://vcd.example.com".into()));
+    let config = ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).build();
+    let answer = ureq::Agent::from(config).get(format!("{}/api/query?type=vm", c.server.url())).call().unwrap();
+    let place = answer.headers()["location"].to_str().unwrap();
+    assert_eq!((answer.status().as_u16(), place), (302, "https://vcd.example.com/api/query?type=vm"));
+}
+
+#[test]
+fn a_server_may_sign_its_own_certificate() {
+    let https = Some("127.0.0.1:0".parse().unwrap());
+    let server = Server::start(Options { https_listen: https, ..Options::default() }).unwrap();
+    let ca = server.ca_pem().unwrap().to_owned();
+    for which in [Certificate::SelfSigned, Certificate::SelfSignedExpired, Certificate::SelfSignedOtherHost] {
+        let pem = server.set_certificate(which).unwrap();
+        assert!(pem.starts_with("-----BEGIN CERTIFICATE-----") && pem != ca, "{which:?}");
+        let roots = ureq::tls::RootCerts::new_with_certs(&[ureq::tls::Certificate::from_pem(ca.as_bytes()).unwrap()]);
+        let tls = ureq::tls::TlsConfig::builder().root_certs(roots).build();
+        let agent = ureq::Agent::from(ureq::Agent::config_builder().tls_config(tls).build());
+        let url = format!("{}/api/versions", server.https_url().unwrap());
+        assert!(agent.get(&url).call().is_err(), "{which:?} is none of the CA's");
+    }
+}
+
+#[test]
 fn the_control_port_sees_and_changes() {
     let c = Client::start(22_211);
     let vapp = c.create("ci-control");
@@ -528,4 +592,158 @@ fn a_forwarded_guest_is_known_by_its_address() {
     let mut heard = String::new();
     guest.unwrap().read_to_string(&mut heard).unwrap();
     assert_eq!(heard, "hello");
+}
+
+/// All of a VM's hardware items: InstanceID, ResourceType, Parent, and how many elements are nil.
+fn items(answer: &Answer) -> Vec<(String, String, String, usize)> {
+    let xml = answer.xml();
+    let items = xml.descendants().filter(|n| n.tag_name().name() == "Item");
+    items
+        .map(|item| {
+            let text = |name: &str| {
+                let child = item.children().find(|n| n.tag_name().name() == name);
+                child.and_then(|n| n.text()).unwrap_or_default().to_owned()
+            };
+            let nil = |n: &roxmltree::Node| n.attributes().any(|a| a.name() == "nil");
+            (text("InstanceID"), text("ResourceType"), text("Parent"), item.children().filter(nil).count())
+        })
+        .collect()
+}
+
+#[test]
+fn a_templates_document_shows_more_or_less_of_its_hardware() {
+    let c = Client::start(22_211);
+    let href = c.href("vm", "containerName==ubuntu-22.04;isVAppTemplate==true");
+    let seed = |shows| {
+        c.server.with_model(|m| {
+            for vm in m.template_vms.values_mut() {
+                vm.shows = shows;
+                vm.disks = [2016, 2000].map(|id| Disk { id, mb: 1024 }).to_vec();
+                vm.nics = vec![Nic::unconnected(0), Nic::unconnected(1)];
+            }
+        });
+        c.get(&href)
+    };
+    let of = |all: &[(String, String, String, usize)]| -> Vec<(String, String, String)> {
+        all.iter().map(|(id, kind, parent, _)| (id.clone(), kind.clone(), parent.clone())).collect()
+    };
+    let expected = [
+        ("1", "10", ""),
+        ("2", "10", ""),
+        ("3", "6", ""),
+        ("4", "6", ""),
+        ("5", "5", ""),
+        ("6", "3", ""),
+        ("7", "4", ""),
+        ("2016", "17", "4"),
+        ("2000", "17", "3"),
+        ("3002", "15", "5"),
+        ("8000", "14", ""),
+    ]
+    .map(|(id, kind, parent)| (id.to_owned(), kind.to_owned(), parent.to_owned()));
+    let section = seed(HardwareShown::Section);
+    assert_eq!(of(&items(&section)), expected);
+    assert!(items(&section).iter().all(|item| item.3 == 0));
+    assert_eq!(section.all("NetworkConnection", "network"), ["none", "none"]);
+    let nil = seed(HardwareShown::Nil);
+    assert_eq!(of(&items(&nil)), expected);
+    assert!(items(&nil).iter().all(|item| item.3 > 10));
+    let spec = seed(HardwareShown::Spec);
+    assert_eq!((items(&spec).len(), spec.all("DiskSettings", "x").len()), (0, 2));
+    assert_eq!((spec.text("BusNumber"), spec.text("UnitNumber")), (Some("1".into()), Some("0".into())));
+    let nothing = seed(HardwareShown::Nothing);
+    assert!(items(&nothing).is_empty() && nothing.text("DiskSettings").is_none());
+    assert!(nothing.text("NetworkConnection").is_some());
+}
+
+#[test]
+fn records_and_dates_are_as_a_real_vcds() {
+    let c = Client::start(22_212);
+    c.create("ci-1");
+    let of = |field: &str| c.get("/api/query?type=vApp").all("VAppRecord", field);
+    assert_eq!(of("numberOfVMs"), [""]);
+    assert_eq!(of("description"), ["group=ci-linux"]);
+    for field in ["numberOfVMs", "autoUndeployDate"] {
+        assert_eq!(c.get(&format!("/api/query?type=vApp&fields={field}")).status, 400, "{field}");
+    }
+    c.control("POST", "/admin", r#"{"action": "set_setting", "name": "unknown_fields", "value": ["isBusy"]}"#);
+    assert_eq!((of("isBusy"), c.get("/api/query?type=vApp&fields=isBusy").status), (vec![String::new()], 400));
+
+    assert!(of("creationDate")[0].ends_with('Z'));
+    c.control("POST", "/admin", r#"{"action": "set_setting", "name": "utc_offset_minutes", "value": 120}"#);
+    assert!(of("creationDate")[0].ends_with("+02:00"), "{:?}", of("creationDate"));
+
+    // A filter in brackets as a whole.
+    let total = |filter: &str| c.get(&format!("/api/query?type=vApp&filter={filter}")).root("total");
+    assert_eq!([total("name==ci-1"), total("(name==ci-1)"), total("(name==ci-1);name==ci-*")], ["1", "0", "1"]);
+    c.control(
+        "POST",
+        "/admin",
+        r#"{"action": "set_setting", "name": "bracketed_filter_finds_nothing", "value": false}"#,
+    );
+    assert_eq!(total("(name==ci-1)"), "1");
+
+    // What administrators alone may ask for.
+    assert_eq!(c.get("/api/query?type=adminVM").status, 403);
+    c.server.with_model(|m| {
+        let system = m.add_org("System");
+        let user = m.add_user(system, "administrator", "p", &Right::ALL);
+        m.tokens.insert("provider-token".into(), user);
+    });
+    let form = [("grant_type", "refresh_token"), ("refresh_token", "provider-token")];
+    let mut answer = c.agent.post(format!("{}/oauth/provider/token", c.server.url())).send_form(form).unwrap();
+    let json: serde_json::Value = serde_json::from_reader(answer.body_mut().as_reader()).unwrap();
+    let bearer = format!("Bearer {}", json["access_token"].as_str().unwrap());
+    let get = |path: &str| c.raw("GET", path, &[("accept", XML), ("authorization", &bearer)], "").unwrap();
+    let vms = get("/api/query?type=adminVM&filter=isVAppTemplate==false");
+    assert_eq!(
+        (vms.all("AdminVMRecord", "isBusy"), vms.all("AdminVMRecord", "status")),
+        (vec!["".into()], vec!["POWERED_ON".to_owned()])
+    );
+    assert_eq!(get("/api/query?type=adminVApp").all("AdminVAppRecord", "numberOfVMs"), ["1"]);
+    assert_eq!(get("/api/query?type=vm").root("total"), "0", "their own org has none");
+    assert_eq!(get(&vms.xml_href()[0]).status, 200);
+}
+
+#[test]
+fn a_running_task_says_that_it_is_in_progress() {
+    let c = Client::with(Options { scale: 1.0, guest_port: 22_213, ..Options::default() });
+    let made = c.post_create(&c.create_body("ci-1"));
+    let task = c.get(&made.all("Task", "href")[0]);
+    assert_eq!(
+        (task.root("status").as_str(), task.all("Error", "message")[0].as_str()),
+        ("running", "The task is still in progress.")
+    );
+}
+
+#[test]
+fn networks_tell_whose_they_are() {
+    let c = Client::start(22_214);
+    let (own, other) = c.server.with_model(|m| {
+        let org = *m.orgs.keys().next().unwrap();
+        let own = *m.vdcs.keys().next().unwrap();
+        let other = m.add_vdc(org, "other-vdc");
+        m.networks.values_mut().for_each(|n| n.vdc = other);
+        (m.uuid(own), m.uuid(other))
+    });
+    let of = |reach| {
+        c.server.with_model(|m| m.networks.values_mut().for_each(|n| n.reach = reach));
+        let record = c.get("/api/query?type=orgVdcNetwork");
+        let field = |name: &str| record.all("OrgVdcNetworkRecord", name)[0].clone();
+        let listed = c.get(&format!("/api/vdc/{own}")).all("Network", "name");
+        let id = record.xml_href()[0].rsplit('/').next().unwrap().to_owned();
+        let path = format!("/cloudapi/1.0.0/orgVdcNetworks/urn:vcloud:network:{id}");
+        let bearer = format!("Bearer {}", c.bearer);
+        let headers = [("accept", "application/json;version=38.1"), ("authorization", bearer.as_str())];
+        let owner = c.raw("GET", &path, &headers, "").unwrap().body.contains("vdcGroup");
+        (field("vdcName"), field("isShared") == "true", !field("vdcGroupId").is_empty(), !listed.is_empty(), owner)
+    };
+    let there = || "other-vdc".to_owned();
+    assert_eq!(of(Reach::Vdc), (there(), false, false, false, false));
+    assert_eq!(of(Reach::Shared), (there(), true, false, false, false));
+    assert_eq!(of(Reach::Listed), (there(), false, false, true, false));
+    assert_eq!(of(Reach::Group), (String::new(), false, true, false, true));
+    assert_eq!(of(Reach::GroupAlone), (String::new(), false, false, false, true));
+    assert_eq!(of(Reach::GroupByVdc), (there(), false, false, false, true));
+    assert_ne!(own, other);
 }

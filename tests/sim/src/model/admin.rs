@@ -2,6 +2,15 @@
 
 use super::*;
 
+/// What VCD says when it does not say why.
+pub(super) fn unable() -> TaskError {
+    TaskError {
+        major: 500,
+        minor: Cow::Borrowed("INTERNAL_SERVER_ERROR"),
+        message: "Unable to perform this action. Contact your cloud administrator.".into(),
+    }
+}
+
 impl Model {
     /// The vApps of this name.
     pub fn vapps_named(&self, name: &str) -> Vec<VappId> {
@@ -21,11 +30,7 @@ impl Model {
         tasks.sort();
         tasks.dedup();
         for task in tasks {
-            let error = (status == TaskStatus::Error).then(|| TaskError {
-                major: 500,
-                minor: Cow::Borrowed("INTERNAL_SERVER_ERROR"),
-                message: "Unable to perform this action. Contact your cloud administrator.".into(),
-            });
+            let error = (status == TaskStatus::Error).then(unable);
             self.end_early(task, status, error);
         }
     }
@@ -37,11 +42,117 @@ impl Model {
         }
     }
 
-    /// Powers all VMs of a vApp off (or suspends them) at once; they stay deployed.
+    /// Powers all VMs of a vApp on or off (or suspends them) at once; they stay deployed.
     pub fn admin_power(&mut self, id: VappId, power: Power) {
         for vm in self.vms_of(Target::Vapp(id)) {
-            self.stop(vm, power, true);
+            if power != Power::On {
+                self.stop(vm, power, true);
+            } else if self.vms.get(&vm).is_some_and(|vm| vm.power != Power::On) {
+                self.boot(vm);
+            }
         }
+    }
+
+    /// From now on this is wrong with a vApp, or nothing more: what hung by that is aborted.
+    pub fn admin_faults(&mut self, id: VappId, faults: Faults) {
+        let Some(vapp) = self.vapps.get_mut(&id) else { return };
+        let hung = std::mem::replace(&mut vapp.faults, faults).hangs;
+        if hung && !faults.hangs {
+            self.admin_end_tasks(id, TaskStatus::Aborted);
+        }
+    }
+
+    /// Aborts all running tasks, as a cell that restarts does.
+    pub fn admin_abort_all(&mut self) {
+        for task in self.running.clone() {
+            self.end_early(task, TaskStatus::Aborted, None);
+        }
+    }
+
+    /// Removes a VM at once; its vApp stays.
+    pub fn admin_delete_vm(&mut self, id: VmId) {
+        if let Some(task) = self.vms.get(&id).and_then(|vm| vm.task) {
+            self.end_early(task, TaskStatus::Error, Some(unable()));
+        }
+        self.remove_vm(id);
+    }
+
+    /// Adds a running VM of somebody's to a vApp: a copy of the one that is in it, with an address of its own.
+    pub fn admin_add_vm(&mut self, vapp: VappId, name: &str, description: &str) -> Option<VmId> {
+        let first = self.vapps.get(&vapp)?.vms.first().copied()?;
+        let mut vm = self.vms.get(&first)?.clone();
+        let id: VmId = self.fresh();
+        (vm.name, vm.description, vm.created, vm.shows_at) = (name.into(), description.into(), self.now, self.now);
+        (vm.task, vm.guest_fault, vm.power, vm.deployed) = (None, None, Power::Off, true);
+        (vm.ssh, vm.host_down, vm.address_hidden) = (false, false, false);
+        vm.nics.iter_mut().for_each(|nic| nic.address = None);
+        self.vms.insert(id, vm);
+        self.vapps.get_mut(&vapp)?.vms.push(id);
+        let _ = self.assign_addresses(id);
+        self.boot(id);
+        Some(id)
+    }
+
+    /// Moves a VM, as it is, to a new vApp of somebody's.
+    pub fn admin_move_vm(&mut self, id: VmId, name: &str) -> Option<VappId> {
+        let from = self.vms.get(&id)?.vapp;
+        let (vdc, networks) = self.vapps.get(&from).map(|vapp| (vapp.vdc, vapp.networks.clone()))?;
+        let to = self.admin_foreign_vapp(vdc, name, "somebody's");
+        self.vapps.get_mut(&from)?.vms.retain(|vm| *vm != id);
+        let vapp = self.vapps.get_mut(&to)?;
+        (vapp.networks, vapp.vms) = (networks, vec![id]);
+        self.vms.get_mut(&id)?.vapp = to;
+        self.settle(from);
+        self.settle(to);
+        Some(to)
+    }
+
+    /// Gives a vApp another description.
+    pub fn admin_describe_vapp(&mut self, id: VappId, description: &str) {
+        if let Some(vapp) = self.vapps.get_mut(&id) {
+            vapp.description = description.into();
+        }
+    }
+
+    /// Gives a VM another description; its vApp's stays.
+    pub fn admin_describe_vm(&mut self, id: VmId, description: &str) {
+        if let Some(vm) = self.vms.get_mut(&id) {
+            vm.description = description.into();
+        }
+    }
+
+    /// The host that a VM runs on stops answering, or answers again.
+    pub fn admin_host_down(&mut self, id: VmId, down: bool) {
+        if let Some(vm) = self.vms.get_mut(&id) {
+            vm.host_down = down;
+            self.guest_changes += 1;
+        }
+    }
+
+    /// A guest's customization is shown as failed, long after it ended.
+    pub fn admin_customization_failed(&mut self, id: VmId) {
+        if let Some(vm) = self.vms.get_mut(&id) {
+            vm.gc = GcStatus::Failed;
+        }
+    }
+
+    /// A VM's record stops telling its address, or tells it again; the guest keeps it.
+    pub fn admin_hide_address(&mut self, id: VmId, hidden: bool) {
+        if let Some(vm) = self.vms.get_mut(&id) {
+            vm.address_hidden = hidden;
+        }
+    }
+
+    /// Gives a VM another address.
+    pub fn admin_new_address(&mut self, id: VmId) {
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        let old: Vec<Ipv4Addr> = vm.nics.iter_mut().filter_map(|nic| nic.address.take()).collect();
+        // The old ones are still taken, so that these are others.
+        let _ = self.assign_addresses(id);
+        for network in self.networks.values_mut() {
+            network.used.retain(|address, vm| *vm != id || !old.contains(address));
+        }
+        self.guest_changes += 1;
     }
 
     /// Makes a vApp without VMs that belongs to somebody else of the same org.
@@ -63,6 +174,7 @@ impl Model {
             creating: false,
             failed: false,
             deployed: false,
+            faults: Faults::default(),
             task: None,
             last_task: None,
         };

@@ -2,6 +2,8 @@
 
 use super::*;
 
+/// The provider's own org.
+const PROVIDER: &str = "System";
 /// A customization script may have so many characters.
 const MAX_SCRIPT: usize = 49_000;
 /// The smallest lease in seconds, besides 0.
@@ -30,10 +32,8 @@ pub(super) fn computer_name(vm: &Vm) -> Result<(), TaskError> {
 
 pub(super) fn guest_section(guest: &GuestSection) -> Result<(), Refusal> {
     let refuse = |why: &str| Err(Refusal::bad(format!("Guest customization is not valid: {why}")));
-    match (guest.admin_password_enabled, guest.admin_password_auto, &guest.admin_password) {
-        (true, false, None) => return refuse("AdminPasswordEnabled needs AdminPassword or AdminPasswordAuto."),
-        (_, true, Some(_)) => return refuse("AdminPassword and AdminPasswordAuto exclude each other."),
-        _ => {}
+    if guest.admin_password_auto && guest.admin_password.is_some() {
+        return refuse("AdminPassword and AdminPasswordAuto exclude each other.");
     }
     match (guest.admin_auto_logon_enabled, guest.admin_auto_logon_count) {
         (true, 1..=100) | (false, 0) => {}
@@ -109,7 +109,8 @@ impl Model {
     /// A task of the user's org.
     pub fn get_task(&self, who: UserId, id: TaskId) -> Result<&Task, Refusal> {
         let kept = |t: &&Task| t.end.is_none_or(|e| e.saturating_add(self.settings.task_kept) > self.now);
-        let found = self.tasks.get(&id).filter(|t| Some(t.org) == self.org_of(who)).filter(kept);
+        let seen = |t: &&Task| Some(t.org) == self.org_of(who) || self.is_provider(who);
+        let found = self.tasks.get(&id).filter(seen).filter(kept);
         found.ok_or_else(|| self.gone(id))
     }
 
@@ -127,14 +128,39 @@ impl Model {
     pub fn get_template(&self, who: UserId, id: TemplateId) -> Result<&Template, Refusal> {
         let org = self.org_of(who);
         let found = self.templates.get(&id).filter(|t| {
-            self.catalogs.get(&t.catalog).is_some_and(|catalog| catalog.shared || Some(catalog.org) == org)
+            let catalog = self.catalogs.get(&t.catalog);
+            catalog.is_some_and(|catalog| catalog.shared || Some(catalog.org) == org) || self.is_provider(who)
         });
         found.ok_or_else(|| self.gone(id))
     }
 
+    /// A template that VMs can be made from now.
+    pub(super) fn check_template(&self, who: UserId, id: TemplateId) -> Result<(), Refusal> {
+        let template = self.get_template(who, id)?;
+        let entity = format!("com.vmware.vcloud.entity.{}:{}", TemplateId::ENTITY, self.uuid(id));
+        match template.state {
+            TemplateState::Copying => {
+                let message = format!("The entity Ref: {entity} is busy completing an operation VDC_COPY_TEMPLATE.");
+                Err(Refusal::new(400, "BUSY_ENTITY", message))
+            }
+            TemplateState::Unresolved => {
+                Err(Refusal::bad(format!("The vApp template \"{}\" is not resolved.", template.name)))
+            }
+            TemplateState::Ready if template.expired => {
+                Err(Refusal::bad(format!("The vApp template \"{}\" has expired.", template.name)))
+            }
+            TemplateState::Ready => Ok(()),
+        }
+    }
+
+    /// True of a user of the provider, who sees all orgs.
+    pub fn is_provider(&self, who: UserId) -> bool {
+        self.org_of(who).and_then(|o| self.orgs.get(&o)).is_some_and(|o| &*o.name == PROVIDER)
+    }
+
     /// True if a VDC is in the user's org.
     pub fn sees_vdc(&self, who: UserId, vdc: VdcId) -> bool {
-        self.vdcs.get(&vdc).is_some_and(|v| self.org_of(who) == Some(v.org))
+        self.vdcs.get(&vdc).is_some_and(|v| self.org_of(who) == Some(v.org)) || self.is_provider(who)
     }
 
     /// A vApp is busy if it or any of its VMs is; a VM, if it or its vApp is.
@@ -161,6 +187,13 @@ impl Model {
             Target::Vm(id) => format!("vm:{}", self.uuid(id)),
         };
         let operation = self.tasks.get(&task).map_or("UNKNOWN", |t| t.operation.busy_name());
+        if self.settings.wording.busy_names_a_task {
+            return Err(Refusal::bad(format!(
+                "Unable to perform this action. Contact your cloud administrator. \
+                 {operation}(com.vmware.vcloud.entity.task:{})",
+                self.uuid(task)
+            )));
+        }
         Err(Refusal::new(
             400,
             "BUSY_ENTITY",
@@ -170,6 +203,12 @@ impl Model {
                 self.uuid(task)
             ),
         ))
+    }
+
+    pub(super) fn check_lock(&self, id: VappId) -> Result<(), Refusal> {
+        let Some(vapp) = self.vapps.get(&id).filter(|vapp| vapp.faults.locked) else { return Ok(()) };
+        let message = format!("The vApp \"{}\" is locked and cannot be deleted.", vapp.name);
+        Err(Refusal::new(403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", message))
     }
 
     /// The org's limit of simultaneous operations.
@@ -190,11 +229,19 @@ impl Model {
         u32::try_from(self.running.len()).unwrap_or(u32::MAX)
     }
 
+    /// The tasks that run.
+    pub fn tasks_running(&self) -> impl Iterator<Item = &Task> + '_ {
+        self.running.iter().filter_map(|id| self.tasks.get(id))
+    }
+
     pub(super) fn check_name(&self, vdc: VdcId, name: &str) -> Result<(), Refusal> {
         if name.is_empty() || name.len() > 128 {
             return Err(Refusal::bad("The name must have 1 to 128 characters."));
         }
         if !self.settings.allow_duplicate_names && self.vapps.values().any(|v| v.vdc == vdc && *v.name == *name) {
+            if self.settings.wording.duplicate_is_a_vm {
+                return Err(Refusal::bad(format!("There is already a VM named \"{name}\".")));
+            }
             return Err(Refusal::new(400, "DUPLICATE_NAME", format!("The VCD entity {name} already exists.")));
         }
         Ok(())
@@ -213,16 +260,12 @@ impl Model {
         if profile.limit_mb == 0 || used.saturating_add(more_mb) <= profile.limit_mb {
             return Ok(());
         }
-        Err(Refusal::new(
-            400,
-            "QUOTA_EXCEEDED",
-            format!(
-                "The requested operation will exceed the VDC's storage quota: storage policy \"{}\" has {} MB remaining, \
-                 requested {more_mb} MB.",
-                profile.name,
-                profile.limit_mb.saturating_sub(used)
-            ),
-        ))
+        Err(Refusal::bad(format!(
+            "The requested operation will exceed the VDC's storage quota: storage policy \"{}\" has {} MB remaining, \
+             requested {more_mb} MB.",
+            profile.name,
+            profile.limit_mb.saturating_sub(used)
+        )))
     }
 
     pub(super) fn check_vm_quota(&self, vdc: VdcId, more: usize) -> Result<(), Refusal> {
@@ -231,8 +274,9 @@ impl Model {
         if have + more <= limit as usize {
             return Ok(());
         }
-        let message = format!("The requested operation will exceed the VDC's VM quota: {have} of {limit} VMs exist.");
-        Err(Refusal::new(400, "QUOTA_EXCEEDED", message))
+        Err(Refusal::bad(format!(
+            "The requested operation will exceed the VDC's VM quota: {have} of {limit} VMs exist."
+        )))
     }
 
     /// Memory of the VMs in a VDC that are on, MB.
@@ -259,7 +303,7 @@ impl Model {
         }
         let over = |what: &str| {
             let message = format!("The requested operation will exceed the VDC's {what} quota.");
-            Err(TaskError { major: 400, minor: Cow::Borrowed("QUOTA_EXCEEDED"), message })
+            Err(TaskError { major: 400, minor: Cow::Borrowed("BAD_REQUEST"), message })
         };
         if vdc.cpu_limit.is_some_and(|l| cpus > u64::from(l)) {
             return over("CPU");

@@ -11,6 +11,8 @@ pub struct Inject {
     pub slow: Option<f64>,
     /// The guests of VMs that the task creates are ill.
     pub guest: Option<GuestFault>,
+    /// The vApp's tasks hang from now on ([`Faults::hangs`]).
+    pub hangs: bool,
 }
 
 /// A task that does not succeed.
@@ -138,6 +140,7 @@ impl Model {
         self.forget_old_tasks();
         let id: TaskId = self.fresh();
         let inject = std::mem::take(&mut self.inject);
+        self.strike(target, inject.hangs);
         let target_name = match target {
             Target::Vapp(v) => self.vapps.get(&v).map(|v| v.name.clone()),
             Target::Vm(v) => self.vms.get(&v).map(|v| v.name.clone()),
@@ -153,7 +156,12 @@ impl Model {
             end: None,
             error: None,
             cancel_requested: false,
-            run: Run { work, step: 0, fault: inject.task, slow: inject.slow.unwrap_or(1.0) },
+            run: Run {
+                fault: self.delete_fault(target, &work).or(inject.task),
+                work,
+                step: 0,
+                slow: inject.slow.unwrap_or(1.0),
+            },
         };
         self.tasks.insert(id, task);
         self.running.insert(id);
@@ -227,7 +235,7 @@ impl Model {
             return self.finish(id, TaskStatus::Success, None);
         };
         let hangs = run.fault.as_ref().is_some_and(|f| matches!(f.kind, TaskFaultKind::Hang));
-        if hangs && self.fault_is_here(run, target) {
+        if self.hangs(target) || (hangs && self.fault_is_here(run, target)) {
             return;
         }
         let slow = run.slow;
@@ -247,6 +255,10 @@ impl Model {
     fn step_due(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get_mut(&id).filter(|t| t.status == TaskStatus::Running) else { return };
         let target = task.target;
+        if self.hangs(target) {
+            return;
+        }
+        let Some(task) = self.tasks.get_mut(&id) else { return };
         // The work is moved out while it changes the world, and put back for the next step.
         let run = Run { work: std::mem::replace(&mut task.run.work, Work::Nothing), ..task.run.clone() };
         let planned = match &run.fault {
@@ -271,7 +283,35 @@ impl Model {
     }
 
     fn cancel_due(&mut self, id: TaskId) {
-        self.end_early(id, TaskStatus::Canceled, None);
+        if self.tasks.get(&id).is_some_and(|task| !self.hangs(task.target)) {
+            self.end_early(id, TaskStatus::Canceled, None);
+        }
+    }
+
+    fn vapp_of(&self, target: Target) -> Option<VappId> {
+        match target {
+            Target::Vapp(id) => Some(id),
+            Target::Vm(id) => self.vms.get(&id).map(|vm| vm.vapp),
+        }
+    }
+
+    fn faults(&self, target: Target) -> Faults {
+        self.vapp_of(target).and_then(|id| self.vapps.get(&id)).map(|vapp| vapp.faults).unwrap_or_default()
+    }
+
+    fn hangs(&self, target: Target) -> bool {
+        self.faults(target).hangs
+    }
+
+    fn strike(&mut self, target: Target, hangs: bool) {
+        if let Some(vapp) = self.vapp_of(target).and_then(|id| self.vapps.get_mut(&id)) {
+            vapp.faults.hangs |= hangs;
+        }
+    }
+
+    fn delete_fault(&self, target: Target, work: &Work) -> Option<TaskFault> {
+        let fails = matches!(work, Work::Delete { .. }) && self.faults(target).delete_fails;
+        fails.then(|| TaskFault { step: 0, kind: TaskFaultKind::Fail(admin::unable()) })
     }
 
     /// Ends a running task without the rest of its work.
@@ -341,6 +381,11 @@ impl Model {
                 self.change_vapp_now(target, change);
                 self.finish_copy(add)
             }
+            Work::Create { .. } if self.settings.create_fails_at_power_on => Err(TaskError {
+                major: 500,
+                minor: Cow::Borrowed("INTERNAL_SERVER_ERROR"),
+                message: "Unable to perform this action. Contact your cloud administrator.".into(),
+            }),
             Work::Create { .. } | Work::Recompose { .. } | Work::Power(PowerAction::On) => self.power_on(&vms),
             Work::Vm(change) => {
                 let Target::Vm(vm) = target else { return Ok(()) };
@@ -417,6 +462,13 @@ impl Model {
         for &id in vms {
             let Some(vm) = self.vms.get(&id) else { continue };
             check::computer_name(vm)?;
+            if let Some(network) = &vm.missing_network {
+                return Err(TaskError {
+                    major: 400,
+                    minor: Cow::Borrowed("BAD_REQUEST"),
+                    message: format!("The VCD entity network \"{network}\" does not exist."),
+                });
+            }
             if self.settings.storage_quota_in_task {
                 self.check_storage(vm.profile, 0).map_err(check::task_error)?;
             }
@@ -447,7 +499,7 @@ impl Model {
 
     // Guests.
 
-    fn boot(&mut self, id: VmId) {
+    pub(super) fn boot(&mut self, id: VmId) {
         let d = self.durations.clone();
         let Some(vm) = self.vms.get_mut(&id) else { return };
         let resumed = vm.power == Power::Suspended;
@@ -508,11 +560,14 @@ impl Model {
                         vm.applied = Some(Applied::default());
                     }
                     _ => {
-                        if fault != Some(GuestFault::NeverReports) {
+                        let refused = vm.guest.script.is_some() && vm.scripts != Scripts::Run;
+                        if refused && vm.scripts == Scripts::Fail {
+                            vm.gc = GcStatus::Failed;
+                        } else if fault != Some(GuestFault::NeverReports) {
                             vm.gc = GcStatus::Complete;
                         }
                         vm.applied = Some(Applied {
-                            script: vm.guest.script.clone(),
+                            script: vm.guest.script.clone().filter(|_| !refused),
                             password: vm.guest.admin_password.clone().filter(|_| vm.guest.admin_password_enabled),
                             computer_name: vm.guest.computer_name.clone(),
                         });
@@ -539,7 +594,7 @@ impl Model {
 
     /// The guests that answer SSH now, with their addresses.
     pub fn guests(&self) -> impl Iterator<Item = (Ipv4Addr, VmId)> + '_ {
-        self.vms.iter().filter(|(_, vm)| vm.ssh).filter_map(|(id, vm)| Some((vm.address()?, *id)))
+        self.vms.iter().filter(|(_, vm)| vm.ssh && !vm.host_down).filter_map(|(id, vm)| Some((vm.address()?, *id)))
     }
 
     /// The VM that has this address, on any network.
@@ -570,10 +625,10 @@ impl Model {
             return Err(TaskError {
                 major: 400,
                 minor: Cow::Borrowed("BAD_REQUEST"),
-                message: format!(
-                    "No more IP addresses are available in the static pool of network \"{}\".",
-                    network.name
-                ),
+                message: "Following errors occurred while updating network connections: \n There are insufficient IP \
+                          addresses to complete operation. You need to add IP addresses to the network that is associated \
+                          with the object being created or deployed."
+                    .into(),
             });
         };
         network.used.insert(free, id);

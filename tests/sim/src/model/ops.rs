@@ -41,9 +41,11 @@ pub struct Item {
     pub needs_customization: bool,
     pub nics: Option<Vec<Nic>>,
     pub primary_nic: u32,
+    /// `NetworkAssignment`: the template's network, and that of the vApp which stands for it.
+    pub assignments: Vec<(Arc<str>, Arc<str>)>,
     pub hardware: Hardware,
     pub guest: Option<GuestSection>,
-    pub properties: Vec<(Arc<str>, Arc<str>)>,
+    pub properties: Properties,
     pub profile: Option<ProfileId>,
     pub policy: Option<PolicyId>,
     pub placement: Option<PolicyId>,
@@ -61,6 +63,7 @@ impl Item {
             needs_customization: false,
             nics: None,
             primary_nic: 0,
+            assignments: Vec::new(),
             hardware: Hardware::default(),
             guest: None,
             properties: Vec::new(),
@@ -115,7 +118,7 @@ pub struct VmChange {
     pub hardware: Hardware,
     pub nics: Option<(u32, Vec<Nic>)>,
     pub guest: Option<GuestSection>,
-    pub properties: Option<Vec<(Arc<str>, Arc<str>)>>,
+    pub properties: Option<Properties>,
     pub profile: Option<ProfileId>,
     pub policy: Option<PolicyId>,
     pub tpm: Option<bool>,
@@ -200,7 +203,7 @@ impl Model {
             return Err(Refusal::bad("The VDC is not enabled."));
         }
         self.check_name(vdc, &create.name)?;
-        self.check_networks(who, &create.networks)?;
+        self.check_networks(who, vdc, &create.networks)?;
         let rules = self.org_of(who).and_then(|o| self.orgs.get(&o)).map(|o| o.leases.clone()).unwrap_or_default();
         let lease = self.cut_lease(&rules, create.lease)?;
         let id: VappId = self.fresh();
@@ -230,6 +233,7 @@ impl Model {
             creating: true,
             failed: false,
             deployed: false,
+            faults: Faults::default(),
             task: None,
             last_task: None,
         };
@@ -250,7 +254,7 @@ impl Model {
         ids
     }
 
-    fn check_networks(&self, who: UserId, networks: &[VappNetwork]) -> Result<(), Refusal> {
+    fn check_networks(&self, who: UserId, vdc: VdcId, networks: &[VappNetwork]) -> Result<(), Refusal> {
         for network in networks {
             let Some(parent) = network.parent else {
                 if network.fence == Fence::Isolated {
@@ -258,7 +262,8 @@ impl Model {
                 }
                 return Err(Refusal::bad(format!("Network \"{}\" has no parent network.", network.name)));
             };
-            let found = self.networks.get(&parent).filter(|n| self.sees_vdc(who, n.vdc));
+            let seen = |n: &&Network| self.sees_vdc(who, n.vdc) && (n.vdc == vdc || n.reach != Reach::Vdc);
+            let found = self.networks.get(&parent).filter(seen);
             let Some(found) = found else { return Err(self.gone(parent)) };
             if network.fence == Fence::Bridged && found.name != network.name {
                 let message = format!(
@@ -295,7 +300,7 @@ impl Model {
             let Some(source) = self.template_vms.get(&item.source).cloned() else {
                 return Err(self.gone(item.source));
             };
-            self.get_template(who, source.template)?;
+            self.check_template(who, source.template)?;
             let name = item.name.clone().unwrap_or_else(|| source.name.clone());
             if name.is_empty() || vms.iter().any(|v| v.name == name) {
                 let message = format!("There is already a VM named \"{name}\" in vApp \"{vapp_name}\".");
@@ -303,11 +308,13 @@ impl Model {
             }
             let profile = self.pick_profile(vdc, item.profile)?;
             let hardware = self.create_hardware(item)?;
-            let mut guest = item.guest.clone().unwrap_or_default();
+            // Without a section the template's own stays.
+            let mut guest =
+                item.guest.clone().unwrap_or_else(|| GuestSection { enabled: true, ..GuestSection::default() });
             check::guest_section(&guest)?;
             self.fill_password(&mut guest);
-            let nics = item.nics.clone().unwrap_or_default();
-            self.check_nics(&name, &nics, networks)?;
+            let properties = self.create_properties(item)?;
+            let (nics, missing_network) = self.create_nics(item, &source, &name, networks)?;
             let mut vm = Vm {
                 vapp,
                 name,
@@ -331,15 +338,19 @@ impl Model {
                 memory_hot_add: item.memory_hot_add,
                 tpm: source.tpm,
                 passthrough: source.passthrough,
+                scripts: source.scripts,
+                missing_network,
                 linked: false,
                 metadata: Metadata::new(),
-                properties: item.properties.clone(),
+                properties,
                 power: Power::Unresolved,
                 deployed: false,
                 gc: GcStatus::Pending,
                 applied: None,
                 ssh: false,
                 guest_fault: None,
+                host_down: false,
+                address_hidden: false,
                 boot: 0,
                 task: None,
                 last_task: None,
@@ -386,7 +397,56 @@ impl Model {
         }
     }
 
+    fn create_properties(&self, item: &Item) -> Result<Properties, Refusal> {
+        match self.settings.properties_in_create {
+            HardwareInCreate::Refuse if !item.properties.is_empty() => {
+                Err(Refusal::bad("Unexpected section ProductSection in InstantiationParams."))
+            }
+            HardwareInCreate::Ignore => Ok(Vec::new()),
+            _ => Ok(item.properties.clone()),
+        }
+    }
+
+    /// The NICs of a new VM; and a network of the template's that the vApp does not have, for which the task will fail.
+    fn create_nics(
+        &self,
+        item: &Item,
+        source: &TemplateVm,
+        vm: &str,
+        networks: &[VappNetwork],
+    ) -> Result<(Vec<Nic>, Option<Arc<str>>), Refusal> {
+        let no_network = |name: &str| Refusal::bad(format!("The VCD entity network \"{name}\" does not exist."));
+        for (inner, container) in &item.assignments {
+            if &**inner == "none" || !networks.iter().any(|n| n.name == *container) {
+                return Err(no_network(if &**inner == "none" { inner } else { container }));
+            }
+        }
+        let mut nics = item.nics.clone().unwrap_or_else(|| source.nics.clone());
+        if item.nics.is_some() {
+            self.check_nics(vm, &nics, networks)?;
+        }
+        let assigned = |name: &Arc<str>| item.assignments.iter().find(|(inner, _)| inner == name).map(|(_, to)| to);
+        let mut missing = None;
+        for own in &source.nics {
+            let Some(name) = &own.network else { continue };
+            let nic = nics.iter_mut().find(|nic| nic.index == own.index);
+            let follows = networks.iter().any(|n| n.name == *name);
+            match (assigned(name), self.settings.own_network_in_create, nic) {
+                (Some(to), _, Some(nic)) if item.nics.is_none() => nic.network = Some(to.clone()),
+                (Some(_), ..) => {}
+                (None, _, Some(nic)) if follows && nic.network.as_ref() == Some(name) => {}
+                (None, _, None) if follows => {}
+                (None, OwnNetworkInCreate::Refuse, _) => missing = Some(name.clone()),
+                (None, OwnNetworkInCreate::Ignore, Some(nic)) => nic.network = Some(name.clone()),
+                (None, OwnNetworkInCreate::Ignore, None) => {}
+            }
+        }
+        Ok((nics, missing))
+    }
+
     fn fill_password(&mut self, guest: &mut GuestSection) {
+        // Without a word.
+        guest.admin_password_enabled &= guest.admin_password_auto || guest.admin_password.is_some();
         if guest.admin_password_enabled && guest.admin_password_auto {
             guest.admin_password = Some(format!("Auto-{:012x}", self.rng.bits() & 0xffff_ffff_ffff).into());
         }
@@ -506,7 +566,7 @@ impl Model {
             self.check_name(vapp.vdc, name)?;
         }
         if let Some(networks) = &change.networks {
-            self.check_networks(who, networks)?;
+            self.check_networks(who, vapp.vdc, networks)?;
         }
         if let Some(lease) = change.lease {
             let rules = self.org_of(who).and_then(|o| self.orgs.get(&o)).map(|o| o.leases.clone()).unwrap_or_default();
@@ -644,7 +704,11 @@ impl Model {
             Target::Vm(v) => ("VM", self.vms.get(&v).map(|v| v.name.clone())),
         };
         let name = name.unwrap_or_else(|| "".into());
-        Refusal::bad(format!("The requested operation could not be executed on {kind} \"{name}\". {advice}"))
+        let message = format!("The requested operation could not be executed on {kind} \"{name}\". {advice}");
+        match self.settings.wording.stop_is_409 && advice.starts_with("Stop") {
+            true => Refusal::new(409, "CONFLICT", message),
+            false => Refusal::bad(message),
+        }
     }
 
     fn check_stopped(&self, target: Target) -> Result<(), Refusal> {
@@ -768,6 +832,7 @@ impl Model {
         if !forced {
             self.check_stopped(target)?;
         }
+        self.check_lock(id)?;
         self.check_limit(who)?;
         Ok(self.begin(who, Operation::Delete, target, Work::Delete { forced }))
     }

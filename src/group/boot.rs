@@ -1,0 +1,116 @@
+//! Whether a guest comes up: what its login port says, and what follows if it does not.
+
+use super::answers::LABEL_DELAY;
+use super::instance::{CHECKS, Cause, Desired, Guest, Label, Origin, Record};
+use super::time::Stopwatch;
+use super::{Group, Instance, Key, Time};
+use crate::cloud::{ErrorKind, VcdError};
+use log::Level;
+use std::time::Duration;
+
+/// Pause between two probes of a login port.
+pub const PROBE_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two probes of a login port while customization reports nothing: short enough to notice a reboot.
+pub const STEADY_PROBE_PAUSE: Duration = Duration::from_secs(5);
+
+impl Group {
+    /// The watch of a guest that boots, since when its port answers, and whether it is probed.
+    pub(super) fn guest_watch(&mut self, key: Key) -> Option<(&mut Stopwatch, &mut Option<Time>, &mut bool)> {
+        self.instances.get_mut(&key)?.vapp_mut()?.guest.watch()
+    }
+
+    pub(super) fn probe_answered(&mut self, key: Key, result: Result<(), String>) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let wanted = i.desired == Desired::Running;
+        let Some(vapp) = i.vapp_mut() else { return };
+        let record = vapp.record.clone();
+        let silent = record.as_ref().is_some_and(Record::silent);
+        let complete = record.as_ref().is_some_and(Record::complete);
+        let returns = vapp.guest.has_run();
+        let Some((_, answers, probing)) = vapp.guest.watch() else { return };
+        *probing = false;
+        match result {
+            // Polls have shown something else since it was asked.
+            Ok(()) if !wanted || !(silent || complete) => {}
+            // A poll must have shown it so at the end of that time: they may have failed meanwhile.
+            Ok(()) if silent && record.is_some_and(|r| r.seen < *answers.get_or_insert(now) + r.grace()) => {
+                i.attempts.look.next = now + STEADY_PROBE_PAUSE;
+            }
+            Ok(()) => {
+                vapp.guest = Guest::Ready;
+                if !returns {
+                    vapp.label = Label::Wanted { tries: 0, not_before: now + LABEL_DELAY };
+                }
+                i.error = None;
+                i.attempts.create.reset();
+                self.progress = now;
+                if returns {
+                    return self.say_of(Level::Info, key, "running again".into());
+                }
+                let took = i.age(now).as_secs();
+                self.breaker.success(now);
+                if silent {
+                    let text = "its login port answers steadily, but VCD still shows its guest customization as pending: \
+                                taken as it is; newer VMware Tools in the template would report it";
+                    self.say_of(Level::Warn, key, text.into());
+                }
+                self.say_of(Level::Info, key, format!("running, {took} s after it was accepted"));
+            }
+            Err(seen) => {
+                *answers = None;
+                i.error = Some(format!("login port: {seen}").into());
+                i.attempts.look.next = now + if silent { STEADY_PROBE_PAUSE } else { PROBE_PAUSE };
+            }
+        }
+    }
+
+    /// Its guest has not come up in time.
+    pub(super) fn not_ready(&mut self, key: Key) {
+        let Some(i) = self.instances.get(&key) else { return };
+        let seen = i.error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
+        let why = format!("not ready within ready_timeout, it still waits for {}{seen}", i.waits_for(self.now));
+        self.boot_failed(key, &why);
+    }
+
+    /// A guest that cannot come to running any more: cleared away, then made anew; one that another process made is given up.
+    pub(super) fn boot_failed(&mut self, key: Key, why: &str) {
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let what = format!("boot {}", i.name);
+        if i.has_run() || i.origin == Origin::Adopted {
+            i.error = Some(why.into());
+            self.say_of(Level::Warn, key, format!("{why}: given up"));
+            return self.delete_for(key, Cause::Unhealthy);
+        }
+        let text = why.to_string();
+        let error = VcdError { kind: ErrorKind::Failed, what, status: 0, code: String::new(), text, retry_after: None };
+        self.made_badly(key, &error);
+    }
+
+    /// What was made is not as it was asked for: it is made anew, once, in steps.
+    pub(super) fn compare(&mut self, key: Key, differs: Option<String>) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let Some(vapp) = i.vapp_mut() else { return };
+        vapp.build.checks = CHECKS;
+        let Some(differs) = differs else { return };
+        if vapp.build.whole {
+            // What has booted once cannot be changed as it could before.
+            vapp.doomed = true;
+            i.attempts.create.next = now;
+            self.say_of(Level::Warn, key, format!("{differs}: made anew"));
+            self.take_apart("VCD ignores the hardware that a create asks for", None);
+        } else {
+            self.say_of(Level::Warn, key, format!("{differs}: VCD gives no other, it is used as it is"));
+        }
+    }
+}
+
+impl Instance {
+    /// A look at its hardware is not worth a long wait.
+    pub(super) fn checked_in_vain(&mut self) -> Option<u32> {
+        let vapp = self.vapp_mut().filter(|vapp| vapp.is_unchecked())?;
+        vapp.build.checks += 1;
+        Some(vapp.build.checks)
+    }
+}

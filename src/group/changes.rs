@@ -1,0 +1,213 @@
+//! How an operation ends: what an instance is after VCD's task has succeeded, failed, or was forgotten.
+
+use super::answers::wrong_reply;
+use super::instance::{Desired, Guest, Kind, Removal, Stage};
+use super::next::UNKNOWN_WINDOW;
+use super::polls::watch_backoff;
+use super::time::Stopwatch;
+use super::{Group, Instance, Key, Time};
+use crate::cloud::{Answer, ErrorKind, Power, Reply, TaskState, VcdError};
+use log::Level;
+
+impl Group {
+    pub(super) fn tasks_answered(&mut self, answer: Answer) {
+        self.tasks.on_wire = false;
+        let tasks = match answer {
+            Ok(Reply::Tasks(tasks)) => tasks,
+            Ok(other) => return self.tasks_failed(&wrong_reply("tasks", &other)),
+            Err(error) => return self.tasks_failed(&error),
+        };
+        self.tasks.fails = 0;
+        for task in tasks.into_iter().filter(|task| task.state != TaskState::Running) {
+            self.progress = self.now;
+            let on = |i: &Instance| i.operation.as_ref().and_then(|o| o.task()) == Some(&task.href);
+            let keys: Vec<Key> = self.instances.iter().filter(|(_, i)| on(i)).map(|(key, _)| *key).collect();
+            for key in keys {
+                self.task_ended(key, &task.state);
+            }
+        }
+    }
+
+    fn tasks_failed(&mut self, error: &VcdError) {
+        self.tasks.fails += 1;
+        self.tasks.not_before = self.now + watch_backoff(self.tasks.fails, error);
+        self.say_plain(Level::Warn, format!("{error}; asked again soon"));
+    }
+
+    fn task_ended(&mut self, key: Key, state: &TaskState) {
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        // What a question that is on the wire brings is older than this.
+        let Some(operation) = &i.operation else { return };
+        let kind = operation.kind;
+        let found = matches!(operation.stage, Stage::Task { found: true, .. });
+        i.attempts.look.next = self.now;
+        if let Some(vapp) = i.vapp_mut() {
+            vapp.document = None;
+        }
+        match state {
+            TaskState::Running => {}
+            // Whether it did what was asked for, a look tells.
+            _ if found && matches!(kind, Kind::Suspend | Kind::Resume | Kind::PowerOn) => self.look_what_became(key),
+            TaskState::Success => self.succeeded(key, kind),
+            TaskState::Failed(error) => self.failed(key, kind, error),
+            TaskState::Unknown => self.forgotten(key, kind),
+        }
+    }
+
+    /// VCD did at once what it was asked for, without a task.
+    pub(super) fn done(&mut self, key: Key, kind: Kind) {
+        match kind {
+            // Or it was never begun: a look tells.
+            Kind::Suspend | Kind::Resume | Kind::Delete(Removal::Stop) => self.look_what_became(key),
+            Kind::Delete(_) => self.vanished(key),
+            Kind::PowerOn => self.over(key),
+            _ => self.succeeded(key, kind),
+        }
+    }
+
+    /// A look tells how it ended.
+    pub(super) fn look_what_became(&mut self, key: Key) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        i.attempts.look.next = now;
+        if let Some(operation) = &mut i.operation {
+            // What was to come has come by now.
+            operation.stage =
+                Stage::Unknown { since: Time(now.0.saturating_sub(UNKNOWN_WINDOW.as_millis() as u64)), looks: 0 };
+        }
+    }
+
+    fn succeeded(&mut self, key: Key, kind: Kind) {
+        let (now, seen) = (self.now, self.sight.at(self.now));
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        match kind {
+            Kind::Create { whole: true } | Kind::PowerOn => {
+                i.operation = None;
+                i.attempts.change.reset();
+                if let Some(vapp) = i.vapp_mut() {
+                    vapp.boots(now, seen);
+                }
+                if kind == (Kind::Create { whole: true }) {
+                    self.whole_failures = 0;
+                }
+                self.say_of(Level::Info, key, "made and powered on; waits for its guest".into());
+            }
+            Kind::Create { whole: false } | Kind::Configure | Kind::AddTpm => {
+                let slot = i.operation.take().and_then(|operation| operation.slot);
+                i.attempts.change.reset();
+                let wanted = i.desired == Desired::Running;
+                if let Some(vapp) = i.vapp_mut() {
+                    vapp.settle(Power::Off, now);
+                    vapp.build.slot = slot.filter(|_| wanted);
+                }
+            }
+            Kind::Suspend => self.asleep(key),
+            Kind::Resume => self.woke(key),
+            Kind::Mark(marked) => {
+                i.operation = None;
+                i.attempts.change.reset();
+                i.vapp_mut().into_iter().for_each(|vapp| vapp.marked = marked);
+            }
+            Kind::Delete(_) => self.look_what_became(key),
+            Kind::Other => self.over(key),
+        }
+    }
+
+    fn failed(&mut self, key: Key, kind: Kind, error: &VcdError) {
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        match kind {
+            Kind::Create { whole: true } if i.desired == Desired::Running && error.kind != ErrorKind::Quota => {
+                // VCD may have made it, and failed at powering it on.
+                i.operation = None;
+                if let Some(vapp) = i.vapp_mut() {
+                    vapp.build.failed = Some(error.clone());
+                }
+                self.say_of(Level::Warn, key, format!("{error}; what it made is looked at"));
+            }
+            Kind::AddTpm => {
+                self.over(key);
+                self.no_tpm(key, error);
+            }
+            Kind::Create { .. } | Kind::Configure | Kind::PowerOn => self.made_badly(key, error),
+            Kind::Suspend | Kind::Mark(true) => {
+                i.operation = None;
+                // The host has changed its mind meanwhile.
+                if let Some(vapp) = i.vapp_mut().filter(|vapp| vapp.power == Power::On && vapp.guest.has_run()) {
+                    vapp.guest = Guest::Ready;
+                }
+                self.not_suspended(key, error);
+            }
+            Kind::Mark(false) => {
+                self.over(key);
+                self.not_unmarked(key, error);
+            }
+            Kind::Resume => {
+                self.over(key);
+                self.change_failed(key, error);
+            }
+            Kind::Delete(removal) => {
+                i.operation = None;
+                if let Some(vapp) = i.vapp_mut() {
+                    vapp.removal = if removal == Removal::Force { Removal::Stop } else { Removal::Force };
+                }
+                self.delete_failed(key, error);
+            }
+            Kind::Other => self.over(key),
+        }
+    }
+
+    /// VCD does not know the task any more: polls or a look tell how it ended.
+    fn forgotten(&mut self, key: Key, kind: Kind) {
+        match kind {
+            Kind::Create { .. } | Kind::PowerOn => self.succeeded(key, kind),
+            Kind::Suspend | Kind::Resume | Kind::Delete(_) => self.look_what_became(key),
+            Kind::Configure | Kind::AddTpm | Kind::Mark(_) | Kind::Other => self.over(key),
+        }
+    }
+
+    /// Its memory is on disk.
+    pub(super) fn asleep(&mut self, key: Key) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        i.operation = None;
+        i.attempts.change.reset();
+        let wanted = i.desired == Desired::Running;
+        let Some(vapp) = i.vapp_mut() else { return };
+        vapp.settle(Power::Suspended, now);
+        vapp.unhealthy = None;
+        if wanted {
+            // Not desired so, or not any more: it is resumed.
+            vapp.guest = Guest::Returning { since: None, answers: None, probing: false };
+        }
+        self.say_of(Level::Info, key, "suspended".into());
+    }
+
+    /// Its memory is back: what polls showed before says nothing of it.
+    pub(super) fn woke(&mut self, key: Key) {
+        let (now, seen) = (self.now, self.sight.at(self.now));
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        i.operation = None;
+        i.attempts.change.reset();
+        let Some(vapp) = i.vapp_mut() else { return };
+        vapp.settle(Power::On, now);
+        (vapp.record, vapp.unhealthy) = (None, None);
+        vapp.guest = Guest::Returning { since: Some(Stopwatch::start(seen)), answers: None, probing: false };
+    }
+}
+
+impl Instance {
+    /// It is desired to run again after a suspend that was asked for.
+    pub(super) fn wake_up(&mut self) {
+        self.desired = Desired::Running;
+        let suspends = self.does(|kind| kind == Kind::Suspend);
+        let Some(vapp) = self.vapp_mut() else { return };
+        if suspends || vapp.power == Power::Suspended {
+            vapp.guest = Guest::Returning { since: None, answers: None, probing: false };
+        }
+    }
+
+    /// A request about it is on the wire.
+    pub(super) fn on_wire(&self) -> bool {
+        self.question.is_some() || self.operation.as_ref().is_some_and(|operation| operation.stage == Stage::Sent)
+    }
+}

@@ -1,0 +1,429 @@
+//! What a direct look at a vApp, or a search for a name, shows, and what follows.
+
+use super::answers::{LOOK_PAUSE, WHOLE_AGAIN, WHOLE_FAILURES, wrong_reply};
+use super::instance::{
+    CHECKS, Desired, Document, Guest, Kind, MISSED_POLLS_MAX, Observed, Operation, Origin, Removal, Stage,
+};
+use super::limits::{DELETE_RETRY_MAX, RETRY_BASE, RETRY_MAX, doubled};
+use super::next::UNKNOWN_WINDOW;
+use super::polls::down;
+use super::time::Stopwatch;
+use super::{Cause, Group, Instance, Key, Owner, Time};
+use crate::cloud::{self, Answer, ErrorKind, Href, Power, Reply, VcdError};
+use log::Level;
+
+/// A create whose answer was lost counts as never made when its name was not found so many times.
+pub const UNKNOWN_LOOKS: u32 = 4;
+
+impl Group {
+    // A search for the name of a create whose answer was lost.
+
+    pub(super) fn find_answered(&mut self, key: Key, answer: Answer) {
+        let (now, seen) = (self.now, self.sight.at(self.now));
+        let vapps = match answer {
+            Ok(Reply::Vapps(vapps)) => vapps,
+            Ok(other) => return self.look_failed(key, &wrong_reply("find", &other)),
+            Err(error) => return self.look_failed(key, &error),
+        };
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        i.attempts.look.reset();
+        let Some(Operation { kind: Kind::Create { whole }, stage: Stage::Unknown { since, looks }, .. }) = &i.operation
+        else {
+            return;
+        };
+        let (name, whole, since, looks) = (i.name.clone(), *whole, *since, looks + 1);
+        // The query that found them may have lagged behind a new name.
+        let vapps: Vec<cloud::Vapp> = vapps.into_iter().filter(|v| v.name == name).collect();
+        let owns = |v: &cloud::Vapp| self.owner.owns(&v.name, v.description.as_deref(), false);
+        let mut ours = vapps.iter().filter(|v| owns(v) && !self.is_tracked(&v.href));
+        if let Some(found) = ours.next() {
+            let extra: Vec<&cloud::Vapp> = ours.collect();
+            self.found_made(key, found, whole);
+            for found in extra {
+                let mut vapp = super::instance::Vapp::new(found.href.clone(), now);
+                (vapp.proven, vapp.document) = (true, Some(Document::of(found, now)));
+                let mut i = Instance::new(name.clone(), Origin::Leftover, now, seen);
+                i.desired = Desired::Deleted(Cause::Leftover);
+                i.observe(vapp);
+                self.insert(i);
+            }
+            return;
+        }
+        if vapps.iter().any(|v| !owns(v)) {
+            self.over(key);
+            self.say_of(Level::Error, key, "another's vApp has this name: the id is given up".into());
+            return self.delete_for(key, Cause::Timeout);
+        }
+        if now - since >= UNKNOWN_WINDOW && looks >= UNKNOWN_LOOKS {
+            self.over(key);
+            self.say_of(Level::Info, key, "not found in VCD: the create had not worked".into());
+        } else {
+            self.look_again(key);
+        }
+    }
+
+    /// The create had worked: its vApp is found.
+    fn found_made(&mut self, key: Key, found: &cloud::Vapp, whole: bool) {
+        let (now, seen) = (self.now, self.sight.at(self.now));
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let mut vapp = super::instance::Vapp::new(found.href.clone(), now);
+        (vapp.proven, vapp.build.whole, vapp.document) = (true, whole, Some(Document::of(found, now)));
+        match found.tasks.first() {
+            Some(task) => {
+                if let Some(operation) = &mut i.operation {
+                    operation.stage = Stage::Task { task: task.clone(), cancelled: false, found: true };
+                    operation.watch = Stopwatch::start(seen);
+                }
+            }
+            None => {
+                i.operation = None;
+                match found.power {
+                    Power::On => vapp.boots(now, seen),
+                    // It was to be on: what it lacks is seen by a look.
+                    _ => vapp.settle(found.power, now),
+                }
+            }
+        }
+        i.observe(vapp);
+        self.progress = now;
+        self.say_of(Level::Info, key, "found in VCD: the create had worked".into());
+    }
+
+    /// An instance stands for this vApp already.
+    fn is_tracked(&self, vapp: &Href) -> bool {
+        self.instances.values().any(|i| i.href() == Some(vapp))
+    }
+
+    /// Once more in a while: it may yet show.
+    fn look_again(&mut self, key: Key) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        i.attempts.look.next = now + LOOK_PAUSE;
+        i.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
+        if let Some(Operation { stage: Stage::Unknown { looks, .. }, .. }) = &mut i.operation {
+            *looks += 1;
+        }
+        if let Some(vapp) = i.vapp_mut() {
+            vapp.document = None;
+        }
+    }
+
+    // A look at a vApp.
+
+    pub(super) fn look_answered(&mut self, key: Key, answer: Answer) {
+        let mut vapps = match answer {
+            Ok(Reply::Vapps(vapps)) => vapps,
+            Ok(other) => return self.not_seen(key, &wrong_reply("look", &other)),
+            Err(error) => return self.not_seen(key, &error),
+        };
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let hangs = i.operation.as_ref().is_some_and(|operation| operation.stuck.is_some());
+        if !hangs {
+            i.attempts.look.reset();
+        }
+        if i.origin == Origin::Found || (i.origin == Origin::Leftover && !i.vapp().is_some_and(|v| v.proven)) {
+            return self.stranger_seen(key, vapps.pop());
+        }
+        let Some(seen) = vapps.pop() else { return self.vanished(key) };
+        let labelled = i.vapp().is_some_and(|vapp| vapp.labelled);
+        if seen.name != i.name || !self.owner.owns(&seen.name, seen.description.as_deref(), labelled) {
+            return self.released(key, &seen);
+        }
+        self.looked(key, seen);
+    }
+
+    /// A look at hardware is not worth a long wait; other looks are.
+    fn not_seen(&mut self, key: Key, error: &VcdError) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        match i.checked_in_vain() {
+            Some(checks) => {
+                i.attempts.look.next = now + LOOK_PAUSE;
+                let follows = if checks < CHECKS { "asked again" } else { "its hardware is not compared" };
+                self.blame(key, error, follows);
+            }
+            None => self.look_failed(key, error),
+        }
+    }
+
+    /// A vApp that was ours carries another name or description now: whoever did that has it.
+    fn released(&mut self, key: Key, vapp: &cloud::Vapp) {
+        let text =
+            format!("its vApp is named {:?} now and does not say that it is ours: left alone from now on", vapp.name);
+        self.say_of(Level::Warn, key, text);
+        self.remember_foreign(&vapp.href);
+        self.vanished(key);
+    }
+
+    /// Its own document, which shows that it is ours: what is observed is replaced by it, and the operation goes on from there.
+    pub(super) fn looked(&mut self, key: Key, seen: cloud::Vapp) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let going = i.goes();
+        let made = matches!(&i.operation, Some(o) if matches!(o.kind, Kind::Create { .. }));
+        let Observed::Vapp(vapp) = &mut i.observed else { return };
+        vapp.proven = true;
+        vapp.external = seen.made.as_ref().and_then(|made| made.external).or(vapp.external);
+        if vapp.vm.is_none() {
+            // The Go plugin's VMs have names of their own.
+            let any = vapp.labelled && !Owner::is_marked(seen.description.as_deref());
+            let own = seen.made.as_ref().filter(|made| made.own || any);
+            vapp.vm = own.map(|made| made.vm.clone());
+        }
+        let ours = vapp.vm.as_ref().is_some_and(|vm| seen.vms.contains(vm));
+        vapp.shared = seen.vms.len() > usize::from(ours);
+        vapp.document = Some(Document::of(&seen, now));
+        let was_there = vapp.vm.is_some() || !matches!(vapp.guest, Guest::New);
+        let gone = was_there && !ours && !made && seen.tasks.is_empty();
+        if gone && !going {
+            return self.vm_lost(key);
+        }
+        match self.instances.get(&key).and_then(|i| i.operation.as_ref()) {
+            Some(operation) => match operation.stage {
+                Stage::Sent => {}
+                Stage::Task { .. } => self.task_seen(key, &seen),
+                Stage::Unknown { since, .. } => {
+                    let (kind, may_come) = (operation.kind, now < since + UNKNOWN_WINDOW);
+                    self.unknown_seen(key, kind, may_come, &seen);
+                }
+            },
+            None if going => self.going_seen(key, seen),
+            None => self.settled_seen(key, &seen),
+        }
+    }
+
+    /// Its VM is gone, and its vApp is there: somebody deleted or moved it.
+    fn vm_lost(&mut self, key: Key) {
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let had_run = i.has_run();
+        if let Some(vapp) = i.vapp_mut() {
+            vapp.doomed = true;
+        }
+        i.operation = None;
+        self.say_of(Level::Warn, key, "its VM is not in its vApp any more, and not by us".into());
+        match had_run {
+            true => self.delete_for(key, Cause::Lost),
+            false => self.create_failed(key, None),
+        }
+    }
+
+    /// A look while a task is awaited: that it is ours, which task it is, or that there is none any more.
+    fn task_seen(&mut self, key: Key, seen: &cloud::Vapp) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let Some(operation) = &mut i.operation else { return };
+        let hangs = operation.stuck.is_some();
+        let (kind, began) = (operation.kind, operation.began);
+        let Stage::Task { task, cancelled, .. } = &mut operation.stage else { return };
+        let Some(this) = seen.tasks.first() else {
+            // VCD has forgotten it.
+            i.operation = None;
+            i.attempts.look.reset();
+            return match kind {
+                Kind::Suspend | Kind::Resume if !i.goes() => self.settled_seen(key, seen),
+                Kind::Delete(_) => self.still_there(key, began),
+                _ => {}
+            };
+        };
+        *task = this.clone();
+        if hangs && *cancelled {
+            // Once more, and ever later.
+            let pause = doubled(RETRY_MAX, i.attempts.look.tries, DELETE_RETRY_MAX);
+            i.attempts.look.fail(now, &mut self.rng, pause);
+            self.question(key, super::instance::Question::Cancel);
+        }
+    }
+
+    /// A look after a request whose outcome is not known. `may_come`: it may yet be carried out.
+    fn unknown_seen(&mut self, key: Key, kind: Kind, may_come: bool, seen: &cloud::Vapp) {
+        let clock = self.sight.at(self.now);
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let going = i.goes();
+        let Some(began) = i.operation.as_ref().map(|operation| operation.began) else { return };
+        if let Some(task) = seen.tasks.first() {
+            if let Some(operation) = &mut i.operation {
+                operation.stage = Stage::Task { task: task.clone(), cancelled: false, found: true };
+                operation.watch = Stopwatch::start(clock);
+            }
+            return;
+        }
+        match (kind, seen.power) {
+            (Kind::Delete(Removal::Stop), power) => {
+                self.over(key);
+                let stopped = power == Power::Off;
+                if let Some(vapp) = self.instances.get_mut(&key).and_then(Instance::vapp_mut) {
+                    vapp.removal = if stopped { Removal::Stopped } else { Removal::Stop };
+                }
+                if !stopped {
+                    self.still_there(key, began);
+                }
+            }
+            (Kind::Delete(_), _) => {
+                self.over(key);
+                self.still_there(key, began);
+            }
+            // It goes however it is.
+            _ if going => self.over(key),
+            (Kind::PowerOn, Power::On) => {
+                self.over(key);
+                self.on_for_the_first_time(key);
+            }
+            _ if seen.busy && may_come => self.look_again(key),
+            (Kind::Suspend, Power::Suspended) => self.asleep(key),
+            (Kind::Resume, Power::On) => self.woke(key),
+            _ if may_come => self.look_again(key),
+            _ => self.over(key),
+        }
+    }
+
+    /// VCD has said that it deletes it, or that answer was lost, and it is there. `began`: when that was.
+    fn still_there(&mut self, key: Key, began: Time) {
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        if i.attempts.delete.next > began {
+            // A lost answer has had its pause.
+            return;
+        }
+        let text = "VCD has ended its task, and it is still there".to_string();
+        let what = format!("delete vApp {}", i.name);
+        let error = VcdError { kind: ErrorKind::Failed, what, status: 0, code: String::new(), text, retry_after: None };
+        self.delete_failed(key, &error);
+    }
+
+    /// A look at what has to go: a task that holds it is waited for, and another's VM in it stops everything.
+    fn going_seen(&mut self, key: Key, seen: cloud::Vapp) {
+        let (now, clock) = (self.now, self.sight.at(self.now));
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let Observed::Vapp(vapp) = &mut i.observed else { return };
+        vapp.doubt = false;
+        vapp.removal = match (vapp.removal, seen.power) {
+            (Removal::Force, _) => Removal::Force,
+            (_, Power::Off) => Removal::Stopped,
+            (_, Power::On | Power::Suspended) => Removal::Stop,
+            (as_it_was, _) => as_it_was,
+        };
+        if vapp.shared {
+            let name = i.name.clone();
+            let text = "another VM is in it: it is not deleted before that is moved out".to_string();
+            let what = format!("delete vApp {name}");
+            let kind = ErrorKind::State;
+            let pause = doubled(RETRY_BASE, i.attempts.delete.tries, DELETE_RETRY_MAX);
+            i.attempts.delete.fail(now, &mut self.rng, pause);
+            if let Some(vapp) = i.vapp_mut() {
+                vapp.document = None;
+            }
+            let error = VcdError { kind, what, status: 0, code: String::new(), text, retry_after: None };
+            return self.blame(key, &error, "looked at again later");
+        }
+        if let Some(task) = seen.tasks.into_iter().next() {
+            let stage = Stage::Task { task, cancelled: false, found: true };
+            i.operation = Some(Operation::new(Kind::Other, stage, None, now, clock));
+        }
+    }
+
+    /// A look at an instance that is wanted, and that nothing is done to.
+    fn settled_seen(&mut self, key: Key, seen: &cloud::Vapp) {
+        let (now, clock) = (self.now, self.sight.at(self.now));
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let wants_suspended = i.desired == Desired::Suspended;
+        let Observed::Vapp(vapp) = &mut i.observed else { return };
+        let missing = vapp.is_missing();
+        if missing {
+            // It is there: the polls lag behind.
+            vapp.missed = 0;
+            vapp.patience = (vapp.patience * 2).min(MISSED_POLLS_MAX);
+        }
+        let doubt = std::mem::take(&mut vapp.doubt);
+        if doubt && vapp.guest.has_run() && !seen.tasks.is_empty() {
+            let task = seen.tasks.first().cloned();
+            let stage = task.map(|task| Stage::Task { task, cancelled: false, found: true });
+            vapp.doubt = true;
+            i.operation = stage.map(|stage| Operation::new(Kind::Other, stage, None, now, clock));
+            return;
+        }
+        match (&vapp.guest, seen.power) {
+            (Guest::New, power) => self.new_seen(key, power, seen),
+            (Guest::Returning { since: Some(_), .. }, power) if doubt && power != Power::On && !seen.busy => {
+                self.boot_failed(key, "it is off, though it was resumed");
+            }
+            (Guest::Booting { .. }, power) if doubt && power != Power::On && !seen.busy => {
+                self.boot_failed(key, down(power, false).unwrap_or("it is not on"));
+            }
+            (Guest::Booting { .. }, _) if vapp.is_unchecked() => {
+                let differs = seen.made.as_ref().and_then(|made| made.differs.clone());
+                self.compare(key, differs);
+            }
+            (Guest::Ready | Guest::Returning { since: None, .. }, Power::Suspended)
+                if vapp.power != Power::Suspended && (doubt || wants_suspended) =>
+            {
+                self.asleep(key)
+            }
+            (Guest::Ready | Guest::Returning { since: None, .. }, Power::On) if vapp.power == Power::Suspended => {
+                if doubt {
+                    let text = "on again, not by us: reported as running when its login port answers";
+                    if wants_suspended {
+                        self.say_of(Level::Warn, key, text.into());
+                    }
+                    if let Some(i) = self.instances.get_mut(&key) {
+                        i.desired = Desired::Running;
+                    }
+                    self.woke(key);
+                }
+            }
+            _ => {
+                vapp.against = 0;
+                if missing && !seen.busy {
+                    // Only looks show it.
+                    self.judge(key, seen.power, false);
+                }
+            }
+        }
+    }
+
+    /// A look at what was made and has not been on: how it goes on, if its create failed, or what it still lacks.
+    fn new_seen(&mut self, key: Key, power: Power, seen: &cloud::Vapp) {
+        let (now, clock) = (self.now, self.sight.at(self.now));
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        if let Some(task) = seen.tasks.first() {
+            let stage = Stage::Task { task: task.clone(), cancelled: false, found: true };
+            i.operation = Some(Operation::new(Kind::Other, stage, None, now, clock));
+            return;
+        }
+        let Observed::Vapp(vapp) = &mut i.observed else { return };
+        if let Some(error) = vapp.build.failed.take() {
+            if power == Power::Off && seen.made.is_some() && error.kind != ErrorKind::Aborted {
+                // VCD made it, and could not power it on: that is tried once more.
+                vapp.settle(power, now);
+                return self.say_of(Level::Info, key, "it was made, but not powered on: that is done now".into());
+            }
+            self.whole_failed(key, &error);
+            return;
+        }
+        if power == Power::On {
+            return self.on_for_the_first_time(key);
+        }
+        if seen.made.is_none() || seen.busy {
+            // The VM shows later than the vApp, or a task holds it; the deadline bounds this.
+            self.look_again(key);
+        }
+    }
+
+    fn on_for_the_first_time(&mut self, key: Key) {
+        let (now, seen) = (self.now, self.sight.at(self.now));
+        if let Some(vapp) = self.instances.get_mut(&key).and_then(Instance::vapp_mut) {
+            vapp.boots(now, seen);
+        }
+    }
+
+    /// The task of a create that carried everything has failed, and what it left cannot be used. If that happens again, VMs
+    /// are made in steps for a while: only where that fails, too, it says something of VCD.
+    fn whole_failed(&mut self, key: Key, error: &VcdError) {
+        let untried = self.whole && error.kind != ErrorKind::Aborted;
+        if untried {
+            self.whole_failures += 1;
+            if self.whole_failures >= WHOLE_FAILURES {
+                self.take_apart(&error.to_string(), Some(self.now + WHOLE_AGAIN));
+            }
+        }
+        self.create_left(key, error, !untried);
+    }
+}

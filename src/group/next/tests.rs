@@ -1,0 +1,199 @@
+//! The table of steps: what is desired, what is observed, the operation in VCD, and what follows. It stands in ARCHITECTURE.md;
+//! `UPDATE_GOLDEN=1` writes it there.
+
+use super::super::instance::{Build, Document, Record};
+use super::super::limits::Slots;
+use super::super::time::Stopwatch;
+use super::*;
+use crate::cloud::{Customization, Made};
+use std::fmt::Write as _;
+
+const NOW: Time = Time(10_000_000);
+
+fn seen() -> Seen {
+    Seen(NOW.0)
+}
+
+/// One whose vApp is proven, and that a poll and a look have shown just now.
+fn with_vapp(power: Power, guest: Guest) -> Instance {
+    let mut vapp = Vapp::new("v/1".into(), NOW);
+    (vapp.proven, vapp.power, vapp.guest) = (true, power, guest);
+    vapp.build = Build { whole: true, checks: 3, ..Build::default() };
+    vapp.record = Some(Record {
+        seen: NOW,
+        power,
+        busy: false,
+        address: Some([10, 0, 0, 1].into()),
+        customization: Customization::Complete,
+        guest_os: "Debian".into(),
+    });
+    let made = Made { vm: "m/1".into(), own: true, differs: None, lacks_tpm: false, external: None };
+    vapp.document = Some(Document { at: NOW, busy: false, made: Some(made) });
+    let mut i = Instance::new("ci-00000001".into(), Origin::Requested, NOW, seen());
+    i.observe(vapp);
+    i
+}
+
+fn without_vapp() -> Instance {
+    Instance::new("ci-00000001".into(), Origin::Requested, NOW, seen())
+}
+
+fn booting() -> Guest {
+    Guest::Booting { since: Stopwatch::start(seen()), answers: None, probing: false }
+}
+
+fn returning(on: bool) -> Guest {
+    Guest::Returning { since: on.then(|| Stopwatch::start(seen())), answers: None, probing: false }
+}
+
+type Observing = fn() -> Instance;
+
+/// Every kind of what is observed, in words.
+const OBSERVED: [(&str, Observing); 9] = [
+    ("nothing", without_vapp),
+    ("made, off", || with_vapp(Power::Off, Guest::New)),
+    ("boots", || with_vapp(Power::On, booting())),
+    ("runs", || with_vapp(Power::On, Guest::Ready)),
+    ("runs, marked", || {
+        let mut i = with_vapp(Power::On, Guest::Ready);
+        i.vapp_mut().unwrap().marked = true;
+        i
+    }),
+    ("suspended", || with_vapp(Power::Suspended, Guest::Ready)),
+    ("suspended, to come back", || with_vapp(Power::Suspended, returning(false))),
+    ("boots again", || with_vapp(Power::On, returning(true))),
+    ("its create failed", || {
+        let mut i = with_vapp(Power::Failed, Guest::New);
+        i.vapp_mut().unwrap().doomed = true;
+        i
+    }),
+];
+
+const DESIRED: [(&str, Desired); 3] =
+    [("running", Desired::Running), ("suspended", Desired::Suspended), ("deleted", Desired::Deleted(Cause::Asked))];
+
+fn step_of(i: &Instance) -> Step {
+    let policy = Policy::default();
+    let sight = Sight::new(Time(0), Duration::from_secs(24 * 3600));
+    next(i, &At { now: NOW, seen: seen(), sight: &sight, policy: &policy, stopping: false }).step
+}
+
+fn words(step: &Step) -> String {
+    match step {
+        Step::Wait => "–".into(),
+        Step::End => "it has ended".into(),
+        Step::Begin(Kind::Create { .. }) => "create".into(),
+        Step::Begin(Kind::Configure) => "configure".into(),
+        Step::Begin(Kind::AddTpm) => "add a TPM".into(),
+        Step::Begin(Kind::PowerOn) => "power on".into(),
+        Step::Begin(Kind::Suspend) => "suspend".into(),
+        Step::Begin(Kind::Resume) => "resume".into(),
+        Step::Begin(Kind::Mark(true)) => "mark, then suspend".into(),
+        Step::Begin(Kind::Mark(false)) => "take the mark away".into(),
+        Step::Begin(Kind::Delete(_)) => "delete".into(),
+        Step::Ask(question) => format!("{question:?}").to_lowercase(),
+        Step::Probe(_) => "probe".into(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// What can be desired of what is observed: only what has run can be suspended.
+fn can_be(i: &Instance, desired: Desired) -> bool {
+    match desired {
+        Desired::Suspended => matches!(i.vapp().map(|v| &v.guest), Some(Guest::Ready)),
+        Desired::Running => !(i.is_suspended() && matches!(i.vapp().map(|v| &v.guest), Some(Guest::Ready))),
+        Desired::Deleted(_) => true,
+    }
+}
+
+fn table() -> String {
+    let mut table = String::from("| observed | desired: running | suspended | deleted |\n| --- | --- | --- | --- |\n");
+    for (observed, make) in OBSERVED {
+        let cells = DESIRED.map(|(_, desired)| {
+            let mut i = make();
+            let can = can_be(&i, desired);
+            i.desired = desired;
+            if can { words(&step_of(&i)) } else { String::new() }
+        });
+        let _ = writeln!(table, "| {observed} | {} |", cells.join(" | "));
+    }
+    table
+}
+
+#[test]
+fn the_table_of_steps_is_that_of_the_architecture() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/ARCHITECTURE.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (before, rest) = text.split_once("<!-- steps -->\n").unwrap();
+    let (held, after) = rest.split_once("<!-- /steps -->").unwrap();
+    let table = table();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(path, format!("{before}<!-- steps -->\n{table}<!-- /steps -->{after}")).unwrap();
+        return;
+    }
+    assert_eq!(held, table);
+}
+
+/// Whatever is desired and observed: while an operation is in VCD, nothing else is begun.
+#[test]
+fn an_operation_keeps_all_others_away() {
+    let slots = Slots::default();
+    let kinds = [
+        Kind::Create { whole: true },
+        Kind::Configure,
+        Kind::AddTpm,
+        Kind::PowerOn,
+        Kind::Suspend,
+        Kind::Resume,
+        Kind::Mark(true),
+        Kind::Mark(false),
+        Kind::Delete(Removal::Force),
+        Kind::Delete(Removal::Stop),
+        Kind::Delete(Removal::Stopped),
+        Kind::Other,
+    ];
+    let task = |cancelled| Stage::Task { task: "t/1".into(), cancelled, found: false };
+    for (observed, make) in OBSERVED {
+        for (_, desired) in DESIRED {
+            for kind in kinds {
+                for stage in [Stage::Sent, task(false), task(true), Stage::Unknown { since: NOW, looks: 0 }] {
+                    let mut i = make();
+                    i.desired = desired;
+                    let (has_vapp, goes) = (i.vapp().is_some(), i.goes());
+                    let slot = kind.lane().map(|lane| slots.take(lane));
+                    i.operation = Some(Operation::new(kind, stage.clone(), slot, NOW, seen()));
+                    let stops = goes && !matches!(kind, Kind::Delete(_) | Kind::Mark(_) | Kind::Other);
+                    let expected = match stage {
+                        Stage::Unknown { .. } if has_vapp => Step::Ask(Question::Look),
+                        Stage::Unknown { .. } => Step::Ask(Question::Find),
+                        Stage::Task { cancelled: false, .. } if stops && has_vapp => Step::Ask(Question::Cancel),
+                        Stage::Task { cancelled: false, .. } if stops => Step::Ask(Question::Look),
+                        _ => Step::Wait,
+                    };
+                    assert_eq!(step_of(&i), expected, "{observed} {desired:?} {kind:?} {stage:?}");
+                    // Nor while something is asked about it.
+                    i.question = Some(Question::Look);
+                    assert_eq!(step_of(&i), Step::Wait);
+                }
+            }
+        }
+    }
+    assert_eq!(slots.total(), 0, "slots go with their operations");
+}
+
+#[test]
+fn what_is_not_proven_is_looked_at_before_it_is_changed() {
+    for (observed, make) in OBSERVED {
+        for (_, desired) in DESIRED {
+            let mut i = make();
+            if !can_be(&i, desired) || i.vapp().is_none() {
+                continue;
+            }
+            i.desired = desired;
+            let changes = matches!(step_of(&i), Step::Begin(kind) if kind != Kind::PowerOn);
+            i.vapp_mut().unwrap().proven = false;
+            let step = step_of(&i);
+            assert_eq!(step == Step::Ask(Question::Look), changes, "{observed} {desired:?}: {step:?}");
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! One turn: every instance takes the step that is due, as far as limits and pauses allow it now, and VCD is asked for tasks
+//! and polled when that is due. Which step is due is decided in `next.rs`.
+
+use super::instance::{Cause, Desired, Guest, Kind, Label, Operation, Origin, Question, Removal, Stage};
+use super::limits::Lane;
+use super::next::{self, At, Step};
+use super::{Command, GC_INTERVAL, Group, Instance, Key, MAX_LOOKS, MAX_PROBES, Purpose, Time};
+use crate::cloud::{Href, MAX_TASKS_ASKED, Request};
+use log::Level;
+use std::time::Duration;
+
+/// Pauses between questions for the tasks that are awaited, by how long the youngest of them has been going on: small things
+/// take seconds, a create half a minute, and what takes longer will take long.
+pub const TASK_PAUSES: [(Duration, Duration); 2] =
+    [(Duration::from_secs(4), Duration::from_secs(1)), (Duration::from_secs(60), Duration::from_secs(3))];
+/// The same beyond these.
+pub const TASK_PAUSE_LONG: Duration = Duration::from_secs(5);
+/// The same when all that are awaited are stuck.
+pub const TASK_PAUSE_STUCK: Duration = Duration::from_secs(60);
+/// Pause between polls while a guest boots: what a poll shows late is late for the runner.
+pub const BOOT_PAUSE: Duration = Duration::from_secs(2);
+/// The same when VCD has shown nothing new for [`LONG_QUIET`].
+pub const BOOT_PAUSE_LONG: Duration = Duration::from_secs(3);
+/// Longer than a guest needs to boot.
+const LONG_QUIET: Duration = Duration::from_secs(120);
+/// An instance takes at most so many steps in one turn that need no request.
+const MAX_STEPS: u32 = 8;
+
+/// What goes on beside the slots, counted anew at each turn.
+#[derive(Default)]
+struct Load {
+    looks: usize,
+    probes: usize,
+    /// New guests that boot, and are wanted.
+    guests: u32,
+    /// Something boots, or is being found out: only a poll shows how far it is.
+    boots: bool,
+    /// Tasks that are not stuck are awaited, the youngest since then.
+    tasks: Option<Time>,
+    /// Tasks that are stuck are awaited.
+    stuck: bool,
+}
+
+/// A step that needs a slot.
+struct Wish {
+    key: Key,
+    kind: Kind,
+    lane: Lane,
+}
+
+impl Group {
+    /// Takes every step that can be taken now, and notes when the next could be due.
+    pub(super) fn advance(&mut self) {
+        self.wake = None;
+        self.end_adoption_in_time();
+        let mut load = self.load();
+        let mut wishes = Vec::new();
+        let mut key = self.instances.keys().next().copied();
+        while let Some(this) = key {
+            self.step(this, &mut load, &mut wishes);
+            key = self.instances.range(this + 1..).next().map(|(key, _)| *key);
+        }
+        self.begin(&load, &wishes);
+        // What has begun or ended just now counts for what is watched.
+        let load = self.load();
+        self.watch(&load);
+    }
+
+    fn load(&self) -> Load {
+        let mut load = Load::default();
+        for i in self.instances.values().filter(|i| i.ended.is_none()) {
+            load.looks += usize::from(matches!(i.question, Some(Question::Look | Question::Find)));
+            load.boots |= i.origin == Origin::Found;
+            if let Some(vapp) = i.vapp() {
+                load.probes += usize::from(vapp.guest.is_probed());
+                let boots = vapp.guest.boots() && i.desired == Desired::Running && i.operation.is_none();
+                load.boots |= boots;
+                load.guests += u32::from(boots && !i.has_run());
+            }
+            if let Some(operation) = i.operation.as_ref().filter(|operation| operation.task().is_some()) {
+                match operation.stuck {
+                    Some(_) => load.stuck = true,
+                    None => load.tasks = load.tasks.max(Some(operation.began)),
+                }
+            }
+        }
+        load
+    }
+
+    pub(super) fn wake_by(&mut self, time: Time) {
+        self.wake = Some(self.wake.map_or(time, |wake| wake.min(time)));
+    }
+
+    /// Creates wait until then, or until the leftovers of an earlier life are gone: those that cannot go yet hold nobody up.
+    pub(super) fn held_until(&self) -> Option<Time> {
+        let until = self.hold_until.filter(|&until| self.now < until)?;
+        let waits = |i: &Instance| i.stuck().is_some() || i.does(|kind| kind == Kind::Other);
+        let goes = |i: &Instance| !i.is_reported() && i.ended.is_none() && !waits(i);
+        self.instances.values().any(goes).then_some(until)
+    }
+
+    /// One instance's steps, up to the first that needs a slot or an answer.
+    fn step(&mut self, key: Key, load: &mut Load, wishes: &mut Vec<Wish>) {
+        for _ in 0..MAX_STEPS {
+            let Some(i) = self.instances.get(&key) else { return };
+            let at = At {
+                now: self.now,
+                seen: self.sight.at(self.now),
+                sight: &self.sight,
+                policy: &self.policy,
+                stopping: self.stopping,
+            };
+            let next = next::next(i, &at);
+            if let Some(wake) = next.wake {
+                self.wake_by(wake);
+            }
+            match next.step {
+                Step::Wait => return,
+                Step::Forget => return self.forget(key),
+                Step::End => {
+                    self.end(key);
+                    return;
+                }
+                Step::GiveUp(cause) => self.give_up(key, cause),
+                Step::NotReady => self.not_ready(key),
+                Step::Stick => self.stick(key),
+                Step::Ask(question) => return self.ask_question(key, question, load),
+                Step::Begin(kind) => {
+                    if let Some(lane) = kind.lane() {
+                        wishes.push(Wish { key, kind, lane });
+                    }
+                    return;
+                }
+                Step::Probe(address) => {
+                    if load.probes < MAX_PROBES
+                        && let Some((_, _, probing)) = self.guest_watch(key)
+                    {
+                        *probing = true;
+                        load.probes += 1;
+                        let ticket = self.fly(Purpose::Probe(key));
+                        self.commands.push_back(Command::Probe { ticket, address });
+                    }
+                    return;
+                }
+                Step::Label => {
+                    if let Some(vapp) = self.instances.get_mut(&key).and_then(Instance::vapp_mut)
+                        && let Label::Wanted { tries, .. } = vapp.label
+                    {
+                        vapp.label = Label::OnWire { tries };
+                        let vapp = vapp.href.clone();
+                        self.ask(Purpose::Label(key), Request::Label { vapp });
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// It was to come to running, and is given up: what VCD makes of it, or its guest, has failed.
+    fn give_up(&mut self, key: Key, cause: Cause) {
+        let Some(i) = self.instances.get(&key) else { return };
+        let made = |kind: Kind| kind.lane() == Some(Lane::Create);
+        let hangs = i.operation.as_ref().is_some_and(|o| made(o.kind) && o.task().is_some());
+        let boots = i.operation.is_none() && i.vapp().is_some_and(|vapp| !vapp.doomed && !vapp.guest.has_run());
+        self.delete_for(key, cause);
+        if cause == Cause::Timeout && (hangs || boots) {
+            self.count_create_failure(key, false);
+        }
+    }
+
+    fn ask_question(&mut self, key: Key, question: Question, load: &mut Load) {
+        let looks = matches!(question, Question::Look | Question::Find);
+        if looks && load.looks >= MAX_LOOKS {
+            return;
+        }
+        load.looks += usize::from(looks);
+        self.question(key, question);
+    }
+
+    /// Asks VCD about an instance.
+    pub(super) fn question(&mut self, key: Key, question: Question) {
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let request = match question {
+            Question::Find => Some(Request::Find { name: i.name.clone() }),
+            Question::Look => i.href().cloned().map(|vapp| Request::Look { vapp }),
+            Question::Cancel => next::task(i).map(|task| Request::Cancel { task }),
+        };
+        let Some(request) = request else { return };
+        i.question = Some(question);
+        self.ask(Purpose::Question(key), request);
+    }
+
+    /// Begins what there is room for: first what somebody waits for, then the rest. Each side leaves one slot to the other.
+    fn begin(&mut self, load: &Load, wishes: &[Wish]) {
+        if wishes.is_empty() {
+            return;
+        }
+        let held = self.held_until();
+        let allowed: Vec<&Wish> = wishes.iter().filter(|wish| self.may_begin(wish, held)).collect();
+        let idle_waits = allowed.iter().any(|wish| !wish.lane.is_urgent());
+        let mut urgent_waits = false;
+        for wish in allowed.iter().filter(|wish| wish.lane.is_urgent()) {
+            // The last slot is for what nobody waits for, if nothing of that is under way.
+            let kept = u32::from(idle_waits && self.slots.used_by(false) == 0 && self.policy.max_operations > 1);
+            let room = self.slots.total() + kept < self.policy.max_operations || self.has_slot(wish.key);
+            if room && self.has_lane(wish, load) {
+                self.operate(wish);
+            } else {
+                // One that its own lane's limit holds up does not need the slots of others.
+                urgent_waits |= self.has_lane(wish, load);
+            }
+        }
+        for wish in allowed.iter().filter(|wish| !wish.lane.is_urgent()) {
+            let most = if urgent_waits { 1 } else { self.policy.max_operations };
+            let room = self.slots.total() < self.policy.max_operations && self.slots.used_by(false) < most;
+            if room && self.has_lane(wish, load) {
+                self.operate(wish);
+            }
+        }
+    }
+
+    /// Nothing but a slot is missing.
+    fn may_begin(&mut self, wish: &Wish, held: Option<Time>) -> bool {
+        if let Some(until) = self.throttle.until(self.now) {
+            self.wake_by(until);
+            return false;
+        }
+        let create = matches!(wish.kind, Kind::Create { .. });
+        if self.unreachable && !(self.stopping && wish.lane == Lane::Delete) {
+            // The next poll that succeeds lets it go on.
+            return false;
+        }
+        if create && let Some(until) = self.breaker.until(self.now).max(held) {
+            self.wake_by(until);
+            return false;
+        }
+        !(self.stopping && create)
+    }
+
+    /// There is room in its own lane.
+    fn has_lane(&self, wish: &Wish, load: &Load) -> bool {
+        let used = self.slots.used(wish.lane);
+        match wish.lane {
+            _ if self.has_slot(wish.key) => true,
+            Lane::Create => {
+                let allowed = self.breaker.allows(self.now);
+                // The one that the breaker lets through decides: no other follows before its guest is ready.
+                let guests = match wish.kind {
+                    Kind::Create { .. } if allowed == 1 => load.guests,
+                    _ => 0,
+                };
+                used + guests < self.policy.max_creates.min(allowed)
+            }
+            Lane::Delete => used < self.policy.max_deletes,
+            Lane::Resume | Lane::Suspend => true,
+        }
+    }
+
+    /// It has one from the step before.
+    fn has_slot(&self, key: Key) -> bool {
+        self.instances.get(&key).and_then(Instance::vapp).is_some_and(|vapp| vapp.build.slot.is_some())
+    }
+
+    /// Hands out the request that begins an operation.
+    fn operate(&mut self, wish: &Wish) {
+        let (now, seen, key) = (self.now, self.sight.at(self.now), wish.key);
+        let kept = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()?.build.slot.take());
+        let slot = kept.unwrap_or_else(|| self.slots.take(wish.lane));
+        if self.steps_until.is_some_and(|until| now >= until) {
+            (self.steps_until, self.whole, self.whole_failures) = (None, true, 0);
+        }
+        let whole = self.whole;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let href = i.href().cloned();
+        let vm = || i.vapp().and_then(|v| Some(v.document.as_ref()?.made.as_ref()?.vm.clone()));
+        let request = match wish.kind {
+            Kind::Create { .. } => {
+                let (name, description) = (i.name.clone(), self.owner.description(&i.name).into());
+                Some(Request::Create { name, description, whole })
+            }
+            Kind::Configure => vm().map(|vm| Request::Configure { vm }),
+            Kind::AddTpm => vm().map(|vm| Request::AddTpm { vm }),
+            Kind::PowerOn | Kind::Resume => href.map(|vapp| Request::PowerOn { vapp }),
+            Kind::Suspend => href.map(|vapp| Request::Suspend { vapp }),
+            Kind::Mark(suspended) => href.map(|vapp| Request::Mark { vapp, suspended }),
+            Kind::Delete(removal) => href.map(|vapp| match removal {
+                Removal::Force => Request::Delete { vapp },
+                Removal::Stop => Request::Undeploy { vapp },
+                Removal::Stopped => Request::DeleteStopped { vapp },
+            }),
+            Kind::Other => None,
+        };
+        let Some(request) = request else { return };
+        let kind = match wish.kind {
+            Kind::Create { .. } => {
+                i.creating.get_or_insert(super::time::Stopwatch::start(seen));
+                i.create_began = now;
+                Kind::Create { whole }
+            }
+            other => other,
+        };
+        i.operation = Some(Operation::new(kind, Stage::Sent, Some(slot), now, seen));
+        self.ask(Purpose::Operation(key), request);
+    }
+
+    /// What hangs gives back its slot.
+    fn stick(&mut self, key: Key) {
+        let now = self.now;
+        let Some(operation) = self.instances.get_mut(&key).and_then(|i| i.operation.as_mut()) else { return };
+        operation.slot = None;
+        operation.stuck = Some(now);
+        let text = "VCD does not end what it does to it: that counts no more, and is looked at from time to time";
+        self.say_of(Level::Warn, key, text.into());
+    }
+
+    /// Asks for tasks and polls when they are due.
+    fn watch(&mut self, load: &Load) {
+        let pause = match load.tasks {
+            Some(since) => Some(task_pause(self.now - since)),
+            None => load.stuck.then_some(TASK_PAUSE_STUCK),
+        };
+        if let (Some(pause), false) = (pause, self.tasks.on_wire) {
+            let due = (self.tasks.last + pause).max(self.tasks.not_before);
+            if self.now >= due {
+                self.ask_tasks();
+            } else {
+                self.wake_by(due);
+            }
+        }
+        if !self.poll.on_wire {
+            let interval = match load.boots {
+                true if self.now - self.progress < LONG_QUIET => BOOT_PAUSE.min(self.policy.reconcile_interval),
+                true => BOOT_PAUSE_LONG.min(self.policy.reconcile_interval),
+                false => self.policy.reconcile_interval,
+            };
+            // The last one does not wait for its turn.
+            let interval = if self.stopping && !self.swept { Duration::ZERO } else { interval };
+            let due = (self.poll.last + interval).max(self.poll.not_before);
+            if self.now >= due {
+                let vapps = self.now >= self.next_gc;
+                if vapps {
+                    self.collect();
+                }
+                self.poll.on_wire = true;
+                self.poll.last = self.now;
+                self.ask(Purpose::Poll { sent: self.now, vapps }, Request::Poll { vapps });
+            } else {
+                self.wake_by(due);
+            }
+        }
+    }
+
+    /// Garbage collection: what is past twice its age. Leftovers are found by the poll with vApps that goes with it.
+    fn collect(&mut self) {
+        self.next_gc = self.now + GC_INTERVAL;
+        let longest = self.policy.suspended_max_age;
+        let old = |i: &Instance| {
+            let Some(vapp) = i.vapp() else { return false };
+            match (i.desired, &vapp.guest) {
+                (Desired::Suspended, _) if i.is_suspended() => !longest.is_zero() && self.now - vapp.known >= longest,
+                (Desired::Running | Desired::Suspended, Guest::Ready) => self.too_old(i.age(self.now)),
+                _ => false,
+            }
+        };
+        let keys: Vec<Key> = self.instances.iter().filter(|(_, i)| old(i)).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.delete_for(key, Cause::Aged);
+        }
+    }
+
+    fn ask_tasks(&mut self) {
+        let task = |(key, i): (&Key, &Instance)| Some((*key, next::task(i)?));
+        let after = self.instances.range(self.task_cursor + 1..).filter_map(task);
+        let before = self.instances.range(..=self.task_cursor).filter_map(task);
+        let asked: Vec<(Key, Href)> = after.chain(before).take(MAX_TASKS_ASKED).collect();
+        let Some((last, _)) = asked.last() else { return };
+        self.task_cursor = *last;
+        let tasks = asked.into_iter().map(|(_, task)| task).collect();
+        self.tasks.on_wire = true;
+        self.tasks.last = self.now;
+        self.ask(Purpose::Tasks, Request::Tasks { tasks });
+    }
+}
+
+fn task_pause(age: Duration) -> Duration {
+    TASK_PAUSES.iter().find(|(until, _)| age < *until).map_or(TASK_PAUSE_LONG, |(_, pause)| *pause)
+}

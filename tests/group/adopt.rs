@@ -1,0 +1,1014 @@
+//! What polls and looks mean, to the millisecond: what is missed, ill, adopted, a leftover or another's, and what the end
+//! waits for.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use crate::play::*;
+use fleeting_plugin_vcd::cloud::*;
+use fleeting_plugin_vcd::group::*;
+use std::net::IpAddr;
+use std::time::Duration;
+
+// Polls.
+
+#[test]
+fn three_missed_polls_ask_for_a_look_and_each_look_that_finds_it_doubles_that() {
+    let mut play = Play::running();
+    play.hidden = true;
+    assert_eq!(play.to(10 * SECOND).view().missed, 1);
+    assert_eq!(play.before(30 * SECOND).view().missed, 2);
+    assert_eq!(play.times("look"), [0; 0]);
+    assert_eq!(play.to(30 * SECOND).view().missed, 0, "found");
+    play.to(300 * SECOND);
+    assert_eq!(play.times("look"), [30, 90, 210].map(|s| s * SECOND));
+    // One poll that shows it makes three enough again.
+    play.hidden = false;
+    assert_eq!(play.to(310 * SECOND).view().missed, 0);
+    play.hidden = true;
+    play.to(340 * SECOND);
+    assert_eq!(play.times("look").last(), Some(&(340 * SECOND)));
+    assert_eq!(play.states(), [State::Running]);
+    play.documents.clear();
+    play.before(400 * SECOND);
+    assert_eq!(play.states(), [State::Running]);
+    play.to(400 * SECOND);
+    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some("lost")));
+}
+
+#[test]
+fn a_vapp_that_was_given_another_name_of_ours_is_left_alone() {
+    let mut play = Play::running();
+    play.hidden = true;
+    for vapp in play.documents.values_mut() {
+        (vapp.name, vapp.description) = (name(2), Some("taken over".into()));
+    }
+    play.to(60 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Deleted], vec![]));
+    assert_eq!(play.said("does not say that it is ours: left alone from now on"), 1);
+}
+
+#[test]
+fn a_poll_that_was_sent_before_a_vapp_was_known_says_nothing_of_it() {
+    let mut play = Play::new(policy(), Vec::new());
+    play.holds = vec!["poll", "create"];
+    play.to(10 * SECOND);
+    play.now = 12 * SECOND;
+    play.group.increase(Time(play.now), 1);
+    play.serve();
+    play.hidden = true;
+    play.release("create", None);
+    play.release("poll", None);
+    assert_eq!((play.view().missed, play.times("poll")), (0, vec![10 * SECOND, 12 * SECOND]));
+    // Sent in the moment in which it became known.
+    play.release("poll", None);
+    assert_eq!(play.view().missed, 0);
+    play.to(14 * SECOND).release("poll", None);
+    assert_eq!(play.view().missed, 1);
+}
+
+#[test]
+fn failed_polls_are_repeated_later_and_later_and_the_end_of_it_is_told_once() {
+    let mut play = Play::running();
+    play.to(25 * SECOND);
+    assert_eq!(play.said("VCD answers polls again"), 0);
+    play.deaf = true;
+    play.to(240 * SECOND);
+    assert_eq!(play.times("poll"), [10, 20, 30, 40, 50, 60, 76, 108, 140, 172, 204, 236].map(|s| s * SECOND));
+    assert_eq!(play.group.standing(Time(play.now)).failed_polls, 10);
+    assert_eq!((play.states(), play.said("as they were last known")), (vec![State::Running], 10));
+    play.deaf = false;
+    play.to(300 * SECOND);
+    assert_eq!(play.said("VCD answers polls again"), 1);
+    assert_eq!(play.times("poll")[12..], [268, 278, 288, 298].map(|s| s * SECOND));
+}
+
+// Running ones.
+
+#[test]
+fn what_a_poll_shows_of_a_running_one_makes_it_ill_or_not() {
+    let complete = Customization::Complete;
+    for (power, busy, customization, ill) in [
+        (Power::On, false, complete, None),
+        (Power::On, true, complete, None),
+        (Power::On, false, Customization::Failed, Some("guest customization failed after all (GC_FAILED)")),
+        (Power::Off, false, complete, Some("it is powered off")),
+        (Power::Off, false, Customization::Failed, Some("it is powered off")),
+        (Power::Off, true, complete, None),
+        (Power::Suspended, false, complete, Some("it is suspended")),
+        (Power::Suspended, true, complete, None),
+        (Power::Failed, false, complete, Some("VCD reports it as failed")),
+        (Power::Failed, true, complete, None),
+        (Power::Other, false, complete, None),
+    ] {
+        let mut play = Play::running();
+        play.to(1800 * SECOND - 1).show(power, busy);
+        play.vms[0].customization = customization;
+        assert_eq!(play.health(), Ok(()));
+        play.to(1800 * SECOND);
+        assert_eq!(play.health().err().as_deref(), ill, "{power:?} {busy} {customization:?}");
+        assert_eq!((play.states(), play.times("look")), (vec![State::Running], Vec::new()));
+        assert_eq!(play.said(", not by us: unhealthy"), usize::from(ill.is_some()));
+        // Only what is on is well again.
+        play.vms[0].customization = complete;
+        for (power, busy) in [(Power::Other, false), (Power::Off, true), (Power::Other, false)] {
+            let next = play.now + 10 * SECOND;
+            play.show(power, busy).to(next);
+            assert_eq!(play.health().err().as_deref(), ill);
+        }
+        let next = play.now + 10 * SECOND;
+        play.show(Power::On, false).to(next);
+        assert_eq!((play.health(), play.said("on again")), (Ok(()), usize::from(ill.is_some())));
+    }
+}
+
+#[test]
+fn ten_minutes_of_illness_end_it() {
+    let mut play = Play::running();
+    play.to(5 * SECOND).show(Power::Off, false);
+    play.before(610 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec![]));
+    play.to(610 * SECOND);
+    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some("unhealthy")));
+}
+
+#[test]
+fn what_somebody_suspends_is_unhealthy_and_never_counts_as_suspended_by_us() {
+    for marked in [true, false] {
+        let mut play = Play::running();
+        play.documents.get_mut(&href(1)).unwrap().marked = marked;
+        play.to(15 * SECOND).show(Power::Suspended, false).to(30 * SECOND);
+        assert_eq!((play.states(), play.health()), (vec![State::Running], Err("it is suspended".into())));
+    }
+    let mut play = Play::booting(|_| {});
+    assert_eq!(play.to(10 * SECOND).states(), [State::Running]);
+    play.show(Power::Suspended, false).to(30 * SECOND);
+    assert_eq!((play.states(), play.health()), (vec![State::Running], Err("it is suspended".into())));
+}
+
+#[test]
+fn one_that_is_to_be_suspended_is_looked_at_if_it_is_so_already() {
+    for (power, busy, looks, suspends, ill) in [
+        (Power::On, false, 0, 1, false),
+        (Power::Suspended, false, 1, 0, false),
+        (Power::Suspended, true, 0, 1, false),
+        (Power::Off, false, 0, 0, true),
+        (Power::Failed, false, 0, 0, true),
+        (Power::Other, false, 0, 1, false),
+    ] {
+        // It was looked at on start. VCD cannot be asked, so that the suspend waits for a poll.
+        let mut play = Play::new(policy(), vec![Vm { description: String::new(), ..vm(1) }]);
+        play.holds = vec!["look"];
+        play.deaf = true;
+        play.to(15 * SECOND).suspend();
+        let name = play.view().name;
+        assert_eq!((play.states(), play.group.reach(&name).is_ok()), (vec![State::Suspending], false));
+        assert_eq!(play.times("suspend"), [0; 0]);
+        play.deaf = false;
+        play.show(power, busy).to(20 * SECOND);
+        let asked = (play.times("look").len() - 1, play.times("suspend").len());
+        assert_eq!(asked, (looks, suspends), "{power:?} {busy}");
+        assert_eq!(play.health().unwrap_err().contains("is Suspending"), !ill, "{power:?} {busy}");
+    }
+}
+
+#[test]
+fn an_ill_one_is_suspended_when_it_is_on_again() {
+    for (power, suspends) in [(Power::On, 1), (Power::Other, 0), (Power::Suspended, 0)] {
+        let mut play = Play::running();
+        play.show(Power::Off, false).to(10 * SECOND);
+        play.suspend();
+        assert_eq!((play.health(), play.times("suspend")), (Err("it is powered off".into()), vec![]));
+        play.show(power, false);
+        play.documents.get_mut(&href(1)).unwrap().power = power;
+        play.to(20 * SECOND);
+        assert_eq!(play.times("suspend").len(), suspends, "{power:?}");
+        assert_eq!(play.states()[0] == State::Suspended, power == Power::Suspended, "a look told");
+    }
+}
+
+#[test]
+fn what_somebody_has_taken_over_is_left_alone() {
+    let (kept, theirs): (Name, &str) = ("kept".into(), "fleeting-plugin-vcd/1 manager=other group=g id=ci-00000001");
+    for (renamed, description) in [(kept, tag(&name(1))), (name(1), theirs.to_string())] {
+        let mut play = Play::running();
+        let document = play.documents.get_mut(&href(1)).unwrap();
+        (document.name, document.description) = (renamed.clone(), Some(description.clone()));
+        (play.vms[0].vapp_name, play.vms[0].description) = (renamed, description);
+        play.to(15 * SECOND).decrease(&[name(1)]);
+        assert_eq!((play.states(), play.said("left alone from now on")), (vec![State::Deleted], 1));
+        // Not even mentioned when its id is forgotten.
+        play.to(900 * SECOND);
+        assert_eq!((play.times("look"), play.deleted()), (vec![15 * SECOND], vec![]));
+        assert_eq!((play.said("left alone"), play.strays().len()), (1, 0));
+    }
+}
+
+// Suspended ones.
+
+#[test]
+fn three_polls_that_show_a_suspended_one_on_ask_for_a_look() {
+    let mut play = Play::suspended();
+    play.to(45 * SECOND).show(Power::On, false).to(65 * SECOND).show(Power::Suspended, false);
+    play.to(75 * SECOND).show(Power::On, false).to(95 * SECOND).show(Power::On, true);
+    play.to(105 * SECOND).show(Power::On, false);
+    play.before(130 * SECOND);
+    assert_eq!((play.times("look"), play.states()), (vec![0], vec![State::Suspended]));
+    play.to(130 * SECOND);
+    assert_eq!((play.times("look"), play.states()), (vec![0, 130 * SECOND], vec![State::Suspended]));
+    // The look showed it suspended: the polls have to say so three times again.
+    play.documents.get_mut(&href(1)).unwrap().power = Power::On;
+    play.before(160 * SECOND);
+    assert_eq!(play.times("look").len(), 2);
+    play.to(160 * SECOND);
+    assert_eq!(play.times("look"), [0, 130 * SECOND, 160 * SECOND]);
+    assert_eq!((play.states(), play.said("on again, not by us")), (vec![State::Resuming], 1));
+    assert_eq!(play.to(162 * SECOND).states(), [State::Running]);
+}
+
+#[test]
+fn a_suspended_one_that_is_off_has_lost_its_memory() {
+    for (power, busy, ill) in [
+        (Power::Off, false, Some("it is powered off")),
+        (Power::Failed, false, Some("VCD reports it as failed")),
+        (Power::Off, true, None),
+        (Power::Other, false, None),
+        (Power::Suspended, false, None),
+    ] {
+        let mut play = Play::suspended();
+        let healthy = play.health().err();
+        play.show(power, busy).to(30 * SECOND);
+        let seen = play.health().err();
+        assert_eq!(seen.as_deref(), ill.or(healthy.as_deref()), "{power:?} {busy}");
+        assert_eq!(play.said("its memory is lost"), usize::from(ill.is_some()));
+        play.show(Power::Suspended, false).to(40 * SECOND);
+        assert_eq!((play.health().err(), play.states()), (healthy, vec![State::Suspended]));
+    }
+    let mut play = Play::suspended();
+    play.show(Power::Off, false).before(610 * SECOND);
+    assert_eq!(play.states(), [State::Suspended]);
+    play.to(610 * SECOND);
+    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some("unhealthy")));
+}
+
+#[test]
+fn polls_say_nothing_of_one_that_is_being_resumed() {
+    let mut play = Play::suspended();
+    play.holds = vec!["power_on"];
+    play.resume();
+    play.show(Power::Off, false).to(30 * SECOND);
+    assert_eq!((play.states(), play.health()), (vec![State::Resuming], Ok(())));
+    assert_eq!(play.times("look"), [0], "whose it is");
+}
+
+#[test]
+fn a_resumed_one_is_looked_at_when_three_polls_show_it_down() {
+    let mut play = Play::suspended();
+    play.tasks = TaskState::Success;
+    play.resume();
+    play.to(SECOND);
+    assert_eq!((play.states(), play.times("power_on")), (vec![State::Resuming], vec![0]));
+    play.documents.get_mut(&href(1)).unwrap().power = Power::On;
+    let first = play.times("poll").len();
+    play.until("poll", first + 2);
+    assert_eq!(play.times("look"), [0], "polls lag");
+    play.until("poll", first + 3);
+    assert_eq!(play.times("look"), [0, play.now]);
+    assert_eq!(play.states(), [State::Resuming], "it is on");
+    play.documents.get_mut(&href(1)).unwrap().power = Power::Off;
+    play.until("poll", first + 5);
+    assert_eq!(play.times("look").len(), 2);
+    play.until("poll", first + 6);
+    assert_eq!((play.view().cause, play.said("it is off, though it was resumed")), (Some("unhealthy"), 1));
+}
+
+#[test]
+fn one_whose_resume_is_not_known_to_have_failed_is_not_given_up() {
+    let mut play = Play::suspended();
+    play.holds = vec!["power_on"];
+    play.resume();
+    play.holds = vec!["look"];
+    play.release("power_on", Some(Err(error(ErrorKind::Ambiguous))));
+    play.to(7200 * SECOND);
+    assert_eq!((play.states(), play.times("look").len(), play.deleted()), (vec![State::Resuming], 2, vec![]));
+    play.documents.get_mut(&href(1)).unwrap().power = Power::On;
+    play.show(Power::On, false);
+    play.release("look", None);
+    play.to(7260 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec![]));
+}
+
+// Booting ones.
+
+#[test]
+fn three_polls_in_a_row_that_show_a_booting_one_down_ask_for_a_look_that_ends_its_boot() {
+    let mut play = Play::booting(|play| play.port = false);
+    // Polls that lag: a look shows it on.
+    play.show(Power::Off, false).to(20 * SECOND);
+    assert_eq!((play.states(), play.times("look").len(), play.deleted()), (vec![State::Creating], 4, vec![]));
+    let mut play = Play::booting(|play| play.port = false);
+    play.documents.values_mut().for_each(|vapp| vapp.power = Power::Suspended);
+    play.show(Power::Off, false).to(4 * SECOND).show(Power::On, false).to(6 * SECOND);
+    play.show(Power::Off, false).to(10 * SECOND).show(Power::Off, true).to(12 * SECOND);
+    play.show(Power::Failed, false).to(16 * SECOND).show(Power::Other, false).to(18 * SECOND);
+    play.show(Power::Suspended, false).before(24 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Creating], vec![]));
+    let first = play.vms[0].vapp.clone();
+    play.to(24 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Creating], vec![&*first]));
+    assert_eq!((play.said("it is suspended"), play.times("create")), (1, vec![0]));
+    play.to(60 * SECOND);
+    assert_eq!(play.times("create").len(), 2, "made anew");
+}
+
+#[test]
+fn polls_are_closer_while_they_show_news() {
+    let gaps = |play: &Play, from: u64| -> Vec<u64> {
+        let polls: Vec<u64> = play.times("poll").into_iter().filter(|&at| at >= from).collect();
+        polls.windows(2).map(|pair| (pair[1] - pair[0]) / SECOND).collect()
+    };
+    // An address, but no customization: 2 s at first, 3 s after two minutes without news.
+    let mut play = Play::booting(|play| play.port = false);
+    play.vms[0].customization = Customization::Working;
+    play.to(150 * SECOND);
+    let seen = gaps(&play, 0);
+    assert_eq!((seen[0], *seen.last().unwrap()), (2, 3), "{seen:?}");
+    let slow = seen.iter().position(|&gap| gap == 3).unwrap();
+    assert_eq!((play.times("poll")[slow], seen.len() - slow), (120 * SECOND, 10), "the last news came at 2 s");
+    for change in [
+        |vm: &mut Vm| vm.customization = Customization::Complete,
+        |vm: &mut Vm| vm.address = None,
+        |vm: &mut Vm| vm.power = Power::Other,
+    ] {
+        let from = play.now + 3 * SECOND;
+        change(&mut play.vms[0]);
+        play.to(from + 40 * SECOND);
+        assert!(gaps(&play, from).iter().all(|&gap| gap == 2), "{:?}", gaps(&play, from));
+        play.to(from + 125 * SECOND);
+        assert_eq!(gaps(&play, from).last(), Some(&3));
+    }
+}
+
+#[test]
+fn a_silent_guest_is_probed_slowly_until_it_reports() {
+    let mut play = Play::booting(|play| play.port = false);
+    play.vms[0].customization = Customization::Pending;
+    play.to(79 * SECOND);
+    assert_eq!(play.times("probe"), [60, 65, 70, 75].map(|s| s * SECOND));
+    // The pause between slow probes is over with the poll that shows its report.
+    play.vms[0].customization = Customization::Complete;
+    play.to(84 * SECOND);
+    let probes = play.times("probe");
+    assert!(play.times("poll").contains(&probes[5 - 1]) || probes[4] == 80 * SECOND, "{probes:?}");
+    play.port = true;
+    play.to(86 * SECOND);
+    assert_eq!(play.states(), [State::Running]);
+
+    let mut play = Play::booting(|play| play.port = false);
+    play.vms[0].customization = Customization::Pending;
+    // The slow probe of 75 s is followed by one with the poll of 76 s or 77 s.
+    play.to(75 * SECOND);
+    play.vms[0].customization = Customization::Complete;
+    play.to(78 * SECOND);
+    let next = play.times("probe")[4];
+    assert!(next < 78 * SECOND && play.times("poll").contains(&next), "{:?}", play.times("probe"));
+}
+
+#[test]
+fn a_silent_guest_must_stay_so_and_keep_its_address() {
+    let taken = |change: fn(&mut Vm), back: bool| {
+        let mut play = Play::booting(|_| {});
+        play.vms[0].customization = Customization::Pending;
+        play.to(100 * SECOND);
+        let before = play.vms[0].clone();
+        change(&mut play.vms[0]);
+        play.to(103 * SECOND);
+        assert_eq!(play.states(), [State::Creating]);
+        if back {
+            play.vms[0] = before;
+        }
+        while play.states() == [State::Creating] && play.now < 300 * SECOND {
+            play.to(play.now + SECOND);
+        }
+        play.now / SECOND
+    };
+    assert_eq!(taken(|_| {}, false), 125);
+    for (again, what) in [
+        (taken(|vm| vm.address = Some(IpAddr::from([10, 0, 0, 9])), false), "another address"),
+        (taken(|vm| vm.customization = Customization::Working, true), "it reported"),
+        (taken(|vm| vm.address = None, true), "no address"),
+    ] {
+        assert!((160..=170).contains(&again), "{what}: {again}");
+    }
+}
+
+// What is found.
+
+#[test]
+fn what_is_complete_at_the_start_is_adopted() {
+    let old = |seconds: u64| Some(START - seconds * SECOND);
+    let silent = Vm { customization: Customization::Pending, ..vm(1) };
+    let windows = Vm { guest_os: "Microsoft Windows 11".into(), ..silent.clone() };
+    for (vm, states) in [
+        (vm(1), vec![State::Running]),
+        (Vm { customization: Customization::Unknown, ..vm(1) }, vec![State::Running]),
+        (Vm { power: Power::Suspended, ..vm(1) }, vec![State::Suspended]),
+        (Vm { power: Power::Suspended, address: None, ..silent.clone() }, vec![State::Suspended]),
+        (Vm { address: None, ..vm(1) }, vec![]),
+        (Vm { power: Power::Off, ..vm(1) }, vec![]),
+        (Vm { power: Power::Other, ..vm(1) }, vec![]),
+        (silent.clone(), vec![]),
+        (Vm { created: old(120).map(|ms| ms + 1), ..silent.clone() }, vec![]),
+        (Vm { created: old(120), ..silent.clone() }, vec![State::Running]),
+        (Vm { created: old(9999), address: None, ..silent.clone() }, vec![]),
+        (Vm { created: old(120), ..windows.clone() }, vec![]),
+        (Vm { created: old(359), ..windows.clone() }, vec![]),
+        (Vm { created: old(360), ..windows }, vec![State::Running]),
+    ] {
+        let mut play = Play::holding(policy(), vec![vm.clone()], &["look"]);
+        let suspended = vm.power == Power::Suspended;
+        if suspended {
+            assert!(play.states().is_empty(), "whether it was suspended by us is looked up");
+            play.release("look", None);
+        }
+        assert_eq!(play.states(), states, "{vm:?}");
+        assert_eq!(play.times("look").len(), usize::from(states.is_empty() || suspended), "{vm:?}");
+        assert_eq!(play.group.knows_its_own(), !states.is_empty());
+        assert_eq!(play.said("adopted"), states.len());
+    }
+    // Only what carries our mark, and only by a process that may suspend.
+    for (suspend_resume, marked, kept) in [(true, true, true), (true, false, false), (false, true, false)] {
+        let policy = Policy { suspend_resume, ..policy() };
+        let mut play = Play::holding(policy, vec![Vm { power: Power::Suspended, ..vm(1) }], &["look"]);
+        play.documents.get_mut(&href(1)).unwrap().marked = marked;
+        play.release("look", None);
+        assert_eq!((play.states().len(), play.deleted().len()), (usize::from(kept), usize::from(!kept)));
+    }
+    let play = Play::new(policy(), vec![Vm { created: old(70), ..vm(1) }]);
+    assert_eq!(play.view().age, Duration::from_secs(70));
+}
+
+#[test]
+fn credentials_of_another_day_make_unhealthy() {
+    for (described, of_today) in [(tag(&name(1)) + " credentials=abcd", true), (tag(&name(1)), false)] {
+        for at_once in [true, false] {
+            // By the record, or by the document where the record does not tell.
+            let record = if at_once { described.clone() } else { String::new() };
+            let vms = vec![Vm { description: record, ..vm(1) }];
+            let mut play = Play::holding(Policy { credentials: "abcd".into(), ..policy() }, vms, &["look"]);
+            play.documents.get_mut(&href(1)).unwrap().description = Some(described.clone());
+            if !at_once {
+                assert_eq!(play.states(), []);
+                play.release("look", None);
+            }
+            assert_eq!(play.states(), [State::Running]);
+            assert_eq!(play.health().is_ok(), of_today);
+            assert_eq!(play.said("made with other credentials"), usize::from(!of_today));
+        }
+    }
+}
+
+#[test]
+fn what_a_record_does_not_tell_is_told_by_a_look() {
+    let untold = || Vm { description: String::new(), ..vm(1) };
+    let mut play = Play::holding(policy(), vec![untold()], &["look"]);
+    assert!(play.states().is_empty() && !play.group.knows_its_own());
+    play.release("look", None);
+    assert!(play.group.knows_its_own());
+    assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec![]));
+
+    // Its document says that it is off: a leftover, whatever the record showed.
+    let mut play = Play::holding(policy(), vec![untold()], &["look"]);
+    play.documents.get_mut(&href(1)).unwrap().power = Power::Off;
+    play.release("look", None);
+    assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]));
+    assert!(play.group.knows_its_own() && play.strays().is_empty());
+
+    // It is another's.
+    let mut play = Play::holding(policy(), vec![untold(), Vm { description: String::new(), ..vm(2) }], &[]);
+    assert_eq!(play.states().len(), 2);
+    let mut others = Play::holding(policy(), play.vms.clone(), &["look"]);
+    for vapp in others.documents.values_mut() {
+        vapp.description = Some("another's".into());
+    }
+    others.release("look", None);
+    others.release("look", None);
+    assert_eq!((others.states(), others.strays(), others.said("left alone")), (vec![], vec![], 2));
+    others.to(100 * SECOND);
+    assert_eq!((others.times("look").len(), others.said("left alone"), others.deleted()), (2, 2, vec![]));
+
+    // It is gone.
+    play.holds = vec!["look"];
+    let mut gone = Play::holding(policy(), vec![untold()], &["look"]);
+    gone.documents.clear();
+    gone.vms.clear();
+    gone.release("look", None);
+    assert_eq!((gone.states(), gone.strays(), gone.said("left alone")), (vec![], vec![], 0));
+    assert!(gone.group.knows_its_own());
+}
+
+/// What an earlier process has begun to delete runs on for a moment, and its record does not tell why it is busy.
+#[test]
+fn what_is_being_deleted_is_not_adopted() {
+    for deleting in [true, false] {
+        let mut play = Play::holding(policy(), vec![Vm { busy: true, ..vm(1) }], &["look"]);
+        assert!(play.states().is_empty() && !play.group.knows_its_own(), "it is looked at first");
+        let document = play.documents.get_mut(&href(1)).unwrap();
+        (document.tasks, document.deleting, document.busy) = (vec!["t/9".into()], deleting, true);
+        play.release("look", None);
+        assert!(play.group.knows_its_own());
+        let states = if deleting { vec![] } else { vec![State::Running] };
+        assert_eq!((play.states(), play.deleted()), (states, vec![]), "no second request while it goes on");
+        assert_eq!(play.strays().len(), usize::from(deleting));
+    }
+}
+
+/// A record that claims our name and tag with another's vApp, at the start or later, or one of ours that another has taken
+/// over since: whatever the host then asks for, the vApp's own document decides.
+#[test]
+fn nothing_is_done_to_a_vapp_that_only_a_record_calls_ours() {
+    let others = |play: &mut Play| {
+        let document = play.documents.values_mut().next().unwrap();
+        document.description = Some("fleeting-plugin-vcd/1 manager=another group=g id=ci-00000001".into());
+    };
+    let changes = |play: &Play| -> Vec<&'static str> {
+        let changes = |request: &Option<Request>| request.as_ref().is_some_and(Request::changes);
+        play.asked.iter().filter(|(_, _, request)| changes(request)).map(|(_, operation, _)| *operation).collect()
+    };
+    type Act = fn(&mut Play);
+    let acts: [Act; 4] = [
+        |play| drop(play.group.decrease(Time(play.now), &[name(1)])),
+        |play| drop(play.group.suspend(Time(play.now), &[name(1)])),
+        |play| play.group.shutdown(Time(play.now)),
+        |play| {
+            // Past twice its age.
+            play.to(3 * 3600 * SECOND);
+        },
+    ];
+    for act in acts {
+        let aging = Policy { max_instance_age: Duration::from_secs(3600), ..policy() };
+        let mut play = Play::new(aging, vec![vm(1)]);
+        others(&mut play);
+        act(&mut play);
+        let now = play.now;
+        play.to(now + 30 * SECOND);
+        assert_eq!((play.times("look").len(), play.said("left alone")), (1, 1));
+        assert_eq!(changes(&play), [""; 0]);
+        assert_ne!(play.states().first(), Some(&State::Running));
+    }
+    // It shows up later, and is looked at then.
+    let mut play = Play::new(policy(), Vec::new());
+    play.vms.push(vm(1));
+    play.documents.insert(href(1), vapp(&vm(1)));
+    others(&mut play);
+    play.to(100 * SECOND);
+    assert_eq!((changes(&play), play.times("look").len(), play.said("left alone")), (vec![], 1, 1));
+}
+
+/// Made here and looked at since; then a poll shows it as another's.
+#[test]
+fn one_that_a_poll_shows_as_anothers_is_looked_at_before_it_is_deleted() {
+    let taken: [fn(&mut Vm); 2] =
+        [|vm| vm.description = tag(&name(7)), |vm| vm.vapp_name = "ci-of-another-pattern".into()];
+    for (at, take) in taken.iter().enumerate() {
+        for kept in [true, false] {
+            let mut play = Play::booting(|_| {});
+            assert_eq!(play.to(10 * SECOND).states(), [State::Running]);
+            let (looks, id) = (play.times("look").len(), play.vms[0].vapp_name.clone());
+            take(&mut play.vms[0]);
+            if !kept {
+                play.documents.values_mut().for_each(|vapp| vapp.description = Some("another's".into()));
+            }
+            play.to(30 * SECOND);
+            assert_eq!((play.states(), play.times("look").len()), (vec![State::Running], looks), "{at}");
+            play.group.decrease(Time(play.now), &[id]);
+            play.to(40 * SECOND);
+            assert_eq!((play.times("look").len(), play.deleted().len()), (looks + 1, usize::from(kept)), "{at}");
+            assert_eq!(play.states(), [State::Deleted]);
+        }
+    }
+}
+
+#[test]
+fn the_label_needs_a_document_that_does_not_contradict() {
+    let odd = Vm { description: "a template's".into(), ..vm(1) };
+    for (labelled, bears, description, adopted) in [
+        (true, 1, None, true),
+        (true, 1, Some("a template's".to_string()), true),
+        (true, 1, Some(tag(&name(2))), false),
+        (true, 2, Some("a template's".to_string()), false),
+        (false, 1, None, false),
+        (false, 1, Some(tag(&name(1))), true),
+    ] {
+        let record = Vapp { labelled, ..vapp(&odd) };
+        let first = Poll { now: Some(START), vms: vec![odd.clone()], vapps: Some(vec![record]) };
+        let mut group = Group::new(policy(), 1, Time(0), &first);
+        assert!(!group.knows_its_own(), "somebody may have edited the VM's text");
+        let mut looks = 0;
+        while let Some(command) = group.next_command() {
+            if let Command::Ask { ticket, request: Request::Look { .. } } = command {
+                looks += 1;
+                assert_eq!(looks, 1, "one look tells");
+                let document = Vapp { name: name(bears), description: description.clone(), ..vapp(&odd) };
+                group.answer(Time(0), ticket, Ok(Reply::Vapps(vec![document])));
+            }
+        }
+        assert_eq!(group.update().count(), usize::from(adopted), "{labelled} {bears} {description:?}");
+    }
+}
+
+#[test]
+fn what_is_named_otherwise_is_none_of_ours() {
+    let mut other = vm(1);
+    other.vapp_name = "ci-x".into();
+    let theirs = |n: u32| Vm { description: "another's".into(), ..vm(n) };
+    let mut play = Play::holding(policy(), vec![other, theirs(2), vm(3)], &["look"]);
+    play.vms.push(theirs(4));
+    play.records = play.vms.iter().map(|vm| Vapp { description: None, ..vapp(vm) }).collect();
+    for n in [2, 4] {
+        play.documents.insert(href(n), Vapp { description: Some("another's".into()), ..vapp(&theirs(n)) });
+    }
+    play.holds.clear();
+    play.release("look", None);
+    play.to(3700 * SECOND);
+    assert_eq!((play.states(), play.strays()), (vec![State::Running], vec![]));
+    assert_eq!(play.times("look"), [0, 10 * SECOND], "each once");
+    assert_eq!(play.said("ci-00000002 is named like ours but is not: left alone"), 1);
+    assert_eq!(play.said("left alone"), 2);
+}
+
+#[test]
+fn one_that_is_on_has_until_init_answers_to_show_that_it_is_complete() {
+    let half = || Vm { address: None, ..vm(1) };
+    let init = ADOPTION_TIMEOUT.as_millis() as u64;
+    let mut play = Play::new(policy(), vec![half()]);
+    assert_eq!((play.group.knows_its_own(), play.states()), (false, vec![]));
+    assert_eq!(play.group.standing(Time(0)).leftovers, 1);
+    play.before(init);
+    assert_eq!((play.times("look"), play.states(), play.deleted()), (vec![0], vec![], vec![]));
+    play.to(init);
+    assert!(play.group.knows_its_own());
+    assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]), "a host would trust it as new");
+
+    let mut play = Play::new(policy(), vec![half()]);
+    play.to(15 * SECOND);
+    play.vms[0].address = Some(IpAddr::from([10, 0, 0, 1]));
+    assert_eq!(play.to(16 * SECOND).states(), [State::Running]);
+    assert!(play.group.knows_its_own());
+
+    // One that no poll shows at all is reported, as creating: its document says that it is on.
+    let mut play = Play::new(policy(), Vec::new());
+    let record = Vapp { description: None, power: Power::Other, made: None, ..vapp(&vm(1)) };
+    let first = Poll { now: Some(START), vms: Vec::new(), vapps: Some(vec![record]) };
+    play.group = Group::new(policy(), 1, Time(0), &first);
+    play.documents.insert(href(1), vapp(&vm(1)));
+    play.to(init);
+    assert_eq!((play.states(), play.group.knows_its_own()), (vec![State::Creating], true));
+    play.vms.push(vm(1));
+    play.to(init + 5 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec![]));
+}
+
+#[test]
+fn a_leftover_with_a_task_is_deleted_after_it() {
+    let mut play = Play::holding(policy(), vec![Vm { power: Power::Off, ..vm(1) }], &["look"]);
+    play.documents.get_mut(&href(1)).unwrap().tasks.push("t/7".into());
+    play.holds.clear();
+    play.release("look", None);
+    play.to(30 * SECOND);
+    assert_eq!((play.deleted(), play.group.standing(Time(play.now)).tasks), (vec![], 1));
+    assert!(play.times("tasks").len() > 3 && play.times("cancel").is_empty());
+    play.documents.get_mut(&href(1)).unwrap().tasks.clear();
+    play.tasks = TaskState::Success;
+    play.to(40 * SECOND);
+    assert_eq!((play.deleted(), play.strays()), (vec!["v/1"], vec![]));
+}
+
+#[test]
+fn what_polls_show_after_init_is_deleted_whenever_it_was_made() {
+    for created in [Some(START - 1), Some(START), Some(START + 1), None] {
+        let mut play = Play::new(policy(), Vec::new());
+        play.holds = vec!["look"];
+        let late = Vm { created, ..vm(1) };
+        play.documents.insert(href(1), vapp(&late));
+        play.vms.push(late);
+        play.to(10 * SECOND);
+        assert_eq!((play.states(), play.times("look"), play.strays().len()), (vec![], vec![10 * SECOND], 1));
+        assert_eq!(play.group.standing(Time(play.now)).leftovers, 1, "{created:?}");
+        play.release("look", None);
+        assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]), "a host would trust it as new");
+    }
+}
+
+#[test]
+fn what_was_made_long_after_the_start_under_an_id_of_nobody_is_another_plugins() {
+    let limit = EARLIER_CREATES.as_millis() as u64;
+    for (after, deleted) in [(limit, true), (limit + 1, false)] {
+        for (power, description) in
+            [(Power::On, tag(&name(1))), (Power::Off, tag(&name(1))), (Power::On, String::new())]
+        {
+            let mut play = Play::new(policy(), Vec::new());
+            play.to(after);
+            let late = Vm { created: Some(START + after), power, description: description.clone(), ..vm(1) };
+            play.documents.insert(href(1), vapp(&late));
+            play.vms.push(late);
+            play.to(after + 100 * SECOND);
+            assert_eq!((play.states(), play.deleted().len()), (vec![], usize::from(deleted)), "{after} {description}");
+            let text =
+                if description.is_empty() { "is named like ours" } else { "another plugin that has the same name" };
+            assert_eq!(play.said(text), usize::from(!deleted), "{after} {description}");
+            assert_eq!(play.times("look").is_empty(), !deleted);
+        }
+    }
+}
+
+#[test]
+fn what_was_made_for_an_id_that_was_forgotten_is_deleted_when_it_shows() {
+    for (forgotten, deleted) in [(MAX_PAST, true), (MAX_PAST + 1, false)] {
+        let mut play = Play::new(Policy { max_size: 1024, ..policy() }, Vec::new());
+        play.to(2 * EARLIER_CREATES.as_millis() as u64);
+        play.holds = vec!["create"];
+        play.group.increase(Time(play.now), forgotten as u32);
+        let ids: Vec<Name> = play.group.views(Time(play.now)).into_iter().map(|view| view.name).collect();
+        // The first one's request is on the wire while it is given up.
+        for id in &ids {
+            play.group.decrease(Time(play.now), std::slice::from_ref(id));
+        }
+        play.serve();
+        play.holds.clear();
+        while !play.held.is_empty() {
+            play.release("create", Some(Err(error(ErrorKind::Quota))));
+        }
+        play.to(play.now + PRUNE_AFTER.as_millis() as u64 + SECOND);
+        assert_eq!(play.states(), []);
+        let late = Vm { created: Some(START + play.now), ..shown(href(1), ids[0].clone()) };
+        play.documents.insert(href(1), vapp(&late));
+        play.vms.push(late);
+        play.to(play.now + 100 * SECOND);
+        assert_eq!(play.deleted().len(), usize::from(deleted), "{forgotten}");
+    }
+}
+
+#[test]
+fn of_two_with_one_name_one_is_adopted() {
+    let twin = Vm { vapp: href(2), ..vm(1) };
+    let mut play = Play::new(policy(), vec![vm(1), twin]);
+    assert_eq!((play.states(), play.strays(), play.deleted()), (vec![State::Running], vec![], vec!["v/2"]));
+    assert_eq!(play.times("look"), [0, 0], "neither is taken by its record");
+    play.to(15 * SECOND);
+    assert_eq!(play.states(), [State::Running]);
+}
+
+#[test]
+fn a_record_of_the_vapp_alone_begins_no_second_instance() {
+    let mut play = Play::running();
+    play.vms.push(vm(2));
+    play.documents.insert(href(2), vapp(&vm(2)));
+    play.records = vec![vapp(&vm(1)), vapp(&vm(3))];
+    play.documents.insert(href(3), Vapp { power: Power::Off, ..vapp(&vm(3)) });
+    play.before(3600 * SECOND);
+    assert_eq!((play.deleted(), play.states()), (vec!["v/2"], vec![State::Running]));
+    play.hidden = true;
+    play.to(3601 * SECOND);
+    assert_eq!((play.states(), play.strays().len()), (vec![State::Running], 0));
+    assert_eq!(play.deleted(), ["v/2", "v/3"], "what no VM record shows is found by its vApp's");
+
+    // Deleted, and still shown.
+    let mut play = Play::running();
+    play.records = vec![vapp(&vm(1))];
+    let late = play.vms.clone();
+    play.to(3595 * SECOND).group.decrease(Time(3595 * SECOND), &[name(1)]);
+    play.to(3599 * SECOND);
+    assert_eq!(play.states(), [State::Deleted]);
+    play.to(3610 * SECOND);
+    assert_eq!(play.times("look"), [3595 * SECOND], "before the delete");
+    play.vms = late;
+    play.to(3640 * SECOND);
+    assert_eq!((play.states(), play.strays().len(), play.deleted()), (vec![State::Deleted], 0, vec!["v/1"]));
+}
+
+#[test]
+fn what_a_create_may_have_made_is_left_to_it() {
+    // Its answer is awaited.
+    let mut play = Play::booting(|play| play.holds = vec!["create"]);
+    let name = play.view().name;
+    play.vms.push(shown(href(1), name.clone()));
+    play.documents.insert(href(1), vapp(&play.vms[0]));
+    play.to(30 * SECOND);
+    assert_eq!((play.strays().len(), play.times("look").len()), (0, 0));
+    play.holds.push("find");
+    // Its outcome is looked up.
+    play.release("create", Some(Err(error(ErrorKind::Ambiguous))));
+    play.to(60 * SECOND);
+    assert_eq!((play.strays().len(), play.times("look").len(), play.times("find").len()), (0, 0, 1));
+    play.release("find", None);
+    play.to(65 * SECOND);
+    assert_eq!((play.states(), play.deleted(), play.strays().len()), (vec![State::Running], vec![], 0));
+    assert!(play.said.iter().any(|said| said == "accepted"));
+    assert_eq!(play.said("the create had worked"), 1);
+
+    // One that has its vApp did not make another.
+    play.vms.push(shown(href(2), name));
+    play.documents.insert(href(2), vapp(&play.vms[1]));
+    play.to(80 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec!["v/2"]));
+}
+
+/// One whose create's outcome was lost and that is not found; then polls show it after all, while it is made again: both
+/// that create and the look at what the poll showed are on the wire.
+fn late() -> Play {
+    let mut play = Play::booting(|play| play.holds = vec!["create"]);
+    play.release("create", Some(Err(error(ErrorKind::Ambiguous))));
+    play.deaf = true;
+    play.to(100 * SECOND);
+    assert_eq!((play.said("the create had not worked"), play.times("create").len()), (1, 1));
+    let late = shown(href(1), play.view().name);
+    play.documents.insert(href(1), vapp(&late));
+    play.vms.push(late);
+    play.deaf = false;
+    play.holds = vec!["create", "look"];
+    play.until("look", 1);
+    assert_eq!((play.times("create").len(), play.strays().len()), (2, 1));
+    play
+}
+
+#[test]
+fn a_stranger_that_a_create_made_is_its() {
+    let mut play = late();
+    play.release("look", None);
+    assert_eq!((play.strays().len(), play.deleted().len()), (0, 0), "its answer is awaited");
+
+    let mut play = late();
+    play.holds = vec!["find", "look"];
+    play.release("create", Some(Err(error(ErrorKind::Duplicate))));
+    play.release("look", None);
+    assert_eq!((play.strays().len(), play.deleted().len()), (0, 0), "it is looked up");
+
+    let mut play = late();
+    play.holds.clear();
+    play.release("create", Some(started(Some(href(1)), None)));
+    play.release("look", None);
+    play.to(play.now + 20 * SECOND);
+    assert_eq!((play.strays().len(), play.deleted().len(), play.states()), (0, 0, vec![State::Running]));
+
+    let mut play = late();
+    play.holds.clear();
+    play.release("create", None);
+    play.release("look", None);
+    play.to(play.now + 20 * SECOND);
+    assert_eq!((play.strays().len(), play.deleted(), play.states()), (0, vec!["v/1"], vec![State::Running]));
+}
+
+// Creates and deadlines.
+
+#[test]
+fn creates_wait_for_leftovers_and_are_given_up_after_three_timeouts() {
+    let waiting = Policy {
+        create_timeout: Duration::from_secs(100),
+        startup_cleanup_timeout: Duration::from_secs(250),
+        ..policy()
+    };
+    let off = || vec![Vm { power: Power::Off, ..vm(1) }];
+    let mut play = Play::holding(waiting.clone(), off(), &["delete", "create"]);
+    play.group.increase(Time(0), 1);
+    play.before(250 * SECOND);
+    assert_eq!((play.times("create"), play.states()), (vec![], vec![State::Creating]));
+    play.to(250 * SECOND);
+    assert_eq!(play.times("create"), [250 * SECOND]);
+
+    let waiting = Policy { startup_cleanup_timeout: Duration::from_secs(9000), ..waiting };
+    let mut play = Play::holding(waiting.clone(), off(), &["delete"]);
+    play.group.increase(Time(0), 1);
+    play.before(300 * SECOND);
+    assert_eq!((play.times("create"), play.states()), (vec![], vec![State::Creating]));
+    assert_eq!(play.to(300 * SECOND).states(), [State::Timeout]);
+
+    // What was adopted holds nothing up.
+    let mut play = Play::new(waiting, vec![vm(1)]);
+    play.group.increase(Time(0), 1);
+    play.to(0);
+    assert_eq!(play.times("create"), [0]);
+}
+
+// The end.
+
+#[test]
+fn the_end_waits_for_a_poll_that_was_sent_since() {
+    let mut play = Play::new(policy(), Vec::new());
+    play.to(15 * SECOND);
+    assert!(!play.group.stopped());
+    play.holds = vec!["poll"];
+    play.to(21 * SECOND);
+    play.shutdown();
+    assert_eq!(play.times("poll"), [10 * SECOND, 20 * SECOND], "one poll at a time");
+    play.release("poll", None);
+    assert!(!play.group.stopped(), "it was sent before");
+    assert_eq!(play.asked.last().unwrap(), &(21 * SECOND, "poll", Some(Request::Poll { vapps: true })));
+    play.to(25 * SECOND);
+    assert!(!play.group.stopped());
+    play.release("poll", None);
+    assert!(play.group.stopped());
+
+    // Polls that failed before are not forgotten.
+    let mut play = Play::running();
+    play.deaf = true;
+    play.to(35 * SECOND);
+    play.holds = vec!["poll"];
+    play.shutdown();
+    assert_eq!(play.group.standing(Time(play.now)).failed_polls, 3);
+}
+
+#[test]
+fn what_is_found_at_the_end_is_deleted_or_kept() {
+    for (on_shutdown, kept) in [(OnShutdown::Delete, false), (OnShutdown::Keep, true)] {
+        let policy = Policy { on_shutdown, ..policy() };
+        let vms = vec![Vm { description: String::new(), ..vm(1) }, vm(2)];
+        let mut play = Play::holding(policy.clone(), vms, &["look"]);
+        assert_eq!(play.states(), [State::Running]);
+        play.holds.clear();
+        play.shutdown();
+        play.release("look", None);
+        play.to(10 * SECOND);
+        assert_eq!(play.states(), if kept { vec![State::Running; 2] } else { vec![State::Deleted] });
+        assert_eq!(play.deleted().len(), if kept { 0 } else { 2 });
+        assert!(play.group.stopped() && play.strays().is_empty());
+
+        // Half made: at the end no time is given to show that it is complete.
+        let mut play = Play::new(policy, vec![Vm { address: None, ..vm(1) }]);
+        play.shutdown();
+        assert_eq!(play.to(5 * SECOND).deleted().len(), usize::from(!kept));
+        assert_eq!(play.to(10 * SECOND).group.stopped(), !kept);
+        play.to(70 * SECOND);
+        assert_eq!((play.deleted().len(), play.group.stopped()), (1, true));
+    }
+}
+
+#[test]
+fn the_end_waits_for_what_is_being_suspended() {
+    let mut play = Play::running();
+    play.suspend();
+    play.to(5 * SECOND).shutdown();
+    play.to(30 * SECOND);
+    assert_eq!((play.times("cancel"), play.group.stopped()), (vec![5 * SECOND], false));
+    assert_eq!(play.group.left(), [name(1)]);
+    play.tasks = TaskState::Failed(error(ErrorKind::Failed));
+    play.to(60 * SECOND);
+    assert_eq!((play.deleted(), play.group.stopped()), (vec!["v/1"], true));
+    assert!(play.group.left().is_empty());
+}
+
+#[test]
+fn as_many_foreign_ones_are_remembered_as_fit_while_they_are_there() {
+    let others = |from: u32, count: usize| -> Vec<Vm> {
+        let theirs = "fleeting-plugin-vcd/1 manager=x group=g id=ci-00000001";
+        (from..from + count as u32).map(|n| Vm { description: theirs.into(), ..vm(n) }).collect()
+    };
+    for (count, again) in [(MAX_FOREIGN, false), (MAX_FOREIGN + 1, true)] {
+        let mut play = Play::new(policy(), others(1, count));
+        assert_eq!(play.said("left alone"), count, "each once");
+        play.to(60 * SECOND);
+        assert_eq!(play.said("left alone") > count, again, "{count}");
+        // Others have come for them, which the hourly look at the vApps tells.
+        play.vms = others(10_000, MAX_FOREIGN);
+        play.to(3700 * SECOND);
+        let said = play.said("left alone");
+        play.to(3800 * SECOND);
+        assert_eq!(play.said("left alone"), said, "{count}");
+    }
+}
+
+#[test]
+fn what_a_plugin_of_another_manager_makes_is_no_warning() {
+    let theirs = "fleeting-plugin-vcd/1 manager=x group=g id=ci-00000001";
+    for (description, level) in [(theirs, Some(log::Level::Debug)), ("another's", None)] {
+        let found = Vm { description: description.into(), ..vm(1) };
+        let first = Poll { now: Some(START), vms: vec![found], vapps: None };
+        let mut group = Group::new(policy(), 7, Time(0), &first);
+        let said = std::iter::from_fn(|| group.next_command()).find_map(|command| match command {
+            Command::Say(event) => Some(event.level),
+            _ => None,
+        });
+        assert_eq!(said, level, "{description}");
+    }
+}
+
+#[test]
+fn a_name_counts_as_not_there_when_it_was_not_found_four_times_however_long_that_takes() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create", "find"]);
+    play.increase(1);
+    play.fail("create", ErrorKind::Ambiguous);
+    for looks in 1..=4 {
+        play.until("find", looks);
+        play.to(play.now + 100 * SECOND);
+        assert_eq!((play.times("find").len(), play.times("create").len()), (looks, 1));
+        play.release("find", Some(Ok(Reply::Vapps(Vec::new()))));
+    }
+    assert_eq!(play.times("create").len(), 2);
+}
+
+#[test]
+fn a_port_that_does_not_answer_is_probed_each_second() {
+    let mut play = Play::booting(|play| play.port = false);
+    play.to(10 * SECOND);
+    let probes = play.times("probe");
+    assert!(probes.len() > 5 && probes.windows(2).all(|pair| pair[1] - pair[0] == SECOND), "{probes:?}");
+}

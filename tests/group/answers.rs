@@ -1,0 +1,1038 @@
+//! What each answer leads to: one instance in virtual time. The test gives the answer to each request itself, and asserts
+//! the next request and its time. Polls, tasks and probes are answered by the harness.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use crate::play;
+use crate::play::{Passing, error, policy, shown};
+use fleeting_plugin_vcd::cloud::*;
+use fleeting_plugin_vcd::group::{Command, Group, Name, Policy, State, Ticket, Time};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// Pauses in milliseconds.
+const AT_ONCE: RangeInclusive<u64> = 0..=0;
+const BACKOFF: RangeInclusive<u64> = 7_500..=12_500;
+const BACKOFF_TWICE: RangeInclusive<u64> = 15_000..=25_000;
+const LONG: RangeInclusive<u64> = 225_000..=375_000;
+const QUOTA: RangeInclusive<u64> = 22_500..=37_500;
+const THROTTLED: RangeInclusive<u64> = 7_500..=22_500;
+/// No request is this late.
+const NEVER: u64 = 3_600_000;
+
+struct Play {
+    group: Group,
+    now: u64,
+    /// What the test has to answer.
+    asked: Option<Request>,
+    ticket: Ticket,
+    name: Name,
+    said: Vec<String>,
+    /// What polls and looks show.
+    power: Power,
+    /// Polls show it: VCD has made it, or the last look found it.
+    made: bool,
+    /// How far each task is.
+    task: TaskState,
+}
+
+fn failed(kind: ErrorKind) -> Answer {
+    Err(error(kind))
+}
+
+fn started(task: Option<&str>) -> Answer {
+    play::started(Some("v/1".into()), task)
+}
+
+impl Passing for Play {
+    fn group(&mut self) -> (&mut Group, &mut u64) {
+        (&mut self.group, &mut self.now)
+    }
+
+    fn command(&mut self, command: Command) -> bool {
+        let (ticket, answer) = match command {
+            Command::Say(event) => {
+                self.said.push(event.text);
+                return false;
+            }
+            Command::Probe { ticket, .. } => {
+                self.group.probed(Time(self.now), ticket, Ok(()));
+                return false;
+            }
+            Command::Ask { ticket, request: Request::Poll { .. } } => {
+                (ticket, Reply::Poll(Poll { vms: self.vms(), ..Poll::default() }))
+            }
+            Command::Ask { ticket, request: Request::Tasks { tasks } } => {
+                assert!(!tasks.is_empty(), "nothing is asked");
+                let state = self.task.clone();
+                let tasks = tasks.into_iter().map(|href| Task { href, state: state.clone() }).collect();
+                (ticket, Reply::Tasks(tasks))
+            }
+            // Done at once.
+            Command::Ask { ticket, request: Request::Mark { .. } } => {
+                (ticket, Reply::Started(Started { vapp: None, task: None }))
+            }
+            Command::Ask { ticket, request } => {
+                if let Request::Create { name, .. } = &request {
+                    self.name = name.clone();
+                }
+                (self.ticket, self.asked) = (ticket, Some(request));
+                return true;
+            }
+        };
+        self.group.answer(Time(self.now), ticket, Ok(answer));
+        false
+    }
+}
+
+impl Play {
+    fn new() -> Play {
+        let mut play = Play::begin(None);
+        play.group.increase(Time(0), 1);
+        play
+    }
+
+    /// A group that finds a vApp of ours with this name, off, if one.
+    fn begin(leftover: Option<&str>) -> Play {
+        let policy = Policy { create_timeout: Duration::from_secs(24 * 3600), ..policy() };
+        let mut play = Play::playing(policy.clone());
+        if let Some(name) = leftover {
+            (play.name, play.made, play.power) = (name.into(), true, Power::Off);
+            let first = Poll { vms: play.vms(), ..Poll::default() };
+            play.group = Group::new(policy, 1, Time(0), &first);
+            play.made = false;
+        }
+        play
+    }
+
+    fn playing(policy: Policy) -> Play {
+        Play {
+            group: Group::new(policy, 1, Time(0), &Poll::default()),
+            now: 0,
+            asked: None,
+            ticket: 0,
+            name: "".into(),
+            said: Vec::new(),
+            power: Power::On,
+            made: false,
+            task: TaskState::Success,
+        }
+    }
+
+    fn state(&self) -> State {
+        self.group.update().next().unwrap().1
+    }
+
+    fn said(&self, text: &str) -> bool {
+        self.said.iter().any(|said| said.contains(text))
+    }
+
+    fn failures(&self) -> u32 {
+        self.group.standing(Time(self.now)).failures
+    }
+
+    /// The next request that the test has to answer, if it comes within so many milliseconds.
+    fn within(&mut self, ms: u64) -> Option<Request> {
+        self.pass(self.now + ms);
+        self.asked.take()
+    }
+
+    fn vms(&self) -> Vec<Vm> {
+        if self.made { vec![self.vm()] } else { Vec::new() }
+    }
+
+    fn vm(&self) -> Vm {
+        Vm { power: self.power, ..shown("v/1".into(), self.name.clone()) }
+    }
+
+    /// The next request has this name and comes after such a pause.
+    #[track_caller]
+    fn expect(&mut self, operation: &str, pause: RangeInclusive<u64>) -> Request {
+        let from = self.now;
+        let request = self.within(NEVER).unwrap_or_else(|| panic!("no {operation}"));
+        let took = self.now - from;
+        assert!(request.operation() == operation && pause.contains(&took), "{request:?} after {took} ms");
+        request
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        match &answer {
+            Ok(Reply::Started(_)) => self.made = true,
+            Ok(Reply::Vapps(vapps)) => self.made = !vapps.is_empty(),
+            _ => {}
+        }
+        self.group.answer(Time(self.now), self.ticket, answer);
+    }
+
+    fn vapp(&self, differs: bool, lacks_tpm: bool) -> Vapp {
+        let differs = differs.then(|| "1 CPU".to_string());
+        let made = Some(Made { vm: "m/v/1".into(), own: true, differs, lacks_tpm, external: None });
+        Vapp { made, ..play::vapp(&self.vm()) }
+    }
+
+    /// The answer to what was asked is lost: it is looked at a second later.
+    fn lost(mut self) -> Play {
+        self.answer(failed(ErrorKind::Ambiguous));
+        self.after(1_000, "look");
+        self
+    }
+
+    /// The host does not want it any more while a task is at work on it: that is to be cancelled.
+    fn gives_up(&mut self) -> Request {
+        self.decrease();
+        self.expect("look", AT_ONCE);
+        self.held("t/2");
+        self.expect("cancel", AT_ONCE)
+    }
+
+    /// A task is at work on it.
+    fn held(&mut self, task: &str) {
+        self.sees(|vapp| (vapp.busy, vapp.tasks) = (true, vec![task.into()]));
+    }
+
+    fn shows(&mut self, differs: bool, lacks_tpm: bool) {
+        let vapp = self.vapp(differs, lacks_tpm);
+        self.answer(Ok(Reply::Vapps(vec![vapp])));
+    }
+
+    /// Answers a look or find with what is usual but for this.
+    fn sees(&mut self, change: impl FnOnce(&mut Vapp)) {
+        let mut vapp = self.vapp(false, false);
+        change(&mut vapp);
+        self.answer(Ok(Reply::Vapps(vec![vapp])));
+    }
+
+    fn sees_nothing(&mut self) {
+        self.answer(Ok(Reply::Vapps(Vec::new())));
+    }
+
+    /// Nothing is asked for so long, then this at once.
+    #[track_caller]
+    fn after(&mut self, ms: u64, operation: &str) {
+        self.expect(operation, ms..=ms);
+    }
+
+    /// Time passes, and nothing is asked.
+    #[track_caller]
+    fn quiet(&mut self, ms: u64) {
+        let asked = self.within(ms);
+        assert!(asked.is_none(), "{asked:?}");
+    }
+
+    fn decrease(&mut self) {
+        let names = [self.name.clone()];
+        self.group.decrease(Time(self.now), &names);
+    }
+
+    fn resume(&mut self) {
+        let names = [self.name.clone()];
+        assert_eq!(self.group.resume(Time(self.now), &names).succeeded, names);
+    }
+
+    /// Up to the first look at a vApp that was made without hardware.
+    fn composed() -> Play {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        play.answer(failed(ErrorKind::TooMuch));
+        assert!(matches!(play.expect("create", AT_ONCE), Request::Create { whole: false, .. }));
+        play.power = Power::Off;
+        play.answer(started(None));
+        play.expect("look", AT_ONCE);
+        play
+    }
+
+    /// Up to the first delete of what was made badly.
+    fn scrapped() -> Play {
+        let mut play = Play::composed();
+        play.shows(true, false);
+        play.expect("configure", AT_ONCE);
+        play.answer(failed(ErrorKind::Failed));
+        play.expect("delete", AT_ONCE);
+        play
+    }
+
+    /// Up to the label of one that runs.
+    fn running() -> Play {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        play.answer(started(None));
+        play.expect("look", AT_ONCE);
+        play.shows(false, false);
+        assert!(play.within(20_000).is_none() && play.state() == State::Running);
+        play
+    }
+
+    /// Up to the request to resume it.
+    fn roused() -> Play {
+        let mut play = Play::tired();
+        play.answer(started(None));
+        play.expect("look", AT_ONCE);
+        play.power = Power::Suspended;
+        play.shows(false, false);
+        play.resume();
+        play.expect("power_on", AT_ONCE);
+        play
+    }
+
+    /// Up to the request to suspend it.
+    fn tired() -> Play {
+        let mut play = Play::running();
+        play.expect("label", 0..=30_000);
+        play.answer(Ok(Reply::Done));
+        let name = play.name.clone();
+        play.group.suspend(Time(play.now), &[name]);
+        play.expect("suspend", AT_ONCE);
+        play
+    }
+}
+
+#[test]
+fn a_create_is_repeated_looked_up_or_taken_apart() {
+    use ErrorKind::*;
+    for (kind, pause, failures) in [
+        (Limit, THROTTLED, 0),
+        (TooMuch, AT_ONCE, 0),
+        (Unavailable, BACKOFF, 0),
+        (Auth, BACKOFF, 0),
+        (Busy, BACKOFF, 0),
+        (Failed, BACKOFF, 1),
+        (State, BACKOFF, 1),
+        (Quota, QUOTA, 1),
+        (Forbidden, LONG, 1),
+        (Invalid, LONG, 1),
+        (NotFound, LONG, 1),
+    ] {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        play.answer(failed(kind));
+        let again = play.expect("create", pause);
+        assert!(matches!(again, Request::Create { whole, .. } if whole == (kind != TooMuch)), "{kind:?}");
+        assert_eq!(play.failures(), failures, "{kind:?}");
+        // A create that carries little and is still too much has failed.
+        if kind == TooMuch {
+            play.answer(failed(kind));
+            play.expect("create", BACKOFF);
+            assert_eq!(play.failures(), 1);
+        }
+    }
+    let mut play = Play::new();
+    play.expect("create", AT_ONCE);
+    play.answer(failed(Failed));
+    play.expect("create", BACKOFF);
+    play.answer(failed(Failed));
+    play.expect("create", BACKOFF_TWICE);
+    play.answer(failed(Failed));
+    // The breaker's minute is longer than the third pause.
+    play.expect("create", 60_000..=60_000);
+}
+
+#[test]
+fn an_unclear_create_is_looked_up_for_a_minute() {
+    for kind in [ErrorKind::Ambiguous, ErrorKind::Protocol, ErrorKind::Duplicate] {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        play.answer(failed(kind));
+        play.expect("find", 1_000..=1_000);
+        for _ in 0..12 {
+            play.answer(Ok(Reply::Vapps(Vec::new())));
+            play.expect("find", 5_000..=5_000);
+        }
+        play.answer(Ok(Reply::Vapps(Vec::new())));
+        play.expect("create", AT_ONCE);
+    }
+    for (power, next) in [(Power::On, "look"), (Power::Off, "power_on")] {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        play.answer(failed(ErrorKind::Ambiguous));
+        play.expect("find", 1_000..=1_000);
+        play.power = power;
+        play.shows(false, false);
+        play.expect(next, AT_ONCE);
+    }
+}
+
+#[test]
+fn what_is_made_without_hardware_is_given_each_thing_once() {
+    let mut play = Play::composed();
+    for (request, lacks) in [("configure", true), ("tpm", true), ("power_on", true)] {
+        play.shows(true, lacks);
+        play.expect(request, AT_ONCE);
+        play.answer(started(None));
+        play.expect("look", AT_ONCE);
+    }
+    play.power = Power::On;
+    play.shows(false, false);
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    assert!(play.within(20_000).is_none() && play.state() == State::Running);
+
+    let mut play = Play::composed();
+    play.shows(false, false);
+    play.expect("power_on", AT_ONCE);
+    play.answer(started(Some("t/1")));
+    play.power = Power::On;
+    play.expect("look", 1_000..=1_000);
+}
+
+#[test]
+fn a_fitting_that_fails_is_looked_at() {
+    use ErrorKind::*;
+    for (kind, pause) in [(Busy, 3_000..=3_000), (Unavailable, BACKOFF), (Auth, BACKOFF), (Limit, THROTTLED)] {
+        let mut play = Play::composed();
+        play.shows(true, false);
+        play.expect("configure", AT_ONCE);
+        play.answer(failed(kind));
+        play.expect("look", pause);
+        play.shows(true, false);
+        play.expect("configure", AT_ONCE);
+    }
+    let mut play = Play::composed();
+    play.shows(true, false);
+    play.expect("configure", AT_ONCE);
+    play.answer(failed(Ambiguous));
+    play.expect("look", 1_000..=1_000);
+    for _ in 0..12 {
+        play.shows(true, false);
+        play.expect("look", 5_000..=5_000);
+    }
+    play.shows(true, false);
+    play.expect("configure", AT_ONCE);
+
+    let mut play = Play::composed();
+    play.shows(false, true);
+    play.expect("tpm", AT_ONCE);
+    play.answer(failed(Failed));
+    play.expect("look", AT_ONCE);
+    play.shows(false, true);
+    play.expect("power_on", AT_ONCE);
+}
+
+#[test]
+fn a_delete_is_repeated_or_done_without_force() {
+    use ErrorKind::*;
+    for (kind, next, pause) in [
+        (Limit, "delete", THROTTLED),
+        (Busy, "look", 3_000..=3_000),
+        (Ambiguous, "look", BACKOFF),
+        (Protocol, "look", BACKOFF),
+        (Unavailable, "delete", BACKOFF),
+        (Quota, "delete", LONG),
+        (NotFound, "create", BACKOFF),
+        (Forbidden, "undeploy", AT_ONCE),
+        (Invalid, "undeploy", AT_ONCE),
+        (State, "undeploy", AT_ONCE),
+    ] {
+        let mut play = Play::scrapped();
+        play.answer(failed(kind));
+        assert_eq!(play.group.standing(Time(play.now)).throttled, u64::from(kind == Limit), "{kind:?}");
+        play.expect(next, pause);
+    }
+    let mut play = Play::scrapped();
+    play.answer(failed(Unavailable));
+    play.expect("delete", BACKOFF);
+    play.answer(failed(Unavailable));
+    play.expect("delete", BACKOFF_TWICE);
+
+    let mut play = Play::scrapped();
+    play.answer(failed(State));
+    play.expect("undeploy", AT_ONCE);
+    play.answer(failed(State));
+    play.expect("delete_stopped", BACKOFF);
+    play.answer(failed(State));
+    // By force again: VCD may have changed its mind.
+    play.expect("delete", BACKOFF_TWICE);
+    play.answer(failed(State));
+    play.expect("undeploy", AT_ONCE);
+    play.answer(started(None));
+    play.expect("look", AT_ONCE);
+    play.power = Power::On;
+    play.shows(false, false);
+    // It has not stopped it: that is one more failure.
+    play.expect("undeploy", 30_000..=50_000);
+    play.answer(started(None));
+    play.expect("look", AT_ONCE);
+    play.power = Power::Off;
+    play.shows(false, false);
+    play.expect("delete_stopped", AT_ONCE);
+}
+
+#[test]
+fn the_hardware_is_asked_for_three_times() {
+    let mut play = Play::new();
+    play.expect("create", AT_ONCE);
+    play.answer(started(None));
+    play.expect("look", AT_ONCE);
+    for _ in 0..2 {
+        play.answer(failed(ErrorKind::Unavailable));
+        play.expect("look", 5_000..=5_000);
+    }
+    play.answer(failed(ErrorKind::Unavailable));
+    assert!(play.within(20_000).is_none() && play.state() == State::Running);
+}
+
+#[test]
+fn the_label_is_tried_three_times_unless_it_cannot_work() {
+    let mut play = Play::running();
+    play.expect("label", 0..=30_000);
+    play.answer(failed(ErrorKind::Unavailable));
+    play.expect("label", BACKOFF);
+    play.answer(failed(ErrorKind::Unavailable));
+    play.expect("label", BACKOFF_TWICE);
+    play.answer(failed(ErrorKind::Unavailable));
+    assert!(play.within(NEVER).is_none());
+
+    let mut play = Play::running();
+    play.expect("label", 0..=30_000);
+    play.answer(failed(ErrorKind::Forbidden));
+    assert!(play.within(NEVER).is_none());
+}
+
+#[test]
+fn a_suspend_that_fails_is_repeated_looked_at_or_given_up() {
+    use ErrorKind::{Ambiguous, Auth, Busy, Failed, Limit, NotFound, Protocol, Unavailable};
+    for (kind, next, pause) in [
+        (Limit, "suspend", THROTTLED),
+        (Busy, "look", 3_000..=3_000),
+        (Ambiguous, "look", 1_000..=1_000),
+        (Protocol, "look", 1_000..=1_000),
+        (Unavailable, "suspend", BACKOFF),
+        (Auth, "suspend", BACKOFF),
+        (Failed, "look", AT_ONCE),
+    ] {
+        let mut play = Play::tired();
+        play.answer(failed(kind));
+        assert_eq!(play.group.standing(Time(play.now)).throttled, u64::from(kind == Limit), "{kind:?}");
+        assert_eq!(play.state(), if kind == Failed { State::Running } else { State::Suspending }, "{kind:?}");
+        play.expect(next, pause);
+        if kind == Ambiguous {
+            // It may yet be carried out.
+            for _ in 0..12 {
+                play.shows(false, false);
+                play.expect("look", 5_000..=5_000);
+            }
+            play.shows(false, false);
+            play.expect("suspend", AT_ONCE);
+        }
+    }
+    let mut play = Play::tired();
+    play.answer(failed(NotFound));
+    assert_eq!(play.state(), State::Deleted);
+
+    let mut play = Play::tired();
+    play.answer(started(None));
+    play.expect("look", AT_ONCE);
+    play.power = Power::Suspended;
+    play.shows(false, false);
+    assert_eq!(play.state(), State::Suspended);
+}
+
+#[test]
+fn a_cancel_is_repeated_unless_the_task_has_ended() {
+    use ErrorKind::{Busy, Invalid, NotFound, State, Unavailable};
+    for (kind, again) in [(Unavailable, true), (Busy, true), (NotFound, false), (Invalid, false), (State, false)] {
+        let mut play = Play::new();
+        play.task = TaskState::Running;
+        play.expect("create", AT_ONCE);
+        play.answer(started(Some("t/1")));
+        assert!(play.within(10_000).is_none());
+        // What its own document names.
+        assert_eq!(play.gives_up(), Request::Cancel { task: "t/2".into() });
+        play.answer(failed(kind));
+        if again {
+            play.expect("cancel", BACKOFF);
+            play.answer(Ok(Reply::Done));
+        }
+        assert!(play.within(20_000).is_none(), "{kind:?}");
+        play.task = TaskState::Success;
+        play.expect("delete", 0..=5_000);
+    }
+}
+
+#[test]
+fn a_task_that_is_given_up_late_is_not_asked_for_any_more() {
+    let mut play = Play::new();
+    play.task = TaskState::Running;
+    play.expect("create", AT_ONCE);
+    play.answer(started(Some("t/1")));
+    play.gives_up();
+    play.answer(Ok(Reply::Done));
+    // The machine slept: the question for tasks is overdue, and so is the end of the patience with this one.
+    play.now += 31 * 60_000;
+    play.group.tick(Time(play.now));
+    // Nobody saw it meanwhile: two minutes that are seen later it counts as stuck, and is looked at.
+    play.expect("look", 60_000..=120_000);
+}
+
+/// A create's answer that names another's vApp, or a task that is not its own: nothing is done to either.
+#[test]
+fn nothing_is_changed_that_its_own_document_does_not_show_to_be_ours() {
+    let made = |task: Option<&str>| {
+        let mut play = Play::new();
+        play.task = TaskState::Running;
+        play.expect("create", AT_ONCE);
+        play.answer(started(task));
+        play
+    };
+    let others = |play: &mut Play| {
+        let vapp = Vapp { name: "other".into(), description: Some("another's".into()), ..play.vapp(false, false) };
+        play.answer(Ok(Reply::Vapps(vec![vapp])));
+    };
+
+    // It is to be removed while the task goes on: no cancel, no delete.
+    let mut play = made(Some("t/1"));
+    let name = play.name.clone();
+    play.group.decrease(Time(play.now), &[name]);
+    play.expect("look", AT_ONCE);
+    others(&mut play);
+    assert_eq!(play.state(), State::Deleted);
+    assert!(play.within(60_000).is_none(), "nothing more");
+
+    // The task ends in an error: what it left is looked at, and left alone; it is made anew.
+    let mut play = made(Some("t/1"));
+    play.task = TaskState::Failed(failed(ErrorKind::Failed).unwrap_err());
+    play.expect("look", 0..=5_000);
+    others(&mut play);
+    play.expect("create", BACKOFF);
+
+    // Its document cannot be had: nothing is deleted on a guess.
+    let mut play = made(Some("t/1"));
+    play.task = TaskState::Failed(failed(ErrorKind::Failed).unwrap_err());
+    play.expect("look", 0..=5_000);
+    play.answer(failed(ErrorKind::Unavailable));
+    play.expect("look", BACKOFF);
+    play.shows(false, false);
+    play.expect("delete", AT_ONCE);
+
+    // Its document names no task: what the answer named is not cancelled, the vApp is deleted.
+    let mut play = made(Some("t/1"));
+    let name = play.name.clone();
+    play.group.decrease(Time(play.now), &[name]);
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    play.expect("delete", AT_ONCE);
+}
+
+#[test]
+fn a_resume_that_fails_is_repeated_or_looked_at() {
+    use ErrorKind::{Ambiguous, Auth, Busy, Failed, Limit, NotFound, Unavailable};
+    for (kind, next, pause) in [
+        (Limit, "power_on", THROTTLED),
+        (Busy, "look", 3_000..=3_000),
+        (Ambiguous, "look", 1_000..=1_000),
+        (Unavailable, "power_on", BACKOFF),
+        (Auth, "power_on", BACKOFF),
+        (Failed, "look", BACKOFF),
+        (NotFound, "", AT_ONCE),
+    ] {
+        let mut play = Play::roused();
+        play.answer(failed(kind));
+        if kind == NotFound {
+            assert_eq!(play.state(), State::Deleted);
+            continue;
+        }
+        assert_eq!(play.state(), State::Resuming, "{kind:?}");
+        assert_eq!(play.group.standing(Time(play.now)).throttled, u64::from(kind == Limit), "{kind:?}");
+        play.expect(next, pause);
+        if kind == Failed {
+            play.shows(false, false);
+            play.expect("power_on", AT_ONCE);
+        }
+    }
+}
+
+#[test]
+fn creates_wait_for_leftovers_but_not_for_ever() {
+    let mut play = Play::begin(Some("ci-abc12345"));
+    play.group.increase(Time(0), 1);
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    play.expect("delete", AT_ONCE);
+    play.answer(started(None));
+    // At the latest with the next poll.
+    play.expect("create", 0..=10_000);
+
+    let mut play = Play::begin(Some("ci-abc12345"));
+    play.group.increase(Time(0), 1);
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    // One that does not go holds nobody up.
+    play.expect("delete", AT_ONCE);
+    play.answer(failed(ErrorKind::Unavailable));
+    play.expect("create", AT_ONCE);
+}
+
+/// The tickets of all requests of this name that are handed out now.
+fn asked(group: &mut Group, operation: &str) -> Vec<Ticket> {
+    let ask = |command| match command {
+        Command::Ask { ticket, request } if request.operation() == operation => Some(ticket),
+        _ => None,
+    };
+    std::iter::from_fn(|| group.next_command()).filter_map(ask).collect()
+}
+
+#[test]
+fn four_names_are_looked_up_at_a_time() {
+    let policy = Policy { prefix: "ci".into(), max_creates: 6, max_operations: 9, ..Policy::default() };
+    let mut group = Group::new(policy, 1, Time(0), &Poll::default());
+    group.increase(Time(0), 7);
+    let creates = asked(&mut group, "create");
+    assert_eq!(creates.len(), 6);
+    for ticket in creates {
+        group.answer(Time(0), ticket, failed(ErrorKind::Ambiguous));
+    }
+    assert_eq!(asked(&mut group, "find").len(), 0);
+    group.tick(Time(999));
+    assert_eq!(asked(&mut group, "find").len(), 0);
+    group.tick(Time(1_000));
+    let finds = asked(&mut group, "find");
+    assert_eq!(finds.len(), 4);
+    group.answer(Time(1_000), finds[0], Ok(Reply::Vapps(Vec::new())));
+    assert_eq!(asked(&mut group, "find").len(), 1);
+}
+
+#[test]
+fn a_create_that_never_begins_is_given_up_after_three_times_its_timeout() {
+    let policy = Policy { prefix: "ci".into(), max_creates: 0, ..Policy::default() };
+    let mut play = Play::playing(policy);
+    play.group.increase(Time(0), 1);
+    play.quiet(3_599_999);
+    assert_eq!(play.state(), State::Creating);
+    play.quiet(1);
+    assert_eq!(play.state(), State::Timeout);
+}
+
+// Creates.
+
+#[test]
+fn what_goes_while_it_is_made_is_made_anew_after_a_pause() {
+    let boots: fn() -> Play = || {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        play.answer(started(None));
+        play.expect("look", AT_ONCE);
+        play
+    };
+    for begin in [boots, Play::composed] {
+        let mut play = begin();
+        play.sees_nothing();
+        play.expect("create", BACKOFF);
+        assert!(play.said("gone from VCD while it was being made; next try in"));
+    }
+    // What is not wanted any more is gone for good.
+    let mut play = boots();
+    play.decrease();
+    play.sees_nothing();
+    play.quiet(60_000);
+    assert_eq!(play.state(), State::Deleted);
+}
+
+#[test]
+fn a_try_that_would_come_too_late_is_told() {
+    for (timeout, text) in [(7, "no further try before create_timeout"), (13, "next try in")] {
+        let policy = Policy { create_timeout: Duration::from_secs(timeout), ..policy() };
+        let mut play = Play::playing(policy);
+        play.group.increase(Time(0), 1);
+        play.expect("create", AT_ONCE);
+        play.answer(failed(ErrorKind::Failed));
+        play.within(1);
+        assert!(play.said(text), "{:?}", play.said);
+    }
+}
+
+#[test]
+fn a_lost_create_is_taken_as_it_is_found() {
+    let lost = |whole: bool| {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        if !whole {
+            play.answer(failed(ErrorKind::TooMuch));
+            play.expect("create", AT_ONCE);
+            play.power = Power::Off;
+        }
+        play.answer(failed(ErrorKind::Ambiguous));
+        play.after(1_000, "find");
+        play
+    };
+    // Without hardware it is off: it is fitted.
+    let mut play = lost(false);
+    play.shows(true, false);
+    play.expect("configure", AT_ONCE);
+    // Its task is awaited first.
+    for (whole, next) in [(false, "configure"), (true, "")] {
+        let mut play = lost(whole);
+        play.task = TaskState::Running;
+        play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);
+        play.quiet(9_000);
+        play.task = TaskState::Success;
+        play.expect("look", 0..=3_000);
+        play.shows(!whole, false);
+        if whole {
+            play.quiet(10_000);
+            assert_eq!(play.state(), State::Running);
+        } else {
+            play.expect(next, AT_ONCE);
+        }
+    }
+    // Another's: nobody touches it.
+    let mut play = lost(true);
+    play.sees(|vapp| vapp.description = Some("another's".into()));
+    play.made = false;
+    assert_eq!(play.state(), State::Timeout);
+    play.quiet(60_000);
+    assert!(play.said("another's vApp has this name"));
+    // Found twice: one is used, the other deleted.
+    let mut play = lost(true);
+    let twin = |href: &str| Vapp { href: href.into(), ..play.vapp(false, false) };
+    play.answer(Ok(Reply::Vapps(vec![twin("v/1"), twin("v/2")])));
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    let request = play.expect("delete", AT_ONCE);
+    assert!(matches!(request, Request::Delete { vapp } if &*vapp == "v/2"));
+}
+
+#[test]
+fn a_vapp_that_goes_already_is_not_taken_for_a_create() {
+    // The first create's outcome was lost; it shows when the second is on its way, and is deleted.
+    let mut play = Play::new();
+    play.expect("create", AT_ONCE);
+    play.answer(failed(ErrorKind::Ambiguous));
+    play.after(1_000, "find");
+    for _ in 0..12 {
+        play.sees_nothing();
+        play.after(5_000, "find");
+    }
+    play.sees_nothing();
+    play.expect("create", AT_ONCE);
+    play.answer(failed(ErrorKind::NotFound));
+    play.made = true;
+    play.expect("look", 0..=10_000);
+    play.shows(false, false);
+    play.expect("delete", AT_ONCE);
+    play.expect("create", 200_000..=375_000);
+    play.answer(failed(ErrorKind::Ambiguous));
+    play.after(1_000, "find");
+    play.shows(false, false);
+    play.after(5_000, "find");
+}
+
+#[test]
+fn each_step_of_a_fitting_is_looked_at_but_the_last() {
+    let mut play = Play::composed();
+    for (request, lacks, pause) in [("configure", true, 1_000), ("tpm", true, 3_000)] {
+        play.shows(true, lacks);
+        play.expect(request, AT_ONCE);
+        play.answer(started(Some("t/1")));
+        play.expect("look", 0..=pause);
+    }
+    play.shows(true, true);
+    play.expect("power_on", AT_ONCE);
+    play.answer(started(Some("t/1")));
+    play.power = Power::On;
+    // Its hardware.
+    play.expect("look", 0..=3_000);
+    play.shows(true, true);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
+}
+
+#[test]
+fn a_fitting_may_be_carried_out_for_a_minute() {
+    for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "configure", 0)] {
+        let mut play = Play::composed();
+        play.shows(true, false);
+        play.expect("configure", AT_ONCE);
+        play.answer(failed(ErrorKind::Ambiguous));
+        play.after(1_000, "look");
+        play.quiet(ms - 1_000);
+        play.shows(true, false);
+        play.after(pause, next);
+    }
+    // What is not wanted any more is looked at once, then deleted.
+    let mut play = Play::composed();
+    play.shows(true, false);
+    play.expect("configure", AT_ONCE);
+    play.decrease();
+    play.answer(failed(ErrorKind::Ambiguous));
+    play.after(1_000, "look");
+    play.shows(true, false);
+    play.expect("delete", AT_ONCE);
+}
+
+#[test]
+fn a_create_that_failed_counts_unless_it_was_to_go_anyway() {
+    for wanted in [true, false] {
+        let mut play = Play::new();
+        play.task = TaskState::Running;
+        play.expect("create", AT_ONCE);
+        play.answer(started(Some("t/1")));
+        play.quiet(10_000);
+        if !wanted {
+            play.gives_up();
+            play.answer(Ok(Reply::Done));
+        }
+        play.task = TaskState::Failed(error(ErrorKind::Failed));
+        if wanted {
+            play.expect("look", 0..=3_000);
+            play.shows(false, false);
+            play.expect("delete", AT_ONCE);
+        } else {
+            play.expect("delete", 0..=3_000);
+        }
+        // That VMs made in steps do not fail is not known yet.
+        assert_eq!(play.failures(), 0);
+        assert_eq!(play.said("it is to be removed anyway"), !wanted);
+    }
+}
+
+// Looks.
+
+#[test]
+fn hardware_is_compared_once_and_never_after_a_resume() {
+    let mut play = Play::new();
+    play.expect("create", AT_ONCE);
+    play.answer(started(None));
+    play.expect("look", AT_ONCE);
+    play.answer(failed(ErrorKind::Unavailable));
+    play.after(5_000, "look");
+    assert!(play.said("asked again") && !play.said("not compared"));
+    play.answer(failed(ErrorKind::Unavailable));
+    play.after(5_000, "look");
+    assert!(!play.said("not compared"));
+    play.answer(failed(ErrorKind::Unavailable));
+    // Polls do not show it: the looks that follow are of another kind.
+    play.made = false;
+    play.expect("look", 2_000..=10_000);
+    assert!(play.said("its hardware is not compared"));
+    play.answer(failed(ErrorKind::Unavailable));
+    play.expect("look", BACKOFF);
+    play.shows(true, false);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
+
+    let mut play = Play::roused();
+    play.answer(started(Some("t/1")));
+    (play.made, play.power) = (false, Power::On);
+    play.expect("look", 5_000..=20_000);
+    play.answer(failed(ErrorKind::Unavailable));
+    play.expect("look", BACKOFF);
+    play.shows(true, false);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
+}
+
+// Suspended and resumed.
+
+#[test]
+fn a_look_tells_what_became_of_a_lost_suspend() {
+    let lost = || Play::tired().lost();
+    // Busy, and VCD tells no task: as long as it may be the request, it is looked at again.
+    for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "suspend", 0)] {
+        for busy in [false, true] {
+            let mut play = lost();
+            play.quiet(ms - 1_000);
+            play.sees(|vapp| vapp.busy = busy);
+            play.after(pause, next);
+        }
+    }
+    // Its task is awaited, then it is looked at again.
+    let mut play = lost();
+    play.task = TaskState::Running;
+    play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Suspending);
+    play.task = TaskState::Success;
+    play.power = Power::Suspended;
+    play.expect("look", 0..=3_000);
+    play.shows(false, false);
+    assert_eq!(play.state(), State::Suspended);
+    // It is suspended, but VCD is not done with it.
+    for (ms, state) in [(59_999, State::Suspending), (60_000, State::Suspended)] {
+        let mut play = lost();
+        play.quiet(ms - 1_000);
+        play.power = Power::Suspended;
+        play.sees(|vapp| vapp.busy = true);
+        assert_eq!(play.state(), state);
+        if state == State::Suspending {
+            play.after(5_000, "look");
+            play.shows(false, false);
+            assert_eq!(play.state(), State::Suspended);
+        }
+    }
+    // It is to go, and goes as the look has shown it.
+    let mut play = lost();
+    play.decrease();
+    play.power = Power::Suspended;
+    play.shows(false, false);
+    play.expect("delete", AT_ONCE);
+}
+
+#[test]
+fn a_look_tells_what_became_of_a_lost_resume() {
+    let lost = || Play::roused().lost();
+    for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "power_on", 0)] {
+        for busy in [false, true] {
+            let mut play = lost();
+            play.quiet(ms - 1_000);
+            play.sees(|vapp| vapp.busy = busy);
+            play.after(pause, next);
+        }
+    }
+    // It is on, but VCD is not done with it.
+    let mut play = lost();
+    play.power = Power::On;
+    play.sees(|vapp| vapp.busy = true);
+    play.after(5_000, "look");
+    play.shows(false, false);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
+    // Its task is awaited, then it is looked at again.
+    let mut play = lost();
+    play.task = TaskState::Running;
+    play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);
+    play.quiet(20_000);
+    play.task = TaskState::Success;
+    play.power = Power::On;
+    play.expect("look", 0..=3_000);
+    play.shows(false, false);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
+}
+
+#[test]
+fn a_suspend_that_failed_and_worked_is_resumed_however_long_that_takes() {
+    const DAY: u64 = 24 * 3600 * 1000;
+    // VCD refused it, yet it is suspended: the host was told that it runs.
+    let mut play = Play::tired();
+    play.answer(failed(ErrorKind::Failed));
+    assert_eq!(play.state(), State::Running);
+    play.expect("look", AT_ONCE);
+    play.power = Power::Suspended;
+    play.shows(false, false);
+    assert_eq!(play.state(), State::Resuming);
+    play.expect("power_on", AT_ONCE);
+    play.quiet(2 * DAY);
+    assert_eq!(play.state(), State::Resuming);
+    // The host wants it again while VCD is at it.
+    let mut play = Play::tired();
+    play.task = TaskState::Running;
+    play.answer(started(Some("t/1")));
+    play.quiet(10_000);
+    play.resume();
+    play.quiet(20_000);
+    play.task = TaskState::Success;
+    play.power = Power::Suspended;
+    play.expect("power_on", 0..=3_000);
+    assert!(play.said("VCD suspends it") && !play.said("VCD resumes it"));
+    assert_eq!(play.state(), State::Resuming);
+}
+
+#[test]
+fn a_suspend_that_fails_does_not_bring_back_what_is_to_go() {
+    let mut play = Play::tired();
+    play.decrease();
+    play.answer(failed(ErrorKind::Failed));
+    assert_eq!(play.state(), State::Deleting);
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    play.expect("delete", AT_ONCE);
+}

@@ -1,0 +1,874 @@
+//! What is done next, and when, to the millisecond: slots, pauses, deadlines, and how often VCD is asked. One group in
+//! virtual time; polls that nothing asks for are a day apart, so that each step is taken at a time of its own or not at all.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use crate::play::*;
+use fleeting_plugin_vcd::cloud::*;
+use fleeting_plugin_vcd::group::*;
+use std::time::Duration;
+
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+
+/// Nothing but its own time brings a step.
+fn lone() -> Policy {
+    Policy { reconcile_interval: Duration::from_secs(24 * 3600), ..policy() }
+}
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// These many run.
+fn fleet(n: u32) -> Vec<Vm> {
+    (1..=n).map(vm).collect()
+}
+
+fn in_seconds(times: &[u64]) -> Vec<u64> {
+    times.iter().map(|ms| ms / SECOND).collect()
+}
+
+impl Play {
+    /// One that VCD makes: a task works on its create.
+    fn making(policy: Policy) -> Play {
+        let mut play = Play::holding(policy, Vec::new(), &["create"]);
+        play.increase(1);
+        let document = vapp(&shown(href(1), play.created()));
+        play.documents.insert(href(1), Vapp { busy: true, tasks: vec!["t/1".into()], ..document });
+        play.begin("create", Some(href(1)), "t/1");
+        play
+    }
+
+    /// The name of what VCD made last.
+    fn made_last(&self) -> Name {
+        self.vms.last().unwrap().vapp_name.clone()
+    }
+
+    fn counts(&self, operations: [&str; 2]) -> [usize; 2] {
+        operations.map(|operation| self.times(operation).len())
+    }
+
+    /// The operation is asked for first just then.
+    #[track_caller]
+    fn first(&mut self, operation: &str, at: u64) {
+        self.before(at);
+        assert_eq!(self.times(operation), [] as [u64; 0], "{operation}");
+        self.to(at);
+        assert_eq!(self.times(operation), [at], "{operation}");
+    }
+}
+
+// Slots.
+
+#[test]
+fn deletes_have_all_slots_until_a_create_waits_and_one_then() {
+    for (limits, removed_first, accepted_first) in [
+        ([3, 5, 4], [4, 0], [1, 3]),
+        ([9, 9, 4], [4, 0], [0, 4]),
+        ([3, 2, 9], [2, 3], [2, 3]),
+        ([1, 9, 9], [9, 0], [8, 1]),
+        ([3, 5, 1], [1, 0], [0, 1]),
+        ([3, 5, 2], [2, 0], [0, 2]),
+    ] {
+        let [max_creates, max_deletes, max_operations] = limits;
+        for (first, asked) in [(true, removed_first), (false, accepted_first)] {
+            let policy = Policy { max_creates, max_deletes, max_operations, ..lone() };
+            let mut play = Play::holding(policy, fleet(10), &["create", "delete"]);
+            let names = play.names();
+            if first {
+                play.decrease(&names);
+            }
+            play.increase(10);
+            play.decrease(&names);
+            assert_eq!(play.counts(["delete", "create"]), asked, "{limits:?} {first}");
+        }
+    }
+}
+
+#[test]
+fn a_create_holds_its_slot_until_its_guest_boots() {
+    let policy = Policy { max_creates: 1, ..lone() };
+    let mut play = Play::holding(policy, Vec::new(), &["create", "find", "tasks", "look"]);
+    play.increase(2);
+    let first = play.created();
+    play.fail("create", ErrorKind::Ambiguous);
+    play.to(SECOND);
+    assert_eq!(play.counts(["create", "find"]), [1, 1], "it is looked up");
+    let document = Vapp { power: Power::Off, ..vapp(&shown(href(1), first)) };
+    let busy = Vapp { tasks: vec!["t/1".into()], ..document.clone() };
+    play.release("find", Some(Ok(Reply::Vapps(vec![busy]))));
+    assert_eq!(play.counts(["create", "tasks"]), [1, 1], "VCD makes it");
+    play.release("tasks", Some(Ok(Reply::Tasks(vec![Task { href: "t/1".into(), state: TaskState::Success }]))));
+    assert_eq!(play.counts(["create", "look"]), [2, 1], "it boots");
+}
+
+#[test]
+fn a_task_holds_a_slot_until_it_has_ended() {
+    let mut play = Play::new(Policy { max_operations: 2, ..lone() }, fleet(3));
+    let names = play.names();
+    play.suspend();
+    assert_eq!(play.times("suspend"), [0, 0]);
+    play.decrease(&names[2..]);
+    play.to(30 * SECOND);
+    assert_eq!(play.counts(["suspend", "delete"]), [2, 0]);
+    play.tasks = TaskState::Success;
+    play.to(33 * SECOND);
+    assert_eq!(play.counts(["suspend", "delete"]), [2, 1], "the next in turn");
+
+    let mut play = Play::holding(Policy { max_operations: 1, ..lone() }, fleet(2), &["delete"]);
+    let names = play.names();
+    play.decrease(&names[..1]);
+    play.suspend_those(&names[1..]);
+    play.begin("delete", None, "t/1");
+    play.to(30 * SECOND);
+    assert_eq!(play.counts(["delete", "suspend"]), [1, 0]);
+    play.documents.remove(&href(1));
+    play.tasks = TaskState::Success;
+    play.to(34 * SECOND);
+    assert_eq!(play.counts(["delete", "suspend"]), [1, 1]);
+}
+
+#[test]
+fn at_the_end_only_requests_on_the_wire_hold_slots() {
+    let mut play = Play::holding(lone(), fleet(10), &["delete", "create"]);
+    play.increase(3);
+    play.shutdown();
+    assert_eq!(play.counts(["create", "delete"]), [3, 1]);
+    for (n, deletes) in [(1, 2), (2, 3), (3, 4)] {
+        play.begin("create", Some(format!("v/made-{n}").into()), "t/1");
+        assert_eq!(play.counts(["create", "delete"]), [3, deletes]);
+    }
+    for deletes in 5..=10 {
+        play.begin("delete", None, "t/2");
+        assert_eq!(play.times("delete").len(), deletes, "VCD queues the tasks");
+    }
+    // Suspends that VCD works on are stopped, and hold nothing up.
+    let mut play = Play::holding(lone(), fleet(10), &["delete"]);
+    play.suspend();
+    assert_eq!(play.times("suspend").len(), 4);
+    play.shutdown();
+    assert_eq!(play.counts(["cancel", "delete"]), [4, 4]);
+}
+
+#[test]
+fn nothing_is_suspended_or_resumed_at_the_end() {
+    let policy = Policy { on_shutdown: OnShutdown::Keep, ..policy() };
+    for asleep in [false, true] {
+        let power = if asleep { Power::Suspended } else { Power::On };
+        let mut play = Play::new(policy.clone(), vec![Vm { power, ..vm(1) }]);
+        play.deaf = true;
+        play.to(15 * SECOND);
+        if asleep {
+            play.resume()
+        } else {
+            play.suspend()
+        }
+        play.shutdown();
+        play.deaf = false;
+        play.to(MINUTE);
+        assert_eq!(play.counts(["suspend", "power_on"]), [0, 0]);
+        assert!(play.group.stopped());
+    }
+}
+
+#[test]
+fn four_looks_at_a_time() {
+    let six = Policy { max_creates: 6, max_operations: 9, ..lone() };
+    let many = |holds: &[&'static str]| {
+        let mut play = Play::holding(six.clone(), Vec::new(), holds);
+        play.increase(6);
+        play
+    };
+    let strangers = || {
+        let vms = fleet(6).into_iter().map(|vm| Vm { description: String::new(), ..vm }).collect();
+        Play::holding(lone(), vms, &["look"])
+    };
+    let leaving = || {
+        let mut play = Play::holding(lone(), fleet(6), &["look"]);
+        let names = play.names();
+        play.decrease(&names);
+        play
+    };
+    let fitting = || {
+        let mut play = Play::holding(six.clone(), Vec::new(), &["create", "look"]);
+        play.increase(1);
+        play.fail("create", ErrorKind::TooMuch);
+        play.release("create", None);
+        play.holds = vec!["look"];
+        play.increase(5);
+        play
+    };
+    let unproven = || {
+        let mut play = Play::holding(six.clone(), fleet(6), &["look"]);
+        play.suspend();
+        play
+    };
+    let checked = || many(&["look"]);
+    let missing = |running: bool| {
+        let mut play = many(&[]);
+        play.port = running;
+        play.to(10 * SECOND);
+        (play.hidden, play.holds) = (true, vec!["look"]);
+        play.asked.clear();
+        for n in 1..=3 {
+            play.to(10 * SECOND + n * 24 * HOUR);
+        }
+        play
+    };
+    let plays: [(&str, Play); 6] = [
+        ("strangers", strangers()),
+        ("leaving", leaving()),
+        ("unproven", unproven()),
+        ("checked", checked()),
+        ("missing", missing(true)),
+        ("fitting", fitting()),
+    ];
+    for (what, mut play) in plays {
+        assert_eq!(play.held.len(), 4, "{what}");
+        play.fail("look", ErrorKind::Unavailable);
+        assert_eq!(play.held.len(), 4, "{what}");
+        assert_eq!(play.times("look").len(), 5, "{what}");
+    }
+}
+
+#[test]
+fn sixteen_probes_at_a_time() {
+    let policy = Policy { max_creates: 20, max_operations: 30, ..lone() };
+    let mut play = Play::holding(policy, Vec::new(), &["probe"]);
+    play.increase(20);
+    play.to(2 * SECOND);
+    assert_eq!(play.probes.len(), 16);
+    for (answered, left) in [(1, 17), (2, 18), (3, 19), (4, 20), (5, 20)] {
+        play.probed();
+        assert_eq!(play.times("probe").len(), left, "one at a time for each: {answered}");
+    }
+}
+
+#[test]
+fn a_probe_that_answers_late_counts_for_what_is_known_by_then() {
+    let probing = || {
+        let mut play = Play::booting(|play| play.holds = vec!["probe", "look"]);
+        play.release("look", None);
+        play.to(3 * SECOND);
+        assert_eq!(play.probes.len(), 1);
+        play
+    };
+    let mut play = probing();
+    play.probed();
+    assert_eq!((play.states(), play.said("running, 3 s after it was accepted")), (vec![State::Running], 1));
+    // Customization goes on after all.
+    let mut play = probing();
+    play.vms[0].customization = Customization::Working;
+    play.to(5 * SECOND).probed();
+    assert_eq!((play.states(), play.probes.len()), (vec![State::Creating], 0));
+    play.vms[0].customization = Customization::Complete;
+    play.to(7 * SECOND).probed();
+    assert_eq!(play.states(), [State::Running]);
+    // It is not wanted any more.
+    let mut play = probing();
+    play.hidden = true;
+    play.until("look", 2);
+    let names = play.names();
+    play.decrease(&names);
+    play.probed();
+    assert_eq!((play.states(), play.said("after it was accepted")), (vec![State::Deleting], 0));
+}
+
+#[test]
+fn a_silent_guest_is_taken_if_a_poll_showed_it_so_at_the_end_of_its_grace() {
+    for (last, taken) in [(118, false), (120, true)] {
+        let mut play = Play::booting(|_| {});
+        play.vms[0].customization = Customization::Pending;
+        play.to((last + 1) * SECOND).deaf = true;
+        assert_eq!(play.before(125 * SECOND).states(), [State::Creating]);
+        play.to(125 * SECOND);
+        assert_eq!((play.times("probe")[0], play.states() == [State::Running]), (60 * SECOND, taken));
+    }
+}
+
+// Pauses.
+
+#[test]
+fn the_operation_limit_pauses_all_changes_to_the_moment() {
+    let limit = || Some(Err(VcdError { retry_after: Some(secs(97)), ..error(ErrorKind::Limit) }));
+    for operation in ["create", "delete", "suspend", "power_on"] {
+        let power = if operation == "power_on" { Power::Suspended } else { Power::On };
+        let mut play = Play::new(lone(), vec![Vm { power, ..vm(1) }]);
+        play.holds = vec![operation];
+        let names = play.names();
+        match operation {
+            "create" => play.increase(1),
+            "delete" => play.decrease(&names),
+            "suspend" => play.suspend(),
+            _ => play.resume(),
+        }
+        play.release(operation, limit());
+        assert_eq!(play.before(97 * SECOND).times(operation), [0], "{operation}");
+        assert_eq!(play.to(97 * SECOND).times(operation), [0, 97 * SECOND], "{operation}");
+    }
+}
+
+#[test]
+fn after_three_failures_one_create_at_a_time_is_tried() {
+    let mut play = Play::holding(lone(), Vec::new(), &["create"]);
+    play.increase(3);
+    play.to(SECOND);
+    for _ in 0..3 {
+        play.fail("create", ErrorKind::Failed);
+    }
+    assert_eq!(play.group.standing(Time(play.now)).failures, 1, "what was under way together is one event");
+    for failures in [2, 3] {
+        play.until("create", play.times("create").len() + 1);
+        while !play.held.is_empty() {
+            play.fail("create", ErrorKind::Failed);
+        }
+        assert_eq!(play.group.standing(Time(play.now)).failures, failures);
+    }
+    let (opened, tried) = (play.now, play.times("create").len());
+    assert_eq!(play.said("no VM is created for 60 s, then one is tried; deletes go on. The last failure, of "), 1);
+    play.before(opened + MINUTE);
+    assert_eq!(play.times("create").len(), tried);
+    play.to(opened + 3 * MINUTE);
+    assert_eq!(play.times("create").len(), tried + 1, "one");
+    play.fail("create", ErrorKind::Failed);
+    let opened = play.now;
+    play.before(opened + 2 * MINUTE);
+    assert_eq!(play.times("create").len(), tried + 1);
+    (play.holds, play.port) = (vec![], false);
+    play.to(opened + 2 * MINUTE + 20 * SECOND);
+    assert_eq!(play.times("create").len(), tried + 2, "its guest decides");
+    play.port = true;
+    play.to(play.now + 2 * MINUTE);
+    assert_eq!((play.states(), play.times("create").len()), (vec![State::Running; 3], tried + 4), "all go on");
+}
+
+#[test]
+fn only_a_new_guest_that_is_wanted_decides_for_the_breaker() {
+    let mut play = Play::new(lone(), vec![Vm { power: Power::Suspended, ..vm(1) }]);
+    play.holds = vec!["create", "look", "delete"];
+    (play.tasks, play.port) = (TaskState::Success, false);
+    play.increase(12);
+    // One is made and awaits its first look; the others fail, one after another.
+    play.release("create", None);
+    while play.group.standing(Time(play.now)).breaker.is_none() {
+        play.to(play.now + 1);
+        play.fail("create", ErrorKind::NotFound);
+    }
+    let failed = play.times("create").len();
+    assert_eq!(play.group.standing(Time(play.now)).failures, 3);
+    while !play.held.iter().all(|(_, request)| request.operation() == "look") {
+        play.fail("create", ErrorKind::NotFound);
+    }
+    play.before(60 * SECOND);
+    // One boots again.
+    play.resume_those(&[name(1)]);
+    assert_eq!(play.times("create").len(), failed);
+    play.to(400 * SECOND);
+    assert_eq!(play.times("create").len(), failed, "it may run");
+    let made = play.made_last();
+    play.decrease(&[made]);
+    assert_eq!(play.times("create").len(), failed + 1, "it is not wanted any more");
+}
+
+#[test]
+fn creates_are_held_for_leftovers_to_the_moment() {
+    let policy = Policy { startup_cleanup_timeout: secs(253), ..lone() };
+    let mut play = Play::holding(policy.clone(), vec![Vm { power: Power::Off, ..vm(1) }], &["look"]);
+    play.increase(1);
+    play.first("create", 253 * SECOND);
+    // The last leftover goes: at once. What was found running holds nothing up.
+    let mut play = Play::holding(policy, vec![Vm { power: Power::Off, ..vm(1) }, vm(2)], &["delete"]);
+    play.increase(1);
+    assert_eq!(play.to(100 * SECOND).times("create"), [] as [u64; 0]);
+    play.release("delete", None);
+    assert_eq!(play.times("create"), [100 * SECOND]);
+}
+
+#[test]
+fn changes_wait_for_vcd_to_be_reached_but_not_at_the_end() {
+    for change in ["create", "delete", "suspend"] {
+        let mut play = Play::new(policy(), fleet(2));
+        play.deaf = true;
+        play.to(15 * SECOND);
+        let names = play.names();
+        match change {
+            "create" => play.increase(1),
+            "delete" => play.decrease(&names[..1]),
+            _ => play.suspend_those(&names[..1]),
+        }
+        play.to(19 * SECOND);
+        play.deaf = false;
+        play.first(change, 20 * SECOND);
+    }
+    let mut play = Play::new(policy(), fleet(2));
+    play.deaf = true;
+    play.to(15 * SECOND).shutdown();
+    assert_eq!(play.times("delete"), [15 * SECOND; 2]);
+}
+
+// Deadlines.
+
+#[test]
+fn a_create_is_given_up_so_long_after_its_first_try() {
+    let policy = Policy { create_timeout: secs(100), ready_timeout: secs(1000), ..lone() };
+    // What hangs in VCD has failed; what was not begun, or is not known to be, has not.
+    for (place, failures) in [("retry", 1), ("find", 0), ("task", 1), ("fitting", 1), ("boot", 1)] {
+        let mut play = Play::holding(policy.clone(), Vec::new(), &["create", "find"]);
+        play.port = false;
+        play.to(7 * SECOND).increase(1);
+        match place {
+            "retry" => play.fail("create", ErrorKind::Failed),
+            "find" => play.fail("create", ErrorKind::Ambiguous),
+            "task" => play.begin("create", Some(href(1)), "t/1"),
+            "fitting" => {
+                play.holds.push("look");
+                play.fail("create", ErrorKind::TooMuch);
+                play.release("create", None);
+            }
+            _ => play.release("create", None),
+        }
+        play.before(107 * SECOND);
+        assert_eq!(play.states(), [State::Creating], "{place}");
+        assert_eq!(play.to(107 * SECOND).states(), [State::Timeout], "{place}");
+        assert_eq!(play.group.standing(Time(play.now)).failures, failures, "{place}");
+        // The first cause counts.
+        let names = play.names();
+        play.decrease(&names);
+        assert_eq!((play.states(), play.said("removal asked for")), (vec![State::Timeout], 0), "{place}");
+    }
+    // Each further try is within the same time.
+    let mut play = Play::holding(policy, Vec::new(), &["create"]);
+    play.to(7 * SECOND).increase(1);
+    play.fail("create", ErrorKind::Unavailable);
+    play.until("create", 2);
+    assert!((14_500..=19_500).contains(&play.now));
+    play.before(107 * SECOND);
+    assert_eq!(play.states(), [State::Creating]);
+    assert_eq!(play.to(107 * SECOND).states(), [State::Timeout]);
+}
+
+#[test]
+fn a_guest_that_is_not_ready_in_time_is_cleared_away_in_that_moment() {
+    let policy = Policy { ready_timeout: Duration::from_millis(97_500), ..lone() };
+    let mut play = Play::new(policy, Vec::new());
+    play.increase(1);
+    play.vms[0].customization = Customization::Working;
+    play.first("delete", 97_500);
+    assert_eq!((play.states(), play.said("not ready within ready_timeout")), (vec![State::Creating], 1));
+}
+
+#[test]
+fn a_silent_guest_is_probed_from_the_minute_on() {
+    let mut play = Play::new(lone(), Vec::new());
+    play.port = false;
+    play.to(500).increase(1);
+    play.vms[0].customization = Customization::Pending;
+    play.first("probe", 60_500);
+}
+
+#[test]
+fn a_resume_that_does_not_begin_ends_nothing() {
+    let policy = Policy { create_timeout: secs(100), ..policy() };
+    let mut play = Play::new(policy, vec![Vm { power: Power::Suspended, ..vm(1) }]);
+    play.holds = vec!["power_on"];
+    play.to(7 * SECOND).resume();
+    // VCD refuses it for a day; what else it may be is looked at each time.
+    while play.now < 24 * HOUR {
+        if !play.held.is_empty() {
+            play.fail("power_on", ErrorKind::Quota);
+        }
+        play.to(play.now + MINUTE);
+    }
+    assert_eq!((play.states(), play.deleted()), (vec![State::Resuming], vec![]));
+    assert!(play.times("power_on").len() < 24 * 16, "each five minutes, less or more");
+    assert!(play.view().stuck.unwrap() > secs(23 * 3600));
+    play.holds.clear();
+    (play.tasks, play.vms[0].power) = (TaskState::Success, Power::On);
+    play.to(play.now + 10 * MINUTE);
+    assert_eq!((play.states(), play.view().stuck), (vec![State::Running], None));
+}
+
+#[test]
+fn what_may_have_come_back_unseen_is_not_given_up() {
+    for hidden in [false, true] {
+        let mut play = Play::new(policy(), vec![Vm { power: Power::Suspended, ..vm(1) }]);
+        (play.port, play.tasks) = (false, TaskState::Success);
+        play.resume();
+        assert_eq!(play.to(SECOND).states(), [State::Resuming]);
+        (play.hidden, play.deaf) = (hidden, !hidden);
+        play.documents.get_mut(&href(1)).unwrap().power = Power::On;
+        // Nobody sees it for an hour: its time stands still.
+        play.to(HOUR);
+        assert_eq!(play.states(), [State::Resuming]);
+        (play.hidden, play.deaf) = (false, false);
+        play.show(Power::On, false).to(HOUR + 9 * MINUTE);
+        assert_eq!(play.states(), [State::Resuming]);
+        play.to(HOUR + 12 * MINUTE);
+        assert_eq!(
+            (play.states(), play.view().cause),
+            (vec![State::Deleted], Some("unhealthy")),
+            "seen, and not ready"
+        );
+    }
+}
+
+#[test]
+fn ten_minutes_of_illness_end_it_in_that_moment() {
+    let policy = Policy { reconcile_interval: secs(7), ..policy() };
+    let mut play = Play::new(policy, fleet(1));
+    play.show(Power::Off, false);
+    play.before(607 * SECOND);
+    assert_eq!((play.states(), play.times("look")), (vec![State::Running], vec![]));
+    play.to(607 * SECOND);
+    assert_eq!((play.times("look"), play.times("delete")), (vec![607 * SECOND], vec![607 * SECOND]));
+}
+
+#[test]
+fn what_is_deleted_is_told_for_five_minutes() {
+    let mut play = Play::new(lone(), fleet(1));
+    let names = play.names();
+    play.to(7 * SECOND).decrease(&names);
+    assert_eq!(play.before(307 * SECOND).states(), [State::Deleted]);
+    assert_eq!(play.to(307 * SECOND).states(), []);
+    assert!(play.group.views(Time(play.now)).is_empty());
+    // Strays are forgotten when they are gone.
+    let play = Play::new(lone(), vec![Vm { power: Power::Off, ..vm(1) }]);
+    assert_eq!((play.deleted(), play.strays().len()), (vec!["v/1"], 0));
+}
+
+// Tasks.
+
+#[test]
+fn a_task_that_does_not_end_is_cancelled_after_half_an_hour_and_left_after_another() {
+    let mut play = Play::new(lone(), fleet(1));
+    play.to(7 * SECOND).suspend();
+    play.first("cancel", 7 * SECOND + 30 * MINUTE);
+    assert_eq!(play.said("VCD does not end what it does to it"), 1);
+    // Its slot was given back after ten minutes. It is looked at, and VCD has forgotten the task: it is suspended anew.
+    play.to(play.now + 3 * MINUTE);
+    assert_eq!(play.times("suspend"), [7 * SECOND, 7 * SECOND + 32 * MINUTE]);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Suspending], vec![]));
+
+    // A resume's deadline does not count while VCD works on it.
+    let mut play = Play::new(lone(), vec![Vm { power: Power::Suspended, ..vm(1) }]);
+    play.resume();
+    play.first("cancel", 30 * MINUTE);
+    assert_eq!(play.states(), [State::Resuming]);
+
+    // A delete is not cut off before.
+    let mut play = Play::holding(lone(), fleet(1), &["delete"]);
+    let names = play.names();
+    play.to(7 * SECOND).decrease(&names);
+    play.begin("delete", None, "t/1");
+    play.documents.get_mut(&href(1)).unwrap().tasks = vec!["t/1".into()];
+    play.first("cancel", 7 * SECOND + 30 * MINUTE);
+    // It goes on all the same: it is cancelled again, ever later.
+    play.to(24 * HOUR);
+    let cancels = play.times("cancel").len();
+    assert!((20..40).contains(&cancels), "{cancels}");
+    assert_eq!(play.times("delete").len(), 1);
+    assert_eq!(play.group.standing(Time(play.now)).deletes.used, 0, "it holds nobody up");
+}
+
+#[test]
+fn a_create_that_is_not_wanted_is_cancelled_at_once_and_one_that_is_only_by_its_deadline() {
+    let mut play = Play::making(lone());
+    let names = play.names();
+    play.to(7 * SECOND).decrease(&names);
+    assert_eq!(play.times("cancel"), [7 * SECOND]);
+    assert_eq!(play.before(7 * SECOND + 2 * MINUTE).counts(["cancel", "look"]), [1, 1]);
+    assert_eq!(play.group.standing(Time(play.now)).creates.used, 1);
+    assert_eq!(play.to(7 * SECOND + 2 * MINUTE).counts(["cancel", "look"]), [2, 2], "it is stuck");
+    assert_eq!(play.group.standing(Time(play.now)).creates.used, 0);
+
+    let mut play = Play::making(Policy { create_timeout: secs(2 * 3600), ..lone() });
+    play.first("cancel", 2 * HOUR);
+}
+
+#[test]
+fn tasks_are_asked_for_closely_at_first_and_by_the_youngest() {
+    let mut play = Play::new(lone(), fleet(2));
+    play.to(11 * SECOND);
+    let names = play.names();
+    play.suspend_those(&names[..1]);
+    play.to(90 * SECOND);
+    let close = [11, 12, 13, 14, 17, 20, 23, 26, 29, 32, 35, 38, 41, 44, 47, 50, 53, 56, 59, 62, 65, 68];
+    let tasks = in_seconds(&play.times("tasks"));
+    assert_eq!((&tasks[..22], &tasks[22..]), (&close[..], &[73, 78, 83, 88][..]));
+    play.suspend_those(&names[1..]);
+    play.to(100 * SECOND);
+    assert_eq!(in_seconds(&play.times("tasks"))[26..], [90, 91, 92, 93, 96, 99]);
+}
+
+#[test]
+fn questions_for_tasks_that_fail_are_repeated_later_and_later() {
+    let mut play = Play::new(lone(), fleet(1));
+    play.to(11 * SECOND);
+    play.holds = vec!["tasks"];
+    play.suspend();
+    let mut again = |retry_after: Option<u64>, kind| {
+        let (from, asked) = (play.now, play.times("tasks").len());
+        let retry_after = retry_after.map(secs);
+        play.release("tasks", Some(Err(VcdError { retry_after, ..error(kind) })));
+        play.until("tasks", asked + 1);
+        (play.now - from) / SECOND
+    };
+    for pause in [2, 4, 8, 16, 32, 32, 32] {
+        assert_eq!(again(None, ErrorKind::Unavailable), pause);
+    }
+    for (asked, pause) in [(10, 32), (50, 50), (70, 60)] {
+        assert_eq!(again(Some(asked), ErrorKind::Limit), pause);
+    }
+    assert_eq!(play.said("asked again soon"), 10);
+    play.release("tasks", None);
+    play.until("tasks", 12);
+    play.fail("tasks", ErrorKind::Unavailable);
+    play.until("tasks", 13);
+    // A short pause again: the usual one is longer.
+    let tasks = in_seconds(&play.times("tasks"));
+    assert_eq!((tasks[11] - tasks[10], tasks[12] - tasks[11]), (5, 5));
+    // Nothing is asked about while a question is on the wire.
+    play.to(play.now + MINUTE);
+    assert_eq!(play.times("tasks").len(), 13);
+}
+
+#[test]
+fn stuck_tasks_are_asked_for_once_a_minute() {
+    let mut play = Play::new(lone(), fleet(1));
+    play.suspend();
+    play.to(20 * MINUTE);
+    let tasks = play.times("tasks");
+    let last: Vec<u64> = tasks.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert_eq!(last[last.len() - 8..], [MINUTE; 8]);
+    assert_eq!(play.group.standing(Time(play.now)).stuck, 1);
+}
+
+#[test]
+fn a_create_that_polls_never_show_is_given_up() {
+    let policy = Policy { create_timeout: secs(600), ..policy() };
+    let mut play = Play::new(policy, Vec::new());
+    (play.port, play.hidden) = (false, true);
+    play.increase(1);
+    play.before(HOUR);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Creating], vec![]), "nobody saw it");
+    play.to(HOUR);
+    assert_eq!(play.states(), [State::Timeout]);
+}
+
+#[test]
+fn creates_whose_one_task_fails_are_tried_in_steps_once() {
+    let mut play = Play::new(policy(), Vec::new());
+    let whole = |play: &Play| -> Vec<bool> {
+        let create = |(_, _, request): &(u64, &str, Option<Request>)| match request {
+            Some(Request::Create { whole, .. }) => Some(*whole),
+            _ => None,
+        };
+        play.asked.iter().filter_map(create).collect()
+    };
+    play.holds = vec!["create"];
+    play.tasks = TaskState::Failed(error(ErrorKind::Failed));
+    play.increase(1);
+    // VCD makes it, and cannot power it on: that is done by a request of its own.
+    let made = |play: &mut Play, n: u32, power: Power| {
+        play.until("create", n as usize);
+        let vm = Vm { power, ..shown(href(n), play.created()) };
+        play.documents.insert(href(n), vapp(&vm));
+        play.begin("create", Some(href(n)), "t/1");
+        play.to(play.now + 3 * SECOND);
+    };
+    made(&mut play, 1, Power::Off);
+    assert_eq!((play.times("power_on").len(), play.said("it was made, but not powered on")), (1, 1));
+    // That has failed, too. What it makes then cannot be used, twice: in steps after that, and the breaker does not count
+    // before these fail.
+    made(&mut play, 2, Power::Failed);
+    made(&mut play, 3, Power::Failed);
+    assert_eq!(play.group.standing(Time(play.now)).failures, 1, "that of the power on");
+    play.until("create", 4);
+    assert_eq!(whole(&play), [true, true, true, false]);
+    made(&mut play, 4, Power::Failed);
+    assert_eq!(play.group.standing(Time(play.now)).failures, 2);
+    play.until("create", 5);
+    assert_eq!(whole(&play)[4..], [true], "they fail as well");
+}
+
+#[test]
+fn every_task_has_its_turn_when_there_are_more_than_fit_in_one_question() {
+    let policy = Policy { max_operations: 200, max_size: 200, ..lone() };
+    let mut play = Play::holding(policy, fleet(130), &["suspend", "tasks"]);
+    play.suspend();
+    for n in 1..=130 {
+        play.begin("suspend", None, &format!("t/{n}"));
+    }
+    let mut asked = || {
+        let next = play.times("tasks").len() + 1;
+        play.until("tasks", next);
+        let Some((_, Request::Tasks { tasks })) = play.held.last().cloned() else { unreachable!() };
+        play.release("tasks", None);
+        tasks.iter().map(|task| task.trim_start_matches("t/").parse().unwrap()).collect::<Vec<u32>>()
+    };
+    let turn = |from: u32| (0..128).map(|n| (from - 1 + n) % 130 + 1).collect::<Vec<u32>>();
+    assert_eq!([asked(), asked(), asked()], [turn(2), turn(130), turn(128)]);
+}
+
+// Polls.
+
+#[test]
+fn polls_are_never_further_apart_than_configured() {
+    for (interval, apart) in [(1_000, [1_000, 1_000]), (2_500, [2_000, 2_500]), (30_000, [2_000, 3_000])] {
+        let policy = Policy { reconcile_interval: Duration::from_millis(interval), ..policy() };
+        let mut play = Play::new(policy, Vec::new());
+        play.port = false;
+        play.increase(1);
+        play.to(200 * SECOND);
+        let polls = play.times("poll");
+        let gap = |n: usize| polls[n + 1] - polls[n];
+        assert_eq!([gap(0), gap(polls.len() - 2)], apart, "{interval}");
+    }
+}
+
+#[test]
+fn a_collection_comes_by_the_hour_and_takes_what_is_too_old() {
+    let asleep = Vm { power: Power::Suspended, ..vm(2) };
+    for (age, longest, gone) in [
+        (0, 0, [None, None]),
+        (1800, 0, [Some(1), None]),
+        (1801, 0, [Some(2), None]),
+        (0, 3600, [None, Some(1)]),
+        (0, 3601, [None, Some(2)]),
+    ] {
+        let (max_instance_age, suspended_max_age) = (secs(age), secs(longest));
+        let policy = Policy { max_instance_age, suspended_max_age, ..policy() };
+        let mut play = Play::new(policy, vec![Vm { created: Some(START), ..vm(1) }, asleep.clone()]);
+        for hour in [1, 2, 3] {
+            let states = |play: &Play| {
+                let states: Vec<(Name, State)> = play.group.update().map(|(n, s)| (n.clone(), s)).collect();
+                [1, 2].map(|n| states.iter().any(|(name_, s)| *name_ == name(n) && *s != State::Deleted))
+            };
+            play.before(hour * HOUR);
+            let gone_by = |by: u64| gone.map(|gone: Option<u64>| gone.is_none_or(|gone| gone > by));
+            assert_eq!(states(&play), gone_by(hour - 1), "{age} {longest} {hour}");
+            play.to(hour * HOUR);
+            assert_eq!(states(&play), gone_by(hour), "{age} {longest} {hour}");
+        }
+        let full = |(at, _, request): &(u64, &str, Option<Request>)| {
+            matches!(request, Some(Request::Poll { vapps: true })).then_some(*at)
+        };
+        assert_eq!(play.asked.iter().filter_map(full).collect::<Vec<u64>>(), [HOUR, 2 * HOUR, 3 * HOUR]);
+    }
+    // One that is to be resumed is not taken.
+    let policy = Policy { suspended_max_age: secs(60), create_timeout: secs(7200), ..policy() };
+    let mut play = Play::holding(policy, vec![asleep], &["power_on"]);
+    play.resume();
+    assert_eq!(play.to(HOUR + MINUTE).states(), [State::Resuming]);
+}
+
+// The label.
+
+#[test]
+fn the_label_is_written_half_a_minute_after_it_runs() {
+    let running = || {
+        let mut play = Play::new(Policy { on_shutdown: OnShutdown::Keep, ..lone() }, Vec::new());
+        play.increase(1);
+        assert_eq!(play.to(2 * SECOND).states(), [State::Running]);
+        play
+    };
+    let mut play = running();
+    play.first("label", 32 * SECOND);
+    assert_eq!(play.to(HOUR).times("label").len(), 1);
+    // Not on its way to sleep, and not at the end.
+    let mut play = running();
+    play.suspend();
+    play.documents.values_mut().for_each(|vapp| vapp.power = Power::Suspended);
+    play.tasks = TaskState::Success;
+    assert_eq!(play.to(HOUR).states(), [State::Suspended]);
+    assert_eq!(play.times("label"), [] as [u64; 0]);
+    let mut play = running();
+    play.shutdown();
+    play.to(HOUR);
+    assert_eq!((play.states(), play.times("label")), (vec![State::Running], vec![]));
+}
+
+#[test]
+fn one_with_our_label_is_ours_without_a_description() {
+    for written in [true, false] {
+        let mut play = Play::holding(policy(), Vec::new(), &["label"]);
+        play.increase(1);
+        play.to(32 * SECOND);
+        let answer = if written { Ok(Reply::Done) } else { Err(error(ErrorKind::Forbidden)) };
+        play.release("label", Some(answer));
+        play.documents.values_mut().for_each(|vapp| vapp.description = None);
+        play.hidden = true;
+        play.until("look", play.times("look").len() + 1);
+        assert_eq!(play.states() == [State::Running], written, "{:?}", play.said);
+    }
+}
+
+// What is to go.
+
+#[test]
+fn what_is_to_go_is_not_held_up_by_what_it_waits_for() {
+    // The next try.
+    let mut play = Play::holding(lone(), Vec::new(), &["create"]);
+    play.increase(1);
+    play.fail("create", ErrorKind::Quota);
+    let names = play.names();
+    play.to(SECOND).decrease(&names);
+    assert_eq!(play.states(), [State::Deleted]);
+    // Its guest.
+    let mut play = Play::new(lone(), Vec::new());
+    play.port = false;
+    play.increase(1);
+    let names = play.names();
+    play.to(2_500).decrease(&names);
+    assert_eq!((play.times("delete"), play.states()), (vec![2_500], vec![State::Deleted]));
+    // A look at its hardware is awaited.
+    let mut play = Play::holding(lone(), Vec::new(), &["look"]);
+    play.increase(1);
+    let names = play.names();
+    play.to(2_500).decrease(&names);
+    assert_eq!((play.times("delete"), play.states()), (vec![], vec![State::Deleting]));
+    play.release("look", None);
+    assert_eq!((play.times("delete"), play.states()), (vec![2_500], vec![State::Deleted]));
+}
+
+// Suspend and resume.
+
+#[test]
+fn a_suspend_or_resume_may_be_repeated_and_is_refused_on_the_way_to_elsewhere() {
+    let asked = |play: &mut Play, suspend: bool| {
+        let (now, names) = (Time(play.now), play.names());
+        let outcome = if suspend { play.group.suspend(now, &names) } else { play.group.resume(now, &names) };
+        play.serve();
+        assert_eq!(outcome.succeeded.len() + outcome.refused.len(), 1);
+        outcome.refused.first().map(|text| text.trim_start_matches(&format!("instance {} is ", names[0])).to_string())
+    };
+    let mut play = Play::holding(lone(), Vec::new(), &["create"]);
+    play.increase(1);
+    assert_eq!(asked(&mut play, true).as_deref(), Some("Creating and cannot be suspended"));
+    assert_eq!(asked(&mut play, false).as_deref(), Some("Creating and cannot be resumed"));
+    play.release("create", None);
+    play.to(40 * SECOND);
+    assert_eq!((asked(&mut play, false), play.states()), (None, vec![State::Running]), "it runs already");
+    for _ in 0..2 {
+        assert_eq!((asked(&mut play, true), play.states()), (None, vec![State::Suspending]));
+    }
+    play.tasks = TaskState::Success;
+    play.to(50 * SECOND);
+    assert_eq!((asked(&mut play, true), play.states()), (None, vec![State::Suspended]), "it is suspended already");
+    play.port = false;
+    for _ in 0..2 {
+        assert_eq!((asked(&mut play, false), play.states()), (None, vec![State::Resuming]));
+    }
+    play.to(60 * SECOND);
+    assert_eq!((asked(&mut play, false), play.states()), (None, vec![State::Resuming]), "its guest is awaited");
+    assert_eq!(asked(&mut play, true).as_deref(), Some("Resuming and cannot be suspended"));
+    assert_eq!(play.counts(["suspend", "power_on"]), [1, 1], "each was asked for once");
+    play.holds = vec!["delete"];
+    let names = play.names();
+    play.decrease(&names);
+    assert_eq!(asked(&mut play, true).as_deref(), Some("Deleting and cannot be suspended"));
+    assert_eq!(asked(&mut play, false).as_deref(), Some("Deleting and cannot be resumed"));
+    let unknown = play.group.suspend(Time(play.now), &[name(9)]).refused;
+    assert_eq!(unknown, ["instance ci-00000009 is not known"]);
+}

@@ -1,0 +1,515 @@
+//! What may never happen, checked after every event. The numbers are those of the list in `ARCHITECTURE.md`.
+
+use super::pace::Pace;
+use super::plan::{MINUTE, Tuning};
+use super::vcd::{href, task_of, vapp_id};
+use fleeting_plugin_vcd::cloud::Request;
+use fleeting_plugin_vcd::group::{Group, Name, State, Ticket, Time};
+use std::collections::{BTreeMap, BTreeSet};
+use vcd_sim::model::{Faults, GcStatus, Model, Operation, Power, TaskId, TaskStatus, Vapp, VappId, VmId};
+
+/// A task other than a create's that goes on for so long is stuck; a create's is, so long after it was cancelled.
+pub const SLOT_PATIENCE: u64 = 10 * MINUTE;
+pub const CANCEL_PATIENCE: u64 = 2 * MINUTE;
+/// So long a VM of somebody's can be in a vApp of ours before we have to know: polls may lag.
+const NOTICE: u64 = 2 * MINUTE;
+
+/// Part of a create.
+pub fn is_create(operation: Operation) -> bool {
+    matches!(operation, Operation::Instantiate | Operation::Compose | Operation::UpdateVm | Operation::Deploy)
+}
+
+/// It has come to running, and has not ended.
+fn has_run(state: State) -> bool {
+    matches!(state, State::Running | State::Suspending | State::Suspended | State::Resuming)
+}
+
+/// What is known beside the group and the model.
+#[derive(Default)]
+pub struct Audit {
+    /// vApps that the group asked for, with name and the life that asked.
+    pub ours: BTreeMap<VappId, (Name, u32)>,
+    pub(super) by_name: BTreeMap<Name, Vec<VappId>>,
+    pub foreign: BTreeSet<VappId>,
+    /// VMs of somebody's in vApps of ours, and what had been seen when they came.
+    pub foreign_vms: BTreeMap<VmId, u64>,
+    /// Ours once, until an administrator renamed or described them otherwise: whoever did that has them.
+    pub taken: BTreeSet<VappId>,
+    /// Those that are renamed now.
+    pub renamed: BTreeSet<VappId>,
+    /// Made while a process shuts down, by a request that an earlier one sent before it died: only the next one can know.
+    unknowable: BTreeSet<VappId>,
+    /// An administrator deleted, stopped or renamed it, or the group had cause to delete it.
+    pub(super) touched: BTreeSet<VappId>,
+    /// Its delete was carried out long after its answer was given up: nobody could know.
+    late: BTreeSet<VappId>,
+    /// When VCD was asked to cancel it.
+    cancelled: BTreeMap<TaskId, u64>,
+    /// Ids that the host asked to remove, in any life.
+    pub(super) asked: BTreeSet<Name>,
+    /// Ids that the host asked to suspend, and to resume, in any life.
+    asked_to_suspend: BTreeSet<Name>,
+    asked_to_resume: BTreeSet<Name>,
+    /// Ids that had reached running when last seen, and how they were.
+    running: BTreeMap<Name, State>,
+    /// Ids that an Increase brought, with the state seen last.
+    pub(super) accepted: BTreeMap<Name, State>,
+    /// All ids that an Increase of this process brought.
+    own: BTreeSet<Name>,
+    /// What the first Update of this process reported, once that was asked for.
+    first: Option<BTreeSet<Name>>,
+    /// Made by an earlier process, and not reported in the first Update: not to be used, so it may be deleted.
+    missed: BTreeSet<Name>,
+    /// Changing requests on the wire.
+    wire: BTreeMap<Ticket, Request>,
+    pub(super) life: u32,
+    /// The process may suspend.
+    suspends: bool,
+    pub(super) shutdown: bool,
+    pub pace: Pace,
+}
+
+impl Audit {
+    pub fn start(&mut self, life: u32, now: u64, suspends: bool) {
+        (self.life, self.suspends) = (life, suspends);
+        self.shutdown = false;
+        self.wire.clear();
+        self.accepted.clear();
+        self.own.clear();
+        self.first = None;
+        self.pace.start(now);
+    }
+
+    pub fn die(&mut self) {
+        self.accepted.clear();
+    }
+
+    /// Init has answered. What ran before and is there has to be reported now, if it could be known: a host trusts what
+    /// comes later as new. `known`: the group says that there is nothing more to find out.
+    pub fn first_update(&mut self, group: &Group, model: &Model, known: bool, now: u64) -> Result<(), String> {
+        let first: BTreeSet<Name> = group.update().map(|(name, _)| name.clone()).collect();
+        let could = (known && self.pace.early(now)) || (self.pace.clear && !self.pace.look_failed);
+        let time = Time(0);
+        let lost: Vec<(Name, State)> =
+            self.running.iter().filter(|(name, _)| !first.contains(*name)).map(|(n, s)| (n.clone(), *s)).collect();
+        for (name, state) in lost {
+            let ids = self.by_name.get(&name).cloned().unwrap_or_default();
+            let busy = ids.iter().any(|id| task_of(model, *id).is_some());
+            // What is suspended is kept by a process that may suspend, if nobody's VM runs beside it.
+            let shared = ids.iter().filter_map(|id| model.vapps.get(id)).any(|vapp| self.is_shared(vapp));
+            let suspended = state != State::Running && (!self.suspends || shared);
+            let for_cause = suspended || busy || self.shutdown;
+            if could && !for_cause && self.there(&name, model) && !self.gone_for_cause(&name, group, model, time) {
+                return Err(format!("6: {name} ran and is there, and the first Update of the next process lacks it"));
+            }
+            self.running.remove(&name);
+        }
+        // What polls do not show yet is reported as creating.
+        let unseen = group.update().filter(|(_, state)| *state == State::Creating);
+        unseen.for_each(|(name, _)| _ = self.running.remove(name));
+        let ours = self.ours.values().filter(|(name, life)| *life != self.life && !first.contains(name));
+        let missed: Vec<Name> = ours.map(|(name, _)| name.clone()).collect();
+        self.missed.extend(missed);
+        self.first = Some(first);
+        Ok(())
+    }
+
+    pub fn asked(&mut self, name: &Name) {
+        self.asked.insert(name.clone());
+    }
+
+    pub fn touched(&mut self, id: VappId) {
+        self.touched.insert(id);
+    }
+
+    pub fn increased(&mut self, accepted: u32, before: &BTreeSet<Name>, group: &Group) {
+        let new: Vec<Name> =
+            group.update().map(|(name, _)| name.clone()).filter(|name| !before.contains(name)).collect();
+        assert_eq!(new.len(), accepted as usize, "every accepted request has an id in the next Update");
+        self.own.extend(new.iter().cloned());
+        self.accepted.extend(new.into_iter().map(|name| (name, State::Creating)));
+    }
+
+    pub fn decreased(&mut self, asked: &[Name], done: &[Name]) {
+        assert_eq!(asked, done, "a removal of anything, in any phase, is accepted");
+    }
+
+    pub fn suspended(&mut self, chosen: &[Name], done: &[Name], before: &BTreeMap<Name, State>) {
+        for name in chosen {
+            let state = before.get(name).copied();
+            let may = matches!(state, Some(State::Running | State::Suspending | State::Suspended));
+            assert_eq!(done.contains(name), may, "{name}, which is {state:?}, is to be suspended");
+        }
+        self.asked_to_suspend.extend(done.iter().cloned());
+    }
+
+    pub fn resumed(&mut self, name: &Name, done: bool, state: Option<State>) {
+        let may = state.is_some_and(has_run);
+        assert_eq!(done, may, "{name}, which is {state:?}, is to be resumed");
+        if done {
+            self.asked_to_resume.insert(name.clone());
+        }
+    }
+
+    pub fn heartbeat(&mut self, name: &Name, healthy: bool, state: Option<State>) {
+        let bad = healthy && matches!(state, Some(State::Deleting | State::Deleted | State::Timeout));
+        assert!(!bad, "{name} is {state:?} and said to be healthy");
+    }
+
+    pub fn shutdown(&mut self, keep: bool, group: &Group) {
+        self.shutdown = true;
+        if !keep {
+            // What the group has not seen yet, too.
+            self.asked.extend(self.ours.values().map(|(name, _)| name.clone()));
+        }
+        for (name, state) in group.update() {
+            if !keep || !has_run(state) {
+                self.asked.insert(name.clone());
+            }
+        }
+    }
+
+    /// A request leaves the group.
+    pub fn sent(
+        &mut self,
+        ticket: Ticket,
+        request: &Request,
+        model: &Model,
+        tuning: &Tuning,
+        now: u64,
+    ) -> Result<(), String> {
+        self.count(request, now)?;
+        if request.changes() {
+            self.wire.insert(ticket, request.clone());
+        }
+        match request {
+            Request::Create { name, .. } => {
+                let made = self.ours.iter().filter(|(id, (of, _))| of == name && model.vapps.contains_key(id));
+                if let Some((id, _)) = made.into_iter().next()
+                    && model.vapps[id].name == *name
+                    && !self.taken.contains(id)
+                {
+                    return Err(format!("7: {name} is asked for again while its vApp {} is there", href(*id)));
+                }
+                self.check_load(model, tuning, now)?;
+            }
+            Request::Suspend { vapp } | Request::PowerOn { vapp } => {
+                let id = vapp_id(vapp);
+                let done = match request {
+                    Request::Suspend { .. } => Power::Suspended,
+                    _ => Power::On,
+                };
+                let is = |vm: &vcd_sim::model::VmId| model.vms.get(vm).is_some_and(|vm| vm.power == done);
+                let ours = |vm: &&VmId| !self.foreign_vms.contains_key(vm);
+                let already = model.vapps.get(&id).is_some_and(|vapp| vapp.vms.iter().filter(ours).any(is));
+                let mine = self.ours.get(&id).is_some_and(|(_, life)| *life == self.life);
+                if already && mine && !self.late.contains(&id) && !self.touched.contains(&id) {
+                    return Err(format!("7: {} of {vapp}, which is {done:?} already", request.operation()));
+                }
+                self.check_load(model, tuning, now)?;
+            }
+            Request::Delete { vapp } | Request::DeleteStopped { vapp } | Request::Undeploy { vapp } => {
+                let id = vapp_id(vapp);
+                // What is suspended is a leftover for a process that may not suspend.
+                let kept = |state: &State, name: &Name| {
+                    self.suspends || (*state == State::Running && !self.asked_to_suspend.contains(name))
+                };
+                if let Some((name, _)) = self.ours.get(&id)
+                    && let Some(state) = self.running.get(name)
+                    && kept(state, name)
+                    && !self.is_taken(name)
+                    && !self.excused(name, id, model)
+                {
+                    let number = if *state == State::Running { 6 } else { 14 };
+                    return Err(format!("{number}: {name} is {state:?} and nobody asked to delete it"));
+                }
+                self.gives_up(vapp, model, tuning, now)?;
+                if let Some(vm) = self.somebodys(id, model) {
+                    return Err(format!("3: {} of {vapp}, which holds {vm:?} of somebody's", request.operation()));
+                }
+                // Once sent for cause it may be carried out whenever.
+                self.touched.insert(id);
+                let deleting = |t: &vcd_sim::model::Task| {
+                    t.operation == Operation::Delete && t.status == TaskStatus::Running && !t.cancel_requested
+                };
+                // A late one may begin between the look and the repeated request: VCD refuses that one as busy.
+                if !self.late.contains(&id)
+                    && task_of(model, id).and_then(|task| model.tasks.get(&task)).is_some_and(deleting)
+                {
+                    return Err(format!("7: {vapp} is deleted again while its deletion goes on"));
+                }
+                self.check_load(model, tuning, now)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// At the end, VCD queues what is too much.
+    fn check_load(&self, model: &Model, tuning: &Tuning, now: u64) -> Result<(), String> {
+        let (creates, deletes, others) = self.load(model, now);
+        let sum = creates + deletes + others;
+        let over = creates > tuning.max_creates || deletes > tuning.max_deletes || sum > tuning.max_operations;
+        if over && !self.shutdown {
+            let counts = format!("{creates} creates, {deletes} deletes, {others} suspends and resumes");
+            return Err(format!("4: {counts} at a time ({tuning:?})"));
+        }
+        Ok(())
+    }
+
+    /// Creates, deletes, and suspends with resumes under way: those on the wire, and those that VCD works on.
+    fn load(&self, model: &Model, now: u64) -> (u32, u32, u32) {
+        let mut creates: BTreeSet<&Name> = BTreeSet::new();
+        let mut deletes: BTreeSet<VappId> = BTreeSet::new();
+        let mut others: BTreeSet<VappId> = BTreeSet::new();
+        for request in self.wire.values() {
+            match request {
+                Request::Create { name, .. } => _ = creates.insert(name),
+                Request::Delete { vapp } | Request::DeleteStopped { vapp } | Request::Undeploy { vapp } => {
+                    _ = deletes.insert(vapp_id(vapp))
+                }
+                Request::PowerOn { vapp } | Request::Suspend { vapp } => {
+                    let id = vapp_id(vapp);
+                    match self.ours.get(&id) {
+                        Some((name, _)) if !self.was_suspended(name) => _ = creates.insert(name),
+                        _ => _ = others.insert(id),
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (id, (name, life)) in &self.ours {
+            // What carries another name is not known to be ours.
+            if *life != self.life || self.taken.contains(id) {
+                continue;
+            }
+            let task = task_of(model, *id).filter(|task| !self.is_given_up(*task, model, now));
+            match task.and_then(|task| model.tasks.get(&task)).map(|task| task.operation) {
+                Some(Operation::Instantiate | Operation::Compose) => _ = creates.insert(name),
+                // Nobody could know.
+                Some(Operation::UpdateVm | Operation::Deploy | Operation::Suspend) if self.late.contains(id) => {}
+                Some(Operation::UpdateVm) => _ = creates.insert(name),
+                Some(Operation::Deploy) if !self.was_suspended(name) => _ = creates.insert(name),
+                Some(Operation::Deploy | Operation::Suspend) => _ = others.insert(*id),
+                Some(Operation::Delete | Operation::UndeployPowerOff) if !self.late.contains(id) => {
+                    _ = deletes.insert(*id)
+                }
+                _ => {}
+            }
+        }
+        (creates.len() as u32, deletes.len() as u32, others.len() as u32)
+    }
+
+    /// Stuck: what hangs holds no slot for ever.
+    fn is_given_up(&self, id: TaskId, model: &Model, now: u64) -> bool {
+        let Some(task) = model.tasks.get(&id) else { return true };
+        let cancelled = self.cancelled.get(&id).is_some_and(|at| now >= at + CANCEL_PATIENCE);
+        let creates = matches!(task.operation, Operation::Instantiate | Operation::Compose);
+        cancelled || (!creates && now >= task.start + SLOT_PATIENCE)
+    }
+
+    /// A VM of somebody's in a vApp of ours that has been there for long enough to be seen.
+    fn somebodys(&self, id: VappId, model: &Model) -> Option<VmId> {
+        let vms = &model.vapps.get(&id)?.vms;
+        vms.iter().copied().find(|vm| self.foreign_vms.contains_key(vm) && self.is_noticed(*vm))
+    }
+
+    pub fn cancelled(&mut self, task: TaskId, now: u64) {
+        self.cancelled.entry(task).or_insert(now);
+    }
+
+    /// The host asked to suspend or to resume it, ever: powering it on is no part of a create.
+    fn was_suspended(&self, name: &Name) -> bool {
+        self.asked_to_suspend.contains(name) || self.asked_to_resume.contains(name)
+    }
+
+    /// The answer to a request has come back.
+    pub fn answered(&mut self, ticket: Ticket) {
+        self.wire.remove(&ticket);
+    }
+
+    /// VCD made a vApp for us.
+    pub fn made(&mut self, id: VappId, name: &Name, life: u32, model: &Model, late: bool) -> Result<(), String> {
+        let live = |(other, (of, _)): &(&VappId, &(Name, u32))| {
+            let there = model.vapps.get(other).is_some_and(|vapp| vapp.name == *name);
+            of == name && there && !self.taken.contains(other)
+        };
+        if let Some((other, _)) = self.ours.iter().find(live) {
+            let late = if late { " (a late one)" } else { "" };
+            return Err(format!("1: {} and {}{late} are both there for {name}", href(*other), href(id)));
+        }
+        if life != self.life && self.shutdown {
+            self.unknowable.insert(id);
+        }
+        self.ours.insert(id, (name.clone(), life));
+        self.by_name.entry(name.clone()).or_default().push(id);
+        Ok(())
+    }
+
+    /// VCD is asked to delete a vApp.
+    pub fn deletes(&mut self, id: VappId, late: bool, model: &Model) -> Result<(), String> {
+        if late {
+            self.late.insert(id);
+        }
+        self.changes(id, model, "delete")
+    }
+
+    /// A change is carried out long after its answer was given up.
+    pub fn came_late(&mut self, id: VappId) {
+        self.late.insert(id);
+    }
+
+    /// That it is somebody's, if it is.
+    fn is_noticed(&self, vm: VmId) -> bool {
+        self.foreign_vms.get(&vm).is_none_or(|came| self.pace.seen_clearly >= came + NOTICE)
+    }
+
+    /// VCD is asked to change a VM. One that was moved away just now may be thought to be where it was.
+    pub fn changes_vm(&self, vm: VmId, vapp: VappId, model: &Model, what: &str) -> Result<(), String> {
+        if self.is_noticed(vm) { self.changes(vapp, model, what) } else { Ok(()) }
+    }
+
+    pub fn changes(&self, id: VappId, model: &Model, what: &str) -> Result<(), String> {
+        match model.vapps.get(&id) {
+            Some(vapp) if self.foreign.contains(&id) => Err(format!("3: {what} of {}, which is not ours", vapp.name)),
+            _ => Ok(()),
+        }
+    }
+
+    fn excused(&self, name: &Name, id: VappId, model: &Model) -> bool {
+        let Some((_, life)) = self.ours.get(&id) else { return true };
+        let (suspended, resumed, earlier) =
+            (self.asked_to_suspend.contains(name), self.asked_to_resume.contains(name), *life != self.life);
+        let up = |vm: &vcd_sim::model::Vm| match vm.power {
+            // A customization that is shown as failed after all, or an address that is not shown any more, is no reason to
+            // delete what runs; but a process that only finds it so has to take it for half made.
+            Power::On if earlier && (vm.gc == GcStatus::Failed || vm.address_hidden) => false,
+            // After a resume that worked, a guest that does not answer is given up in the end.
+            Power::On => !vm.host_down && (vm.ssh || !resumed),
+            Power::Suspended => suspended,
+            Power::Off | Power::Unresolved => false,
+        };
+        let ours = |vapp: &Vapp| -> Vec<VmId> {
+            vapp.vms.iter().copied().filter(|vm| !self.foreign_vms.contains_key(vm)).collect()
+        };
+        let vms = model.vapps.get(&id).map(ours).unwrap_or_default();
+        let complete = !vms.is_empty() && vms.iter().all(|vm| model.vms.get(vm).is_some_and(up));
+        self.asked.contains(name) || self.missed.contains(name) || self.touched.contains(&id) || !complete
+    }
+
+    /// After every event, while a process lives.
+    pub fn check(&mut self, group: &Group, model: &Model, time: Time) -> Result<(), String> {
+        let mut running = BTreeMap::new();
+        let mut seen = BTreeSet::new();
+        for (name, state) in group.update() {
+            seen.insert(name.clone());
+            let before = self.running.get(name).copied();
+            if has_run(state) && before.is_none() && !self.own.contains(name) && !self.is_first(name) {
+                return Err(format!(
+                    "13: {name} is {state:?}, an earlier process made it, and the first Update lacked it"
+                ));
+            }
+            if state == State::Running && before.is_none() && self.own.contains(name) {
+                self.pace.create_succeeded();
+            }
+            let may_suspend = || self.asked_to_suspend.contains(name) || self.is_touched(name);
+            if state == State::Suspended
+                && before != Some(state)
+                && !(self.suspends && self.asked_to_suspend.contains(name))
+            {
+                return Err(format!("14: {name} is reported as suspended, and the host did not ask for that"));
+            }
+            if state == State::Running || (has_run(state) && may_suspend()) {
+                running.insert(name.clone(), state);
+            } else if let Some(before) = before
+                && !self.gone_for_cause(name, group, model, time)
+            {
+                let number = if before == State::Running { 6 } else { 14 };
+                return Err(format!("{number}: {name} was {before:?} and is {state:?} now, without cause"));
+            }
+            if let Some(before) = self.accepted.get_mut(name) {
+                let ended = matches!(before, State::Deleted | State::Timeout);
+                if ended && state != *before {
+                    return Err(format!("5: {name} was {before:?} and is {state:?} now"));
+                }
+                *before = state;
+            }
+        }
+        for (name, state) in &self.accepted {
+            if !seen.contains(name) && !matches!(state, State::Deleted | State::Timeout) {
+                return Err(format!("5: {name} was {state:?} and is not reported any more"));
+            }
+        }
+        self.accepted.retain(|name, _| seen.contains(name));
+        let lost =
+            self.running.keys().find(|name| !seen.contains(*name) && !self.gone_for_cause(name, group, model, time));
+        if let Some(name) = lost {
+            return Err(format!("6: {name} ran and is not reported any more, without cause"));
+        }
+        self.running = running;
+        Ok(())
+    }
+
+    fn is_first(&self, name: &Name) -> bool {
+        self.first.as_ref().is_none_or(|first| first.contains(name))
+    }
+
+    /// One of its vApps was taken away, so that there may be another, and perhaps both: one of them goes.
+    fn is_taken(&self, name: &Name) -> bool {
+        self.by_name.get(name).is_some_and(|ids| ids.iter().any(|id| self.taken.contains(id)))
+    }
+
+    fn is_touched(&self, name: &Name) -> bool {
+        self.by_name.get(name).is_some_and(|ids| ids.iter().any(|id| self.touched.contains(id)))
+    }
+
+    fn there(&self, name: &Name, model: &Model) -> bool {
+        self.by_name.get(name).is_some_and(|ids| ids.iter().any(|id| model.vapps.contains_key(id)))
+    }
+
+    /// Something is wrong with its vApp that nobody mends, or it holds a VM of somebody's.
+    fn is_stuck_vapp(&self, vapp: &Vapp) -> bool {
+        vapp.faults != Faults::default() || self.is_shared(vapp)
+    }
+
+    fn is_shared(&self, vapp: &Vapp) -> bool {
+        vapp.vms.iter().any(|vm| self.foreign_vms.contains_key(vm))
+    }
+
+    pub fn is_stuck(&self, name: &Name, model: &Model) -> bool {
+        let mut vapps = self.by_name.get(name).into_iter().flatten().filter_map(|id| model.vapps.get(id));
+        vapps.any(|vapp| self.is_stuck_vapp(vapp))
+    }
+
+    pub fn any_stuck(&self, model: &Model) -> bool {
+        self.ours.keys().filter_map(|id| model.vapps.get(id)).any(|vapp| self.is_stuck_vapp(vapp))
+    }
+
+    /// Why a running instance may have ended: the host or an administrator wanted it, VCD lost it, its guest stopped, or it
+    /// grew too old.
+    fn gone_for_cause(&self, name: &Name, group: &Group, model: &Model, time: Time) -> bool {
+        let too_old = group.views(time).iter().any(|view| view.name == *name && group.too_old(view.age));
+        let mut vapps = self.by_name.get(name).into_iter().flatten();
+        too_old || self.asked.contains(name) || vapps.all(|id| self.excused(name, *id, model))
+    }
+
+    /// vApps of ours that no running or suspended instance stands for, but for what is stuck.
+    pub fn orphans(&self, group: &Group, model: &Model) -> Vec<Name> {
+        self.left(model, Some(group))
+    }
+
+    /// vApps of ours that are there, but for what is stuck, and those of `group`'s running and suspended instances.
+    pub fn left(&self, model: &Model, group: Option<&Group>) -> Vec<Name> {
+        let running: BTreeSet<&Name> = group
+            .iter()
+            .flat_map(|group| group.update().filter(|(_, state)| has_run(*state)).map(|(name, _)| name))
+            .collect();
+        let ours = self.ours.iter().filter(|(id, (name, _))| {
+            model.vapps.get(id).is_some_and(|vapp| !self.is_stuck_vapp(vapp))
+                && !self.taken.contains(id)
+                && !self.unknowable.contains(id)
+                && !running.contains(name)
+        });
+        ours.map(|(_, (name, _))| name.clone()).collect()
+    }
+}

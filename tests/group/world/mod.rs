@@ -1,0 +1,690 @@
+//! Groups, the simulated VCD and their hosts, in virtual time and in one thread: no sockets, no sleeping, all chance from
+//! one seed. After every event it is checked that what may never happen has not happened.
+//!
+//! This file lets time pass and begins and ends the plugins' processes. What happens to them is in `acts`, what VCD answers
+//! in `vcd`, what may never happen in `audit` and `pace`.
+
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
+
+mod acts;
+pub mod audit;
+mod host;
+pub mod pace;
+pub mod plan;
+mod vcd;
+
+use audit::Audit;
+use fleeting_plugin_vcd::cloud::{Answer, Reply, Request};
+use fleeting_plugin_vcd::group::{Command, Group, OnShutdown, Policy, State, Ticket, Time};
+use host::Host;
+use plan::{Dice, Fault, MINUTE, Plan, Suspends};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::net::IpAddr;
+use std::time::Duration;
+use vcd::{Fate, MAX_LAG, Sending, Wire};
+use vcd_sim::model::{self, Model, VappId};
+
+pub const GROUP: &str = "ci";
+pub const PREFIX: &str = "ci";
+
+/// What may be awaited after the last step, in virtual time: a task that hangs is cancelled after 30 minutes.
+const SETTLE: u64 = 40 * MINUTE;
+/// A delete that fails is tried again after at most an hour, give or take a quarter; then it has to work.
+const LONGEST_BACKOFF: u64 = 80 * MINUTE;
+/// An orderly shutdown may take so long.
+const STOP: u64 = SETTLE + LONGEST_BACKOFF;
+/// Init answers at the latest so long after it began.
+const ADOPTION: u64 = 20_000;
+/// ready_timeout.
+pub const READY: u64 = 10 * MINUTE;
+/// Events of one run; more is a group that never rests.
+const MAX_EVENTS: u64 = 400_000;
+
+/// What a run came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Score {
+    pub events: u64,
+    pub requests: u64,
+    pub virtual_ms: u64,
+    pub created: u64,
+    /// The process died at the point that was asked for.
+    pub crashes: u64,
+    /// How long it took to come to rest in the end, if that was waited for.
+    pub settled_ms: Option<u64>,
+}
+
+impl Score {
+    pub fn add(&mut self, other: &Score) {
+        self.events += other.events;
+        self.requests += other.requests;
+        self.virtual_ms += other.virtual_ms;
+        self.created += other.created;
+        self.crashes += other.crashes;
+        self.settled_ms = self.settled_ms.max(other.settled_ms);
+    }
+}
+
+/// A run that went wrong: what, and when.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    pub at: u64,
+    pub what: String,
+}
+
+impl Violation {
+    /// Which invariant was broken.
+    pub fn number(&self) -> &str {
+        self.what.split(':').next().unwrap_or_default()
+    }
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "at {} ms: {}", self.at, self.what)
+    }
+}
+
+/// One process of one of the plugins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub plugin: usize,
+    pub life: u32,
+}
+
+enum Happening {
+    /// A request reaches VCD.
+    Arrive {
+        from: Process,
+        sending: Sending,
+        fate: Fate,
+    },
+    /// `truth`: it shows what is the case.
+    Answer {
+        to: Process,
+        sending: Sending,
+        answer: Answer,
+        truth: bool,
+    },
+    /// A change whose answer was given up long ago is carried out after all.
+    Late {
+        from: Process,
+        request: Request,
+    },
+    Probe {
+        to: Process,
+        ticket: Ticket,
+        address: IpAddr,
+    },
+    Wake {
+        whom: Process,
+    },
+    /// The host looks after its instances.
+    HostTurn {
+        whom: Process,
+    },
+    Step(usize),
+    /// The host starts the plugin; Init's poll is answered.
+    Start(usize),
+    /// The host's shutdown has waited long enough.
+    Killed {
+        whom: Process,
+        down: u64,
+    },
+    /// The model has something to do.
+    Model,
+}
+
+/// Where the process is to die: at the n-th request, counted from 1 over all lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrashAt {
+    /// The group wants it sent, and it never leaves.
+    BeforeRequest(u64),
+    /// It has left, unless others are before it, and reaches VCD though nobody waits for its answer.
+    AfterRequest(u64),
+    /// VCD has done what it asks for; the answer goes nowhere.
+    BeforeAnswer(u64),
+    /// The group has taken the answer in; nothing that follows from it leaves.
+    AfterAnswer(u64),
+}
+
+/// One plugin, through all its processes.
+pub struct Plugin {
+    manager: String,
+    pub group: Option<Group>,
+    /// Counts its processes.
+    life: u32,
+    began: u64,
+    /// Init has not answered yet.
+    starting: bool,
+    shutting_down: Option<u64>,
+    wake_at: Option<u64>,
+    wire: Wire,
+    /// Where the host behaves as fleeting does. Else the plan says all that is asked.
+    host: Option<Host>,
+    pub audit: Audit,
+}
+
+pub struct World {
+    pub now: u64,
+    pub model: Model,
+    who: model::UserId,
+    vdc: model::VdcId,
+    template: model::TemplateId,
+    network: model::NetworkId,
+    plan: Plan,
+    queue: BinaryHeap<Reverse<(u64, u64)>>,
+    happenings: BTreeMap<u64, Happening>,
+    sequence: u64,
+    dice: Dice,
+    pub plugins: Vec<Plugin>,
+    /// Faults and until when, with percent.
+    faults: BTreeMap<Fault, (u64, u64)>,
+    model_at: Option<u64>,
+    pub score: Score,
+    /// Where to die once, and how long the process stays away.
+    pub crash_at: Option<(CrashAt, u64)>,
+    pub trace: bool,
+    /// No more faults: everything has to settle.
+    calm: bool,
+}
+
+impl World {
+    pub fn new(plan: &Plan) -> World {
+        let mut model = Model::standard(plan.seed);
+        model.settings.allow_duplicate_names = plan.policy.duplicate_names;
+        model.settings.task_kept = 6 * 60 * MINUTE;
+        model.settings.jitter_percent = 10;
+        model.settings.hardware_in_create = plan.policy.hardware;
+        model.settings.force_needs_right = plan.policy.no_force;
+        let who = model.user("ci").unwrap();
+        if plan.policy.no_force
+            && let Some(user) = model.users.get_mut(&who)
+        {
+            user.rights.retain(|right| *right != model::Right::Force);
+        }
+        let vdc = *model.vdcs.keys().next().unwrap();
+        let network = *model.networks.keys().next().unwrap();
+        let template = *model.templates.iter().find(|(_, t)| &*t.name == "ubuntu-22.04").unwrap().0;
+        if plan.steps.iter().any(|step| matches!(step.act, plan::Act::Fault(Fault::QueryStale, ..))) {
+            model.keep_history(MAX_LAG);
+        }
+        let plugin = |n: usize| Plugin {
+            manager: format!("runner-{}", n + 1),
+            group: None,
+            life: 0,
+            began: 0,
+            starting: true,
+            shutting_down: None,
+            wake_at: None,
+            wire: Wire::default(),
+            host: plan.policy.fleeting.map(|keeps| Host::new(plan.seed ^ 0xf1ee, keeps)),
+            audit: Audit::default(),
+        };
+        let mut world = World {
+            now: 0,
+            model,
+            who,
+            vdc,
+            template,
+            network,
+            plan: plan.clone(),
+            queue: BinaryHeap::new(),
+            happenings: BTreeMap::new(),
+            sequence: 0,
+            dice: Dice(plan.seed.wrapping_mul(0x2545_f491_4f6c_dd1d)),
+            plugins: (0..plan.policy.managers).map(plugin).collect(),
+            faults: BTreeMap::new(),
+            model_at: None,
+            score: Score::default(),
+            crash_at: None,
+            trace: false,
+            calm: false,
+        };
+        for (index, step) in plan.steps.iter().enumerate() {
+            world.at(step.at + 1_000, Happening::Step(index));
+        }
+        for n in 0..world.plugins.len() {
+            world.at(0, Happening::Start(n));
+        }
+        world
+    }
+
+    /// Plays the plan, lets everything settle, and checks that it has.
+    pub fn run(mut self) -> Result<Score, Violation> {
+        match self.play() {
+            Ok(()) => Ok(self.score),
+            Err(what) => Err(Violation { at: self.now, what }),
+        }
+    }
+
+    fn play(&mut self) -> Result<(), String> {
+        self.play_steps()?;
+        self.heal();
+        // In the end the hosts go, when all has settled or in the middle of things; nothing may be left, or everything that
+        // ran. If a process dies at that, the next one has to clear up and to go.
+        let mut hasty = self.dice.percent(50);
+        loop {
+            if !std::mem::take(&mut hasty) {
+                self.settle()?;
+            }
+            let lives: Vec<u32> = self.plugins.iter().map(|plugin| plugin.life).collect();
+            self.stop()?;
+            if self.plugins.iter().zip(lives).all(|(plugin, life)| plugin.group.is_some() && plugin.life == life) {
+                return self.audit_stopped();
+            }
+        }
+    }
+
+    /// Plays all that the plan says.
+    pub fn play_steps(&mut self) -> Result<(), String> {
+        let end = self.plan.steps.iter().map(plan::Step::end).max().unwrap_or(0) + 2_000;
+        self.play_until(end)
+    }
+
+    /// Nothing goes wrong any more, but for what is wrong with single vApps if the plan does not say that it is mended.
+    pub fn heal(&mut self) {
+        self.calm = true;
+        self.faults.clear();
+        self.limit_vms(0);
+        if self.plan.policy.mended {
+            let ids: Vec<VappId> = self.model.vapps.keys().copied().collect();
+            ids.into_iter().for_each(|id| self.model.admin_faults(id, model::Faults::default()));
+        }
+    }
+
+    /// Waits until everything has come to rest.
+    fn settle(&mut self) -> Result<(), String> {
+        let began = self.now;
+        let deadline = self.now + self.patience();
+        while self.now < deadline && !self.settled() {
+            let next = self.now + 5_000;
+            self.play_until(next)?;
+        }
+        self.score.settled_ms = self.score.settled_ms.max(Some(self.now - began));
+        self.audit_settled()
+    }
+
+    /// How long everything may take to settle.
+    fn patience(&self) -> u64 {
+        let tuning = &self.plan.policy;
+        let hung = self.model.vapps.values().filter(|vapp| vapp.faults.hangs).count() as u64;
+        // What hangs holds its slot until it is given up, one after another in the worst case.
+        let hung = hung * (tuning.create_timeout + 13) * MINUTE;
+        // A delete that VCD forbids is not tried again for long.
+        let forbidden = |step: &plan::Step| matches!(step.act, plan::Act::Fault(Fault::Forbidden, ..));
+        let long = tuning.mended || self.plan.steps.iter().any(forbidden);
+        let long = if long { LONGEST_BACKOFF } else { 0 };
+        // One after another, each may take two minutes: in steps, after a failure.
+        let queue = u64::from(tuning.max_size) * 2 * MINUTE / u64::from(tuning.max_creates.min(tuning.max_operations));
+        SETTLE + hung + long + queue
+    }
+
+    /// The hosts' shutdown, without haste.
+    fn stop(&mut self) -> Result<(), String> {
+        while self.plugins.iter().any(|plugin| plugin.group.is_none()) {
+            let next = self.now + 1_000;
+            self.play_until(next)?;
+        }
+        for n in 0..self.plugins.len() {
+            let (now, keep) = (self.now, self.plan.policy.keep);
+            let plugin = &mut self.plugins[n];
+            if let Some(group) = &mut plugin.group {
+                group.shutdown(Time(now - plugin.began));
+                plugin.audit.shutdown(keep, group);
+                self.pump(n)?;
+            }
+        }
+        let lives: Vec<u32> = self.plugins.iter().map(|plugin| plugin.life).collect();
+        let end = self.now + STOP;
+        while self.now < end && !self.stopped() {
+            if self.plugins.iter().zip(&lives).any(|(p, life)| p.group.is_none() || p.life != *life) {
+                break;
+            }
+            let next = self.now + 1_000;
+            self.play_until(next)?;
+        }
+        Ok(())
+    }
+
+    pub fn play_until(&mut self, until: u64) -> Result<(), String> {
+        loop {
+            self.schedule();
+            let Some(&Reverse((at, sequence))) = self.queue.peek() else { break };
+            if at > until {
+                break;
+            }
+            self.queue.pop();
+            let Some(happening) = self.happenings.remove(&sequence) else { continue };
+            self.now = self.now.max(at);
+            self.model.advance(self.now);
+            self.score.events += 1;
+            if self.score.events > MAX_EVENTS {
+                return Err("the group never rests".into());
+            }
+            self.happen(happening)?;
+            for n in 0..self.plugins.len() {
+                self.pump(n)?;
+                self.check(n)?;
+            }
+        }
+        self.now = until.max(self.now);
+        self.model.advance(self.now);
+        self.score.virtual_ms = self.now;
+        Ok(())
+    }
+
+    /// Queues the groups' and the model's next time.
+    fn schedule(&mut self) {
+        for n in 0..self.plugins.len() {
+            let (now, plugin) = (self.now, &mut self.plugins[n]);
+            let wake = plugin.group.as_ref().and_then(Group::wake_at).map(|wake| (wake.0 + plugin.began).max(now));
+            if let Some(at) = wake
+                && plugin.wake_at.is_none_or(|old| at < old)
+            {
+                plugin.wake_at = Some(at);
+                let whom = Process { plugin: n, life: plugin.life };
+                self.at(at, Happening::Wake { whom });
+            }
+        }
+        if let Some(at) = self.model.next_due()
+            && self.model_at.is_none_or(|old| at < old)
+        {
+            self.model_at = Some(at);
+            self.at(at, Happening::Model);
+        }
+    }
+
+    fn at(&mut self, at: u64, happening: Happening) {
+        self.sequence += 1;
+        self.queue.push(Reverse((at, self.sequence)));
+        self.happenings.insert(self.sequence, happening);
+    }
+
+    fn say(&self, text: impl FnOnce() -> String) {
+        if self.trace {
+            println!("{:>10} {}", self.now, text());
+        }
+    }
+
+    fn process(&self, n: usize) -> Process {
+        Process { plugin: n, life: self.plugins[n].life }
+    }
+
+    fn lives(&self, process: Process) -> bool {
+        let plugin = &self.plugins[process.plugin];
+        plugin.life == process.life && plugin.group.is_some()
+    }
+
+    /// The group's time.
+    pub fn time(&self, n: usize) -> Time {
+        Time(self.now - self.plugins[n].began)
+    }
+
+    fn happen(&mut self, happening: Happening) -> Result<(), String> {
+        match happening {
+            // One that was queued for another time is void.
+            Happening::Model => self.model_at = self.model_at.filter(|at| *at > self.now),
+            Happening::Wake { whom } => {
+                let time = self.time(whom.plugin);
+                let (now, plugin) = (self.now, &mut self.plugins[whom.plugin]);
+                if whom.life == plugin.life && plugin.wake_at.is_some_and(|at| at <= now) {
+                    plugin.wake_at = None;
+                    if let Some(group) = &mut plugin.group {
+                        group.tick(time);
+                    }
+                }
+            }
+            Happening::HostTurn { whom } => {
+                if self.lives(whom) {
+                    self.host_turn(whom.plugin)?;
+                }
+            }
+            Happening::Step(index) => {
+                let step = self.plan.steps[index];
+                self.say(|| format!("== {:?}", step.act));
+                self.act(step.to, step.act);
+            }
+            Happening::Start(n) => self.start(n),
+            Happening::Killed { whom, down } => {
+                if self.lives(whom) {
+                    self.die(whom.plugin);
+                    self.at(self.now + down, Happening::Start(whom.plugin));
+                }
+            }
+            Happening::Late { from, request } => {
+                self.say(|| format!("VCD late: {request:?}"));
+                let (answer, _) = self.execute(from, &request, true)?;
+                self.say(|| format!("VCD late: {answer:?}"));
+            }
+            Happening::Arrive { from, sending, fate } => self.arrive(from, sending, fate)?,
+            Happening::Answer { to, sending, answer, truth } => self.answer(to, &sending, answer, truth)?,
+            Happening::Probe { to, ticket, address } => {
+                if self.lives(to) {
+                    let answers = match address {
+                        IpAddr::V4(address) => self.model.guests().any(|(guest, _)| guest == address),
+                        IpAddr::V6(_) => false,
+                    };
+                    let result = if answers { Ok(()) } else { Err("connection refused".to_string()) };
+                    let time = self.time(to.plugin);
+                    if let Some(group) = &mut self.plugins[to.plugin].group {
+                        group.probed(time, ticket, result);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn policy(&self, n: usize) -> Policy {
+        let tuning = self.plan.policy;
+        Policy {
+            manager: self.plugins[n].manager.clone(),
+            group: GROUP.into(),
+            prefix: PREFIX.into(),
+            max_size: tuning.max_size,
+            max_creates: tuning.max_creates,
+            max_deletes: tuning.max_deletes,
+            max_operations: tuning.max_operations,
+            create_timeout: Duration::from_secs(tuning.create_timeout * 60),
+            ready_timeout: Duration::from_millis(READY),
+            startup_cleanup_timeout: Duration::from_secs(30 * 60),
+            reconcile_interval: Duration::from_secs(10),
+            max_instance_age: Duration::from_secs(tuning.max_age * 60),
+            suspended_max_age: Duration::from_secs(tuning.max_age * 180),
+            suspend_resume: self.may_suspend(n),
+            on_shutdown: if tuning.keep { OnShutdown::Keep } else { OnShutdown::Delete },
+            credentials: String::new(),
+        }
+    }
+
+    /// The process that lives now, or would, may suspend.
+    fn may_suspend(&self, n: usize) -> bool {
+        match self.plan.policy.suspends {
+            Suspends::Never => false,
+            Suspends::Always => true,
+            Suspends::AtFirst => self.plugins[n].life <= 1,
+        }
+    }
+
+    /// A new process: Init polls once, and fails with the poll; the host tries again.
+    fn start(&mut self, n: usize) {
+        if self.plugins[n].group.is_some() {
+            return;
+        }
+        let poll = Request::Poll { vapps: true };
+        let answer = match self.fate(&poll) {
+            Fate::Normal => self.execute(self.process(n), &poll, false).ok(),
+            _ => None,
+        };
+        let Some((Ok(Reply::Poll(first)), truth)) = answer else {
+            return self.at(self.now + 10_000, Happening::Start(n));
+        };
+        let now = self.now;
+        let plugin = &mut self.plugins[n];
+        plugin.life += 1;
+        plugin.began = now;
+        plugin.wake_at = None;
+        plugin.starting = true;
+        plugin.shutting_down = None;
+        plugin.wire = Wire::default();
+        let life = plugin.life;
+        self.say(|| format!("== life {life} of plugin {n} begins"));
+        let (policy, suspends) = (self.policy(n), self.may_suspend(n));
+        let plugin = &mut self.plugins[n];
+        plugin.audit.start(life, now, suspends);
+        if let Some(host) = &mut plugin.host {
+            host.restart();
+        }
+        plugin.audit.pace.polled(now, true, truth);
+        let seed = self.plan.seed.wrapping_add(u64::from(life) << 40).wrapping_add((n as u64) << 56);
+        plugin.group = Some(Group::new(policy, seed, Time(0), &first));
+    }
+
+    fn die(&mut self, n: usize) {
+        self.say(|| format!("== life {} of plugin {n} ends", self.plugins[n].life));
+        let plugin = &mut self.plugins[n];
+        plugin.group = None;
+        plugin.shutting_down = None;
+        plugin.audit.die();
+    }
+
+    /// Dies if this is the point to die at.
+    fn crash_here(&mut self, n: usize, point: CrashAt) -> bool {
+        let Some((_, down)) = self.crash_at.filter(|(at, _)| *at == point && self.plugins[n].group.is_some()) else {
+            return false;
+        };
+        self.say(|| format!("== {point:?}"));
+        self.crash_at = None;
+        self.score.crashes += 1;
+        self.die(n);
+        self.at(self.now + down, Happening::Start(n));
+        true
+    }
+
+    /// Runs the group's commands.
+    fn pump(&mut self, n: usize) -> Result<(), String> {
+        while let Some(command) = self.plugins[n].group.as_mut().and_then(Group::next_command) {
+            match command {
+                Command::Say(event) => {
+                    self.say(|| format!("{:5} {} {}", event.level, event.name.as_deref().unwrap_or("-"), event.text))
+                }
+                Command::Probe { ticket, address } => {
+                    let at = self.now + self.dice.between(1, 300);
+                    let to = self.process(n);
+                    self.at(at, Happening::Probe { to, ticket, address });
+                }
+                Command::Ask { ticket, request } => {
+                    self.score.requests += 1;
+                    let number = self.score.requests;
+                    if self.crash_here(n, CrashAt::BeforeRequest(number)) {
+                        return Ok(());
+                    }
+                    self.say(|| format!("ask {ticket}: {request:?}"));
+                    self.plugins[n].audit.sent(ticket, &request, &self.model, &self.plan.policy, self.now)?;
+                    self.send(n, Sending { number, ticket, request });
+                    if self.crash_here(n, CrashAt::AfterRequest(number)) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        let plugin = &mut self.plugins[n];
+        if plugin.shutting_down.is_some() && plugin.group.as_ref().is_some_and(Group::stopped) {
+            let down = plugin.shutting_down.take().unwrap_or_default();
+            self.die(n);
+            self.at(self.now + down, Happening::Start(n));
+        }
+        Ok(())
+    }
+
+    // Checks.
+
+    fn check(&mut self, n: usize) -> Result<(), String> {
+        let (now, plugin) = (self.now, &mut self.plugins[n]);
+        let Some(group) = &plugin.group else { return Ok(()) };
+        if plugin.starting {
+            // The host sees nothing before Init has answered: not before strangers are known, or 20 s have gone.
+            if !group.knows_its_own() {
+                return Ok(());
+            }
+            let known = now < plugin.began + ADOPTION;
+            plugin.starting = false;
+            plugin.audit.first_update(group, &self.model, known, now)?;
+            self.at(now, Happening::HostTurn { whom: self.process(n) });
+        }
+        let plugin = &mut self.plugins[n];
+        let Some(group) = &plugin.group else { return Ok(()) };
+        plugin.audit.check(group, &self.model, Time(now - plugin.began))
+    }
+
+    /// Everything that the host knows of has come to an end or to running, and VCD holds just that; but for what is stuck.
+    fn settled(&self) -> bool {
+        let rests = |plugin: &Plugin| {
+            let Some(group) = plugin.group.as_ref().filter(|_| plugin.shutting_down.is_none()) else { return false };
+            let audit = &plugin.audit;
+            let rest = |(name, state)| rests(state) || audit.is_stuck(name, &self.model);
+            // What is stuck counts towards max_size: the host may not get all that it wishes for.
+            let host = self.host_rests(plugin);
+            host && group.update().all(rest) && audit.orphans(group, &self.model).is_empty()
+        };
+        self.plugins.iter().all(rests)
+    }
+
+    fn host_rests(&self, plugin: &Plugin) -> bool {
+        let audit = &plugin.audit;
+        plugin.host.as_ref().is_none_or(|host| host.rests() || audit.shutdown || audit.any_stuck(&self.model))
+    }
+
+    fn audit_settled(&self) -> Result<(), String> {
+        // Those that nothing is wrong with are waited for by their own right.
+        let stuck = self.model.vapps.values().any(|vapp| vapp.faults != model::Faults::default());
+        let number = if stuck { 9 } else { 5 };
+        for plugin in &self.plugins {
+            let Some(group) = &plugin.group else { return Err("the plugin does not come back".into()) };
+            for (name, state) in group.update() {
+                if !rests(state) && !plugin.audit.is_stuck(name, &self.model) {
+                    return Err(format!("{number}: {name} is still {state:?} long after the last fault"));
+                }
+            }
+            if !self.host_rests(plugin) {
+                return Err(format!("{number}: the host has not what it wishes for long after the last fault"));
+            }
+            if let Some(orphan) = plugin.audit.orphans(group, &self.model).first() {
+                let number = if stuck { 9 } else { 2 };
+                return Err(format!("{number}: vApp {orphan} of ours stays, and no instance stands for it"));
+            }
+        }
+        Ok(())
+    }
+
+    /// All plugins have stopped, or wait for nothing but what is stuck.
+    fn stopped(&self) -> bool {
+        let keep = self.plan.policy.keep;
+        self.plugins.iter().all(|plugin| {
+            let Some(group) = &plugin.group else { return false };
+            let stuck = plugin.audit.any_stuck(&self.model);
+            group.stopped() || (stuck && plugin.audit.left(&self.model, keep.then_some(group)).is_empty())
+        })
+    }
+
+    fn audit_stopped(&mut self) -> Result<(), String> {
+        let keep = self.plan.policy.keep;
+        for (n, plugin) in self.plugins.iter().enumerate() {
+            let Some(group) = &plugin.group else { continue };
+            let left = plugin.audit.left(&self.model, keep.then_some(group));
+            if let Some(left) = left.first() {
+                return Err(format!("8: vApp {left} is left after shutdown"));
+            }
+            if !group.stopped() && !plugin.audit.any_stuck(&self.model) {
+                return Err(format!("8: shutdown does not end: {:?}", group.views(self.time(n))));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Nothing more is to happen to an instance in this state.
+fn rests(state: State) -> bool {
+    matches!(state, State::Running | State::Suspended | State::Deleted | State::Timeout)
+}

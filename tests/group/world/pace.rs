@@ -1,0 +1,362 @@
+//! How fast things have to go, how often VCD may be asked, and how long the host may believe what is not so: invariants 9
+//! to 12 of the list in `ARCHITECTURE.md`. All that takes time is judged by the time in which VCD could be seen.
+
+use super::audit::{Audit, CANCEL_PATIENCE, SLOT_PATIENCE, is_create};
+use super::plan::{MINUTE, Tuning};
+use super::vcd::{CHANGE_TIMEOUT, MEMORY_MB, task_id, task_of, vapp_id};
+use super::{ADOPTION, READY};
+use fleeting_plugin_vcd::cloud::{Answer, ErrorKind, Href, Reply, Request, TaskState, VcdError};
+use fleeting_plugin_vcd::group::{Group, Name, State, Time};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+use vcd_sim::model::{self, GcStatus, Model, Power, Target, Vm};
+
+/// A pause between two polls that were answered counts as seen up to here.
+const SEEN: u64 = MINUTE;
+/// So long may the host be told of an instance what is not so, while polls show how it is.
+const MISTAKEN: u64 = 5 * MINUTE;
+/// So long creates may wait with none under way.
+const IDLE: u64 = MINUTE;
+/// The same after what makes creates pause for long: the longest pause is 5 minutes, give or take a quarter.
+const LONG_PAUSE: u64 = 400_000;
+/// The breaker opens after so many failures that are not of one event, and counts those of so long.
+const BREAKER: usize = 3;
+const BREAKER_WINDOW: u64 = 10 * MINUTE;
+/// A task that has gone on for so long is slow, or hangs.
+const OLD: u64 = 30_000;
+/// Requests about one instance in one hour.
+const CHANGES_AN_HOUR: usize = 60;
+const LOOKS_AN_HOUR: usize = 500;
+const HOUR: u64 = 60 * MINUTE;
+
+/// When VCD was asked about one instance, in the last hour.
+#[derive(Default)]
+struct Asked {
+    changes: VecDeque<u64>,
+    looks: VecDeque<u64>,
+}
+
+/// What is known of time.
+#[derive(Default)]
+pub struct Pace {
+    /// For so long VCD could be seen, in all lives.
+    pub seen: u64,
+    /// The same, but for polls that showed something else than what is the case.
+    pub seen_clearly: u64,
+    /// When this process began, and for how long no poll of it has failed, between one and the next.
+    began: u64,
+    seen_without_fail: u64,
+    /// The last poll that was answered, and the last one at all.
+    good: u64,
+    polled: u64,
+    /// When a poll last failed, or showed something else than what is the case.
+    blind: u64,
+    /// A poll of this process showed what is the case.
+    pub clear: bool,
+    /// A look of this process failed.
+    pub look_failed: bool,
+    asked: BTreeMap<Arc<str>, Asked>,
+    /// How often each create was tried in this life, and what was seen before the first try.
+    tries: BTreeMap<Name, (u32, u64)>,
+    /// Since when the host is told what is not so.
+    mistaken: BTreeMap<Name, u64>,
+    idle: Option<u64>,
+    /// There is a reason for creates to wait until then.
+    excused: u64,
+    /// Creates that failed, but for those of one event.
+    failures: VecDeque<u64>,
+    /// The breaker may be open: the next create decides, however late.
+    open: bool,
+    /// Leftovers that were there when last looked at.
+    leftovers: usize,
+}
+
+impl Pace {
+    pub fn start(&mut self, now: u64) {
+        let (seen, seen_clearly) = (self.seen, self.seen_clearly);
+        let (began, good, polled, blind, excused) = (now, now, now, now, now + ADOPTION);
+        *self = Pace { seen, seen_clearly, began, good, polled, blind, excused, ..Pace::default() };
+    }
+
+    /// A poll was answered, and perhaps shows what is the case.
+    pub fn polled(&mut self, now: u64, answered: bool, truth: bool) {
+        if answered {
+            let since = (now - self.good).min(SEEN);
+            self.seen += since;
+            self.seen_clearly += if truth { since } else { 0 };
+            if self.good == self.polled {
+                self.seen_without_fail += now - self.good;
+            }
+            self.good = now;
+        }
+        self.polled = now;
+        if truth {
+            self.clear = true;
+        } else {
+            self.blind = now;
+            self.disturbed(now);
+        }
+    }
+
+    /// Init has not yet waited for as long as it may.
+    pub fn early(&self, now: u64) -> bool {
+        now < self.began + ADOPTION
+    }
+
+    /// For so long this process may not have seen VCD.
+    fn unseen(&self, now: u64) -> u64 {
+        (now - self.began).saturating_sub(self.seen_without_fail)
+    }
+
+    /// Something becomes of a request that is not what it asked for.
+    pub fn thwarted(&mut self, now: u64, request: &Request) {
+        self.look_failed |= matches!(request, Request::Look { .. } | Request::Find { .. });
+        self.disturbed(now);
+        if request.changes() {
+            // Whether it was done may not be known, and that holds a slot.
+            self.excused = self.excused.max(now + CHANGE_TIMEOUT + SLOT_PATIENCE);
+        }
+    }
+
+    /// Something goes wrong that may make creates pause.
+    pub fn disturbed(&mut self, now: u64) {
+        self.excused = self.excused.max(now + LONG_PAUSE);
+    }
+
+    /// Another request than a poll was answered.
+    pub fn answered(&mut self, now: u64, request: &Request, answer: &Answer) {
+        let refused = |error: &VcdError| {
+            use ErrorKind::{Failed, Forbidden, Invalid, NotFound, Quota, State};
+            matches!(error.kind, Quota | Forbidden | Invalid | NotFound | State | Failed)
+        };
+        if let (Request::Create { name, .. }, Err(error)) = (request, answer)
+            && refused(error)
+        {
+            self.create_failed(now, now, name);
+        }
+        if request.changes() && answer.is_err() {
+            let locked = matches!(request, Request::Delete { .. } | Request::DeleteStopped { .. });
+            if !locked {
+                self.disturbed(now);
+            }
+        }
+    }
+
+    /// A create came to running.
+    pub fn create_succeeded(&mut self) {
+        self.open = false;
+    }
+
+    /// A create that began then has failed: its next try waits, and the breaker may open.
+    fn create_failed(&mut self, now: u64, began: u64, name: &Name) {
+        if self.failures.back().is_none_or(|last| began > *last) {
+            self.failures.push_back(now);
+        }
+        while self.failures.front().is_some_and(|at| at + BREAKER_WINDOW < now) {
+            self.failures.pop_front();
+        }
+        let tries = self.tries.get(name).map_or(1, |(tries, _)| (*tries).max(1));
+        let own = (12_500u64 << (tries - 1).min(5)).min(LONG_PAUSE);
+        self.open |= self.failures.len() >= BREAKER;
+        let pause = if self.open { LONG_PAUSE } else { own };
+        self.excused = self.excused.max(now + pause);
+    }
+}
+
+/// Nothing is wrong with it: a job can run on it.
+fn well(vm: &Vm) -> bool {
+    let up = vm.power == Power::On && !vm.host_down && vm.ssh && vm.gc == GcStatus::Complete;
+    up && !vm.address_hidden && vm.memory_mb == MEMORY_MB
+}
+
+impl Audit {
+    /// 10: VCD is not asked without end about one instance.
+    pub fn count(&mut self, request: &Request, now: u64) -> Result<(), String> {
+        let of = |vapp: &Href| self.ours.get(&vapp_id(vapp)).map_or_else(|| vapp.clone(), |(name, _)| name.clone());
+        let key = match request {
+            Request::Create { name, .. } => {
+                let seen = self.pace.seen;
+                self.pace.tries.entry(name.clone()).or_insert((0, seen)).0 += 1;
+                name.clone()
+            }
+            Request::Find { name } => name.clone(),
+            Request::Look { vapp }
+            | Request::PowerOn { vapp }
+            | Request::Suspend { vapp }
+            | Request::Mark { vapp, .. }
+            | Request::Delete { vapp }
+            | Request::DeleteStopped { vapp }
+            | Request::Undeploy { vapp }
+            | Request::Label { vapp } => of(vapp),
+            Request::Configure { vm: entity } | Request::AddTpm { vm: entity } | Request::Cancel { task: entity } => {
+                entity.clone()
+            }
+            _ => return Ok(()),
+        };
+        let asked = self.pace.asked.entry(key.clone()).or_default();
+        let (times, most) = match request.changes() {
+            true => (&mut asked.changes, CHANGES_AN_HOUR),
+            false => (&mut asked.looks, LOOKS_AN_HOUR),
+        };
+        times.push_back(now);
+        while times.front().is_some_and(|at| at + HOUR < now) {
+            times.pop_front();
+        }
+        if times.len() > most {
+            let what = if request.changes() { "changes" } else { "looks" };
+            return Err(format!(
+                "10: {} {what} of {key} in one hour, the last is {}",
+                times.len(),
+                request.operation()
+            ));
+        }
+        Ok(())
+    }
+
+    /// 12: a guest that came up is not deleted because VCD could not be seen meanwhile. And a create that is given up has
+    /// failed.
+    pub fn gives_up(&mut self, vapp: &Href, model: &Model, tuning: &Tuning, now: u64) -> Result<(), String> {
+        let id = vapp_id(vapp);
+        let Some((name, life)) = self.ours.get(&id) else { return Ok(()) };
+        let Some((_, tried)) = self.pace.tries.get(name).copied().filter(|_| *life == self.life) else { return Ok(()) };
+        let asked = self.asked.contains(name) || self.touched.contains(&id);
+        let Some(there) = model.vapps.get(&id).filter(|_| !asked) else { return Ok(()) };
+        let age = now - there.created;
+        let old = tuning.max_age > 0 && age >= 2 * tuning.max_age * MINUTE;
+        let seen = self.pace.seen - tried;
+        let limit = READY.min(tuning.create_timeout * MINUTE) - 30_000;
+        if matches!(self.accepted.get(name), Some(State::Creating | State::Timeout)) {
+            let (name, began) = (name.clone(), there.created);
+            self.pace.create_failed(now, began, &name);
+        }
+        if there.vms.iter().filter_map(|vm| model.vms.get(vm)).any(well) && seen < limit && !old {
+            let (name, _) = &self.ours[&id];
+            return Err(format!("12: {name} is well and given up, after VCD was seen for {} s", seen / 1000));
+        }
+        Ok(())
+    }
+
+    /// What tasks are said to have come to.
+    pub fn tasks_ended(&mut self, answer: &Answer, model: &Model, now: u64) {
+        let Ok(Reply::Tasks(tasks)) = answer else { return };
+        for task in tasks.iter().filter(|task| matches!(task.state, TaskState::Failed(_))) {
+            let Some(task) = model.tasks.get(&task_id(&task.href)) else { continue };
+            let vapp = match task.target {
+                Target::Vapp(id) => Some(id),
+                Target::Vm(id) => model.vms.get(&id).map(|vm| vm.vapp),
+            };
+            let Some((name, _)) = vapp.and_then(|id| self.ours.get(&id)) else { continue };
+            if is_create(task.operation) {
+                let name = name.clone();
+                self.pace.create_failed(now, task.start, &name);
+            }
+        }
+    }
+
+    /// After a poll: what the host is told, held against what is so, and whether creates go on.
+    pub fn watch(
+        &mut self,
+        group: &mut Group,
+        model: &Model,
+        tuning: &Tuning,
+        time: Time,
+        now: u64,
+    ) -> Result<(), String> {
+        if self.shutdown {
+            return Ok(());
+        }
+        self.check_told(group, model, time, now)?;
+        self.check_idle(group, model, tuning, time, now)
+    }
+
+    /// 11: what is running and healthy is there, on, and has the address that the host is given.
+    fn check_told(&mut self, group: &mut Group, model: &Model, time: Time, now: u64) -> Result<(), String> {
+        let running: Vec<Name> =
+            group.update().filter(|(_, state)| *state == State::Running).map(|(name, _)| name.clone()).collect();
+        let mut mistaken = BTreeMap::new();
+        for name in running {
+            if group.heartbeat(time, &name).is_err() {
+                continue;
+            }
+            let told = group.reach(&name).map(|reach| reach.address);
+            let Some(wrong) = self.mistake(&name, &told, model) else { continue };
+            let since = self.pace.mistaken.get(&name).copied().unwrap_or(now);
+            // What a task holds is on its way to something, or so it seems.
+            let task = self.by_name.get(&name).into_iter().flatten().find_map(|id| task_of(model, *id));
+            let held = task.and_then(|task| model.tasks.get(&task)).map_or(0, |task| task.start + SLOT_PATIENCE);
+            if now > since.max(self.pace.blind).max(held) + MISTAKEN {
+                return Err(format!("11: {name} is said to be running and healthy at {told:?}, and {wrong}"));
+            }
+            mistaken.insert(name, since);
+        }
+        self.pace.mistaken = mistaken;
+        Ok(())
+    }
+
+    fn mistake(&self, name: &Name, told: &Result<IpAddr, String>, model: &Model) -> Option<String> {
+        let vapps = self.by_name.get(name)?.iter().filter_map(|id| model.vapps.get(id));
+        let vms = vapps.flat_map(|vapp| &vapp.vms).filter(|vm| !self.foreign_vms.contains_key(vm));
+        let vms: Vec<&Vm> = vms.filter_map(|vm| model.vms.get(vm)).collect();
+        let wrong = |vm: &&Vm| {
+            let address = vm.address().map(IpAddr::V4);
+            match () {
+                _ if vm.host_down => Some("its host is down".into()),
+                _ if vm.power != Power::On => Some(format!("it is {:?}", vm.power)),
+                _ if told.as_ref().ok() != address.as_ref() => Some(format!("its address is {address:?}")),
+                _ => None,
+            }
+        };
+        // One that was taken away is there besides.
+        if vms.iter().any(|vm| wrong(vm).is_none()) {
+            return None;
+        }
+        vms.iter().find_map(wrong).or(Some("it is not there".into()))
+    }
+
+    /// 9: creates go on as long as nothing is wrong with them.
+    fn check_idle(
+        &mut self,
+        group: &Group,
+        model: &Model,
+        tuning: &Tuning,
+        time: Time,
+        now: u64,
+    ) -> Result<(), String> {
+        let waiting = group.standing(time).creates_waiting;
+        let creating = group.update().filter(|(_, state)| *state == State::Creating).count();
+        if waiting == 0 || creating > waiting as usize {
+            self.pace.idle = None;
+            return Ok(());
+        }
+        if self.holds_creates(group, model, tuning, time, now) {
+            self.pace.excused = self.pace.excused.max(now);
+        }
+        let since = *self.pace.idle.get_or_insert(now);
+        if now > since.max(self.pace.excused) + IDLE {
+            let since = since.max(self.pace.excused);
+            return Err(format!("9: {waiting} creates wait and none is under way for {} s", (now - since) / 1000));
+        }
+        Ok(())
+    }
+
+    /// What hangs and holds a slot still, or leftovers that go one after another.
+    fn holds_creates(&mut self, group: &Group, model: &Model, tuning: &Tuning, time: Time, now: u64) -> bool {
+        let unseen = self.pace.unseen(now);
+        let began = self.pace.began + ADOPTION;
+        let holds = |task: &vcd_sim::model::Task| {
+            let create = if is_create(task.operation) { tuning.create_timeout * MINUTE + CANCEL_PATIENCE } else { 0 };
+            let patience = create.max(SLOT_PATIENCE) + unseen;
+            // One that fails again and again is always young.
+            (task.start + OLD..task.start.max(began) + patience).contains(&now)
+        };
+        // Leftovers that nothing is wrong with, and that go as fast as requests do.
+        let fine = model.vapps.values().all(|vapp| vapp.faults == model::Faults::default());
+        if fine && group.standing(time).hold.is_some() {
+            return true;
+        }
+        let left = self.orphans(group, model).len();
+        let goes = std::mem::replace(&mut self.pace.leftovers, left) > left;
+        goes || model.tasks_running().any(holds)
+    }
+}

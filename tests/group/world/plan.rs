@@ -1,0 +1,536 @@
+//! What happens to a group in one run: what the host asks, what the administrators do, what goes wrong and when. All of it
+//! is drawn from one seed before the run begins, so that a failing run can be cut down to the steps that matter.
+
+use super::{Violation, World};
+use std::fmt;
+use vcd_sim::model::HardwareInCreate;
+
+/// SplitMix64.
+#[derive(Clone)]
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.roll() % n.max(1)
+    }
+
+    pub fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.below(high - low + 1)
+    }
+
+    pub fn percent(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// One thing that happens, when (milliseconds), and to which plugin, if there are several.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    pub at: u64,
+    pub to: usize,
+    pub act: Act,
+}
+
+impl Step {
+    /// Until when the plan goes on because of it.
+    pub fn end(&self) -> u64 {
+        match self.act {
+            Act::Outage(minutes) => self.at + minutes * MINUTE,
+            _ => self.at,
+        }
+    }
+}
+
+pub const MINUTE: u64 = 60_000;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Act {
+    Increase(u32),
+    /// The n-th id that the host knows (modulo their number), whatever its state.
+    Decrease(u64),
+    DecreaseAll,
+    /// The n-th id that the host knows, whatever its state.
+    Suspend(u64),
+    SuspendAll,
+    Resume(u64),
+    Heartbeat(u64),
+    /// The process dies and comes back after so many milliseconds.
+    Crash(u64),
+    /// The host shuts down in order, and comes back after so many milliseconds.
+    Restart(u64),
+    Admin(Admin, u64),
+    /// This is wrong with the n-th vApp of ours from now on.
+    Stuck(Stuck, u64),
+    /// For so many milliseconds, with so many percent of the requests (or tasks, guests) that it concerns.
+    Fault(Fault, u64, u64),
+    /// VCD cannot be reached for so many minutes; what it does goes on.
+    Outage(u64),
+    /// All tasks that run are aborted, as by a cell that restarts.
+    AbortAll,
+    /// The VDC takes so many VMs at most; 0: as many as anybody likes.
+    VmLimit(u32),
+}
+
+/// What an administrator, or the infrastructure, does to the n-th vApp of ours, or beside them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admin {
+    Delete,
+    PowerOff,
+    /// On again, if it is off or suspended.
+    PowerOn,
+    Suspend,
+    Rename,
+    /// The first that was renamed gets its name back.
+    RenameBack,
+    /// Its VM is deleted; the vApp stays.
+    DeleteVm,
+    /// Its VM is moved to a vApp of somebody's.
+    MoveVm,
+    /// Somebody adds a VM of theirs to it.
+    AddVm,
+    /// The VM gets another description; its vApp keeps the tag.
+    DescribeVm,
+    /// The vApp gets another description; its VM keeps the tag.
+    DescribeVapp,
+    /// The host that its VM runs on stops answering, or answers again.
+    HostDown,
+    HostUp,
+    /// A VM gets another address.
+    NewAddress,
+    /// Its record stops telling its address.
+    HideAddress,
+    /// GC_FAILED is shown after all.
+    CustomizationFails,
+    /// A vApp of somebody else, named like ours.
+    Foreign,
+    /// The same, of another manager of the same group.
+    OtherManager,
+    /// A copy of one of ours: its description, another name.
+    Copy,
+}
+
+pub const ADMINS: [Admin; 19] = [
+    Admin::Delete,
+    Admin::PowerOff,
+    Admin::PowerOn,
+    Admin::Suspend,
+    Admin::Rename,
+    Admin::RenameBack,
+    Admin::DeleteVm,
+    Admin::MoveVm,
+    Admin::AddVm,
+    Admin::DescribeVm,
+    Admin::DescribeVapp,
+    Admin::HostDown,
+    Admin::HostUp,
+    Admin::NewAddress,
+    Admin::HideAddress,
+    Admin::CustomizationFails,
+    Admin::Foreign,
+    Admin::OtherManager,
+    Admin::Copy,
+];
+
+/// What is wrong with one vApp while all else is well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stuck {
+    /// Its deletes are accepted, and their tasks fail.
+    DeleteFails,
+    /// Its deletes are refused.
+    Locked,
+    /// Its tasks never end, and ignore that they are cancelled.
+    Hangs,
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// VCD cannot be reached.
+    Unreachable,
+    /// VCD takes requests and never answers: they end when their time is up.
+    Silent,
+    /// The answer to a change is lost, and nothing was done.
+    LostBefore,
+    /// The answer to a change is lost, and it was done.
+    LostAfter,
+    /// The answer to a change is lost, and it is done later.
+    LostLate,
+    /// What a process had sent when it died is done minutes later.
+    Lingers,
+    /// The session is refused.
+    Expired,
+    /// The org's operation limit.
+    Limit,
+    Busy,
+    Quota,
+    Forbidden,
+    /// Creates are refused for what they carry.
+    Template,
+    ReadFails,
+    Slow,
+    TaskFails,
+    TaskHangs,
+    /// Tasks hang, ignore that they are cancelled, and so do all further ones of the same vApp.
+    TaskDeaf,
+    TaskSlow,
+    GuestIll,
+    /// New VMs come to a host on which none boots.
+    BadHost,
+    QueryStale,
+    QueryEmpty,
+    QueryPartial,
+    /// VCD does not say what time it is.
+    NoDate,
+}
+
+pub const FAULTS: [Fault; 24] = [
+    Fault::Unreachable,
+    Fault::Silent,
+    Fault::LostBefore,
+    Fault::LostAfter,
+    Fault::LostLate,
+    Fault::Lingers,
+    Fault::Expired,
+    Fault::Limit,
+    Fault::Busy,
+    Fault::Quota,
+    Fault::Forbidden,
+    Fault::Template,
+    Fault::ReadFails,
+    Fault::Slow,
+    Fault::TaskFails,
+    Fault::TaskHangs,
+    Fault::TaskDeaf,
+    Fault::TaskSlow,
+    Fault::GuestIll,
+    Fault::BadHost,
+    Fault::QueryStale,
+    Fault::QueryEmpty,
+    Fault::QueryPartial,
+    Fault::NoDate,
+];
+
+/// A whole run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub policy: Tuning,
+    pub steps: Vec<Step>,
+}
+
+/// Whether the host may suspend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suspends {
+    Never,
+    Always,
+    /// The first process may, its successors are configured otherwise.
+    AtFirst,
+}
+
+/// What differs between groups.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    pub max_size: u32,
+    pub max_creates: u32,
+    pub max_deletes: u32,
+    pub max_operations: u32,
+    /// Minutes.
+    pub create_timeout: u64,
+    /// Minutes; 0: never.
+    pub max_age: u64,
+    pub keep: bool,
+    pub suspends: Suspends,
+    pub duplicate_names: bool,
+    /// What VCD does with hardware in a create.
+    pub hardware: HardwareInCreate,
+    /// Deletes by force need a right that the plugin's user lacks.
+    pub no_force: bool,
+    /// The template needs a TPM that it does not have.
+    pub tpm: bool,
+    /// What is wrong with single vApps is mended when everything else heals.
+    pub mended: bool,
+    /// Seconds that the clock of VCD's answers is ahead of the one that dates vApps.
+    pub skew: i64,
+    /// Plugins of so many managers share the VDC.
+    pub managers: usize,
+    /// The host behaves as fleeting does, and whether it goes on to use what it finds at a start. Else the plan says all
+    /// that it asks.
+    pub fleeting: Option<bool>,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            max_size: 10,
+            max_creates: 3,
+            max_deletes: 5,
+            max_operations: 4,
+            create_timeout: 20,
+            max_age: 0,
+            keep: false,
+            suspends: Suspends::Always,
+            duplicate_names: false,
+            hardware: HardwareInCreate::Apply,
+            no_force: false,
+            tpm: false,
+            mended: false,
+            skew: 0,
+            managers: 1,
+            fleeting: None,
+        }
+    }
+}
+
+/// Swarm: each seed has its own mix of faults, administrators and habits of the host.
+pub fn plan(seed: u64) -> Plan {
+    let mut dice = Dice(seed ^ 0x5eed_91a1);
+    let large = dice.percent(3);
+    let fleeting = dice.pick(&[None, None, None, Some(false), Some(true)]);
+    // A host that replaces what is old would never rest.
+    let ages: &[u64] = if large || fleeting.is_some() { &[0, 0, 120] } else { &[0, 0, 10, 60] };
+    let policy = Tuning {
+        max_size: if large { 60 } else { dice.between(1, 12) as u32 },
+        max_creates: dice.between(1, 5) as u32,
+        max_deletes: dice.between(1, 5) as u32,
+        max_operations: dice.between(1, 6) as u32,
+        create_timeout: dice.pick(&[3, 10, 20]),
+        max_age: dice.pick(ages),
+        keep: dice.percent(30),
+        suspends: dice.pick(&[Suspends::Never, Suspends::Never, Suspends::Always, Suspends::AtFirst]),
+        duplicate_names: dice.percent(50),
+        hardware: dice.pick(&[
+            HardwareInCreate::Apply,
+            HardwareInCreate::Apply,
+            HardwareInCreate::Ignore,
+            HardwareInCreate::Refuse,
+        ]),
+        no_force: dice.percent(20),
+        tpm: dice.percent(10),
+        mended: dice.percent(50),
+        skew: if dice.percent(20) { dice.between(0, 360) as i64 - 180 } else { 0 },
+        managers: if dice.percent(10) { 2 } else { 1 },
+        fleeting,
+    };
+    let minutes = dice.pick(&[3, 10, 30]);
+    let mut swarm = Swarm { dice, length: minutes * MINUTE, managers: policy.managers, steps: Vec::new() };
+    swarm.host(minutes, policy.suspends != Suspends::Never, large);
+    swarm.faults();
+    swarm.lives();
+    swarm.starts();
+    swarm.administrators();
+    swarm.one_alone();
+    let mut steps = swarm.steps;
+    steps.sort_by_key(|step| step.at);
+    Plan { seed, policy, steps }
+}
+
+/// The steps of a plan in the making.
+struct Swarm {
+    dice: Dice,
+    length: u64,
+    managers: usize,
+    steps: Vec<Step>,
+}
+
+impl Swarm {
+    fn add(&mut self, at: u64, act: Act) {
+        let to = self.dice.below(self.managers as u64) as usize;
+        self.steps.push(Step { at, to, act });
+    }
+
+    fn add_somewhen(&mut self, act: Act) {
+        let at = self.dice.below(self.length);
+        self.add(at, act);
+    }
+
+    /// So long after one of the requests for new instances, or somewhen.
+    fn after_an_increase(&mut self, low: u64, high: u64) -> u64 {
+        let times: Vec<u64> =
+            self.steps.iter().filter(|step| matches!(step.act, Act::Increase(_))).map(|step| step.at).collect();
+        let from = if times.is_empty() { self.dice.below(self.length) } else { self.dice.pick(&times) };
+        from + self.dice.between(low, high)
+    }
+
+    fn host(&mut self, minutes: u64, suspends: bool, large: bool) {
+        if large {
+            let n = self.dice.between(20, 60) as u32;
+            self.add_somewhen(Act::Increase(n));
+        }
+        for _ in 0..self.dice.between(1, 3 + minutes) {
+            let act = match self.dice.below(if suspends { 16 } else { 10 }) {
+                10..13 => Act::Suspend(self.dice.roll() % 64),
+                13 => Act::SuspendAll,
+                14..16 => Act::Resume(self.dice.roll() % 64),
+                0..4 => Act::Increase(self.dice.between(1, 4) as u32),
+                4..8 => Act::Decrease(self.dice.roll() % 64),
+                8 => Act::Heartbeat(self.dice.roll() % 64),
+                _ => Act::DecreaseAll,
+            };
+            self.add_somewhen(act);
+        }
+    }
+
+    /// What is wrong for a while, with everybody.
+    fn faults(&mut self) {
+        let share = self.dice.pick(&[0, 6, 20]);
+        for fault in FAULTS {
+            if self.dice.percent(share) {
+                for _ in 0..self.dice.between(1, 2) {
+                    let percent = self.dice.pick(&[5, 20, 50, 100]);
+                    let long = self.dice.between(1_000, self.length / 2);
+                    self.add_somewhen(Act::Fault(fault, long, percent));
+                }
+            }
+        }
+        if self.dice.percent(8) {
+            // Guests boot meanwhile.
+            let at = self.after_an_increase(0, 90_000);
+            let minutes = self.dice.pick(&[12, 12, 60, 180]);
+            self.add(at, Act::Outage(minutes));
+        }
+        if self.dice.percent(12) {
+            let at = self.after_an_increase(0, 40_000);
+            self.add(at, Act::AbortAll);
+        }
+        if self.dice.percent(6) {
+            // Wrong from the start, until somebody notices.
+            let fault = self.dice.pick(&[Fault::Template, Fault::Forbidden, Fault::Quota]);
+            let long = self.dice.between(MINUTE, self.length);
+            self.add(0, Act::Fault(fault, long, 100));
+        }
+        if self.dice.percent(4) {
+            let (long, percent) = (self.length, self.dice.pick(&[30, 60, 100]));
+            self.add(0, Act::Fault(Fault::BadHost, long, percent));
+        }
+        if self.dice.percent(6) {
+            let most = self.dice.between(1, 6) as u32;
+            self.add_somewhen(Act::VmLimit(most));
+            self.add_somewhen(Act::VmLimit(0));
+        }
+        if self.dice.percent(6) {
+            self.add(0, Act::Fault(Fault::NoDate, self.length, 100));
+        }
+    }
+
+    fn lives(&mut self) {
+        if self.dice.percent(40) {
+            for _ in 0..self.dice.between(1, 3) {
+                let down = self.dice.pick(&[100, 2_000, 30_000, 120_000]);
+                let act = if self.dice.percent(70) { Act::Crash(down) } else { Act::Restart(down) };
+                self.add_somewhen(act);
+            }
+        }
+        if self.dice.percent(15) {
+            // Killed with creates on the wire, and the next process is asked for more.
+            let (at, down) = (self.after_an_increase(1, 3_000), self.dice.pick(&[100, 2_000, 20_000]));
+            self.add(at, Act::Crash(down));
+            let again = at + down + self.dice.between(500, 30_000);
+            let n = self.dice.between(1, 4) as u32;
+            self.add(again, Act::Increase(n));
+        }
+    }
+
+    /// What a process that starts is shown first is not all.
+    fn starts(&mut self) {
+        if self.dice.percent(5) {
+            let (at, down) = (self.after_an_increase(60_000, 300_000), self.dice.pick(&[100, 2_000, 30_000]));
+            let fault = self.dice.pick(&[Fault::QueryEmpty, Fault::QueryPartial, Fault::QueryStale]);
+            let long = down + self.dice.pick(&[500, 5_000, 15_000]);
+            self.add(at, Act::Fault(fault, long, 100));
+            self.add(at, Act::Crash(down));
+        }
+    }
+
+    fn administrators(&mut self) {
+        if self.dice.percent(40) {
+            for _ in 0..self.dice.between(1, 4) {
+                let (admin, n) = (self.dice.pick(&ADMINS), self.dice.roll() % 64);
+                self.add_somewhen(Act::Admin(admin, n));
+            }
+        }
+    }
+
+    /// What is wrong with single vApps, and does not end with the rest.
+    fn one_alone(&mut self) {
+        if self.dice.percent(25) {
+            for _ in 0..self.dice.between(1, 4) {
+                let stuck = self.dice.pick(&[Stuck::DeleteFails, Stuck::Locked, Stuck::Hangs]);
+                let at = self.after_an_increase(0, 120_000).min(self.length);
+                let n = self.dice.roll() % 64;
+                self.add(at, Act::Stuck(stuck, n));
+            }
+        }
+        if self.dice.percent(4) {
+            // Deletes fail, and what is suspended meanwhile has to come back.
+            let at = self.after_an_increase(60_000, 180_000);
+            let stuck = self.dice.pick(&[Stuck::DeleteFails, Stuck::Hangs]);
+            for (after, count) in [(0, 3), (20_000, 4), (30_000, 4), (60_000, 3)] {
+                for _ in 0..count {
+                    let n = self.dice.roll() % 64;
+                    let act = match after {
+                        0 => Act::Suspend(n),
+                        20_000 => Act::Stuck(stuck, n),
+                        30_000 => Act::Decrease(n),
+                        _ => Act::Resume(n),
+                    };
+                    self.add(at + after, act);
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let to = if self.to == 0 { String::new() } else { format!(" (plugin {})", self.to) };
+        write!(f, "{:>9} ms  {:?}{to}", self.at, self.act)
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed {}, {:?}", self.seed, self.policy)?;
+        self.steps.iter().try_for_each(|step| write!(f, "\n    {step}"))
+    }
+}
+
+/// The shortest plan that still breaks the same invariant.
+pub fn shortest(whole: &Plan, violation: &Violation) -> Plan {
+    shrink(whole, |plan| World::new(plan).run().is_err_and(|v| v.number() == violation.number()))
+}
+
+/// The shortest plan that still fails, by leaving out ever smaller pieces. `fails` runs a plan.
+fn shrink(plan: &Plan, fails: impl Fn(&Plan) -> bool) -> Plan {
+    let mut best = plan.clone();
+    let mut piece = best.steps.len().div_ceil(2).max(1);
+    loop {
+        let mut from = 0;
+        let mut shrunk = false;
+        while from < best.steps.len() {
+            let mut shorter = best.clone();
+            shorter.steps.drain(from..(from + piece).min(best.steps.len()));
+            if fails(&shorter) {
+                best = shorter;
+                shrunk = true;
+            } else {
+                from += piece;
+            }
+        }
+        if piece == 1 && !shrunk {
+            return best;
+        }
+        piece = if shrunk { piece } else { piece.div_ceil(2) }.max(1);
+    }
+}

@@ -1,0 +1,993 @@
+//! The commands for people, run as they run them: the built binary, a config.toml, a simulated VCD.
+
+use crate::common::{self, PluginProcess, command, soon};
+use crate::fleet;
+#[cfg(target_os = "linux")]
+use crate::proxy;
+use crate::replay;
+use fleeting_plugin_vcd::host::proto::fleeting::State;
+use serde_json::{Value, json};
+use smol::block_on;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+use vcd_sim::Server;
+use vcd_sim::model::{Disk, HardwareShown, Model, Nic, Reach, Right, Scripts, TemplateState};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
+/// The simulator's clock runs so many times as fast as a real VCD's.
+const SCALE: f64 = 50.0;
+
+/// A config.toml, gone when dropped.
+struct File(PathBuf);
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Lines of a TOML table; a key that is null is left out.
+fn lines(table: &Value) -> String {
+    let given = table.as_object().unwrap().iter().filter(|(_, value)| !value.is_null());
+    given.map(|(key, value)| format!("{key} = {value}\n")).collect()
+}
+
+fn merged(mut table: Value, changes: Value) -> Value {
+    table.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    table
+}
+
+/// One runner for the simulated VCD, with changes to plugin_config and to the runner's own part of the autoscaler.
+fn runner(server: &Server, guest_port: u16, name: &str, keys: Value, own: Value) -> String {
+    let own = merged(
+        json!({"plugin": "fleeting-plugin-vcd", "capacity_per_instance": 1, "max_use_count": 1, "max_instances": 4}),
+        own,
+    );
+    let connector = json!({"use_static_credentials": true, "username": "root", "password": "s3cret-Pa55word",
+        "protocol_port": guest_port});
+    format!(
+        "[[runners]]\nname = {name:?}\nexecutor = \"instance\"\n[runners.autoscaler]\n{}\
+         [runners.autoscaler.plugin_config]\n{}[runners.autoscaler.connector_config]\n{}",
+        lines(&own),
+        lines(&merged(fleet::plugin_config(server), keys)),
+        lines(&connector)
+    )
+}
+
+fn file(name: &str, runners: &[String]) -> File {
+    let path = std::env::temp_dir().join(format!("vcd-commands-{name}-{}.toml", std::process::id()));
+    std::fs::write(&path, format!("shutdown_timeout = 120\n{}", runners.concat())).unwrap();
+    File(path)
+}
+
+/// Runs a command on a file. Its status, stdout and stderr; no secret may be in them, and no colour.
+fn run(file: &File, words: &[&str]) -> (i32, String, String) {
+    said(Command::new(BINARY), file, words)
+}
+
+/// The lines of `check` with this verdict and topic.
+fn found<'a>(stdout: &'a str, verdict: &str, topic: &str) -> Vec<&'a str> {
+    let start = format!("  {verdict:4}  {topic:16} ");
+    stdout.lines().filter_map(|line| line.strip_prefix(start.as_str())).collect()
+}
+
+fn world(change: impl FnOnce(&mut Model)) -> (Server, u16) {
+    let (server, guest_port) = fleet::simulator(SCALE);
+    server.with_model(change);
+    (server, guest_port)
+}
+
+/// What `check` says of a world, with no changes to the configuration.
+fn check_world(name: &str, change: impl FnOnce(&mut Model)) -> (i32, String) {
+    let (server, guest_port) = world(change);
+    let file = file(name, &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
+    let (status, stdout, _) = run(&file, &["check"]);
+    assert_eq!(server.requests("instantiate"), 0, "a check makes nothing");
+    (status, stdout)
+}
+
+#[test]
+fn a_good_runner_passes_the_check() {
+    let (status, stdout) = check_world("good", |_| ());
+    assert_eq!(status, 0, "{stdout}");
+    for topic in [
+        "configuration",
+        "credentials",
+        "URL and TLS",
+        "token",
+        "org",
+        "VDC",
+        "network",
+        "catalog",
+        "template",
+        "storage profile",
+        "rights",
+        "lease",
+    ] {
+        assert_eq!(found(&stdout, "ok", topic).len(), 1, "{topic}: {stdout}");
+    }
+    assert!(found(&stdout, "ok", "network")[0].contains("1021 of 1021 addresses"), "{stdout}");
+    assert!(found(&stdout, "ok", "org")[0].contains("as user \"ci\""), "{stdout}");
+}
+
+#[test]
+fn a_check_tells_what_vcd_lacks() {
+    type Case = (&'static str, &'static str, i32, &'static str, fn(&mut Model));
+    let cases: [Case; 12] = [
+        ("FAIL", "VDC", 1, "disabled", |m| m.vdcs.values_mut().for_each(|v| v.enabled = false)),
+        ("FAIL", "VDC", 1, "no VDC of this name", |m| m.vdcs.values_mut().for_each(|v| v.name = "x".into())),
+        ("warn", "quota", 0, "room for 3 more VMs", |m| m.vdcs.values_mut().for_each(|v| v.vm_limit = Some(3))),
+        ("warn", "quota", 0, "memory for 2 more VMs", |m| {
+            m.vdcs.values_mut().for_each(|v| v.memory_limit_mb = Some(10_000))
+        }),
+        ("FAIL", "network", 1, "no network of this name", |m| m.networks.clear()),
+        ("warn", "network", 0, "2 of 2 addresses", |m| {
+            m.networks.values_mut().for_each(|n| n.pool.1 = std::net::Ipv4Addr::from(u32::from(n.pool.0) + 1))
+        }),
+        ("warn", "storage profile", 0, "enough for 2 VMs", |m| {
+            m.profiles.values_mut().for_each(|p| p.limit_mb = 2 * (20_480 + 4096))
+        }),
+        ("FAIL", "storage profile", 1, "enough for 0 VMs", |m| {
+            m.profiles.values_mut().for_each(|p| p.limit_mb = 20_480)
+        }),
+        ("FAIL", "template", 1, "VMware Tools are not installed", |m| {
+            m.template_vms.values_mut().for_each(|t| t.tools = 0)
+        }),
+        ("FAIL", "catalog", 1, "no catalog", |m| m.catalogs.values_mut().for_each(|c| c.name = "x".into())),
+        ("FAIL", "rights", 1, "missing: vApp: Delete", |m| {
+            m.users.values_mut().for_each(|u| u.rights.retain(|r| *r != Right::Delete))
+        }),
+        ("warn", "lease", 0, "suspends vApps after 2h", |m| {
+            m.orgs.values_mut().for_each(|o| o.leases.deployment_s = (7200, 7200))
+        }),
+    ];
+    for (index, (verdict, topic, expected, text, change)) in cases.into_iter().enumerate() {
+        let (status, stdout) = check_world(&format!("lacks-{index}"), change);
+        assert_eq!(status, expected, "{text}: {stdout}");
+        assert!(found(&stdout, verdict, topic).iter().any(|line| line.contains(text)), "{text}: {stdout}");
+    }
+}
+
+#[test]
+fn a_check_says_what_the_user_may_not_see() {
+    let (status, stdout) = check_world("unseen", |m| {
+        m.users.values_mut().for_each(|u| u.rights.retain(|r| *r != Right::ViewOrg && *r != Right::Force))
+    });
+    assert_eq!(status, 0, "{stdout}");
+    assert!(found(&stdout, "note", "lease")[0].contains("may not read"), "{stdout}");
+    assert!(found(&stdout, "note", "rights")[0].contains("Force Undeploy"), "{stdout}");
+}
+
+#[test]
+fn a_check_tells_what_the_configuration_lacks() {
+    let (server, guest_port) = world(|_| ());
+    let one = |name: &str, keys: Value, own: Value| {
+        let file = file(&format!("config-{name}"), &[runner(&server, guest_port, "vcd", keys, own)]);
+        let (status, stdout, stderr) = run(&file, &["check"]);
+        assert_eq!(stderr, "", "{stdout}");
+        (status, stdout)
+    };
+    let (status, stdout) = one("missing", json!({"org": null, "memory_mb": 7}), json!({}));
+    let said = found(&stdout, "FAIL", "configuration");
+    let all = ["missing required plugin config: org", "memory_mb: 7 is not a multiple of 4"];
+    assert!(status == 1 && all.iter().all(|mistake| said.contains(mistake)), "all mistakes at once: {stdout}");
+
+    for (name, keys, own, verdict, topic, text, expected) in [
+        ("size", json!({}), json!({"max_instances": 129}), "FAIL", "runner", "above max_size", 1),
+        ("most", json!({}), json!({"max_instances": null}), "warn", "runner", "max_instances is not set", 0),
+        ("use", json!({}), json!({"max_use_count": 0}), "warn", "runner", "jobs run one after another", 0),
+        ("storage", json!({}), json!({"state_storage.enabled": true}), "warn", "runner", "state_storage is enabled", 0),
+        ("token", json!({"token": "wrong-token"}), json!({}), "FAIL", "token", "VCD answered", 1),
+        ("nobody", json!({"url": "http://127.0.0.1:9/api"}), json!({}), "FAIL", "URL and TLS", "refused", 1),
+        ("two", json!({"template": "two-vms"}), json!({}), "FAIL", "template", "exactly one", 1),
+        ("shrink", json!({"disk_size_gb": 10}), json!({}), "FAIL", "template", "cannot shrink", 1),
+        ("policy", json!({"sizing_policy": "big"}), json!({}), "FAIL", "sizing policy", "\"big\"", 1),
+        ("policies", json!({"placement_policy": "rack-1"}), json!({}), "ok", "placement policy", "rack-1", 0),
+        ("dhcp", json!({"ip_allocation_mode": "DHCP"}), json!({}), "ok", "network", "DHCP", 0),
+    ] {
+        let (status, stdout) = one(name, keys, own);
+        assert_eq!(status, expected, "{name}: {stdout}");
+        assert!(found(&stdout, verdict, topic).iter().any(|line| line.contains(text)), "{name}: {stdout}");
+    }
+}
+
+/// The line of advice under a finding.
+fn advice<'a>(stdout: &'a str, finding: &str) -> &'a str {
+    let mut lines = stdout.lines().skip_while(|line| !line.contains(finding));
+    lines.nth(1).unwrap_or_default().trim()
+}
+
+#[test]
+fn a_check_gives_values_to_copy_for_names_that_several_things_have() {
+    let (server, guest_port) = world(|m| {
+        let org = *m.orgs.keys().next().unwrap();
+        let images = m.add_org("images-org");
+        let (other, theirs) = (m.add_vdc(org, "other-vdc"), m.add_vdc(images, "images-vdc"));
+        let pool = ([127, 0, 40, 2].into(), [127, 0, 40, 9].into());
+        for (name, reach) in [("twice", Reach::Shared), ("twice", Reach::Listed), ("elsewhere", Reach::Vdc)] {
+            let id = m.add_network(other, name, pool, pool);
+            m.networks.get_mut(&id).unwrap().reach = reach;
+        }
+        let catalog = m.add_catalog(images, "ci-catalog");
+        m.catalogs.get_mut(&catalog).unwrap().shared = true;
+        m.add_template(catalog, theirs, "ubuntu-22.04", &[("ubuntu", "Ubuntu Linux (64-bit)", "ubuntu64Guest")]);
+    });
+    let check = |name: &str, keys: Value| {
+        let file = file(&format!("several-{name}"), &[runner(&server, guest_port, "vcd", keys, json!({}))]);
+        run(&file, &["check"]).1
+    };
+    let stdout = check("names", json!({"network": "twice"}));
+    let network = found(&stdout, "FAIL", "network")[0].to_owned();
+    assert!(network.contains("2 of this name in VDC \"ci-vdc\""), "{stdout}");
+    assert_eq!(
+        advice(&stdout, "find network"),
+        "-> copy one of them, with what is in its quotation marks, into the key"
+    );
+    let catalog = found(&stdout, "FAIL", "catalog")[0];
+    assert!(catalog.contains("\"ci-org/ci-catalog\", \"images-org/ci-catalog\"; give one of these"), "{stdout}");
+
+    let id = network.split('"').find(|part| part.starts_with("urn:vcloud:network:")).unwrap().to_owned();
+    let stdout = check("values", json!({"network": id, "catalog": "ci-org/ci-catalog"}));
+    assert!(found(&stdout, "ok", "network")[0].starts_with("\"twice\": "), "by its name: {stdout}");
+    assert!(found(&stdout, "FAIL", "").is_empty() && found(&stdout, "ok", "catalog").len() == 1, "{stdout}");
+
+    let stdout = check("elsewhere", json!({"network": "elsewhere"}));
+    assert!(
+        found(&stdout, "FAIL", "network")[0].contains("but in VDC \"other-vdc\", which does not share it"),
+        "{stdout}"
+    );
+    let stdout = check("kind", json!({"network": "urn:vcloud:vdc:1", "template": "https://h/x"}));
+    let mistakes = found(&stdout, "FAIL", "configuration");
+    for key in ["network: expected the name of a network", "template: expected the name of a template"] {
+        assert!(mistakes.iter().any(|line| line.starts_with(key)), "all mistakes at once: {stdout}");
+    }
+}
+
+#[test]
+fn a_check_names_a_templates_disks_and_networks() {
+    let (status, stdout) = check_world("disks", |m| {
+        for vm in m.template_vms.values_mut() {
+            vm.disks = [(2016, 12_288), (2000, 20_480), (2001, 102_400)].map(|(id, mb)| Disk { id, mb }).to_vec();
+            vm.nics[0] = Nic { network: Some("VM Network".into()), ..Nic::unconnected(0) };
+        }
+        m.profiles.values_mut().for_each(|p| p.limit_mb = 3 * (20_480 + 102_400 + 12_288 + 4096));
+    });
+    assert_eq!(status, 0, "{stdout}");
+    let template = found(&stdout, "ok", "template")[0];
+    let disks = "3 disks by controller and unit: the boot disk 0:0 of 20 GB; 1:0 of 12 GB, 0:1 of 100 GB";
+    assert!(template.ends_with(disks), "{stdout}");
+    assert!(found(&stdout, "note", "template").iter().any(|line| line.contains("\"VM Network\"")), "{stdout}");
+    assert!(found(&stdout, "warn", "storage profile")[0].contains("enough for 3 VMs"), "all disks count: {stdout}");
+
+    let (server, guest_port) = world(|m| m.template_vms.values_mut().for_each(|vm| vm.shows = HardwareShown::Nothing));
+    let file = file("hidden", &[runner(&server, guest_port, "vcd", json!({"disk_size_gb": 30}), json!({}))]);
+    let (status, stdout, _) = run(&file, &["check"]);
+    assert_eq!(status, 0, "{stdout}");
+    assert!(found(&stdout, "ok", "template")[0].contains("a disk that VCD does not show"), "{stdout}");
+    assert!(found(&stdout, "note", "template").iter().any(|line| line.contains("in three steps")), "{stdout}");
+}
+
+#[test]
+fn a_check_says_what_is_wrong_with_a_templates_state() {
+    for (n, (text, change)) in [
+        (
+            "in state UNRESOLVED, and a task works on it",
+            (|t| t.state = TemplateState::Copying) as fn(&mut vcd_sim::model::Template),
+        ),
+        ("the template has expired", |t| t.expired = true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (status, stdout) = check_world(&format!("state-{n}"), |m| m.templates.values_mut().for_each(change));
+        assert_eq!(status, 1, "{stdout}");
+        assert!(found(&stdout, "FAIL", "template")[0].contains(text), "{text}: {stdout}");
+        assert!(advice(&stdout, text).contains("capture it again"), "{stdout}");
+    }
+}
+
+#[test]
+fn a_check_that_makes_an_instance_names_the_scripts_that_tools_refuse() {
+    let (server, guest_port) = world(|m| m.template_vms.values_mut().for_each(|vm| vm.scripts = Scripts::Fail));
+    let keys = json!({"create_timeout": "3s", "reconcile_interval": "1s"});
+    let file = file("scripts", &[runner(&server, guest_port, "vcd", keys, json!({}))]);
+    let (status, stdout, _) = run(&file, &["check", "--create"]);
+    assert_eq!(status, 1, "{stdout}");
+    assert!(found(&stdout, "FAIL", "create")[0].contains("GC_FAILED"), "{stdout}");
+    let advice = advice(&stdout, "GC_FAILED");
+    assert!(advice.contains("vmware-toolbox-cmd config set deployPkg enable-custom-scripts true"), "{stdout}");
+    assert!(fleet::vapps(&server).is_empty());
+}
+
+#[test]
+fn two_runners_with_one_identity_are_found() {
+    let (server, guest_port) = world(|_| ());
+    let of = |name: &str, keys: Value| runner(&server, guest_port, name, keys, json!({}));
+    let same = file("same", &[of("one", json!({})), of("two", json!({}))]);
+    let (status, stdout, _) = run(&same, &["check"]);
+    assert_eq!((status, found(&stdout, "FAIL", "runner").len()), (1, 2), "{stdout}");
+    let (status, stdout, stderr) = run(&same, &["list"]);
+    assert_eq!((status, stdout.as_str()), (1, ""));
+    assert!(stderr.contains("Give --runner: \"one\", \"two\""), "{stderr}");
+
+    let apart = file("apart", &[of("one", json!({})), of("two", json!({"name": "runner-2"}))]);
+    assert_eq!(run(&apart, &["check"]).0, 0);
+    let (status, stdout, _) = run(&apart, &["check", "--runner", "two"]);
+    assert!(status == 0 && stdout.contains("\"two\"") && !stdout.contains("\"one\""), "{stdout}");
+    let (status, _, stderr) = run(&apart, &["check", "--runner", "three"]);
+    assert!(status == 1 && stderr.contains("no runner \"three\""), "{stderr}");
+}
+
+#[test]
+fn offline_nothing_is_asked_and_the_example_is_accepted() {
+    let example = File(PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.toml")));
+    let (status, stdout, stderr) = run(&example, &["check", "--offline"]);
+    std::mem::forget(example);
+    assert_eq!((status, stderr.as_str()), (0, ""), "{stdout}");
+    assert!(found(&stdout, "FAIL", "").is_empty() && stdout.contains("not asked"), "{stdout}");
+
+    let (server, guest_port) = world(|_| ());
+    let file = file("offline", &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
+    assert_eq!(run(&file, &["check", "--offline"]).0, 0);
+    assert_eq!(server.requests("versions"), 0);
+}
+
+/// A plugin that serves the group of [`fleet::plugin_config`] and has `count` instances running.
+async fn serving(server: &Server, guest_port: u16, count: u32) -> PluginProcess {
+    let plugin = PluginProcess::start(command(BINARY)).await;
+    let config = fleet::plugin_config(server).to_string();
+    plugin.init(config.as_bytes(), fleet::connector(guest_port)).await.unwrap();
+    plugin.increase(count).await.unwrap();
+    let running = async {
+        while plugin.update().await.unwrap().iter().filter(|(_, s)| *s == State::Running).count() < count as usize {
+            smol::Timer::after(Duration::from_millis(20)).await;
+        }
+    };
+    soon("running instances", running).await;
+    plugin
+}
+
+/// vApps that belong to somebody else: another manager's, and one that is only named like ours.
+fn foreign(server: &Server) {
+    server.with_model(|model| {
+        let vdc = *model.vdcs.keys().next().unwrap();
+        let mark = "fleeting-plugin-vcd/1 manager=runner-2 group=ci-linux id=ci-00000000";
+        model.admin_foreign_vapp(vdc, "ci-00000000", mark);
+        model.admin_foreign_vapp(vdc, "ci-database", "do not touch");
+    });
+}
+
+#[test]
+fn a_list_tells_whose_vapps_are() {
+    block_on(async {
+        let (server, guest_port) = world(|_| ());
+        let file = file("list", &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
+        let (status, stdout, _) = run(&file, &["list"]);
+        assert_eq!((status, stdout.as_str()), (0, "no vApp in VCD is named ci-*\n"));
+        assert_eq!(run(&file, &["list", "--json"]).1, "[]\n");
+
+        let plugin = serving(&server, guest_port, 2).await;
+        foreign(&server);
+        let (status, stdout, stderr) = run(&file, &["list"]);
+        assert_eq!((status, stderr.as_str()), (0, ""));
+        let rows: Vec<Vec<&str>> = stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!((rows.len(), rows[0][0]), (5, "NAME"), "{stdout}");
+        assert_eq!(rows.iter().filter(|row| row.last() == Some(&"ours") && row[1] == "on").count(), 2, "{stdout}");
+
+        let (_, stdout, _) = run(&file, &["list", "--json"]);
+        let json: Value = serde_json::from_str(&stdout).unwrap();
+        for item in json.as_array().unwrap() {
+            let name = item["name"].as_str().unwrap();
+            let expected = !matches!(name, "ci-00000000" | "ci-database");
+            assert_eq!(item["ours"], expected, "{item}");
+            assert_eq!(item["address"].is_string(), expected, "{item}");
+        }
+        plugin.shutdown().await.unwrap();
+        plugin.quit().await.unwrap();
+    });
+}
+
+#[test]
+fn clean_deletes_what_is_ours_and_only_when_nobody_serves() {
+    block_on(async {
+        let (server, guest_port) = world(|_| ());
+        let file = file("clean", &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
+        let (status, stdout, _) = run(&file, &["clean", "--yes"]);
+        assert_eq!((status, stdout.as_str()), (0, "group \"ci-linux\" of \"runner-1\" has nothing in VCD\n"));
+
+        let mut plugin = serving(&server, guest_port, 2).await;
+        foreign(&server);
+        let (status, _, stderr) = run(&file, &["clean", "--yes"]);
+        assert_eq!(status, 1);
+        assert!(stderr.contains("a plugin of this group and name runs on this machine"), "{stderr}");
+        assert_eq!(fleet::vapps(&server).len(), 4);
+
+        plugin.child.kill().unwrap();
+        soon("the plugin's end", plugin.child.status()).await.unwrap();
+        drop(plugin);
+        let (status, stdout, stderr) = run(&file, &["clean"]);
+        assert_eq!(status, 1, "{stdout}");
+        assert!(stderr.contains("give --yes"), "{stderr}");
+        assert!(!stdout.contains("ci-database"), "only what would be deleted is shown: {stdout}");
+        assert_eq!((fleet::vapps(&server).len(), server.requests("delete")), (4, 0));
+
+        let (status, stdout, stderr) = run(&file, &["clean", "--yes"]);
+        assert_eq!(status, 0, "{stdout}{stderr}");
+        assert!(stdout.ends_with("deleted: 2 of 2\n"), "{stdout}");
+        let mut left = fleet::vapps(&server);
+        left.sort();
+        assert_eq!(left, ["ci-00000000", "ci-database"], "another's is never touched");
+    });
+}
+
+#[test]
+fn clean_keeps_away_from_what_looks_alive() {
+    let (server, guest_port) = world(|_| ());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let keys = json!({"debug_server_addr": address});
+    let file = file("alive", &[runner(&server, guest_port, "vcd", keys, json!({}))]);
+    let (status, _, stderr) = run(&file, &["clean", "--yes"]);
+    assert!(status == 1 && stderr.contains("something listens at debug_server_addr"), "{stderr}");
+    drop(listener);
+    assert_eq!(run(&file, &["clean", "--yes"]).0, 0);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn clean_does_not_wait_long_for_an_address_that_is_silent() {
+    block_on(async {
+        let (server, guest_port) = world(|_| ());
+        let silent = fleet::free_port();
+        let keys = json!({"debug_server_addr": format!("127.0.0.1:{silent}")});
+        let file = file("silent", &[runner(&server, guest_port, "vcd", keys, json!({}))]);
+        let _full = proxy::full_listener(silent).unwrap();
+        // Without a limit of its own the kernel's would be two minutes.
+        let cleaned = smol::unblock(move || run(&file, &["clean", "--yes"]));
+        assert_eq!(soon("the end of clean", cleaned).await.0, 0);
+    });
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_said_clearly() {
+    for (words, text) in [
+        (vec!["check", "--config", "/nowhere/config.toml"], "read /nowhere/config.toml: No such file"),
+        (vec!["list", "--config", "/dev/null"], "none of its 0 [[runners]]"),
+        (vec!["clean", "--config", "/"], "read /: "),
+    ] {
+        let output = Command::new(BINARY).args(&words).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && stderr.contains(text), "{words:?}: {stderr}");
+    }
+}
+
+#[test]
+fn help_shows_examples_and_exit_codes() {
+    for command in ["check", "list", "clean", "bootstrap"] {
+        let output = Command::new(BINARY).args([command, "--help"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{command}");
+        assert!(text.contains("Examples:") && text.contains("Error codes:"), "{text}");
+    }
+}
+
+/// The same by a command that was begun.
+fn said(mut command: Command, file: &File, words: &[&str]) -> (i32, String, String) {
+    command.arg(words[0]).arg("--config").arg(&file.0).args(&words[1..]).stdin(Stdio::null());
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let (stdout, stderr) = (text(stdout), text(stderr));
+    for secret in ["sim-api-token", "sim-service-token", "s3cret-Pa55word", "Bearer ", "\x1b"] {
+        assert!(!stdout.contains(secret) && !stderr.contains(secret), "{secret:?} in {stdout}{stderr}");
+    }
+    (status.code().expect("not killed"), stdout, stderr)
+}
+
+/// A folder of its own, gone when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let folder = std::env::temp_dir().join(format!("vcd-commands-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        Folder(folder)
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+}
+
+/// The files in a folder whose names begin so.
+fn files(folder: &std::path::Path, start: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(start)).collect()
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn https_world() -> Server {
+    let any = vcd_sim::Options::default().listen;
+    let guest_port = fleet::free_port();
+    Server::start(vcd_sim::Options { scale: SCALE, guest_port, https_listen: Some(any), ..Default::default() }).unwrap()
+}
+
+/// A failure of a check has words of its own, and under them what to do.
+#[track_caller]
+fn assert_told(stdout: &str, topic: &str, words: &str, advice: &str) {
+    let start = format!("  FAIL  {topic:16} ");
+    let lines: Vec<&str> = stdout.lines().collect();
+    let told = lines.windows(2).any(|pair| {
+        pair[0].strip_prefix(&start).is_some_and(|text| text.contains(words))
+            && pair[1].trim_start().strip_prefix("-> ").is_some_and(|text| text.contains(advice))
+    });
+    assert!(told, "{topic}: {words:?} -> {advice:?} in {stdout}");
+}
+
+#[test]
+fn each_cause_between_here_and_vcd_has_advice_of_its_own() {
+    let server = https_world();
+    let folder = Folder::new("causes");
+    let https = format!("{}/api", server.https_url().unwrap());
+    let check = |name: &str, keys: Value, env: &[(&str, &str)]| {
+        let file = file(&format!("cause-{name}"), &[runner(&server, 1, "vcd", keys, json!({}))]);
+        let mut command = Command::new(BINARY);
+        for variable in ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https_proxy", "http_proxy", "all_proxy"] {
+            command.env_remove(variable);
+        }
+        command.envs(env.iter().copied());
+        let (status, stdout, _) = said(command, &file, &["check"]);
+        assert_eq!(status, 1, "{name}: {stdout}");
+        stdout
+    };
+    let with_ca = |path: String| json!({"url": https, "ca_file": path});
+    let der: Vec<u8> = [&[0x30, 0x82, 1, 0][..], &[7; 256]].concat();
+    for (name, path, words, advice) in [
+        ("missing", "/no/such.pem".to_owned(), "ca_file /no/such.pem: No such file", "there where the runner runs"),
+        ("empty", folder.write("empty.pem", "\n"), "is empty", "put the certificate of the CA"),
+        ("der", folder.write("ca.der", der), "is DER, not PEM", "openssl x509 -inform der"),
+        ("folder", folder.0.display().to_string(), "is a folder", "name one PEM file"),
+        ("key", folder.write("key.pem", "-----BEGIN X-----\n-----END X-----\n"), "holds no PEM", "BEGIN CERTIFICATE"),
+    ] {
+        assert_told(&check(name, with_ca(path), &[]), "URL and TLS", words, advice);
+    }
+    let plain = json!({"url": https});
+    for (name, value, words, advice) in [
+        ("no-url", "http://", "HTTPS_PROXY in the environment is no valid proxy URL", "http://HOST:PORT"),
+        (
+            "socks",
+            "socks5://user:hidden@proxy:1080",
+            "HTTPS_PROXY in the environment names a SOCKS proxy",
+            "HTTP proxy",
+        ),
+    ] {
+        let stdout = check(name, plain.clone(), &[("HTTPS_PROXY", value)]);
+        assert_told(&stdout, "URL and TLS", words, advice);
+        assert!(!stdout.contains("hidden"), "{stdout}");
+    }
+    let unknown = check("unknown", plain.clone(), &[]);
+    assert_told(&unknown, "URL and TLS", "invalid peer certificate: UnknownIssuer", "in ca_file");
+
+    // The token's file.
+    let utf16: Vec<u8> = [0xff, 0xfe].into_iter().chain("sim".bytes().flat_map(|byte| [byte, 0])).collect();
+    for (name, bytes, words, advice) in [
+        ("nothing", b" \n".to_vec(), "is empty", "write the token into it"),
+        ("utf16", utf16, "is UTF-16", "iconv -f utf-16"),
+        ("quotes", b"\"sim-api-token\"\n".to_vec(), "holds quotes", "remove the quotes"),
+        ("name", b"VCD_TOKEN=sim-api-token\n".to_vec(), "holds NAME=", "remove what stands before the token"),
+    ] {
+        let path = folder.write(&format!("token-{name}"), bytes);
+        let stdout = check(name, json!({"token": null, "token_file": path}), &[]);
+        assert_told(&stdout, "token", &format!("token_file {path}: {words}"), advice);
+    }
+    let stdout = check("no-token", json!({"token": null, "token_file": "/no/token"}), &[]);
+    assert_told(&stdout, "token", "token_file /no/token: No such file", "there where the runner runs");
+
+    // What VCD answers.
+    server.with_api(|api| api.redirect = server.https_url().map(|url| url.replace("localhost", "127.0.0.1")));
+    let stdout = check("redirect", json!({}), &[]);
+    assert_told(&stdout, "URL and TLS", "it answers over https alone, at https://127.0.0.1", "write https:// in url");
+    server.with_api(|api| api.redirect = None);
+    let portal = format!("{}/tenant/ci-org/api", server.url());
+    let stdout = check("portal", json!({"url": portal}), &[]);
+    assert_told(&stdout, "URL and TLS", "a web page came, \"VMware Cloud Director\"", "is url that of VCD's API");
+    for (name, rule, topic, words, advice) in [
+        (
+            "404",
+            json!({"op": "login", "answer_before": {"status": 404, "body": "<html><title>Not Found</title></html>"}}),
+            "token",
+            "it knows no token endpoint of org \"ci-org\": a web page came, \"Not Found\"",
+            "does a proxy before VCD pass that on?",
+        ),
+        (
+            "401",
+            json!({"op": "query:orgVdc", "times": 0, "answer_before": {"status": 401}}),
+            "VDC",
+            "VCD took the token, and refuses the session that it gave for it",
+            "Authorization header",
+        ),
+    ] {
+        assert!(server.add_fault(vcd_sim::faults::Rule::from_json(&rule).unwrap()));
+        assert_told(&check(name, json!({}), &[]), topic, words, advice);
+        server.clear_faults();
+    }
+    server.with_api(|api| api.versions = vec![("35.2".into(), false)]);
+    let stdout = check("old", json!({}), &[]);
+    assert_told(&stdout, "URL and TLS", "VCD offers API versions up to 35.2 only", "ask the provider for its upgrade");
+    let stdout = check("idn", json!({"url": "https://vcd.bücher.example/api"}), &[]);
+    assert!(stdout.contains("write it as DNS has it, vcd.xn--bcher-kva.example"), "{stdout}");
+}
+
+#[test]
+fn a_certificate_that_signed_itself_is_taken_where_ca_file_names_it() {
+    use vcd_sim::Certificate;
+    let server = https_world();
+    let folder = Folder::new("self-signed");
+    let check = |which: Certificate, named: Option<&str>| {
+        let pem = server.set_certificate(which).unwrap();
+        let ca = folder.write("ca.pem", named.unwrap_or(&pem));
+        let keys = json!({"url": format!("{}/api", server.https_url().unwrap()), "ca_file": ca});
+        let file = file("self-signed", &[runner(&server, 1, "vcd", keys, json!({}))]);
+        let (status, stdout, _) = run(&file, &["check"]);
+        (status, stdout, pem)
+    };
+    let (status, stdout, first) = check(Certificate::SelfSigned, None);
+    assert_eq!(status, 0, "{stdout}");
+    // Only that one, for its host, at its time.
+    for (which, named, words, advice) in [
+        (Certificate::SelfSigned, Some(first.as_str()), "CaUsedAsEndEntity", "put that very certificate into ca_file"),
+        (Certificate::SelfSignedExpired, None, "certificate expired", "clock"),
+        (Certificate::SelfSignedOtherHost, None, "certificate not valid for name", "the host in url"),
+    ] {
+        let (status, stdout, _) = check(which, named);
+        assert_eq!(status, 1, "{which:?}: {stdout}");
+        assert_told(&stdout, "URL and TLS", words, advice);
+    }
+    let (status, stdout, _) = check(Certificate::Good, server.ca_pem());
+    assert_eq!(status, 0, "{stdout}");
+}
+
+#[test]
+fn a_vcd_that_is_newer_than_all_that_is_known_is_used_with_one_warning() {
+    let (server, guest_port) = world(|_| ());
+    let file = file("newer", &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
+    for (versions, chosen, warnings) in
+        [(&["39.2"][..], "39.2", 0), (&["38.2", "40.0"], "38.2", 0), (&["40.0", "41.0"], "40.0", 1)]
+    {
+        server.with_api(|api| api.versions = versions.iter().map(|v| ((*v).to_owned(), false)).collect());
+        let (status, stdout, stderr) = run(&file, &["check"]);
+        assert_eq!(status, 0, "{stdout}");
+        assert!(found(&stdout, "ok", "URL and TLS")[0].contains(&format!("API version {chosen},")), "{stdout}");
+        assert_eq!(stderr.matches("which is newer than this plugin knows").count(), warnings, "{stderr}");
+    }
+}
+
+fn service_token(server: &Server) -> String {
+    server.with_model(|model| {
+        let user = model.user("ci").unwrap();
+        model.new_service_token(user).to_string()
+    })
+}
+
+/// The one token that VCD takes of service accounts.
+fn good_token(server: &Server) -> String {
+    let all: Vec<String> = server.with_model(|m| m.service_tokens.keys().map(|token| token.to_string()).collect());
+    assert_eq!(all.len(), 1);
+    all[0].clone()
+}
+
+#[test]
+fn all_commands_and_a_plugin_share_a_service_accounts_token() {
+    block_on(async {
+        let (server, guest_port) = world(|_| ());
+        let folder = Folder::new("shared");
+        let token = folder.write("token", service_token(&server));
+        let keys = json!({"token": null, "token_file": token});
+        let file = file("shared", &[runner(&server, guest_port, "vcd", keys.clone(), json!({}))]);
+        let (status, stdout, _) = run(&file, &["check"]);
+        assert_eq!(status, 0, "{stdout}");
+        assert!(found(&stdout, "ok", "token")[0].contains("a service account's: VCD gives another one"), "{stdout}");
+        assert!(found(&stdout, "warn", "credentials").is_empty(), "{stdout}");
+
+        let mut plugin = PluginProcess::start(command(BINARY)).await;
+        let mut config = merged(fleet::plugin_config(&server), keys);
+        config.as_object_mut().unwrap().remove("token");
+        plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
+        for _ in 0..3 {
+            server.with_model(|model| model.admin_expire_bearers());
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    // A session that another one's end has taken away may fail a list, but never the token.
+                    scope.spawn(|| run(&file, &["list"]));
+                }
+            });
+        }
+        assert_eq!(server.refusals("login"), 0);
+        let (status, _, stderr) = run(&file, &["clean", "--yes"]);
+        assert!(status == 1 && stderr.contains("runs on this machine"), "{stderr}");
+        plugin.shutdown().await.unwrap();
+        plugin.quit().await.unwrap();
+        assert!(plugin.exited().await.0.success());
+        assert_eq!(run(&file, &["clean", "--yes"]).0, 0);
+        assert_eq!(
+            (server.refusals("login"), good_token(&server)),
+            (0, std::fs::read_to_string(&token).unwrap().trim().into())
+        );
+    });
+}
+
+#[test]
+fn the_end_of_a_plugin_waits_for_a_login_that_is_under_way() {
+    block_on(async {
+        let (server, guest_port) = world(|_| ());
+        let folder = Folder::new("end");
+        let token = folder.write("token", service_token(&server));
+        let mut plugin = PluginProcess::start(command(BINARY)).await;
+        let keys = json!({"token_file": token, "reconcile_interval": "1s"});
+        let mut config = merged(fleet::plugin_config(&server), keys);
+        config.as_object_mut().unwrap().remove("token");
+        plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
+        // VCD has given the next token, and the answer is on its way.
+        let slow = json!({"op": "login", "delay_after_ms": 400});
+        assert!(server.add_fault(vcd_sim::faults::Rule::from_json(&slow).unwrap()));
+        let first = good_token(&server);
+        server.with_model(|model| model.admin_expire_bearers());
+        common::until("a login", || good_token(&server) != first).await;
+        plugin.quit().await.unwrap();
+        assert!(plugin.exited().await.0.success());
+        assert_eq!(std::fs::read_to_string(&token).unwrap().trim(), good_token(&server));
+        assert!(files(&folder.0, ".").is_empty());
+    });
+}
+
+#[test]
+fn generated_credentials_are_not_derived_from_a_token_that_changes_unnoticed() {
+    let (server, guest_port) = world(|_| ());
+    let folder = Folder::new("seed");
+    let token = folder.write("token", service_token(&server));
+    let keys = json!({"token": null, "token_file": token});
+    let text = runner(&server, guest_port, "vcd", keys, json!({}));
+    let (plugin, _) = text.split_once("[runners.autoscaler.connector_config]").unwrap();
+    let check = |seed: &str| {
+        let file = file("seed", &[format!("{plugin}{seed}[runners.autoscaler.connector_config]\n")]);
+        let (status, stdout, _) = run(&file, &["check"]);
+        assert_eq!(status, 0, "{stdout}");
+        stdout
+    };
+    assert!(found(&check(""), "warn", "credentials")[0].contains("which VCD replaces at each login"));
+    assert!(found(&check("credentials_seed = \"0123456789abcdef\"\n"), "warn", "credentials").is_empty());
+}
+
+#[test]
+fn a_service_accounts_token_that_was_given_is_kept_for_its_user() {
+    let (server, guest_port) = world(|_| ());
+    for by_variable in [false, true] {
+        let home = Folder::new("home");
+        let given = service_token(&server);
+        let keys = if by_variable { json!({"token": null}) } else { json!({"token": given}) };
+        let given_file = file("given", &[runner(&server, guest_port, "vcd", keys, json!({}))]);
+        let mut command = Command::new(BINARY);
+        command.env("HOME", &home.0);
+        if by_variable {
+            command.env("VCD_TOKEN", &given);
+        }
+        let (status, stdout, _) = said(command, &given_file, &["check"]);
+        let kept = files(&home.0, "vcd-token-");
+        assert_eq!((status, kept.len()), (1, 1), "{stdout}");
+        let words = format!(
+            "as one of a service account, which token and VCD_TOKEN cannot keep; the next one is in {}",
+            kept[0].display()
+        );
+        assert_told(&stdout, "token", &words, "token_file");
+        use std::os::unix::fs::PermissionsExt as _;
+        assert_eq!(std::fs::metadata(&kept[0]).unwrap().permissions().mode() & 0o777, 0o600);
+        // As it is said, so it works.
+        let keys = json!({"token": null, "token_file": kept[0]});
+        let file = file("kept", &[runner(&server, guest_port, "vcd", keys, json!({}))]);
+        let (status, stdout, _) = run(&file, &["check"]);
+        assert_eq!(status, 0, "{stdout}");
+        server.with_model(|model| model.service_tokens.clear());
+    }
+}
+
+/// Nobody's rights, where this is root, to whom everything is permitted: the plugin as this user may run it.
+fn unprivileged(folder: &Folder) -> Command {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    use std::os::unix::process::CommandExt as _;
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        return Command::new(BINARY);
+    }
+    let copy = folder.0.join("plugin");
+    std::fs::copy(BINARY, &copy).unwrap();
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).unwrap();
+    for entry in std::fs::read_dir(&folder.0).unwrap() {
+        let entry = entry.unwrap().path();
+        let (nobody, own) = (Some(65534), entry.extension().is_none());
+        chown(&entry, nobody.filter(|_| own), None).unwrap();
+    }
+    let mut command = Command::new(copy);
+    command.uid(65534).gid(65534);
+    command
+}
+
+/// A service account's token where the plugin, run as `unprivileged`, may read it and cannot write the next one.
+struct Closed {
+    folder: Folder,
+    home: PathBuf,
+    place: PathBuf,
+    token: PathBuf,
+    first: String,
+}
+
+impl Closed {
+    fn new(name: &str, server: &Server) -> Closed {
+        let folder = Folder::new(name);
+        let (home, place) = (folder.0.join("home"), folder.0.join("closed"));
+        for made in [&home, &place] {
+            std::fs::create_dir(made).unwrap();
+        }
+        let (token, first) = (place.join("token"), service_token(server));
+        std::fs::write(&token, &first).unwrap();
+        Closed { folder, home, place, token, first }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = unprivileged(&self.folder);
+        command.env("HOME", &self.home);
+        self.own(0, 0o444, 0o555);
+        command
+    }
+
+    fn own(&self, owner: u32, file: u32, folder: u32) {
+        use std::os::unix::fs::PermissionsExt as _;
+        for (path, mode) in [(&self.token, file), (&self.place, folder)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+            if rustix::process::geteuid().is_root() {
+                std::os::unix::fs::chown(path, Some(owner), Some(owner)).unwrap();
+            }
+        }
+    }
+
+    /// Lets it be written.
+    fn open(&self) {
+        let own = rustix::process::geteuid();
+        self.own(if own.is_root() { 65534 } else { own.as_raw() }, 0o600, 0o755);
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.open();
+    }
+}
+
+#[test]
+fn a_next_token_that_cannot_be_written_is_kept_elsewhere_and_told() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (server, guest_port) = world(|_| ());
+    let closed = Closed::new("unwritable", &server);
+    let keys = json!({"token": null, "token_file": closed.token});
+    let file = file("unwritable", &[runner(&server, guest_port, "vcd", keys, json!({}))]);
+    std::fs::set_permissions(&file.0, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let (status, stdout, stderr) = said(closed.command(), &file, &["check"]);
+    let kept = files(&closed.home, "vcd-token-");
+    assert_eq!((status, kept.len()), (1, 1), "{stdout}{stderr}");
+    let words = format!("it is in {}, for its owner alone: move it to token_file", kept[0].display());
+    assert_told(&stdout, "token", &words, "let the user that the runner runs as write");
+    assert!(stdout.contains("Permission denied"), "{stdout}");
+    // The check went on with the session that it had, and the token is where it says.
+    assert_eq!(found(&stdout, "ok", "VDC").len(), 1, "{stdout}");
+    assert_eq!(std::fs::metadata(&kept[0]).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::read_to_string(&kept[0]).unwrap().trim(), good_token(&server));
+    assert_eq!(std::fs::read_to_string(&closed.token).unwrap(), closed.first);
+}
+
+#[test]
+fn a_token_that_could_not_be_written_is_written_when_it_can_be() {
+    block_on(async {
+        let (server, guest_port) = world(|_| ());
+        let closed = Closed::new("later", &server);
+        let mut config = fleet::plugin_config(&server);
+        config["token"] = Value::Null;
+        config["token_file"] = closed.token.to_str().unwrap().into();
+        config["reconcile_interval"] = "1s".into();
+        let mut plugin = PluginProcess::start(common::hosted(closed.command().into())).await;
+        plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
+        plugin.logged("for its owner alone: move it to token_file").await;
+        let kept = files(&closed.home, "vcd-token-");
+        assert!(kept.len() == 1 && server.requests("login") == 1);
+        closed.open();
+        plugin.logged(&format!("the token is in it again; {} is removed", kept[0].display())).await;
+        let written = std::fs::read_to_string(&closed.token).unwrap();
+        assert_eq!((written.trim(), kept[0].exists()), (good_token(&server).as_str(), false));
+        // And is good for the next login.
+        server.with_model(|model| model.admin_expire_bearers());
+        soon("another login", async {
+            while server.requests("login") < 2 {
+                smol::Timer::after(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        plugin.shutdown().await.unwrap();
+        plugin.quit().await.unwrap();
+        plugin.exited().await;
+        assert_eq!(std::fs::read_to_string(&closed.token).unwrap().trim(), good_token(&server));
+        assert!(!plugin.log().iter().any(|line| line.contains("sim-service-token")), "{:#?}", plugin.log());
+    });
+}
+
+/// Those that the simulator made are what it says; others are of real VCDs, and differ as it has yet to learn. After a change
+/// of what is asked or of the simulator: `UPDATE_GOLDEN=1`.
+#[test]
+fn recordings_are_played_to_the_client_and_compared_with_the_simulator() {
+    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recordings"));
+    for (name, more) in [("check", "create=false disk_size_gb=0"), ("life", "create=true disk_size_gb=40")] {
+        let settings = "ip_allocation_mode=POOL cpu_count=2 cores_per_socket=1 memory_mb=4096 sizing_policy=yes placement_policy=no";
+        let head = format!("settings {settings} {more}\n# versions\n");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            let text = replay::on_simulator(&replay::Recording::parse(&head).unwrap()).unwrap();
+            std::fs::write(folder.join(format!("simulator-{name}.txt")), text).unwrap();
+        }
+    }
+    // A check that is played, as people see it.
+    let check = |path: &std::path::Path| {
+        let output = Command::new(BINARY).args(["check", "--config"]).arg(path).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        if output.status.success() { Ok(()) } else { Err(said) }
+    };
+    let all = files(&folder, "");
+    assert!(all.len() >= 2);
+    for path in all {
+        let recording = replay::read(&path).unwrap();
+        let simulated = replay::Recording::parse(&replay::on_simulator(&recording).unwrap()).unwrap();
+        let place = path.display();
+        assert_eq!(replay::play(&recording, check), Ok(Vec::new()), "{place}");
+        let differences = replay::differences(&recording, &simulated);
+        if path.file_name().unwrap().to_str().unwrap().starts_with("simulator-") {
+            assert!(differences.is_empty(), "{place}: {differences:#?}");
+        }
+        // What is otherwise is found, whichever side it is on.
+        let text = std::fs::read_to_string(&path).unwrap().replace("VmQuota>", "VmAllowance>");
+        let other = replay::Recording::parse(&text).unwrap();
+        let found = replay::differences(&other, &simulated);
+        for side in ["only in the recording: answer Vdc VmAllowance", "only on the simulator: answer Vdc VmQuota"] {
+            assert!(found.iter().any(|line| line.starts_with("GET /api/vdc/*: ") && line.contains(side)), "{found:#?}");
+        }
+    }
+    assert!(replay::Recording::parse("# x\n> GET\n").unwrap_err().contains("line 2"));
+    assert!(replay::Recording::parse("nothing").is_err());
+}
+
+#[test]
+fn a_check_is_recorded_into_a_new_file_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (server, guest_port) = world(|_| ());
+    let folder = Folder::new("record");
+    let place = folder.0.join("vcd.txt");
+    let file = file("record", &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
+    let words = ["check", "--record", place.to_str().unwrap()];
+    let (status, stdout, _) = run(&file, &words);
+    assert_eq!(status, 0, "{stdout}");
+    let text = std::fs::read_to_string(&place).unwrap();
+    let requests = text.lines().filter(|line| line.starts_with("# ")).count();
+    let told = format!("{requests} requests and answers are in {}: tokens, passwords", place.display());
+    assert!(requests > 10 && found(&stdout, "ok", "recording")[0].starts_with(&told), "{stdout}");
+    assert_eq!(std::fs::metadata(&place).unwrap().permissions().mode() & 0o777, 0o600);
+    let said =
+        format!("plugin {}\nsettings create=false ip_allocation_mode=POOL cpu_count=2", env!("CARGO_PKG_VERSION"));
+    assert!(text.starts_with("fleeting-plugin-vcd's recording, format 1") && text.contains(&said), "{text}");
+    // Nothing is written over, and without a VCD there is nothing.
+    let (status, _, stderr) = run(&file, &words);
+    assert!(status == 1 && stderr.contains("File exists"), "{stderr}");
+    std::fs::remove_file(&place).unwrap();
+    let (status, stdout, _) = run(&file, &["check", "--offline", "--record", place.to_str().unwrap()]);
+    assert!(status == 0 && found(&stdout, "note", "recording").len() == 1 && !place.exists(), "{stdout}");
+}

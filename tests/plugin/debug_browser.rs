@@ -1,0 +1,239 @@
+//! The debug page in a real browser, against the plugin at work: it renders, refreshes itself without losing the reader's
+//! place, and the browser has nothing to complain about. Needs Chromium (`CHROMIUM`, or `chromium` on `PATH`), so that it is
+//! run by name only: `cargo test --test plugin debug_browser:: -- --ignored`. Screenshots are left in `target/screenshots`.
+
+use crate::common::{PluginProcess, command, until};
+use crate::fleet;
+use base64::Engine;
+use fleeting_plugin_vcd::host::proto::fleeting::State;
+use serde_json::{Value, json};
+use smol::block_on;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+use vcd_sim::faults::Rule;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
+const SCALE: f64 = 20.0;
+/// The browser has so long for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Width and height of a desktop's and of a phone's window.
+const DESKTOP: (u32, u32) = (1280, 900);
+const PHONE: (u32, u32) = (390, 844);
+
+/// A browser that is spoken to over its debugging pipe: JSON messages that end with a zero byte.
+struct Browser {
+    child: Child,
+    to: ChildStdin,
+    from: Receiver<Value>,
+    session: Option<String>,
+    sent: u64,
+    /// Errors and warnings on the console, failed requests, exceptions, violations of the policy.
+    complaints: Vec<String>,
+    profile: PathBuf,
+}
+
+impl Browser {
+    fn start() -> Browser {
+        let program = std::env::var("CHROMIUM").unwrap_or_else(|_| "chromium".into());
+        let profile = std::env::temp_dir().join(format!("vcd-browser-{}", std::process::id()));
+        // The pipe's ends are descriptors 3 and 4. A sandbox cannot be had as root, or in many containers.
+        let script = "exec \"$@\" 3<&0 4>&1 </dev/null >&2";
+        let mut child = Command::new("sh")
+            .args(["-c", script, "sh", &program])
+            .args(["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
+            .args(["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"])
+            .arg(format!("--user-data-dir={}", profile.display()))
+            .arg("--remote-debugging-pipe")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("a shell can be started");
+        let to = child.stdin.take().unwrap();
+        let mut reader = BufReader::new(child.stdout.take().unwrap());
+        let (tell, from) = channel();
+        std::thread::spawn(move || {
+            loop {
+                let mut message = Vec::new();
+                if reader.read_until(0, &mut message).unwrap_or(0) == 0 {
+                    return;
+                }
+                message.pop();
+                if tell.send(serde_json::from_slice(&message).unwrap()).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut browser = Browser { child, to, from, session: None, sent: 0, complaints: Vec::new(), profile };
+        let target = browser.ask("Target.createTarget", json!({"url": "about:blank"}))["targetId"].clone();
+        let session = browser.ask("Target.attachToTarget", json!({"targetId": target, "flatten": true}));
+        browser.session = session["sessionId"].as_str().map(str::to_owned);
+        for domain in ["Page", "Runtime", "Log", "Network"] {
+            browser.ask(&format!("{domain}.enable"), json!({}));
+        }
+        browser
+    }
+
+    /// Sends a command and waits for its answer.
+    fn ask(&mut self, method: &str, params: Value) -> Value {
+        self.sent += 1;
+        let id = self.sent;
+        let mut message = json!({"id": id, "method": method, "params": params});
+        if let Some(session) = &self.session {
+            message["sessionId"] = session.as_str().into();
+        }
+        self.to.write_all(message.to_string().as_bytes()).unwrap();
+        self.to.write_all(&[0]).unwrap();
+        loop {
+            let got = self.next(method);
+            if got["id"] == id {
+                assert!(got.get("error").is_none(), "{method}: {got}");
+                return got["result"].clone();
+            }
+        }
+    }
+
+    /// The next message; what it complains of is kept.
+    fn next(&mut self, what: &str) -> Value {
+        let got = self.from.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("waited for {what}"));
+        let params = &got["params"];
+        let complaint = match got["method"].as_str().unwrap_or_default() {
+            "Runtime.exceptionThrown" | "Network.loadingFailed" => true,
+            "Runtime.consoleAPICalled" => matches!(params["type"].as_str(), Some("error" | "warning" | "assert")),
+            "Log.entryAdded" => matches!(params["entry"]["level"].as_str(), Some("error" | "warning")),
+            _ => false,
+        };
+        if complaint {
+            self.complaints.push(got.to_string());
+        }
+        got
+    }
+
+    fn size(&mut self, (width, height): (u32, u32)) {
+        let mobile = width < 600;
+        let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile});
+        self.ask("Emulation.setDeviceMetricsOverride", size);
+    }
+
+    fn scheme(&mut self, scheme: &str) {
+        let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        self.ask("Emulation.setEmulatedMedia", features);
+    }
+
+    /// Goes to `url` and waits until it is loaded.
+    fn go(&mut self, url: &str) {
+        self.ask("Page.navigate", json!({"url": url}));
+        while self.next(url)["method"] != "Page.loadEventFired" {}
+    }
+
+    /// The value of a JavaScript expression.
+    fn value(&mut self, expression: &str) -> Value {
+        let answer = self.ask("Runtime.evaluate", json!({"expression": expression, "returnByValue": true}));
+        assert!(answer.get("exceptionDetails").is_none(), "{expression}: {answer}");
+        answer["result"]["value"].clone()
+    }
+
+    /// Waits until a JavaScript expression is true.
+    fn until(&mut self, expression: &str) {
+        let end = Instant::now() + PATIENCE;
+        while self.value(expression) != true {
+            assert!(Instant::now() < end, "{expression} did not come true");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn screenshot(&mut self, file: &Path) {
+        let shot = self.ask("Page.captureScreenshot", json!({"format": "png"}));
+        let image = base64::engine::general_purpose::STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
+        assert!(image.len() > 5_000, "an empty picture: {} bytes", image.len());
+        std::fs::write(file, image).unwrap();
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.profile);
+    }
+}
+
+#[test]
+#[ignore = "needs Chromium"]
+fn the_page_in_a_browser() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let body = "<Error xmlns=\"http://www.vmware.com/vcloud/v1.5\" majorErrorCode=\"400\" \
+                    minorErrorCode=\"BAD_REQUEST\" message=\"&lt;img src=x onerror=alert(1)&gt; is no template\"/>";
+        let refusal = json!({"op": "instantiate", "answer_before": {"status": 400, "body": body}});
+        assert!(server.add_fault(Rule::from_json(&refusal).unwrap()));
+        let debug = format!("127.0.0.1:{}", fleet::free_port());
+        let mut config = fleet::plugin_config(&server);
+        config["debug_server_addr"] = debug.as_str().into();
+        let mut plugin = PluginProcess::start(command(BINARY)).await;
+        plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
+        plugin.increase(6).await.unwrap();
+        until("the debug server", || std::net::TcpStream::connect(&debug).is_ok()).await;
+
+        let pictures = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("screenshots");
+        std::fs::create_dir_all(&pictures).unwrap();
+        let url = format!("http://{debug}/");
+        let mut browser = Browser::start();
+        browser.size(DESKTOP);
+        browser.scheme("light");
+        browser.go(&url);
+        assert_eq!(browser.value("document.querySelector('h1').textContent"), "ci-linux");
+        assert_eq!(browser.value("document.querySelectorAll('#instances tbody tr').length"), 6);
+        browser.until("document.body.textContent.includes('<img src=x onerror=alert(1)> is no template')");
+        assert_eq!(browser.value("document.images.length"), 0, "markup from VCD is text");
+        let back = "getComputedStyle(document.body).backgroundColor";
+        let light = browser.value(back);
+
+        // It refreshes itself: what happens meanwhile comes in, and the reader's place stays.
+        browser.size((DESKTOP.0, 300));
+        let place = browser.value("scrollTo(0, 200); scrollY");
+        assert_eq!(place, 200, "there is something to scroll");
+        let refreshed = "Number(document.documentElement.dataset.refreshed || 0)";
+        let before = browser.value(refreshed).as_u64().unwrap();
+        browser.until("[...document.querySelectorAll('#instances td:nth-child(2)')].filter(cell => cell.textContent === 'Running').length === 5");
+        browser.until(&format!("{refreshed} >= {}", before + 2));
+        assert_eq!(browser.value("scrollY"), 200);
+        assert_eq!(browser.value("document.getElementById('lost').hidden"), true);
+        browser.until("document.querySelectorAll('svg polygon').length >= 2");
+        browser.value("scrollTo(0, 0)");
+
+        browser.size(DESKTOP);
+        browser.screenshot(&pictures.join("desktop-light.png"));
+        browser.scheme("dark");
+        assert_ne!(browser.value(back), light);
+        browser.screenshot(&pictures.join("desktop-dark.png"));
+        browser.size(PHONE);
+        let fits = "document.documentElement.scrollWidth <= innerWidth";
+        assert_eq!(browser.value(fits), true, "a phone need not scroll sideways");
+        browser.screenshot(&pictures.join("phone-dark.png"));
+        browser.scheme("light");
+        browser.screenshot(&pictures.join("phone-light.png"));
+        let link = "document.querySelector('#instances .why').closest('tr').querySelector('a').href";
+        let life = browser.value(link).as_str().unwrap().to_owned();
+        browser.go(&life);
+        assert_eq!(browser.value(fits), true);
+        browser.screenshot(&pictures.join("phone-instance.png"));
+        browser.size(DESKTOP);
+        assert_eq!(browser.value("document.body.textContent.includes('BAD_REQUEST')"), true, "the first one's life");
+        browser.screenshot(&pictures.join("desktop-instance.png"));
+        assert!(browser.complaints.is_empty(), "{:#?}", browser.complaints);
+
+        // Without an answer the page says that it is old, and goes on trying.
+        browser.go(&url);
+        let running = plugin.update().await.unwrap().iter().filter(|(_, state)| *state == State::Running).count();
+        assert_eq!(running, 5);
+        plugin.child.kill().unwrap();
+        browser.until("!document.getElementById('lost').hidden");
+        browser.until("document.getElementById('lost').textContent.startsWith('No answer since')");
+        assert_eq!(browser.value("document.querySelectorAll('#instances tbody tr').length"), 6);
+        println!("screenshots in {}", pictures.display());
+    });
+}

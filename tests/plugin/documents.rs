@@ -1,0 +1,466 @@
+//! The documents hold what they say: what is generated is up to date, every TOML block is a configuration that the plugin
+//! takes, every shell block runs (in a sandbox where what needs a real system is replaced), every message that is explained
+//! exists.
+
+use crate::{common, fleet, reference};
+use fleeting_plugin_vcd::command::advice::CAUSES;
+use fleeting_plugin_vcd::command::runner::RunnerFile;
+use fleeting_plugin_vcd::config::{Config, Connector, KEYS};
+use fleeting_plugin_vcd::host::proto::fleeting::{ConnectorConfig, State};
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use vcd_sim::{Options, Server};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const DOCUMENTS: [&str; 13] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/configuration.md",
+    "docs/guide.md",
+    "docs/migrate.md",
+    "docs/troubleshooting.md",
+    "docs/monitoring.md",
+    "docs/reliability.md",
+    "docs/dependencies.md",
+    "docs/limits.md",
+];
+
+/// The text of a document; `None` if there is none of this name.
+fn document(name: &str) -> Option<String> {
+    fs::read_to_string(Path::new(ROOT).join(name)).ok()
+}
+
+/// A fenced block: document, line, language, text.
+struct Block {
+    place: String,
+    language: String,
+    text: String,
+}
+
+fn blocks() -> Vec<Block> {
+    let mut all = Vec::new();
+    for name in DOCUMENTS {
+        let Some(text) = document(name) else { continue };
+        let mut open: Option<Block> = None;
+        for (number, line) in text.lines().enumerate() {
+            match (&mut open, line.trim_start().strip_prefix("```")) {
+                (None, Some(language)) => {
+                    let place = format!("{name}:{}", number + 1);
+                    open = Some(Block { place, language: language.trim().into(), text: String::new() });
+                }
+                (Some(_), Some(_)) => all.extend(open.take()),
+                (Some(block), None) => {
+                    block.text += line;
+                    block.text.push('\n');
+                }
+                (None, None) => {}
+            }
+        }
+        assert!(open.is_none(), "{name}: a block has no end");
+    }
+    all
+}
+
+fn of(language: &str) -> Vec<Block> {
+    blocks().into_iter().filter(|block| block.language == language).collect()
+}
+
+/// A folder that is gone when this is dropped.
+struct Sandbox(PathBuf);
+
+impl Sandbox {
+    fn new(name: &str) -> Sandbox {
+        let place = std::env::temp_dir().join(format!("vcd-documents-{name}-{}", std::process::id()));
+        fs::create_dir_all(&place).unwrap();
+        Sandbox(place)
+    }
+
+    fn write(&self, path: &str, text: &str, mode: u32) -> PathBuf {
+        let path = self.0.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        if mode == 0o755 {
+            common::install(text.as_bytes(), &path);
+        } else {
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        path
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The Rust files below these folders of the project: path and text.
+fn sources(folders: &[&str]) -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    let mut folders: Vec<String> = folders.iter().map(|&folder| folder.to_owned()).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(Path::new(ROOT).join(&folder)).unwrap() {
+            let entry = entry.unwrap();
+            let name = format!("{folder}/{}", entry.file_name().to_str().unwrap());
+            if entry.path().is_dir() {
+                folders.push(name);
+            } else if name.ends_with(".rs") {
+                let text = fs::read_to_string(entry.path()).unwrap();
+                files.push((name, text));
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn every_block_is_of_a_kind_that_is_tested() {
+    for block in blocks() {
+        assert!(
+            matches!(block.language.as_str(), "toml" | "sh" | "ini" | "yaml" | "text"),
+            "{}: {:?}",
+            block.place,
+            block.language
+        );
+    }
+    assert!(of("toml").len() >= 4 && of("sh").len() >= 8, "the blocks are found");
+}
+
+#[test]
+fn configuration_md_is_up_to_date() {
+    let expected = reference::configuration();
+    let found = document("docs/configuration.md").unwrap();
+    assert!(found == expected, "make it anew: cargo run --example configuration > docs/configuration.md");
+    for key in KEYS {
+        assert!(found.contains(&format!("### {}\n", key.name)));
+    }
+}
+
+/// A whole file is checked as it is. A part of one (tables, not a list of runners) is put into the example.
+#[test]
+fn toml_blocks_are_configurations() {
+    let sandbox = Sandbox::new("toml");
+    for (index, block) in of("toml").into_iter().enumerate() {
+        let name = format!("{index}.toml");
+        if !block.text.contains("[[runners]]") {
+            is_part(&block, &sandbox.write(&name, &runner_of(&block.text), 0o600));
+            continue;
+        }
+        let file = sandbox.write(&name, &block.text, 0o600);
+        let output = Command::new(BINARY).args(["check", "--offline", "--config"]).arg(&file).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}: {said}{}", block.place, String::from_utf8_lossy(&output.stderr));
+        assert!(!said.contains("unknown key"), "{}: {said}", block.place);
+    }
+}
+
+/// The tables of a part as those of a runner.
+fn runner_of(part: &str) -> String {
+    let plugin = "[runners.autoscaler]\n  plugin = \"fleeting-plugin-vcd\"\n";
+    match part.contains("[runners.autoscaler]") {
+        true => format!("[[runners]]\n{}", part.replacen("[runners.autoscaler]\n", plugin, 1)),
+        // Keys of plugin_config alone.
+        false => format!("[[runners]]\n{plugin}[runners.autoscaler.plugin_config]\n{part}"),
+    }
+}
+
+/// The example's plugin_config with the part's keys is a good one.
+fn is_part(block: &Block, file: &Path) {
+    let read = |path: &Path| RunnerFile::read(path).unwrap_or_else(|error| panic!("{}: {error}", block.place));
+    let (example, part) = (read(&Path::new(ROOT).join("config.example.toml")), read(file));
+    let (example, part) = (&example.runners[0], part.runners.first().expect("[runners.autoscaler] stands in the part"));
+    let mut config = example.plugin_config.clone();
+    config.extend(part.plugin_config.clone());
+    let connector = Connector { use_static_credentials: true, password: "password".into(), ..Connector::default() };
+    let parsed = Config::parse(serde_json::Value::Object(config).to_string().as_bytes(), &connector);
+    let parsed = parsed.unwrap_or_else(|mistakes| panic!("{}: {mistakes}", block.place));
+    assert_eq!(parsed.warnings, [""; 0], "{}", block.place);
+}
+
+/// Programs that would change or need a real system, in a sandbox: they write down how they were called.
+const STUBS: [&str; 10] = [
+    "cargo",
+    "vmware-toolbox-cmd",
+    "systemctl",
+    "journalctl",
+    "rustup",
+    "curl",
+    "gitlab-runner",
+    "release/footprint",
+    "release/build",
+    ".ci/fuzz",
+];
+
+#[test]
+fn shell_blocks_run() {
+    let ci = fs::read_to_string(Path::new(ROOT).join(".ci/run")).unwrap();
+    let guest_port = fleet::free_port();
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let server = Server::start(Options { listen: any, scale: 50.0, guest_port, ..Options::default() }).unwrap();
+    for (index, block) in of("sh").into_iter().enumerate() {
+        let sandbox = Sandbox::new(&format!("sh-{index}"));
+        prepare(&sandbox, &server, guest_port);
+        // What lies at fixed places lies in the sandbox instead.
+        let root = sandbox.0.display().to_string();
+        let mut text = block.text.clone();
+        for place in ["/etc/", "/usr/local/bin/"] {
+            text = text.replace(&format!(" {place}"), &format!(" {root}{place}"));
+        }
+        let script = sandbox.write("script", &format!("set -eu\n{text}"), 0o755);
+        // The commands read the runner's file where it is as a rule.
+        let path = format!("{root}/stubs:{}", std::env::var("PATH").unwrap());
+        let mut shell = Command::new("sh");
+        shell.arg(&script).current_dir(sandbox.0.join("work")).env("PATH", path).env("LOG", sandbox.0.join("log"));
+        let mut child = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"an-api-token\n").ok();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {}\n{said}", block.place, output.status);
+
+        // What cargo would do is done by CI, the same words but for --locked.
+        let log = fs::read_to_string(sandbox.0.join("log")).unwrap_or_default();
+        for line in log.lines().filter(|line| line.starts_with("cargo ")) {
+            // Such as "plugin kill::": the tests of one file.
+            let test = line.strip_prefix("cargo test --test ").and_then(|rest| rest.strip_suffix("::"));
+            let is_test =
+                test.is_some_and(|test| Path::new(ROOT).join(format!("tests/{}.rs", test.replace(' ', "/"))).exists());
+            let known = is_test || ci.replace(" --locked", "").contains(line) || CARGO_ELSEWHERE.contains(&line);
+            assert!(known, "{}: {line:?} is not in .ci/run", block.place);
+        }
+    }
+}
+
+/// Run elsewhere: by the scripts in release, by a test above, and, for fewer seeds, by `tests/group/lives.rs`. What only prints figures
+/// is built by the lints.
+const CARGO_ELSEWHERE: [&str; 6] = [
+    "cargo run --example configuration",
+    "cargo run --example replay tests/recordings/simulator-check.txt",
+    "cargo build --release --target x86_64-unknown-linux-musl",
+    "cargo run --release --example sim -- --seeds 100000",
+    "cargo run --release --example soak -- --minutes 60",
+    "cargo run --release --example load",
+];
+
+/// A clone of the project as far as the documents use it, a runner's configuration, and what stands for the system.
+fn prepare(sandbox: &Sandbox, server: &Server, guest_port: u16) {
+    for name in STUBS {
+        let stub = "#!/bin/sh\necho \"${0##*/} $*\" >> \"$LOG\"\n";
+        let place = if name.contains('/') { format!("work/{name}") } else { format!("stubs/{name}") };
+        sandbox.write(&place, stub, 0o755);
+    }
+    let example = fs::read_to_string(Path::new(ROOT).join("examples/simulator.toml")).unwrap();
+    let example = example.replace("http://127.0.0.1:8080", &server.url()).replace("2222", &guest_port.to_string());
+    sandbox.write("work/examples/simulator.toml", &example, 0o600);
+    sandbox.write("etc/gitlab-runner/config.toml", &example, 0o600);
+    let file = sandbox.0.join("etc/gitlab-runner/config.toml");
+    // The plugin, reading the sandbox's configuration where the block names none. A real login needs real guests, which the
+    // tests with GitLab's own library have.
+    let plugin = format!(
+        "#!/bin/sh\necho \"${{0##*/}} $*\" >> \"$LOG\"\ncase \"$*\" in\n  *--config*|version) exec {BINARY} \"$@\" ;;\n  \
+         'check --create') exec {BINARY} check --config {file} ;;\n  *) exec {BINARY} \"$@\" --config {file} ;;\nesac\n",
+        file = file.display()
+    );
+    for place in
+        ["stubs", "work", "work/target/release", "work/target/x86_64-unknown-linux-musl/release", "usr/local/bin"]
+    {
+        sandbox.write(&format!("{place}/fleeting-plugin-vcd"), &plugin, 0o755);
+    }
+    // One is running already.
+    sandbox.write("work/target/release/vcd-sim", "#!/bin/sh\nexec sleep 60\n", 0o755);
+    sandbox.write("usr/local/bin/fleeting-plugin-vcd.go", "", 0o755);
+    sandbox.write("etc/machine-id", "0123456789abcdef", 0o644);
+    sandbox.write("etc/ssh/ssh_host_test", "", 0o600);
+    fs::create_dir_all(sandbox.0.join("work/docs")).unwrap();
+    fs::create_dir_all(sandbox.0.join("etc/systemd/system/gitlab-runner.service.d")).unwrap();
+    let _ = symlink(Path::new(ROOT).join("config.example.toml"), sandbox.0.join("work/config.example.toml"));
+}
+
+#[test]
+fn unit_files_are_well_formed() {
+    for block in of("ini") {
+        for line in block.text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let section = line.starts_with('[') && line.ends_with(']');
+            let setting = line.split_once('=').is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_alphanumeric()));
+            assert!(section || setting, "{}: {line}", block.place);
+        }
+    }
+}
+
+/// Each message in the tables of docs/troubleshooting.md is a text in the source, or VCD's own.
+#[test]
+fn messages_that_are_explained_exist() {
+    /// Words of VCD, of its login, or of a library, which the plugin passes on.
+    const OTHERS: [&str; 4] =
+        ["VCD answered 400 invalid_grant", "VCD answered 403", "maximum number of simultaneous operations", "quota"];
+    let source: String = sources(&["src"]).into_iter().map(|(_, text)| text).collect();
+    // A string may go on in the next line.
+    let source: String = source.split("\\\n").map(|part| part.trim_start_matches(' ')).collect();
+    let text = document("docs/troubleshooting.md").unwrap();
+    let rows: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    assert!(rows.len() > 30, "the tables are found");
+    for row in rows {
+        assert!(source.contains(row) || OTHERS.contains(&row), "no message says {row:?}");
+    }
+}
+
+/// What `check` advises, docs/troubleshooting.md explains.
+#[test]
+fn every_cause_with_an_advice_is_explained() {
+    let text = document("docs/troubleshooting.md").unwrap();
+    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| `")).collect();
+    assert!(CAUSES.len() > 20);
+    for (parts, _) in CAUSES {
+        assert!(rows.iter().any(|row| parts.iter().all(|part| row.contains(part))), "{parts:?}");
+    }
+}
+
+/// docs/limits.md names each constant of src that is one number or duration, tests aside: in a table, with its value as
+/// it is written there and with tests that exist, or in the list of those that bound nothing.
+#[test]
+fn every_limit_is_documented_with_its_value_and_its_test() {
+    let all = sources(&["src", "tests"]);
+    let mut constants = Vec::new();
+    for (path, text) in all.iter().filter(|(path, _)| path.starts_with("src/") && !path.ends_with("/tests.rs")) {
+        let product = ["#[cfg(test)]\nmod tests {", "#[cfg(all(test"]
+            .iter()
+            .fold(text.as_str(), |text, tests| text.split(tests).next().unwrap());
+        for line in product.split(';').filter_map(|statement| statement.split_once("const ").map(|(_, rest)| rest)) {
+            let Some((name, (kind, value))) =
+                line.split_once(": ").and_then(|(name, rest)| Some((name, rest.split_once(" =")?)))
+            else {
+                continue;
+            };
+            if ["usize", "u16", "u32", "u64", "Duration"].contains(&kind) {
+                let value = value.trim();
+                let time = |unit: &str| value.strip_prefix(unit)?.strip_suffix(')');
+                let value = match (time("Duration::from_secs("), time("Duration::from_millis(")) {
+                    (Some(secs), _) => format!("{secs} s"),
+                    (_, Some(ms)) => format!("{ms} ms"),
+                    _ => value.to_owned(),
+                };
+                constants.push((name.to_owned(), path.clone(), value));
+            }
+        }
+    }
+    assert!(constants.len() > 150, "the constants are found: {}", constants.len());
+
+    let text = document("docs/limits.md").unwrap();
+    let (tables, others) = text.split_once("\n## Numbers that are no limits\n").unwrap();
+    let mut named = Vec::new();
+    for row in tables.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [name, value, path, what, tests] = cells[..] else { panic!("{row}") };
+        let (name, path) = (name.trim_matches('`'), path.trim_matches('`'));
+        let is = constants.iter().find(|(known, place, _)| (known.as_str(), place.as_str()) == (name, path));
+        assert_eq!(is.map(|(.., value)| value.as_str()), Some(value), "{row}");
+        assert!(!what.is_empty(), "{row}");
+        for test in tests.split(", ").filter(|_| !tests.starts_with("none: ")) {
+            let head = format!("#[test]\nfn {}() {{", test.trim_matches('`'));
+            let is_there = |text: &str| text.replace("\n    fn", "\nfn").contains(&head);
+            assert!(all.iter().any(|(_, text)| is_there(text)), "{name}: there is no test {test}");
+        }
+        named.push((name.to_owned(), path.to_owned()));
+    }
+    let others: Vec<&str> = others.split('`').skip(1).step_by(2).collect();
+    named.extend(others.chunks(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned())));
+    let mut known: Vec<_> = constants.into_iter().map(|(name, path, _)| (name, path)).collect();
+    named.sort();
+    known.sort();
+    assert_eq!(named, known);
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for name in DOCUMENTS {
+        let Some(text) = document(name) else { continue };
+        let folder = Path::new(ROOT).join(name).parent().unwrap().to_owned();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.starts_with("http") || link.starts_with('#') {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = fs::read_to_string(folder.join(path));
+            let target = target.unwrap_or_else(|_| panic!("{name}: {link} leads nowhere"));
+            let heads = target.lines().filter(|line| line.starts_with('#')).map(|line| {
+                let plain = line.trim_start_matches('#').trim().to_lowercase();
+                plain
+                    .chars()
+                    .filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-')
+                    .collect::<String>()
+                    .replace(' ', "-")
+            });
+            assert!(anchor.is_empty() || heads.into_iter().any(|head| head == anchor), "{name}: {link} leads nowhere");
+        }
+    }
+}
+
+#[test]
+fn every_dependency_says_why_it_is_there() {
+    let manifest = fs::read_to_string(Path::new(ROOT).join("Cargo.toml")).unwrap();
+    let manifest = toml::de::DeTable::parse(&manifest).unwrap();
+    let mut linked = Vec::new();
+    let mut add = |table: &toml::de::DeTable| {
+        for (name, value) in table {
+            let renamed = value.get_ref().get("package").and_then(|package| package.get_ref().as_str());
+            linked.push(renamed.unwrap_or(name.get_ref()).to_owned());
+        }
+    };
+    add(manifest.get_ref()["dependencies"].get_ref().as_table().unwrap());
+    for platform in manifest.get_ref()["target"].get_ref().as_table().unwrap().values() {
+        add(platform.get_ref()["dependencies"].get_ref().as_table().unwrap());
+    }
+    linked.sort();
+    let text = document("docs/dependencies.md").unwrap();
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let explained: Vec<&str> = rows.filter(|row| !["crate", "---"].contains(row)).collect();
+    assert_eq!(explained, linked);
+}
+
+/// From the Go plugin's config.toml to a running group: the file of docs/migrate.md, as the runner reads it, with the
+/// simulator's names for the places.
+#[test]
+fn the_go_plugins_configuration_makes_a_group() {
+    let block = of("toml").into_iter().find(|block| block.place.starts_with("docs/migrate.md")).unwrap();
+    let sandbox = Sandbox::new("migrate");
+    let file =
+        RunnerFile::read(&sandbox.write("config.toml", &block.text, 0o600)).unwrap_or_else(|error| panic!("{error}"));
+    let runner = file.only(None).unwrap_or_else(|error| panic!("{error}"));
+    let (server, guest_port) = fleet::simulator(50.0);
+    let mut config = runner.plugin_config.clone();
+    let places = fleet::plugin_config(&server);
+    for key in ["url", "org", "token", "virtual_datacenter", "network", "catalog", "template", "storage_profile"] {
+        assert!(config.insert(key.into(), places[key].clone()).is_some(), "{key} is in the file");
+    }
+    config.insert("debug_server_addr".into(), format!("127.0.0.1:{}", fleet::free_port()).into());
+    let connector = ConnectorConfig {
+        username: runner.connector.username.clone(),
+        password: runner.connector.password.clone(),
+        use_static_credentials: runner.connector.use_static_credentials,
+        protocol_port: guest_port.into(),
+        ..ConnectorConfig::default()
+    };
+    smol::block_on(async {
+        let mut plugin = common::PluginProcess::start(common::command(BINARY)).await;
+        let bytes = serde_json::Value::Object(config).to_string();
+        plugin.init(bytes.as_bytes(), connector).await.unwrap();
+        plugin.increase(2).await.unwrap();
+        let running = async {
+            while plugin.update().await.unwrap().iter().filter(|(_, state)| *state == State::Running).count() < 2 {
+                smol::Timer::after(Duration::from_millis(20)).await;
+            }
+        };
+        common::soon("a running group", running).await;
+        plugin.shutdown().await.unwrap();
+        plugin.quit().await.unwrap();
+        assert!(plugin.exited().await.0.success());
+    });
+    assert!(fleet::vapps(&server).is_empty());
+}

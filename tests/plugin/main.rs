@@ -1,0 +1,34 @@
+//! The built plugin as a process: these tests are its host, its users, its VCD's troubles and its attackers. What the
+//! documents say of it is held true here, too.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/fleet.rs"]
+mod fleet;
+#[path = "../common/live.rs"]
+mod live;
+#[cfg(target_os = "linux")]
+#[path = "../common/proxy.rs"]
+mod proxy;
+#[path = "../common/reference.rs"]
+mod reference;
+#[path = "../common/relay.rs"]
+mod relay;
+#[path = "../common/replay.rs"]
+mod replay;
+
+mod abuse;
+mod commands;
+mod debug_browser;
+mod debug_pages;
+mod documents;
+mod empty_root;
+mod end_to_end;
+mod host_protocol;
+mod kill;
+mod operations;
+mod reliability;
+mod secrets;
+mod version;

@@ -398,7 +398,7 @@ impl Audit {
     }
 
     /// After every event, while a process lives.
-    pub fn check(&mut self, group: &Group, model: &Model, time: Time) -> Result<(), String> {
+    pub fn check(&mut self, group: &Group, model: &Model, time: Time, now: u64) -> Result<(), String> {
         let mut running = BTreeMap::new();
         let mut seen = BTreeSet::new();
         for (name, state) in group.update() {
@@ -431,6 +431,9 @@ impl Audit {
                 let ended = matches!(before, State::Deleted | State::Timeout);
                 if ended && state != *before {
                     return Err(format!("5: {name} was {before:?} and is {state:?} now"));
+                }
+                if state == State::Timeout && *before == State::Creating {
+                    self.pace.create_failed(now, now, name);
                 }
                 *before = state;
             }

@@ -615,7 +615,7 @@ impl World {
         }
         let plugin = &mut self.plugins[n];
         let Some(group) = &plugin.group else { return Ok(()) };
-        plugin.audit.check(group, &self.model, Time(now - plugin.began))
+        plugin.audit.check(group, &self.model, Time(now - plugin.began), now)
     }
 
     /// Everything that the host knows of has come to an end or to running, and VCD holds just that; but for what is stuck.

@@ -54,7 +54,7 @@ pub struct Pace {
     blind: u64,
     /// A poll of this process showed what is the case.
     pub clear: bool,
-    /// A look of this process failed.
+    /// A look of this process failed, or took long.
     pub look_failed: bool,
     asked: BTreeMap<Arc<str>, Asked>,
     /// How often each create was tried in this life, and what was seen before the first try.
@@ -109,9 +109,14 @@ impl Pace {
         (now - self.began).saturating_sub(self.seen_without_fail)
     }
 
+    /// A look tells too late what there is, or never.
+    pub fn delayed(&mut self, request: &Request) {
+        self.look_failed |= matches!(request, Request::Look { .. } | Request::Find { .. });
+    }
+
     /// Something becomes of a request that is not what it asked for.
     pub fn thwarted(&mut self, now: u64, request: &Request) {
-        self.look_failed |= matches!(request, Request::Look { .. } | Request::Find { .. });
+        self.delayed(request);
         self.disturbed(now);
         if request.changes() {
             // Whether it was done may not be known, and that holds a slot.
@@ -149,7 +154,7 @@ impl Pace {
     }
 
     /// A create that began then has failed: its next try waits, and the breaker may open.
-    fn create_failed(&mut self, now: u64, began: u64, name: &Name) {
+    pub fn create_failed(&mut self, now: u64, began: u64, name: &Name) {
         if self.failures.back().is_none_or(|last| began > *last) {
             self.failures.push_back(now);
         }
@@ -303,6 +308,8 @@ impl Audit {
             match () {
                 _ if vm.host_down => Some("its host is down".into()),
                 _ if vm.power != Power::On => Some(format!("it is {:?}", vm.power)),
+                // A new address that is not shown cannot be known.
+                _ if vm.address_hidden && told.is_ok() => None,
                 _ if told.as_ref().ok() != address.as_ref() => Some(format!("its address is {address:?}")),
                 _ => None,
             }

@@ -88,7 +88,7 @@ impl Audit {
     /// comes later as new. `known`: the group says that there is nothing more to find out.
     pub fn first_update(&mut self, group: &Group, model: &Model, known: bool, now: u64) -> Result<(), String> {
         let first: BTreeSet<Name> = group.update().map(|(name, _)| name.clone()).collect();
-        let could = (known && self.pace.early(now)) || (self.pace.clear && !self.pace.look_failed);
+        let could = (known && self.pace.early(now)) || (self.pace.clear && self.pace.look_failed.is_none());
         let time = Time(0);
         let lost: Vec<(Name, State)> =
             self.running.iter().filter(|(name, _)| !first.contains(*name)).map(|(n, s)| (n.clone(), *s)).collect();

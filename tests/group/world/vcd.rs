@@ -110,7 +110,7 @@ impl World {
         if !self.has(Fault::Slow) {
             return self.dice.between(20, 200);
         }
-        self.plugins[n].audit.pace.delayed(request);
+        self.plugins[n].audit.pace.delayed(self.now, request);
         self.dice.between(1_000, 20_000)
     }
 

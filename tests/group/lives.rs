@@ -277,17 +277,11 @@ fn an_event_that_aborts_three_creates_is_one_failure() {
 
 #[test]
 fn a_bad_host_slows_creates_down_and_does_not_stop_them() {
-    let mut running = 0;
-    for seed in 1..=8 {
-        let acts = [(0, Act::Fault(Fault::BadHost, 60 * MINUTE, 70)), (1, Act::Increase(20))];
-        let steps = acts.iter().map(|&(seconds, act)| Step { at: seconds * SECOND, to: 0, act }).collect();
-        let policy = Tuning { max_creates: 4, max_operations: 6, ..many(20) };
-        let mut world = World::new(&Plan { seed, policy, steps });
-        play(&mut world, 15 * MINUTE);
-        println!("CAL {seed} {}", count(&world, State::Running));
-        running += count(&world, State::Running);
-    }
-    assert!(running >= 100, "{running} of 160");
+    let acts = [(0, Act::Fault(Fault::BadHost, 60 * MINUTE, 30)), (1, Act::Increase(20))];
+    let policy = Tuning { max_creates: 4, max_operations: 6, ..many(20) };
+    let mut world = world(policy, &acts);
+    play(&mut world, 10 * MINUTE);
+    assert!(count(&world, State::Running) >= 15, "{:?}", states(&world));
 }
 
 #[test]

@@ -88,7 +88,7 @@ impl Audit {
     /// comes later as new. `known`: the group says that there is nothing more to find out.
     pub fn first_update(&mut self, group: &Group, model: &Model, known: bool, now: u64) -> Result<(), String> {
         let first: BTreeSet<Name> = group.update().map(|(name, _)| name.clone()).collect();
-        let could = (known && self.pace.early(now)) || (self.pace.clear && !self.pace.look_failed);
+        let could = (known && self.pace.early(now)) || (self.pace.clear && self.pace.look_failed.is_none());
         let time = Time(0);
         let lost: Vec<(Name, State)> =
             self.running.iter().filter(|(name, _)| !first.contains(*name)).map(|(n, s)| (n.clone(), *s)).collect();
@@ -398,7 +398,7 @@ impl Audit {
     }
 
     /// After every event, while a process lives.
-    pub fn check(&mut self, group: &Group, model: &Model, time: Time) -> Result<(), String> {
+    pub fn check(&mut self, group: &Group, model: &Model, time: Time, now: u64) -> Result<(), String> {
         let mut running = BTreeMap::new();
         let mut seen = BTreeSet::new();
         for (name, state) in group.update() {
@@ -431,6 +431,9 @@ impl Audit {
                 let ended = matches!(before, State::Deleted | State::Timeout);
                 if ended && state != *before {
                     return Err(format!("5: {name} was {before:?} and is {state:?} now"));
+                }
+                if state == State::Timeout && *before == State::Creating {
+                    self.pace.create_failed(now, now, name);
                 }
                 *before = state;
             }

@@ -268,6 +268,7 @@ impl World {
             if !std::mem::take(&mut hasty) {
                 self.settle()?;
             }
+            self.await_all()?;
             let lives: Vec<u32> = self.plugins.iter().map(|plugin| plugin.life).collect();
             self.stop()?;
             if self.plugins.iter().zip(lives).all(|(plugin, life)| plugin.group.is_some() && plugin.life == life) {
@@ -291,6 +292,15 @@ impl World {
             let ids: Vec<VappId> = self.model.vapps.keys().copied().collect();
             ids.into_iter().for_each(|id| self.model.admin_faults(id, model::Faults::default()));
         }
+    }
+
+    /// Waits until every plugin has a process.
+    fn await_all(&mut self) -> Result<(), String> {
+        while self.plugins.iter().any(|plugin| plugin.group.is_none()) {
+            let next = self.now + 1_000;
+            self.play_until(next)?;
+        }
+        Ok(())
     }
 
     /// Waits until everything has come to rest.
@@ -322,10 +332,6 @@ impl World {
 
     /// The hosts' shutdown, without haste.
     fn stop(&mut self) -> Result<(), String> {
-        while self.plugins.iter().any(|plugin| plugin.group.is_none()) {
-            let next = self.now + 1_000;
-            self.play_until(next)?;
-        }
         for n in 0..self.plugins.len() {
             let (now, keep) = (self.now, self.plan.policy.keep);
             let plugin = &mut self.plugins[n];
@@ -615,7 +621,7 @@ impl World {
         }
         let plugin = &mut self.plugins[n];
         let Some(group) = &plugin.group else { return Ok(()) };
-        plugin.audit.check(group, &self.model, Time(now - plugin.began))
+        plugin.audit.check(group, &self.model, Time(now - plugin.began), now)
     }
 
     /// Everything that the host knows of has come to an end or to running, and VCD holds just that; but for what is stuck.

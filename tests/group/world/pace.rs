@@ -54,8 +54,8 @@ pub struct Pace {
     blind: u64,
     /// A poll of this process showed what is the case.
     pub clear: bool,
-    /// A look of this process failed.
-    pub look_failed: bool,
+    /// When a look of this process last failed, or took long.
+    pub look_failed: Option<u64>,
     asked: BTreeMap<Arc<str>, Asked>,
     /// How often each create was tried in this life, and what was seen before the first try.
     tries: BTreeMap<Name, (u32, u64)>,
@@ -109,9 +109,16 @@ impl Pace {
         (now - self.began).saturating_sub(self.seen_without_fail)
     }
 
+    /// A look tells too late what there is, or never.
+    pub fn delayed(&mut self, now: u64, request: &Request) {
+        if matches!(request, Request::Look { .. } | Request::Find { .. }) {
+            self.look_failed = Some(now);
+        }
+    }
+
     /// Something becomes of a request that is not what it asked for.
     pub fn thwarted(&mut self, now: u64, request: &Request) {
-        self.look_failed |= matches!(request, Request::Look { .. } | Request::Find { .. });
+        self.delayed(now, request);
         self.disturbed(now);
         if request.changes() {
             // Whether it was done may not be known, and that holds a slot.
@@ -149,7 +156,7 @@ impl Pace {
     }
 
     /// A create that began then has failed: its next try waits, and the breaker may open.
-    fn create_failed(&mut self, now: u64, began: u64, name: &Name) {
+    pub fn create_failed(&mut self, now: u64, began: u64, name: &Name) {
         if self.failures.back().is_none_or(|last| began > *last) {
             self.failures.push_back(now);
         }
@@ -219,19 +226,15 @@ impl Audit {
     pub fn gives_up(&mut self, vapp: &Href, model: &Model, tuning: &Tuning, now: u64) -> Result<(), String> {
         let id = vapp_id(vapp);
         let Some((name, life)) = self.ours.get(&id) else { return Ok(()) };
-        let Some((_, tried)) = self.pace.tries.get(name).copied().filter(|_| *life == self.life) else { return Ok(()) };
-        let asked = self.asked.contains(name) || self.touched.contains(&id);
+        let asked = self.asked.contains(name) || self.touched.contains(&id) || *life != self.life;
         let Some(there) = model.vapps.get(&id).filter(|_| !asked) else { return Ok(()) };
-        let age = now - there.created;
-        let old = tuning.max_age > 0 && age >= 2 * tuning.max_age * MINUTE;
+        // What has run is seen to by others.
+        let creating = matches!(self.accepted.get(name), Some(State::Creating | State::Timeout));
+        let Some((_, tried)) = self.pace.tries.get(name).copied().filter(|_| creating) else { return Ok(()) };
+        self.pace.create_failed(now, there.created, name);
         let seen = self.pace.seen - tried;
         let limit = READY.min(tuning.create_timeout * MINUTE) - 30_000;
-        if matches!(self.accepted.get(name), Some(State::Creating | State::Timeout)) {
-            let (name, began) = (name.clone(), there.created);
-            self.pace.create_failed(now, began, &name);
-        }
-        if there.vms.iter().filter_map(|vm| model.vms.get(vm)).any(well) && seen < limit && !old {
-            let (name, _) = &self.ours[&id];
+        if there.vms.iter().filter_map(|vm| model.vms.get(vm)).any(well) && seen < limit {
             return Err(format!("12: {name} is well and given up, after VCD was seen for {} s", seen / 1000));
         }
         Ok(())
@@ -303,6 +306,8 @@ impl Audit {
             match () {
                 _ if vm.host_down => Some("its host is down".into()),
                 _ if vm.power != Power::On => Some(format!("it is {:?}", vm.power)),
+                // A new address that is not shown cannot be known.
+                _ if vm.address_hidden && told.is_ok() => None,
                 _ if told.as_ref().ok() != address.as_ref() => Some(format!("its address is {address:?}")),
                 _ => None,
             }
@@ -343,12 +348,13 @@ impl Audit {
     /// What hangs and holds a slot still, or leftovers that go one after another.
     fn holds_creates(&mut self, group: &Group, model: &Model, tuning: &Tuning, time: Time, now: u64) -> bool {
         let unseen = self.pace.unseen(now);
-        let began = self.pace.began + ADOPTION;
+        // What holds a leftover is known by a look.
+        let known = (self.pace.began + ADOPTION).max(self.pace.look_failed.unwrap_or_default() + CHANGE_TIMEOUT);
         let holds = |task: &vcd_sim::model::Task| {
             let create = if is_create(task.operation) { tuning.create_timeout * MINUTE + CANCEL_PATIENCE } else { 0 };
             let patience = create.max(SLOT_PATIENCE) + unseen;
             // One that fails again and again is always young.
-            (task.start + OLD..task.start.max(began) + patience).contains(&now)
+            (task.start + OLD..task.start.max(known) + patience).contains(&now)
         };
         // Leftovers that nothing is wrong with, and that go as fast as requests do.
         let fine = model.vapps.values().all(|vapp| vapp.faults == model::Faults::default());

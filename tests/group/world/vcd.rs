@@ -86,7 +86,7 @@ impl World {
         if fate != Fate::Normal {
             self.plugins[n].audit.pace.thwarted(self.now, &sending.request);
         }
-        let at = self.now + self.delay();
+        let at = self.now + self.delay(n, &sending.request);
         self.at(at, Happening::Arrive { from, sending, fate });
     }
 
@@ -106,8 +106,12 @@ impl World {
         }
     }
 
-    fn delay(&mut self) -> u64 {
-        if self.has(Fault::Slow) { self.dice.between(1_000, 20_000) } else { self.dice.between(20, 200) }
+    fn delay(&mut self, n: usize, request: &Request) -> u64 {
+        if !self.has(Fault::Slow) {
+            return self.dice.between(20, 200);
+        }
+        self.plugins[n].audit.pace.delayed(self.now, request);
+        self.dice.between(1_000, 20_000)
     }
 
     /// The fault is on now, and strikes.
@@ -200,7 +204,7 @@ impl World {
         if !dead && self.crash_here(from.plugin, CrashAt::BeforeAnswer(sending.number)) {
             return Ok(());
         }
-        let at = self.now + wait.unwrap_or_else(|| self.delay());
+        let at = self.now + wait.unwrap_or_else(|| self.delay(from.plugin, request));
         self.at(at, Happening::Answer { to: from, sending, answer, truth });
         Ok(())
     }

@@ -4,7 +4,7 @@
 //	cargo build --release --workspace
 //	cd tests/host && go test -timeout 10m ./...
 //
-// PLUGIN_BIN and SIM_BIN name other binaries than those of target/release.
+// PLUGIN_BIN and SIM_BIN name other binaries than those of target/release, GUEST_PORT another port than 2222 for the guests.
 //
 // The provisioning tests run on a real VCD instead if VCD_URL and the other variables in provisioning_test.go are set; they
 // say which of the two it was. VMs are made there and deleted, and must be reachable from here on port 22:

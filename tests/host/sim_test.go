@@ -12,9 +12,15 @@ import (
 	"time"
 )
 
+// The simulator's guests answer on this port of their own loopback addresses: another one for each run of tests beside others.
+var guestPort = func() int {
+	if port, err := strconv.Atoi(os.Getenv("GUEST_PORT")); err == nil {
+		return port
+	}
+	return 2222
+}()
+
 const (
-	// The simulator's guests answer on this port of their own loopback addresses.
-	guestPort = 2222
 	// The simulated VCD is so much faster than a real one.
 	scale = 20
 	// What the simulated VCD is asked for must come within this time.

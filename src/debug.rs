@@ -435,7 +435,7 @@ fn life_facts(status: &Status<'_>, life: &Life) -> Vec<(&'static str, String)> {
     all.push((began, at(life.began)));
     all.extend(life.create_asked.map(|time| ("VCD asked to make it", at(time))));
     all.extend(life.created.map(|time| ("running", at(time))));
-    all.extend(life.condemned.map(|(time, cause)| ("to be removed", format!("{}, cause: {cause}", at(time)))));
+    all.extend(life.removal.map(|(time, cause)| ("to be removed", format!("{}, cause: {}", at(time), cause.name()))));
     all.extend(life.delete_asked.map(|time| ("deleting", at(time))));
     all.extend(life.ended.map(|time| ("gone", at(time))));
     all
@@ -443,7 +443,7 @@ fn life_facts(status: &Status<'_>, life: &Life) -> Vec<(&'static str, String)> {
 
 /// How many instances there are of each phase; what may be another's is not counted.
 fn by_phase(status: &Status<'_>) -> impl Iterator<Item = (&'static str, u16)> {
-    let known = status.views.iter().filter(|view| !view.stranger);
+    let known = status.views.iter().filter(|view| !view.undecided);
     let counts = crate::journal::count(known.map(|view| view.phase));
     crate::group::Phase::ALL.iter().map(|phase| phase.name()).zip(counts)
 }

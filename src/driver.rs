@@ -524,7 +524,7 @@ impl Driver {
         let answer = self.pool.run(move || client.call(&request, guest.as_ref())).await;
         drop(permit);
         self.on_wire.set(self.on_wire.get() - usize::from(changes));
-        let answer = self.hush(answer.unwrap_or_else(|| no_thread(operation)));
+        let answer = self.redact(answer.unwrap_or_else(|| no_thread(operation)));
         let took = began.elapsed();
         let mut shown = Shown::Nothing;
         let mut notes = Vec::new();
@@ -558,7 +558,7 @@ impl Driver {
 
     /// The answer without what guests were given: VCD may echo it in any error, and in that of a task long after the
     /// request.
-    fn hush(&self, mut answer: Answer) -> Answer {
+    fn redact(&self, mut answer: Answer) -> Answer {
         let (script, password) = (self.access.custom_script.clone(), self.access.password.clone());
         let any = Guest { computer_name: String::new(), script, password };
         match &mut answer {
@@ -567,10 +567,10 @@ impl Driver {
                     let TaskState::Failed(error) = &mut task.state else { continue };
                     let name = self.journal.borrow().task_of(&task.href).map(|(life, ..)| life.name.clone());
                     let guest = name.map(|name| access::guest(&self.access, &self.guest_os, &name));
-                    *error = self.client.hush(error.clone(), guest.as_ref().unwrap_or(&any));
+                    *error = self.client.redact(error.clone(), guest.as_ref().unwrap_or(&any));
                 }
             }
-            Err(error) => *error = self.client.hush(error.clone(), &any),
+            Err(error) => *error = self.client.redact(error.clone(), &any),
             Ok(_) => {}
         }
         answer

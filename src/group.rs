@@ -25,13 +25,14 @@ mod view;
 
 pub use adopt::{ADOPTION_TIMEOUT, EARLIER_CREATES};
 pub use command::{Command, Event, Outcome, Reach, State};
+pub use instance::Cause;
 pub use owner::{Owner, Ownership};
 pub use policy::{OnShutdown, Policy};
 pub use time::Time;
 pub use view::{Limit, Phase, Standing, View};
 
 use crate::cloud::{Answer, Href, Poll, Request, UnixMs, VcdError};
-use instance::{Cause, Desired, Instance, Observed, Origin, Stage};
+use instance::{Desired, Instance, Observed, Origin, Stage};
 use limits::{Breaker, Rng, Slots, Throttle};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //! counts that follow from it. It is told everything, the time included, and does no I/O. It changes nothing.
 
 use crate::cloud::Href;
-use crate::group::{Event, Name, Phase, Time, View};
+use crate::group::{Cause, Event, Name, Phase, Time, View};
 use crate::tally::Tally;
 use log::Level;
 use std::sync::Arc;
@@ -110,7 +110,7 @@ pub struct Life {
     /// When it first came to running here.
     pub created: Option<Time>,
     /// When it was first to go, and why.
-    pub condemned: Option<(Time, &'static str)>,
+    pub removal: Option<(Time, Cause)>,
     /// When VCD was first asked to delete it.
     pub delete_asked: Option<Time>,
     /// When VCD did not have it any more.
@@ -184,7 +184,7 @@ impl Journal {
         views: &[View],
     ) -> Vec<Entry> {
         let mut changed: Vec<Change> = Vec::new();
-        for view in views.iter().filter(|view| !view.stranger) {
+        for view in views.iter().filter(|view| !view.undecided) {
             let (at, before) = match self.lives.binary_search_by_key(&view.key, |life| life.key) {
                 Ok(at) => (at, self.lives.get(at).map(|life| (life.phase, life.since))),
                 // The group shows it for a while after its end.
@@ -362,7 +362,7 @@ impl Journal {
 
     /// Notes how many there are of each phase, if that has changed.
     fn sample(&mut self, now: Time, views: &[View]) {
-        let counts = count(views.iter().filter(|view| !view.stranger).map(|view| view.phase));
+        let counts = count(views.iter().filter(|view| !view.undecided).map(|view| view.phase));
         match self.samples.last_mut() {
             Some(last) if last.counts == counts => {}
             Some(last) if now < last.at + SAMPLE_PAUSE => last.counts = counts,
@@ -392,7 +392,7 @@ impl Life {
             since: now,
             create_asked: None,
             created: None,
-            condemned: None,
+            removal: None,
             delete_asked: None,
             ended: None,
             brief: false,
@@ -424,12 +424,11 @@ impl Life {
             self.trouble = true;
         }
         self.retries = view.retries;
-        if let (None, Some(cause)) = (self.condemned, view.cause) {
-            self.condemned = Some((now, cause));
+        if let (None, Some(cause)) = (self.removal, view.cause) {
+            self.removal = Some((now, cause));
             match cause {
-                "timeout" => tally.fail("timeout"),
-                "aged" | "ill" | "leftover" => tally.collected += 1,
-                _ => {}
+                Cause::Timeout => tally.fail("timeout"),
+                cause => tally.collected += u64::from(cause.is_collected()),
             }
         }
         // Progress that was waited for is noticed at a look; it may have come right after the look before.
@@ -471,8 +470,8 @@ impl Life {
             Phase::Deleted => {
                 self.ended = Some(now);
                 tally.deleted += 1;
-                if let (Some((condemned, _)), Some(_)) = (self.condemned, self.delete_asked) {
-                    tally.deletion.add(now - condemned);
+                if let (Some((removal, _)), Some(_)) = (self.removal, self.delete_asked) {
+                    tally.deletion.add(now - removal);
                 }
             }
             _ => {}
@@ -636,7 +635,7 @@ mod tests {
         let both = ["Creating>Running running, 40 s after it was accepted x1", ">Creating but slow x1"];
         assert_eq!(turn(&mut journal, 40, vec![], up, running()), both);
         // Nobody said why: then what it waits for is said.
-        let leaving = View { cause: Some("asked"), ..view(Phase::Deleting, "the delete's task") };
+        let leaving = View { cause: Some(Cause::Asked), ..view(Phase::Deleting, "the delete's task") };
         let said_so = ["Running>Deleting waits for the delete's task x1"];
         assert_eq!(turn(&mut journal, 50, vec![], vec![], leaving), said_so);
         // It is forgotten in the moment in which it is gone.
@@ -654,6 +653,16 @@ mod tests {
         let tally = &journal.tally;
         assert_eq!((tally.created, tally.deleted, tally.leftovers, tally.collected), (1, 1, 0, 0));
         assert_eq!((tally.creation.count, tally.creation.sum, tally.deletion.sum), (1, 40.0, 10.0));
+    }
+
+    #[test]
+    fn what_the_plugin_removes_by_itself_is_counted() {
+        for (cause, collected) in [(Cause::Unhealthy, 1), (Cause::Aged, 1), (Cause::Leftover, 1), (Cause::Asked, 0)] {
+            let mut journal = Journal::default();
+            let goes = View { cause: Some(cause), ..view(Phase::PendingDelete, "a slot") };
+            journal.turn(seconds(0), Shown::Nothing, vec![], vec![], &[goes]);
+            assert_eq!((cause, journal.tally.collected), (cause, collected));
+        }
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub struct Tally {
     pub noticed: Histogram,
     /// Polls with vApps, which find leftovers and what is too old.
     pub gc: Histogram,
-    /// Instances that were removed for age, illness or as leftovers.
+    /// Instances that were removed for being unhealthy, too old or a leftover.
     pub collected: u64,
     /// Leftovers that were found.
     pub leftovers: u64,

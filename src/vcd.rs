@@ -347,7 +347,7 @@ impl Client {
     }
 
     /// `error` without what `guest` was given: VCD may echo it long after the request that brought it.
-    pub fn hush(&self, error: VcdError, guest: &Guest) -> VcdError {
+    pub fn redact(&self, error: VcdError, guest: &Guest) -> VcdError {
         self.finish(error, Some(guest))
     }
 

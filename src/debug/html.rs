@@ -111,7 +111,7 @@ fn colour(phase: Phase) -> usize {
 
 /// Instances by phase over time, stacked.
 fn chart(main: &mut String, status: &Status<'_>) {
-    let known = status.views.iter().filter(|view| !view.stranger);
+    let known = status.views.iter().filter(|view| !view.undecided);
     let present = crate::journal::count(known.map(|view| view.phase));
     let first = Time(status.now.0.saturating_sub(HISTORY.as_millis() as u64));
     // How it was when the history begins, each change since, and how it is.
@@ -174,7 +174,7 @@ fn table(main: &mut String, status: &Status<'_>) {
         let retries = if view.retries == 0 { String::new() } else { view.retries.to_string() };
         let next = view.next_try.filter(|_| view.waits_for == "the next try");
         let next = next.map(|left| format!(", in {}", short(left))).unwrap_or_default();
-        let doubt = if view.stranger { " (is it ours?)" } else { "" };
+        let doubt = if view.undecided { " (is it ours?)" } else { "" };
         let error = view.error.as_deref().map(|error| format!("<span class=\"why\">{}</span>", Safe(error)));
         line(
             main,

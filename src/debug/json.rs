@@ -1,7 +1,7 @@
 //! `/api/status`. Its keys are those that users of the Go plugin know, and more; docs/monitoring.md lists them.
 
 use crate::driver::last_part;
-use crate::group::{Time, View};
+use crate::group::{Cause, Time, View};
 use crate::journal::{Entry, Life};
 use crate::status::Status;
 use crate::timestamp::timestamp;
@@ -130,7 +130,7 @@ pub fn status(status: &Status<'_>) -> String {
 fn instance(status: &Status<'_>, view: &View) -> Value {
     let life = status.journal.life(view.key);
     let time = |of: fn(&Life) -> Option<Time>| at(status, life.and_then(of));
-    let collected = |life: &Life| life.condemned.filter(|(_, cause)| matches!(*cause, "aged" | "ill" | "leftover"));
+    let collected = |life: &Life| life.removal.filter(|(_, cause)| cause.is_collected());
     let power = || view.power.map(|power| power.name()).into();
     object(&mut [
         ("ID", text(&view.name)),
@@ -149,7 +149,7 @@ fn instance(status: &Status<'_>, view: &View) -> Value {
         ("CreatedAt", timestamp(status.wall.checked_sub(view.age).unwrap_or(status.wall)).into()),
         ("CreateStartedAt", time(|life| life.create_asked)),
         ("CreateCompletedAt", time(|life| life.created)),
-        ("DeleteRequestedAt", time(|life| life.condemned.map(|(time, _)| time))),
+        ("DeleteRequestedAt", time(|life| life.removal.map(|(time, _)| time))),
         ("DeleteStartedAt", time(|life| life.delete_asked)),
         ("DeleteCompletedAt", time(|life| life.ended)),
         ("GCMarkedAt", at(status, life.and_then(collected).map(|(time, _)| time))),
@@ -158,9 +158,9 @@ fn instance(status: &Status<'_>, view: &View) -> Value {
         ("LastError", text(view.error.as_deref().unwrap_or_default())),
         ("NextRetryAfter", at(status, view.next_try.map(|left| status.now + left))),
         ("MissedPolls", view.missed.into()),
-        ("Cause", view.cause.into()),
+        ("Cause", view.cause.map(Cause::name).into()),
         ("Reported", view.reported.into()),
-        ("Stranger", view.stranger.into()),
+        ("Undecided", view.undecided.into()),
     ])
 }
 

@@ -108,7 +108,7 @@ pub fn page(status: &Status<'_>) -> String {
 fn gather(status: &Status<'_>) -> Moment {
     let (tally, standing) = (&status.journal.tally, &status.standing);
     let mut all = Moment::default();
-    let known = status.views.iter().filter(|view| !view.stranger);
+    let known = status.views.iter().filter(|view| !view.undecided);
     let counts = crate::journal::count(known.map(|view| view.phase));
     let states: Vec<(&'static str, f64)> =
         Phase::ALL.iter().map(|phase| phase.name()).zip(counts.map(f64::from)).collect();
@@ -125,7 +125,7 @@ fn gather(status: &Status<'_>) -> Moment {
 
     let help = "Searches for leftovers and for what is too old";
     all.counter("gc_runs", help, tally.gc.count);
-    all.counter("gc_instances_collected", "Instances removed for age, illness or as leftovers", tally.collected);
+    all.counter("gc_instances_collected", "Removed for being unhealthy, too old or a leftover", tally.collected);
     all.histogram("gc_duration_seconds", help, &tally.gc);
 
     let requests = || status.requests.iter();

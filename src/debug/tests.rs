@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cloud::Power;
-use crate::group::{Event, Phase, Standing, View};
+use crate::group::{Cause, Event, Phase, Standing, View};
 use crate::journal::{Journal, Note, Shown};
 use crate::status::{About, Polls, Process, Wire};
 use crate::vcd::SessionView;
@@ -211,7 +211,7 @@ fn error_storm() -> Scene {
     for round in 0..30 {
         let views: Vec<View> = (1..=12)
             .map(|key| {
-                let view = View { cause: Some("asked"), ..view(key, ways[round % 2], 50, "the next try") };
+                let view = View { cause: Some(Cause::Asked), ..view(key, ways[round % 2], 50, "the next try") };
                 View { error: Some(error(&view.name).into()), next_try: Some(Duration::from_secs(31)), ..view }
             })
             .collect();

@@ -82,7 +82,7 @@ fn table(page: &mut String, status: &Status<'_>, width: usize) {
         if let (Some(left), "the next try") = (view.next_try, view.waits_for) {
             waits = format!("the next try, in {}", short(left));
         }
-        if view.stranger {
+        if view.undecided {
             waits += " (is it ours?)";
         }
         let line = line(row);

@@ -103,18 +103,18 @@ impl Group {
     }
 
     /// A direct look at a vApp of which it was not known whose it is.
-    pub(super) fn stranger_seen(&mut self, key: Key, seen: Option<cloud::Vapp>) {
+    pub(super) fn undecided_seen(&mut self, key: Key, seen: Option<cloud::Vapp>) {
         let Some(i) = self.instances.get(&key) else { return };
-        let Some(seen) = seen else { return self.forget_stranger(key) };
+        let Some(seen) = seen else { return self.forget_undecided(key) };
         // By now the create that made it may have been answered or looked up.
         let claimed = |(other, i): (&Key, &Instance)| *other != key && i.href() == Some(&seen.href);
         if self.instances.iter().any(claimed) || self.named(&i.name).is_some_and(Instance::may_have_made) {
-            return self.forget_stranger(key);
+            return self.forget_undecided(key);
         }
         let labelled = i.vapp().is_some_and(|vapp| vapp.labelled);
         if seen.name != i.name || !self.owner.owns(&seen.name, seen.description.as_deref(), labelled) {
             self.left_alone(Level::Warn, &seen.href, &seen.name);
-            return self.forget_stranger(key);
+            return self.forget_undecided(key);
         }
         let locked_out = self.owner.locks_out(&seen.name, seen.description.as_deref());
         if let Some(i) = self.instances.get_mut(&key) {
@@ -273,7 +273,7 @@ impl Group {
         self.say_plain(Level::Error, text);
     }
 
-    fn forget_stranger(&mut self, key: Key) {
+    fn forget_undecided(&mut self, key: Key) {
         self.instances.remove(&key);
         self.end_adoption_when_known();
     }

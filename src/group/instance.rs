@@ -51,9 +51,10 @@ impl Desired {
 
 /// Why an instance has to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
+pub enum Cause {
     /// The host said so.
     Asked,
+    /// The host ends, and on_shutdown says that nothing stays.
     Shutdown,
     /// It did not come to running in time.
     Timeout,

@@ -122,7 +122,7 @@ impl Group {
             i.attempts.look.reset();
         }
         if i.origin == Origin::Found || (i.origin == Origin::Leftover && !i.vapp().is_some_and(|v| v.proven)) {
-            return self.stranger_seen(key, vapps.pop());
+            return self.undecided_seen(key, vapps.pop());
         }
         let Some(seen) = vapps.pop() else { return self.vanished(key) };
         let labelled = i.vapp().is_some_and(|vapp| vapp.labelled);

@@ -76,6 +76,11 @@ impl Cause {
         }
     }
 
+    /// The plugin decided it by itself.
+    pub fn is_collected(self) -> bool {
+        matches!(self, Cause::Unhealthy | Cause::Aged | Cause::Leftover)
+    }
+
     /// For the log.
     pub fn words(self) -> (log::Level, &'static str) {
         match self {
@@ -104,11 +109,11 @@ pub struct View {
     /// The host knows it; else it is a leftover.
     pub reported: bool,
     /// It is named like ours, and whether it is ours is not known yet.
-    pub stranger: bool,
+    pub undecided: bool,
     /// Where it is in its life.
     pub phase: Phase,
     /// Why it has to go, in one word; `None` as long as it is wanted.
-    pub cause: Option<&'static str>,
+    pub cause: Option<Cause>,
     /// Its vApp, once known.
     pub vapp: Option<Href>,
     /// The task of VCD's that is awaited.
@@ -200,7 +205,7 @@ pub struct Standing {
 }
 
 impl Group {
-    /// Every instance, leftovers and strangers included, in the order in which they came.
+    /// Every instance, leftovers and undecided ones included, in the order in which they came.
     pub fn views(&self, now: Time) -> Vec<View> {
         let view = |(key, instance): (&Key, &Instance)| {
             let mut view = instance.view(*key, now);
@@ -394,11 +399,11 @@ impl Instance {
             key,
             name: self.name.clone(),
             reported: self.is_reported(),
-            stranger: self.origin == Origin::Found,
+            undecided: self.origin == Origin::Found,
             phase: self.phase(),
             cause: match self.desired {
                 Desired::Running | Desired::Suspended => None,
-                Desired::Deleted(cause) => Some(cause.name()),
+                Desired::Deleted(cause) => Some(cause),
             },
             vapp: self.href().cloned(),
             task: super::next::task(self),
@@ -452,7 +457,7 @@ impl View {
             key,
             name: name.into(),
             reported: true,
-            stranger: false,
+            undecided: false,
             phase,
             cause: None,
             vapp: None,

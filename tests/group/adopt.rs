@@ -32,7 +32,7 @@ fn three_missed_polls_ask_for_a_look_and_each_look_that_finds_it_doubles_that() 
     play.before(400 * SECOND);
     assert_eq!(play.states(), [State::Running]);
     play.to(400 * SECOND);
-    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some("lost")));
+    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some(Cause::Lost)));
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn ten_minutes_of_illness_end_it() {
     play.before(610 * SECOND);
     assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec![]));
     play.to(610 * SECOND);
-    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some("unhealthy")));
+    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some(Cause::Unhealthy)));
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn a_suspended_one_that_is_off_has_lost_its_memory() {
     play.show(Power::Off, false).before(610 * SECOND);
     assert_eq!(play.states(), [State::Suspended]);
     play.to(610 * SECOND);
-    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some("unhealthy")));
+    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some(Cause::Unhealthy)));
 }
 
 #[test]
@@ -278,7 +278,7 @@ fn a_resumed_one_is_looked_at_when_three_polls_show_it_down() {
     play.until("poll", first + 5);
     assert_eq!(play.times("look").len(), 2);
     play.until("poll", first + 6);
-    assert_eq!((play.view().cause, play.said("it is off, though it was resumed")), (Some("unhealthy"), 1));
+    assert_eq!((play.view().cause, play.said("it is off, though it was resumed")), (Some(Cause::Unhealthy), 1));
 }
 
 #[test]
@@ -832,7 +832,7 @@ fn late() -> Play {
 }
 
 #[test]
-fn a_stranger_that_a_create_made_is_its() {
+fn an_undecided_one_that_a_create_made_is_its() {
     let mut play = late();
     play.release("look", None);
     assert_eq!((play.strays().len(), play.deleted().len()), (0, 0), "its answer is awaited");

@@ -180,7 +180,7 @@ fn four_looks_at_a_time() {
         play.increase(6);
         play
     };
-    let strangers = || {
+    let undecided = || {
         let vms = fleet(6).into_iter().map(|vm| Vm { description: String::new(), ..vm }).collect();
         Play::holding(lone(), vms, &["look"])
     };
@@ -217,7 +217,7 @@ fn four_looks_at_a_time() {
         play
     };
     let plays: [(&str, Play); 6] = [
-        ("strangers", strangers()),
+        ("undecided", undecided()),
         ("leaving", leaving()),
         ("unproven", unproven()),
         ("checked", checked()),
@@ -507,7 +507,7 @@ fn what_may_have_come_back_unseen_is_not_given_up() {
         play.to(HOUR + 12 * MINUTE);
         assert_eq!(
             (play.states(), play.view().cause),
-            (vec![State::Deleted], Some("unhealthy")),
+            (vec![State::Deleted], Some(Cause::Unhealthy)),
             "seen, and not ready"
         );
     }

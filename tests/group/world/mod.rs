@@ -610,7 +610,7 @@ impl World {
         let (now, plugin) = (self.now, &mut self.plugins[n]);
         let Some(group) = &plugin.group else { return Ok(()) };
         if plugin.starting {
-            // The host sees nothing before Init has answered: not before strangers are known, or 20 s have gone.
+            // The host sees nothing before Init has answered: not before undecided ones are known, or 20 s have gone.
             if !group.knows_its_own() {
                 return Ok(());
             }

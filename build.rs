@@ -1,5 +1,5 @@
 //! Makes the released program smaller, by the linker: without the tables for unwinding (it aborts when it panics), an eighth
-//! of it; and with its addresses packed where this machine's loader can unpack them. And lets it say which build it is.
+//! of it; and with its addresses packed where what loads it can unpack them. And lets it say which build it is.
 
 use std::env;
 use std::path::Path;
@@ -7,6 +7,8 @@ use std::process::Command;
 
 /// The first glibc whose loader knows packed addresses (`DT_RELR`).
 const GLIBC_WITH_RELR: (u32, u32) = (2, 36);
+/// The first Rust whose own musl (1.2.5) knows them, in what it links into a static program.
+const RUST_WITH_RELR: (u32, u32) = (1, 93);
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -30,17 +32,31 @@ fn make_smaller() {
     let plain = linker.ends_with("ld");
     let to_linker = if plain { "" } else { "-Wl," };
     println!("cargo::rustc-link-arg-bins={to_linker}--script={}/unwind.ld", variable("CARGO_MANIFEST_DIR"));
-    let for_this_machine = variable("HOST") == variable("TARGET") && variable("CARGO_CFG_TARGET_ENV") == "gnu";
-    if for_this_machine && glibc().is_some_and(|version| version >= GLIBC_WITH_RELR) {
+    let for_this_machine = variable("HOST") == variable("TARGET");
+    let unpacks = match &*variable("CARGO_CFG_TARGET_ENV") {
+        "gnu" => for_this_machine && glibc().is_some_and(|version| version >= GLIBC_WITH_RELR),
+        "musl" => rust().is_some_and(|version| version >= RUST_WITH_RELR),
+        _ => false,
+    };
+    if unpacks {
         println!("cargo::rustc-link-arg-bins={to_linker}-zpack-relative-relocs");
     }
 }
 
 /// This machine's, such as 2.36.
 fn glibc() -> Option<(u32, u32)> {
-    let said = said(Command::new("getconf").arg("GNU_LIBC_VERSION"))?;
-    let (major, minor) = said.strip_prefix("glibc ")?.split_once('.')?;
-    Some((major.parse().ok()?, minor.split('.').next()?.parse().ok()?))
+    version(said(Command::new("getconf").arg("GNU_LIBC_VERSION"))?.strip_prefix("glibc ")?)
+}
+
+/// The compiler's, such as 1.93.
+fn rust() -> Option<(u32, u32)> {
+    version(said(Command::new(variable("RUSTC")).arg("--version"))?.strip_prefix("rustc ")?)
+}
+
+/// The first two numbers.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
 }
 
 /// What `version` tells beside the version, where the environment does not say it already (src/version.rs).

@@ -55,7 +55,8 @@ func TestOfficialCommands(t *testing.T) {
 	}
 }
 
-// TestBootstrap installs the release binary as fleeting's installer does.
+// TestBootstrap installs the binary as fleeting's installer does, into a folder that is named for its version, or for its commit
+// where it is a build between releases.
 func TestBootstrap(t *testing.T) {
 	release := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
 	image, plugins := t.TempDir(), t.TempDir()
@@ -67,9 +68,17 @@ func TestBootstrap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	version := regexp.MustCompile(`(?m)^Version: +(\S+)$`).FindStringSubmatch(string(info))
-	if version == nil {
-		t.Fatalf("no version in %s", info)
+	said := func(fact string) string {
+		line := regexp.MustCompile(`(?m)^` + fact + `: +(\S+)$`).FindStringSubmatch(string(info))
+		if line == nil {
+			t.Fatalf("no %s in %s", fact, info)
+		}
+		return line[1]
+	}
+	version := said("Version")
+	if version == "dev" {
+		built := regexp.MustCompile(`\D`).ReplaceAllString(said("Built"), "")
+		version = fmt.Sprintf("0.0.0-%s-%s", built, said("Git revision"))
 	}
 	bootstrap := func(repo, path string, variables ...string) (string, string, error) {
 		var stdout, stderr strings.Builder
@@ -80,7 +89,7 @@ func TestBootstrap(t *testing.T) {
 		return stdout.String(), stderr.String(), err
 	}
 
-	want := filepath.Join(plugins, "registry.gitlab.com", "!my", "vcd", version[1])
+	want := filepath.Join(plugins, "registry.gitlab.com", "!my", "vcd", version)
 	for range 2 { // The second time it is there already.
 		out, complaints, err := bootstrap("My/vcd:latest", plugins)
 		if err != nil || out != want+"\n" || complaints != "" {

@@ -134,7 +134,7 @@ func checkCreate(t *testing.T, connector string) string {
 	config := fmt.Sprintf("shutdown_timeout = 120\n[[runners]]\nname = \"vcd\"\nexecutor = \"instance\"\n[runners.autoscaler]\n"+
 		"plugin = \"fleeting-plugin-vcd\"\ncapacity_per_instance = 1\nmax_use_count = 1\nmax_instances = 2\n"+
 		"[runners.autoscaler.plugin_config]\n%s[runners.autoscaler.connector_config]\nprotocol_port = %d\n%s",
-		keys.String(), guestPort, connector)
+		keys.String(), sim.guestPort, connector)
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}

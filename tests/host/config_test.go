@@ -16,11 +16,6 @@ import (
 // The host gives up on an Init after a minute; the plugin must have said what is wrong well before.
 const initTimeout = 30 * time.Second
 
-// credentials let the plugin start, where it is not the connector that is wrong.
-var credentials = provider.ConnectorConfig{
-	Username: "root", Password: "secret-password", UseStaticCredentials: true, ProtocolPort: guestPort,
-}
-
 // start runs the plugin and gives it this plugin_config; the error is what the runner would log.
 func start(t *testing.T, plugin string, config []byte, connector provider.ConnectorConfig, maxSize int) error {
 	t.Helper()
@@ -102,7 +97,7 @@ func TestBadConfigs(t *testing.T) {
 		{"two VMs", changed("template", "two-vms"), []string{"two-vms"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			isClear(t, start(t, plugin, test.config, credentials, 3), test.expected)
+			isClear(t, start(t, plugin, test.config, password, 3), test.expected)
 			if vapps := sim.vapps(t); len(vapps) > 0 {
 				t.Errorf("vApps were made: %q", vapps)
 			}
@@ -116,7 +111,7 @@ func TestBadConfigs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		isClear(t, start(t, plugin, config, credentials, 3), []string{"no-such-network", "no-such-catalog", "no-such-profile"})
+		isClear(t, start(t, plugin, config, password, 3), []string{"no-such-network", "no-such-catalog", "no-such-profile"})
 	})
 }
 
@@ -129,7 +124,7 @@ func TestURLs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := start(t, plugin, config, credentials, 3); err != nil {
+		if err := start(t, plugin, config, password, 3); err != nil {
 			t.Errorf("%s: %v", url, err)
 		}
 	}
@@ -143,7 +138,7 @@ func TestBadConnectors(t *testing.T) {
 		t.Fatal(err)
 	}
 	static := func(change func(*provider.ConnectorConfig)) provider.ConnectorConfig {
-		connector := credentials
+		connector := password
 		change(&connector)
 		return connector
 	}
@@ -172,11 +167,11 @@ func TestMaxInstancesAboveMaxSize(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = start(t, plugin, config, credentials, size)
+		err = start(t, plugin, config, password, size)
 		if !errors.Is(err, fleeting.ErrMaxSizeExceedsInstanceGroupMax) {
 			t.Errorf("max_instances %d: %v", size, err)
 		}
-		if err := start(t, plugin, config, credentials, size-1); err != nil {
+		if err := start(t, plugin, config, password, size-1); err != nil {
 			t.Errorf("max_instances %d: %v", size-1, err)
 		}
 	}
@@ -199,7 +194,7 @@ func isClear(t *testing.T, err error, expected []string) {
 			t.Errorf("does not say %q: %s", part, said)
 		}
 	}
-	for _, secret := range []string{token, "another-token", credentials.Password, "secret-key"} {
+	for _, secret := range []string{token, "another-token", password.Password, "secret-key"} {
 		if strings.Contains(said, secret) {
 			t.Errorf("says a secret: %s", said)
 		}

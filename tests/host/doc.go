@@ -2,9 +2,9 @@
 // the simulated guests that lets in only whom the guest customization let in.
 //
 //	cargo build --release --workspace
-//	cd tests/host && go test -timeout 10m ./...
+//	cd tests/host && go test -timeout 10m -parallel 8 ./...
 //
-// PLUGIN_BIN and SIM_BIN name other binaries than those of target/release, GUEST_PORT another port than 2222 for the guests.
+// PLUGIN_BIN and SIM_BIN name other binaries than those of target/release. With DEEP=1, the tests that take minutes run, too.
 //
 // The provisioning tests run on a real VCD instead if VCD_URL and the other variables in provisioning_test.go are set; they
 // say which of the two it was. VMs are made there and deleted, and must be reachable from here on port 22:

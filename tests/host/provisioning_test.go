@@ -75,7 +75,7 @@ func provision(t *testing.T, credentials provider.ConnectorConfig) {
 	}
 	sim, server := startGuests(t)
 	t.Logf("on the simulated VCD at %s", sim.url)
-	credentials.ProtocolPort = guestPort
+	credentials.ProtocolPort = sim.guestPort
 	credentials.Timeout = time.Minute
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -130,7 +130,7 @@ func TestRealConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := start(t, plugin, text, credentials, 3); err != nil {
+	if err := start(t, plugin, text, password, 3); err != nil {
 		t.Error(err)
 	}
 }

@@ -3,7 +3,6 @@ package host
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"net"
 	"os"
 	"os/exec"
@@ -11,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"gitlab.com/gitlab-org/fleeting/fleeting"
 	"gitlab.com/gitlab-org/fleeting/fleeting/connector"
@@ -44,13 +42,11 @@ func requireRealGuests(t *testing.T) {
 type realWorld struct {
 	simulator
 	guests *realGuests
-	plugin string
 }
 
 func startRealWorld(t *testing.T) realWorld {
 	t.Helper()
 	requireRealGuests(t)
-	plugin := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
 	control := freeAddress(t)
 	guests, err := startRealGuests("http://"+control, t.TempDir())
 	if err != nil {
@@ -62,54 +58,7 @@ func startRealWorld(t *testing.T) realWorld {
 			t.Log(guests.Log())
 		}
 	})
-	return realWorld{startSimulator(t, control, guests.listener.Addr().String()), guests, plugin}
-}
-
-// life is one life of the plugin's process.
-type life struct {
-	*fleeting.Provisioner
-	runner *fleeting.Runner
-}
-
-// live starts the plugin with these settings.
-func (w realWorld) live(t *testing.T, changes map[string]any, credentials provider.ConnectorConfig) life {
-	t.Helper()
-	config, err := json.Marshal(w.pluginConfig(changes))
-	if err != nil {
-		t.Fatal(err)
-	}
-	runner, err := fleeting.RunPlugin(w.plugin, config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(runner.Kill)
-	credentials.ProtocolPort = guestPort
-	credentials.Timeout = patience
-	ctx, cancel := context.WithTimeout(context.Background(), initTimeout)
-	defer cancel()
-	provisioner, err := fleeting.Init(ctx, nil, runner.InstanceGroup(), fleeting.WithMaxSize(3),
-		fleeting.WithUpdateInterval(100*time.Millisecond), fleeting.WithUpdateIntervalWhenExpecting(100*time.Millisecond),
-		fleeting.WithInstanceGroupSettings(provider.Settings{ConnectorConfig: credentials}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return life{provisioner, runner}
-}
-
-// one is the only instance, once it runs.
-func (l life) one(t *testing.T) fleeting.Instance {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for time.Now().Before(deadline) {
-		for _, instance := range l.Instances() {
-			if instance.State() == provider.StateRunning {
-				return instance
-			}
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Fatal("no instance runs")
-	return nil
+	return realWorld{startSimulator(t, control, guests.listener.Addr().String()), guests}
 }
 
 // run logs in as the runner does, and runs a command.
@@ -137,14 +86,14 @@ func (w realWorld) logsIn(t *testing.T, changes map[string]any, credentials prov
 	const command = "id -un; id -Gn; echo ~; sudo -n id -un 2>/dev/null"
 	first := w.live(t, changes, credentials)
 	first.Request(1)
-	before := first.one(t)
+	before := first.running(t, 1)[0]
 	if said, err := run(t, before, command); err != nil || said != expected {
 		t.Errorf("the new instance: %q, %v", said, err)
 	}
 	first.runner.Kill()
 
 	second := w.live(t, changes, credentials)
-	after := second.one(t)
+	after := second.running(t, 1)[0]
 	if after.ID() != before.ID() || after.Cause() != fleeting.CausePreexisted {
 		t.Errorf("%s was made and %s found, %v", before.ID(), after.ID(), after.Cause())
 	}
@@ -262,14 +211,14 @@ func (w realWorld) locksOut(t *testing.T, one, another map[string]any) {
 	t.Helper()
 	first := w.live(t, one, provider.ConnectorConfig{})
 	first.Request(1)
-	before := first.one(t)
+	before := first.running(t, 1)[0]
 	if said, err := run(t, before, "id -un"); err != nil || said != "root\n" {
 		t.Errorf("%q, %v", said, err)
 	}
 	first.runner.Kill()
 
 	second := w.live(t, another, provider.ConnectorConfig{})
-	after := second.one(t)
+	after := second.running(t, 1)[0]
 	if err := after.Heartbeat(context.Background()); err == nil || !strings.Contains(err.Error(), "credentials") {
 		t.Errorf("heartbeat of %s: %v", after.ID(), err)
 	}
@@ -281,7 +230,7 @@ func (w realWorld) locksOut(t *testing.T, one, another map[string]any) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	guest := net.JoinHostPort(info.InternalAddr, strconv.Itoa(guestPort))
+	guest := net.JoinHostPort(info.InternalAddr, strconv.Itoa(w.guestPort))
 	if client, err := dialFrom("127.0.0.1", guest, "root", ssh.PublicKeys(signer)); err == nil {
 		client.Close()
 		t.Error("a key of another secret was let in")
@@ -291,7 +240,7 @@ func (w realWorld) locksOut(t *testing.T, one, another map[string]any) {
 	second.runner.Kill()
 
 	third := w.live(t, one, provider.ConnectorConfig{})
-	back := third.one(t)
+	back := third.running(t, 1)[0]
 	if err := back.Heartbeat(context.Background()); err != nil {
 		t.Errorf("heartbeat of %s with the old secret again: %v", back.ID(), err)
 	}
@@ -312,7 +261,7 @@ func TestRealUsersScript(t *testing.T) {
 	}
 	only := world.live(t, map[string]any{"customization_script_file": path}, provider.ConnectorConfig{Username: "ci"})
 	only.Request(1)
-	said, err := run(t, only.one(t), "cat /etc/told")
+	said, err := run(t, only.running(t, 1)[0], "cat /etc/told")
 	if err != nil || said != "it's postcustomization /bin/bash\n" {
 		t.Errorf("%q, %v", said, err)
 	}

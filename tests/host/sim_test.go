@@ -12,19 +12,11 @@ import (
 	"time"
 )
 
-// The simulator's guests answer on this port of their own loopback addresses: another one for each run of tests beside others.
-var guestPort = func() int {
-	if port, err := strconv.Atoi(os.Getenv("GUEST_PORT")); err == nil {
-		return port
-	}
-	return 2222
-}()
-
 const (
 	// The simulated VCD is so much faster than a real one.
 	scale = 20
-	// What the simulated VCD is asked for must come within this time.
-	patience = 30 * time.Second
+	// What is waited for must come within this time.
+	patience = 60 * time.Second
 	// An API token that the simulated VCD knows.
 	token = "sim-api-token"
 )
@@ -33,13 +25,17 @@ const (
 type simulator struct {
 	url     string
 	control string
+	// Its guests answer on this port of their own loopback addresses, which those of others have as well.
+	guestPort int
 }
 
 // state is the part of the simulator's state that the tests look at.
 type state struct {
 	Vapps []struct {
-		Name string `json:"name"`
-	} `json:"vapps"`
+		Name string
+		VMs  []struct{ Status string }
+	}
+	Tasks []struct{ Operation, Status, Target string }
 }
 
 // binary is the path of a built program.
@@ -62,9 +58,10 @@ func binary(t *testing.T, variable, name string) string {
 // startSimulator starts a simulated VCD for this test, whose guests are served by an SSH server at sshAddr (none if empty).
 func startSimulator(t *testing.T, control, sshAddr string) simulator {
 	t.Helper()
+	sim := simulator{guestPort: freePort(t)}
 	arguments := []string{
 		"--listen", "127.0.0.1:0", "--control", control, "--scale", strconv.Itoa(scale),
-		"--guest-port", strconv.Itoa(guestPort),
+		"--guest-port", strconv.Itoa(sim.guestPort),
 	}
 	if sshAddr != "" {
 		arguments = append(arguments, "--guest-forward", sshAddr)
@@ -85,7 +82,6 @@ func startSimulator(t *testing.T, control, sshAddr string) simulator {
 	// If it says nothing, this ends its output, and with it the wait below.
 	late := time.AfterFunc(patience, func() { command.Process.Kill() })
 	defer late.Stop()
-	var sim simulator
 	lines := bufio.NewScanner(stdout)
 	for sim.control == "" && lines.Scan() {
 		switch word, url, _ := strings.Cut(lines.Text(), " "); word {
@@ -114,26 +110,38 @@ func startGuests(t *testing.T) (simulator, *sshServer) {
 	return startSimulator(t, control, server.Addr()), server
 }
 
-// freeAddress is an address that nothing listens at.
-func freeAddress(t *testing.T) string {
+// freePort is a port that nothing listens at.
+func freePort(t *testing.T) int {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	return listener.Addr().String()
+	return listener.Addr().(*net.TCPAddr).Port
 }
 
-// vapps are the names of the vApps that VCD has.
-func (s simulator) vapps(t *testing.T) []string {
+// freeAddress is an address that nothing listens at.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))
+}
+
+// state is all that the tests look at in VCD.
+func (s simulator) state(t *testing.T) state {
 	t.Helper()
 	var state state
 	if err := getJSON(s.control+"/state", &state); err != nil {
 		t.Fatal(err)
 	}
+	return state
+}
+
+// vapps are the names of the vApps that VCD has.
+func (s simulator) vapps(t *testing.T) []string {
+	t.Helper()
 	names := []string{}
-	for _, vapp := range state.Vapps {
+	for _, vapp := range s.state(t).Vapps {
 		names = append(names, vapp.Name)
 	}
 	return names
@@ -142,15 +150,7 @@ func (s simulator) vapps(t *testing.T) []string {
 // waitForNoVapp waits until VCD has carried out the deletes that it accepted.
 func (s simulator) waitForNoVapp(t *testing.T) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
-	left := s.vapps(t)
-	for len(left) > 0 && time.Now().Before(deadline) {
-		time.Sleep(100 * time.Millisecond)
-		left = s.vapps(t)
-	}
-	if len(left) > 0 {
-		t.Errorf("vApps are left: %q", left)
-	}
+	eventually(t, func() bool { return len(s.vapps(t)) == 0 }, "the end of all vApps")
 }
 
 // pluginConfig is a plugin_config for the simulator's world, with some keys changed; a nil takes a key away.

@@ -10,6 +10,7 @@ use smol::block_on;
 use smol::future::FutureExt as _;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use smol::net::{TcpListener, TcpStream};
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -437,6 +438,32 @@ fn the_end_waits_for_vcd_and_for_the_host_but_not_for_long() {
             assert!(status.success(), "{operation}: {status}");
             assert!(plugin.log().iter().any(|line| line.contains(said)), "{operation}: {:#?}", plugin.log());
         }
+    });
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_log_that_nobody_reads_holds_up_neither_calls_nor_the_end() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        // A pipe that is full from the first line on.
+        let (mut reader, mut log) = std::io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&log, true).unwrap();
+        let full = std::iter::repeat_with(|| log.write(b"x")).position(|written| written.is_err()).unwrap();
+        rustix::io::ioctl_fionbio(&log, false).unwrap();
+        let mut command = command(BINARY);
+        command.stderr(log);
+        let mut plugin = PluginProcess::start(command).await;
+        let config = fleet::plugin_config(&server).to_string();
+        plugin.init(config.as_bytes(), fleet::connector(guest_port)).await.unwrap();
+        assert_eq!(plugin.increase(1).await.unwrap(), 1);
+        reach(&plugin, 1, State::Running).await;
+        plugin.signal(rustix::process::Signal::TERM);
+        plugin.client = None;
+        assert!(plugin.exited().await.0.success(), "SIGTERM ends what no host is connected to");
+        let mut said = String::new();
+        reader.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "x".repeat(full), "no line came in between");
     });
 }
 

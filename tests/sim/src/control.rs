@@ -168,6 +168,24 @@ fn admin(model: &mut Model, body: &Value) -> Result<Value, String> {
             let id = vapp()?;
             model.admin_end_tasks(id, TaskStatus::Aborted);
         }
+        "delete_vms" => {
+            let id = vapp()?;
+            let vms = model.vapps.get(&id).map(|vapp| vapp.vms.clone()).unwrap_or_default();
+            vms.into_iter().for_each(|vm| model.admin_delete_vm(vm));
+        }
+        "set_faults" => {
+            let id = vapp()?;
+            let mut faults = Faults::default();
+            for name in body.get("faults").and_then(Value::as_array).ok_or("faults: a list of names")? {
+                match name.as_str() {
+                    Some("delete_fails") => faults.delete_fails = true,
+                    Some("locked") => faults.locked = true,
+                    Some("hangs") => faults.hangs = true,
+                    _ => return Err(format!("no fault {name}")),
+                }
+            }
+            model.admin_faults(id, faults);
+        }
         "foreign_vapp" => {
             let (name, description) = (need("name")?, text("description").unwrap_or(""));
             let made = match (text("template"), model.networks.keys().next().copied()) {

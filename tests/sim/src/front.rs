@@ -261,7 +261,8 @@ where
         }
     });
     let mut builder = http1::Builder::new();
-    builder.timer(SmolTimer).header_read_timeout(IDLE).auto_date_header(false);
+    // A request that has come whole is carried out, even if its client has died since.
+    builder.timer(SmolTimer).header_read_timeout(IDLE).auto_date_header(false).half_close(true);
     // An error is the client's end of the connection, or a fault that was asked for.
     let _ = builder.serve_connection(Stream(stream), service).await;
 }

@@ -9,7 +9,7 @@
 )]
 
 use roxmltree::Document;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 use vcd_sim::faults::Rule;
@@ -557,16 +557,47 @@ fn the_control_port_sees_and_changes() {
     assert_eq!(c.get(&vapp).root("name"), "ci-new");
     c.control("POST", "/admin", r#"{"action": "power_off", "vapp": "ci-new"}"#);
     assert_eq!(c.get(&vapp).root("status"), "20");
+    let delete = || c.call("DELETE", &format!("{vapp}?force=true"), "", "");
+    c.control("POST", "/admin", r#"{"action": "set_faults", "vapp": "ci-new", "faults": ["locked"]}"#);
+    assert_eq!(delete().status, 403);
+    c.control("POST", "/admin", r#"{"action": "set_faults", "vapp": "ci-new", "faults": ["delete_fails"]}"#);
+    assert_eq!(c.finish(&delete().root("href")), "error");
+    c.control("POST", "/admin", r#"{"action": "delete_vms", "vapp": "ci-new"}"#);
+    assert_eq!(c.control("GET", "/state", "")["vapps"][0]["vms"], serde_json::json!([]));
     c.control("POST", "/admin", r#"{"action": "delete_vapp", "vapp": "ci-new"}"#);
     assert_eq!(c.get(&vapp).status, 403);
     c.control("POST", "/admin", r#"{"action": "foreign_vapp", "name": "theirs", "template": "ubuntu-22.04"}"#);
     wait_for("the foreign vApp", || c.server.with_model(|m| status(m, "theirs") == Some(Status::PoweredOn)));
     c.control("POST", "/faults", r#"{"op": "org", "answer_before": {"status": 502}}"#);
     assert_eq!(c.get("/api/org").status, 502);
-    for bad in [r#"{"action": "no"}"#, "{", r#"{"action": "delete_vapp", "vapp": "none"}"#] {
+    let no_fault = r#"{"action": "set_faults", "vapp": "theirs", "faults": ["no"]}"#;
+    for bad in [r#"{"action": "no"}"#, "{", r#"{"action": "delete_vapp", "vapp": "none"}"#, no_fault] {
         let url = format!("{}/admin", c.server.control_url());
         assert_eq!(c.raw("POST", &url, &[], bad).unwrap().status, 400, "{bad}");
     }
+}
+
+#[test]
+fn what_was_asked_for_is_done_though_nobody_waits_for_the_answer() {
+    let c = Client::start(22_217);
+    let body = c.create_body("ci-late");
+    let vdc = c.href("orgVdc", "name==ci-vdc");
+    c.fault(serde_json::json!({"op": "instantiate", "delay_before_ms": 300}));
+    let url = format!("{vdc}/action/instantiateVAppTemplate");
+    let (origin, path) = url.split_at(url.find("/api").unwrap());
+    let host = origin.trim_start_matches("http://");
+    let mut client = TcpStream::connect(host).unwrap();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {}\r\nAccept: application/*+xml;version=38.1\r\n\
+         Content-Type: application/vnd.vmware.vcloud.instantiateVAppTemplateParams+xml\r\nContent-Length: {}\r\n\r\n",
+        c.bearer,
+        body.len()
+    );
+    client.write_all((head + &body).as_bytes()).unwrap();
+    wait_for("the request", || c.control("GET", "/counts", "")["requests"]["instantiate"] == 1);
+    assert!(c.server.with_model(|m| m.vapps_named("ci-late").is_empty()));
+    drop(client);
+    wait_for("the vApp", || c.server.with_model(|m| !m.vapps_named("ci-late").is_empty()));
 }
 
 fn status(m: &Model, name: &str) -> Option<Status> {

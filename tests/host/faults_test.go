@@ -1,0 +1,481 @@
+package host
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"gitlab.com/gitlab-org/fleeting/fleeting"
+	"gitlab.com/gitlab-org/fleeting/fleeting/provider"
+)
+
+// Faults that last, and who must not notice them. The plugin's own pauses are real time: these tests wait side by side.
+
+// beside lets a test run beside the others. A long one is for .ci/deep.
+func beside(t *testing.T, long bool) {
+	t.Helper()
+	if long && os.Getenv("DEEP") == "" {
+		t.Skip("takes more than 30 s: set DEEP=1")
+	}
+	t.Parallel()
+}
+
+// admin does something to a vApp behind the plugin's back.
+func (s simulator) admin(t *testing.T, action, vapp string, more map[string]any) {
+	t.Helper()
+	request := map[string]any{"action": action, "vapp": vapp}
+	for key, value := range more {
+		request[key] = value
+	}
+	if err := postJSON(s.control+"/admin", request); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// deletesFail has the task of each delete of a vApp fail, or work again.
+func (s simulator) deletesFail(t *testing.T, vapp string, fail bool) {
+	t.Helper()
+	faults := []string{}
+	if fail {
+		faults = append(faults, "delete_fails")
+	}
+	s.admin(t, "set_faults", vapp, map[string]any{"faults": faults})
+}
+
+// fault adds a rule of what goes wrong with requests.
+func (s simulator) fault(t *testing.T, rule map[string]any) {
+	t.Helper()
+	if err := postJSON(s.control+"/faults", rule); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// noFaults ends them.
+func (s simulator) noFaults(t *testing.T) {
+	t.Helper()
+	request, err := http.NewRequest(http.MethodDelete, s.control+"/faults", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil || response.StatusCode != http.StatusOK {
+		t.Fatalf("%v: %v", request.URL, err)
+	}
+	response.Body.Close()
+}
+
+// tasks are VCD's tasks on a vApp, oldest first, as "operation status".
+func (s simulator) tasks(t *testing.T, vapp string) []string {
+	t.Helper()
+	var tasks []string
+	for _, task := range s.state(t).Tasks {
+		if task.Target == vapp {
+			tasks = append(tasks, task.Operation+" "+task.Status)
+		}
+	}
+	return tasks
+}
+
+// creates is how many creates VCD has been asked for, and how many it has accepted.
+func (s simulator) creates(t *testing.T) (asked, accepted int) {
+	t.Helper()
+	var counts struct {
+		Requests, Accepted map[string]int
+	}
+	if err := getJSON(s.control+"/counts", &counts); err != nil {
+		t.Fatal(err)
+	}
+	return counts.Requests["instantiate"], counts.Accepted["instantiate"]
+}
+
+// status is the part of the plugin's own status that these tests look at.
+type status struct {
+	Stuck     struct{ Instances int }
+	Poll      struct{ FailedInARow int }
+	Instances []instanceStatus
+}
+
+type instanceStatus struct {
+	ID, Phase, WaitsFor string
+	Task                *string
+	RetryCount          int
+	NextRetryAfter      *time.Time
+}
+
+// debugServer is where a plugin tells its status.
+type debugServer string
+
+func (d debugServer) status(t *testing.T) status {
+	t.Helper()
+	var status status
+	if err := getJSON("http://"+string(d)+"/api/status", &status); err != nil {
+		t.Fatal(err)
+	}
+	return status
+}
+
+func (d debugServer) of(t *testing.T, id string) instanceStatus {
+	t.Helper()
+	all := d.status(t).Instances
+	index := slices.IndexFunc(all, func(one instanceStatus) bool { return one.ID == id })
+	if index < 0 {
+		t.Fatalf("%s is not among %+v", id, all)
+	}
+	return all[index]
+}
+
+func (d debugServer) text(t *testing.T, path string) string {
+	t.Helper()
+	response, err := http.Get("http://" + string(d) + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
+}
+
+func ids(instances []fleeting.Instance) []string {
+	ids := make([]string, 0, len(instances))
+	for _, instance := range instances {
+		ids = append(ids, instance.ID())
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// As many as may be under way at a time cannot be deleted: others are deleted, made, suspended and resumed.
+func TestVappsThatCannotBeDeletedHoldUpNobody(t *testing.T) {
+	beside(t, false)
+	sim := startSimulator(t, "127.0.0.1:0", "")
+	debug := debugServer(freeAddress(t))
+	host := sim.live(t, map[string]any{"debug_server_addr": string(debug)}, password)
+	all := host.ask(t, 7)
+	bad, good, asleep := all[:4], all[4:6], all[6]
+	if _, err := host.Suspend(t.Context(), []string{asleep.ID()}); err != nil {
+		t.Fatal(err)
+	}
+	reaches(t, asleep, provider.StateSuspended)
+	for _, one := range bad {
+		sim.deletesFail(t, one.ID(), true)
+		one.Delete()
+	}
+	eventually(t, func() bool { return debug.status(t).Stuck.Instances == len(bad) }, "deletes to fail")
+
+	for _, one := range good {
+		one.Delete()
+	}
+	host.Request(2)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := host.ResumeAndWait(ctx, []string{asleep.ID()}); err != nil {
+		t.Error(err)
+	}
+	for _, one := range good {
+		reaches(t, one, provider.StateDeleted)
+	}
+	if run := ids(host.running(t, 3)); !slices.Contains(run, asleep.ID()) {
+		t.Errorf("%s was resumed, but %q run", asleep.ID(), run)
+	}
+	// What runs can be suspended still.
+	asleep.Suspend()
+	reaches(t, asleep, provider.StateSuspended)
+	there := sim.vapps(t)
+	for _, one := range bad {
+		if !slices.Contains(there, one.ID()) || one.State() != provider.StateDeleting {
+			t.Errorf("%s, which cannot be deleted, is %v", one.ID(), one.State())
+		}
+	}
+}
+
+// fails waits until so many deletes of an instance have failed, and returns when the next is due.
+func (d debugServer) fails(t *testing.T, id string, count int) time.Time {
+	t.Helper()
+	var one instanceStatus
+	eventually(t, func() bool {
+		one = d.of(t, id)
+		return one.RetryCount == count && one.NextRetryAfter != nil
+	}, "delete %d of %s to fail", count, id)
+	return *one.NextRetryAfter
+}
+
+// removals are VCD's tasks that were to remove a vApp.
+func (s simulator) removals(t *testing.T, vapp string) []string {
+	t.Helper()
+	return slices.DeleteFunc(s.tasks(t, vapp), func(task string) bool {
+		return !strings.HasPrefix(task, "vdcDeleteVapp") && !strings.HasPrefix(task, "vappUndeploy")
+	})
+}
+
+func deletesBackOff(t *testing.T, count int) {
+	sim := startSimulator(t, "127.0.0.1:0", "")
+	debug := debugServer(freeAddress(t))
+	host := sim.live(t, map[string]any{"debug_server_addr": string(debug)}, password)
+	one := host.ask(t, 1)[0]
+	sim.deletesFail(t, one.ID(), true)
+	one.Delete()
+	before := debug.fails(t, one.ID(), 1)
+	// By force, then stopped first; from then on it is off.
+	expected := []string{"vdcDeleteVapp error", "vappUndeployPowerOff success"}
+	// Pauses of 10 s, 20 s, 40 s and so on, each by a quarter longer or shorter.
+	least := 15 * time.Second
+	for failed := 2; failed <= count; failed++ {
+		next := debug.fails(t, one.ID(), failed)
+		if pause := next.Sub(before); pause < least {
+			t.Errorf("delete %d comes %v after the one before, not %v", failed+1, pause, least)
+		}
+		before, least = next, 2*least
+		expected = append(expected, "vdcDeleteVapp error")
+	}
+	if found := sim.removals(t, one.ID()); !slices.Equal(found, expected) {
+		t.Errorf("VCD was asked for %q, not %q", found, expected)
+	}
+	if stuck := debug.status(t).Stuck.Instances; stuck != 1 {
+		t.Errorf("%d are said to be stuck", stuck)
+	}
+	if page := debug.text(t, "/"); !regexp.MustCompile(`(?m)^!.*stuck`).MatchString(page) {
+		t.Errorf("the page marks nothing as stuck: %s", page)
+	}
+	if metrics := debug.text(t, "/metrics"); !regexp.MustCompile(`(?m)^fleeting_vcd_instances_stuck\{.*\} 1(\.0)?$`).MatchString(metrics) {
+		t.Error("the metrics count nothing as stuck")
+	}
+}
+
+func TestDeletesThatFailBackOff(t *testing.T) {
+	beside(t, false)
+	deletesBackOff(t, 2)
+}
+
+func TestDeletesThatFailForLongBackOff(t *testing.T) {
+	beside(t, true)
+	deletesBackOff(t, 4)
+}
+
+func TestAVMThatIsDeletedInVCDIsReplaced(t *testing.T) {
+	beside(t, false)
+	sim := startSimulator(t, "127.0.0.1:0", "")
+	host := sim.live(t, nil, password)
+	all := host.ask(t, 2)
+	one, other := all[0], all[1]
+	sim.admin(t, "delete_vms", one.ID(), nil)
+	reaches(t, one, provider.StateDeleted)
+	host.Request(1)
+	run := ids(host.running(t, 2))
+	if slices.Contains(run, one.ID()) || !slices.Contains(run, other.ID()) {
+		t.Errorf("%q run, after the VM of %s was deleted, and that of %s was not", run, one.ID(), other.ID())
+	}
+	eventually(t, func() bool { return !slices.Contains(sim.vapps(t), one.ID()) }, "the end of the empty vApp")
+
+	// One that is not running yet is made anew.
+	host.Request(1)
+	var young string
+	eventually(t, func() bool {
+		for _, vapp := range sim.state(t).Vapps {
+			if !slices.Contains(run, vapp.Name) && len(vapp.VMs) > 0 && vapp.VMs[0].Status == "POWERED_ON" {
+				young = vapp.Name
+			}
+		}
+		return young != ""
+	}, "a guest to boot")
+	sim.admin(t, "delete_vms", young, nil)
+	if run := ids(host.running(t, 3)); !slices.Contains(run, young) {
+		t.Errorf("%q run, not %s", run, young)
+	}
+	host.end()
+	sim.waitForNoVapp(t)
+}
+
+// outage is longer than ready_timeout, while one instance runs and two guests boot.
+func outage(t *testing.T, readyTimeout, lasts time.Duration) {
+	sim := startSimulator(t, "127.0.0.1:0", "")
+	debug := debugServer(freeAddress(t))
+	host := sim.live(t, map[string]any{
+		"debug_server_addr": string(debug), "ready_timeout": readyTimeout.String(), "create_timeout": (2 * readyTimeout).String(),
+	}, password)
+	host.ask(t, 1)
+	host.Request(2)
+	eventually(t, func() bool {
+		boots := func(one instanceStatus) bool { return one.Phase == "Creating" && one.Task == nil && one.WaitsFor != "" }
+		return len(host.Instances()) == 3 && slices.ContainsFunc(debug.status(t).Instances, boots)
+	}, "a guest to boot")
+	sim.fault(t, map[string]any{"reset_before": true, "times": 0})
+	before := ids(host.Instances())
+	for began := time.Now(); time.Since(began) < lasts; time.Sleep(100 * time.Millisecond) {
+		for _, instance := range host.Instances() {
+			if state := instance.State(); state != provider.StateRunning && state != provider.StateCreating {
+				t.Fatalf("%s is %v %v after VCD was gone", instance.ID(), state, time.Since(began))
+			}
+		}
+	}
+	if debug.status(t).Poll.FailedInARow == 0 {
+		t.Error("VCD could be asked all the time")
+	}
+	sim.noFaults(t)
+	if after := ids(host.running(t, 3)); !slices.Equal(before, after) {
+		t.Errorf("before there were %q, and then %q", before, after)
+	}
+	if _, creates := sim.creates(t); creates != 3 {
+		t.Errorf("VCD made %d VMs for 3 instances", creates)
+	}
+	host.end()
+	sim.waitForNoVapp(t)
+}
+
+func TestAnOutageDestroysNothing(t *testing.T) {
+	beside(t, false)
+	outage(t, 8*time.Second, 12*time.Second)
+}
+
+func TestALongOutageDestroysNothing(t *testing.T) {
+	beside(t, true)
+	outage(t, 20*time.Second, 75*time.Second)
+}
+
+// standIn is a program that becomes the plugin, and tells its process id.
+func standIn(t *testing.T) (place string) {
+	t.Helper()
+	place = t.TempDir()
+	script, err := filepath.Abs(filepath.Join("testdata", "stand-in"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plugin := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
+	for name, target := range map[string]string{"stand-in": script, "plugin": plugin} {
+		if err := os.Symlink(target, filepath.Join(place, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return place
+}
+
+// kill ends the plugin at once.
+func kill(t *testing.T, place string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(place, "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The plugin is killed while VCD makes VMs for it. Those of them that are there only after the restart are not given to jobs.
+func TestWhatAKilledPluginLeavesUnfinishedIsNotUsed(t *testing.T) {
+	const count = 3
+	for name, late := range map[string]bool{"VCD works on it": false, "VCD has yet to take it": true} {
+		t.Run(name, func(t *testing.T) {
+			beside(t, false)
+			sim := startSimulator(t, "127.0.0.1:0", "")
+			if late {
+				sim.fault(t, map[string]any{"op": "instantiate", "delay_before_ms": 5000, "times": count})
+			} else {
+				// Until the next plugin runs, in any case.
+				sim.fault(t, map[string]any{"op": "instantiate", "slow": 8, "times": count})
+			}
+			place := standIn(t)
+			killed := sim.liveAs(t, filepath.Join(place, "stand-in"), nil, password)
+			killed.Request(count)
+			eventually(t, func() bool {
+				asked, accepted := sim.creates(t)
+				return asked == count && (late || accepted == count)
+			}, "creates")
+			eventually(t, func() bool { return len(killed.Instances()) == count }, "the host to know of them")
+			old := ids(killed.Instances())
+			kill(t, place)
+			killed.end()
+
+			host := sim.live(t, nil, password)
+			// GitLab Runner has these deleted, too.
+			first := host.Instances()
+			for _, one := range first {
+				one.Delete()
+			}
+			host.Request(count)
+			done := func() bool {
+				run := 0
+				for _, one := range host.Instances() {
+					found := slices.Contains(first, one)
+					if slices.Contains(old, one.ID()) && (!found || one.State() == provider.StateCreating) {
+						t.Fatalf("%s, of the killed plugin, is reported: %v, %v", one.ID(), one.Cause(), one.State())
+					}
+					if !found && one.State() == provider.StateRunning {
+						run++
+					}
+				}
+				if run > count {
+					t.Fatalf("%d run, and %d were asked for", run, count)
+				}
+				left := func(vapp string) bool { return slices.Contains(old, vapp) }
+				_, accepted := sim.creates(t)
+				return run == count && accepted == 2*count && !slices.ContainsFunc(sim.vapps(t), left)
+			}
+			eventually(t, done, "%d instances, and nothing of %q", count, old)
+			host.end()
+			sim.waitForNoVapp(t)
+		})
+	}
+}
+
+// pipe is one that takes no more.
+func fullPipe(t *testing.T, path string) int {
+	t.Helper()
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pipe, err := syscall.Open(path, syscall.O_RDWR|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Close(pipe) })
+	for {
+		switch _, err := syscall.Write(pipe, []byte("x")); err {
+		case nil, syscall.EINTR:
+		case syscall.EAGAIN:
+			return pipe
+		default:
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestALogThatNobodyReadsHoldsUpNothing(t *testing.T) {
+	beside(t, false)
+	sim := startSimulator(t, "127.0.0.1:0", "")
+	place := standIn(t)
+	pipe := fullPipe(t, filepath.Join(place, "stderr"))
+	host := sim.liveAs(t, filepath.Join(place, "stand-in"), nil, password)
+	all := host.ask(t, 2)
+	all[0].Delete()
+	reaches(t, all[0], provider.StateDeleted)
+
+	// Now somebody reads, and is told.
+	var said strings.Builder
+	buffer := make([]byte, 64<<10)
+	host.Request(1)
+	eventually(t, func() bool {
+		if n, err := syscall.Read(pipe, buffer); err == nil {
+			said.Write(buffer[:n])
+		}
+		return strings.Contains(said.String(), "log lines were dropped: nobody read them")
+	}, "the log to tell what was dropped")
+	host.running(t, 2)
+	host.end()
+	sim.waitForNoVapp(t)
+}

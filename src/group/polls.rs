@@ -6,7 +6,7 @@ use super::limits::doubled;
 use super::owner::Ownership;
 use super::time::Stopwatch;
 use super::{Group, Key, Time};
-use crate::cloud::{Answer, Customization, ErrorKind, Power, Reply, UnixMs, VcdError, Vm, is_windows};
+use crate::cloud::{ALLOW_SCRIPTS, Answer, Customization, ErrorKind, Power, Reply, UnixMs, VcdError, Vm, is_windows};
 use log::Level;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -187,10 +187,11 @@ impl Group {
                 let down = down(power, busy);
                 vapp.against = if down.is_some() { vapp.against + 1 } else { 0 };
                 if failed {
-                    let windows = is_windows(&vm.guest_os);
-                    let hint =
-                        if windows { "; a password that the guest's policy refuses is a usual cause" } else { "" };
-                    self.boot_failed(key, &format!("guest customization failed (GC_FAILED){hint}"));
+                    let hint = match is_windows(&vm.guest_os) {
+                        true => "a password that the guest's policy refuses is a usual cause".into(),
+                        false => format!("as a rule the template lacks `{ALLOW_SCRIPTS}`"),
+                    };
+                    self.boot_failed(key, &format!("guest customization failed (GC_FAILED); {hint}"));
                 } else {
                     // Polls that lag show it as it was before: a look tells.
                     vapp.doubt |= vapp.against >= AGAINST_POLLS;

@@ -300,6 +300,34 @@ fn a_check_that_makes_an_instance_names_the_scripts_that_tools_refuse() {
     assert!(fleet::vapps(&server).is_empty());
 }
 
+/// An ssh client that does not let anybody in, as far as it is asked; the time for further tries is over at once.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_check_whose_login_is_refused_names_the_scripts_first() {
+    let (server, guest_port) = world(|m| m.template_vms.values_mut().for_each(|vm| vm.scripts = Scripts::Skip));
+    let folder = Folder::new("ssh");
+    let (library, shift, ssh) = (folder.0.join("clock.so"), folder.0.join("shift"), folder.0.join("ssh"));
+    let refusing = format!(
+        "#!/bin/sh\necho 119 > {}\necho 'root@guest: Permission denied (publickey,password).' >&2\nexit 255\n",
+        shift.display()
+    );
+    common::install(refusing.as_bytes(), &ssh);
+    std::fs::write(&shift, "0").unwrap();
+    common::build_clock(&library);
+    let file = file("refused", &[runner(&server, guest_port, "vcd", json!({"reconcile_interval": "1s"}), json!({}))]);
+    let mut check = Command::new(BINARY);
+    check.env("PATH", format!("{}:{}", folder.0.display(), std::env::var("PATH").unwrap()));
+    check.env("LD_PRELOAD", &library).env("CLOCK_SHIFT", &shift).env("CLOCK_ALL", "1");
+    let (status, stdout, _) = said(check, &file, &["check", "--create"]);
+    assert_eq!(status, 1, "{stdout}");
+    let said = found(&stdout, "FAIL", "SSH");
+    assert!(said.len() == 1 && said[0].contains("Permission denied (publickey,password)."), "{stdout}");
+    let first = "-> in a Linux template: vmware-toolbox-cmd config set deployPkg enable-custom-scripts true";
+    assert!(advice(&stdout, "no login as root@").starts_with(first), "{stdout}");
+    assert_eq!(found(&stdout, "ok", "delete").len(), 1, "{stdout}");
+    assert!(fleet::vapps(&server).is_empty());
+}
+
 #[test]
 fn two_runners_with_one_identity_are_found() {
     let (server, guest_port) = world(|_| ());

@@ -54,7 +54,8 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 /// Compiles the library that shifts clocks.
 pub fn build_clock(library: &Path) {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plugin/clock.c");
-    let built = std::process::Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(library).arg(source).status();
+    let built =
+        std::process::Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(library).arg(source).status();
     assert!(built.expect("cc can be started").success(), "cc makes {}", library.display());
 }
 

@@ -700,7 +700,8 @@ fn what_a_template_leaves_out_is_read_from_its_vms_own_document() {
     let vapp = ends_well(&client, &create(&client, "ci-2").unwrap());
     assert_eq!((vm(&server, "ci-2").disks[0].mb, made(&client, &vapp).differs), (100 * 1024, None));
     // Where that document is refused, the template's counts alone.
-    let refusal = serde_json::json!({"status": 403, "body": "<Error majorErrorCode='403' minorErrorCode='X' message='m'/>"});
+    let refusal =
+        serde_json::json!({"status": 403, "body": "<Error majorErrorCode='403' minorErrorCode='X' message='m'/>"});
     fault(&server, serde_json::json!({"path": "/api/vAppTemplate/vm-", "times": 0, "answer_before": refusal}));
     let client = Client::open(settings(&server)).unwrap().0;
     let e = create(&client, "ci-3").unwrap_err();

@@ -6,6 +6,7 @@ use crate::fleet;
 use crate::proxy;
 use crate::replay;
 use fleeting_plugin_vcd::host::proto::fleeting::State;
+use fleeting_plugin_vcd::version::VERSION;
 use serde_json::{Value, json};
 use smol::block_on;
 use std::path::PathBuf;
@@ -1009,8 +1010,7 @@ fn a_check_is_recorded_into_a_new_file_for_its_owner_alone() {
     let told = format!("{requests} requests and answers are in {}: tokens, passwords", place.display());
     assert!(requests > 10 && found(&stdout, "ok", "recording")[0].starts_with(&told), "{stdout}");
     assert_eq!(std::fs::metadata(&place).unwrap().permissions().mode() & 0o777, 0o600);
-    let said =
-        format!("plugin {}\nsettings create=false ip_allocation_mode=POOL cpu_count=2", env!("CARGO_PKG_VERSION"));
+    let said = format!("plugin {VERSION}\nsettings create=false ip_allocation_mode=POOL cpu_count=2");
     assert!(text.starts_with("fleeting-plugin-vcd's recording, format 1") && text.contains(&said), "{text}");
     // Nothing is written over, and without a VCD there is nothing.
     let (status, _, stderr) = run(&file, &words);

@@ -353,6 +353,9 @@ pub enum Customization {
     Unknown,
 }
 
+/// By default VMware Tools in a Linux guest run no script, and so no key gets into it: this, done in the template, lets them.
+pub const ALLOW_SCRIPTS: &str = "vmware-toolbox-cmd config set deployPkg enable-custom-scripts true";
+
 /// True if VCD's guest OS text names a Windows.
 pub fn is_windows(guest_os: &str) -> bool {
     guest_os.to_lowercase().contains("windows")

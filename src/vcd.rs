@@ -56,9 +56,10 @@ pub const PATTERN_LIFE: Duration = Duration::from_secs(5 * 60);
 pub const TEMPLATE_LIFE: Duration = Duration::from_secs(60 * 60);
 /// Lines of a script that are shorter are no secret: `exit 0`.
 const MIN_SECRET_LINE: usize = 8;
-/// The XML namespace of VCD's documents, and OVF's within them.
+/// The XML namespace of VCD's documents, OVF's within them, and that of `nil` and `type`.
 const NAMESPACE: &str = "http://www.vmware.com/vcloud/v1.5";
 const OVF: &str = "http://schemas.dmtf.org/ovf/envelope/1";
+const XSI: &str = "http://www.w3.org/2001/XMLSchema-instance";
 
 /// How a NIC gets its address (`IpAddressAllocationMode`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

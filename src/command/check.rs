@@ -6,7 +6,7 @@ use super::life::{self, DELETE_TIMEOUT, Life};
 use super::output::{Paper, Verdict, log_for_people, print, short, size, tenths};
 use super::runner::{Runner, RunnerFile};
 use crate::access::{self, Login as GuestLogin, Protocol};
-use crate::cloud::{ErrorKind, Href, VcdError, is_windows};
+use crate::cloud::{ALLOW_SCRIPTS, ErrorKind, Href, VcdError, is_windows};
 use crate::config::{Config, MAX_PREFIX, SEED_CHANGES};
 use crate::driver::Plugin;
 use crate::group::{OnShutdown, State};
@@ -50,9 +50,6 @@ const NO_SUCH_PROGRAM: i32 = 127;
 const MAX_SSH_ERRORS: u64 = 64 * 1024;
 /// A shutdown_timeout below this may be too short for VCD to delete.
 const SHORT_SHUTDOWN: Duration = Duration::from_secs(60);
-/// What is wrong, as a rule, with a guest that got no key.
-const SCRIPTS: &str = "does the template let VMware Tools run scripts? In a Linux template: vmware-toolbox-cmd config set \
-    deployPkg enable-custom-scripts true; more in \"The template\" of docs/guide.md";
 /// What is put behind names so that the instance of `--create` is nobody else's.
 const SUFFIX: &str = "-check";
 
@@ -679,8 +676,8 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
     let Some((name, State::Running)) = live(&life.plugin) else {
         let why = life.plugin.views().into_iter().find_map(|view| view.error);
         let why = why.map_or_else(|| "VCD said nothing of why".to_owned(), |error| error.to_string());
-        let advice = if why.contains("GC_FAILED") { SCRIPTS } else { "docs/troubleshooting.md" };
-        return report.say(Verdict::Fail, "create", &format!("no instance came to run: {why}"), advice);
+        let advice = if why.contains("GC_FAILED") { scripts() } else { "docs/troubleshooting.md".into() };
+        return report.say(Verdict::Fail, "create", &format!("no instance came to run: {why}"), &advice);
     };
     report.ok("create", &format!("{name} runs {} s after it was asked for", tenths(began.elapsed())));
     match life.plugin.connect_info(&name) {
@@ -700,7 +697,7 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
                 }
                 Some(Err(NoLogin::Refused(why))) => {
                     let text = format!("no login as {shown}: {why}");
-                    report.say(Verdict::Fail, "SSH", &text, SCRIPTS);
+                    report.say(Verdict::Fail, "SSH", &text, &scripts());
                 }
                 Some(Err(NoLogin::NotTried(why))) => {
                     report.say(Verdict::Note, "SSH", &format!("{shown} shows its banner; {why}"), "");
@@ -711,6 +708,11 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
         Ok(info) => report.ok("WinRM", &format!("{} answers on port {}", info.internal, info.login.port)),
         Err(error) => report.say(Verdict::Fail, "SSH", &life::text(error), ""),
     }
+}
+
+/// What to do, as a rule, about a guest that got no key.
+fn scripts() -> String {
+    format!("in a Linux template: {ALLOW_SCRIPTS} (\"The template\" in docs/guide.md says more)")
 }
 
 /// Why there was no login.

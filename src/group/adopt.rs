@@ -288,10 +288,19 @@ impl Group {
     }
 }
 
+/// vApps by their links.
+pub(super) fn by_href<'a>(vapps: impl IntoIterator<Item = &'a cloud::Vapp>) -> BTreeMap<&'a str, &'a cloud::Vapp> {
+    let mut all = BTreeMap::new();
+    for vapp in vapps {
+        // To collect it would bring a sort along: 4 KB.
+        all.insert(&*vapp.href, vapp);
+    }
+    all
+}
+
 /// Each vApp of a poll once, but for those that are `known`, with what its VM record and its vApp record say.
 fn unclaimed(poll: &Poll, known: impl Fn(&str) -> bool) -> Vec<Unclaimed<'_>> {
-    let records = poll.vapps.iter().flatten().filter(|vapp| !known(&vapp.href));
-    let records: BTreeMap<&str, &cloud::Vapp> = records.map(|vapp| (&*vapp.href, vapp)).collect();
+    let records = by_href(poll.vapps.iter().flatten().filter(|vapp| !known(&vapp.href)));
     let mut all: BTreeMap<&str, Unclaimed<'_>> = BTreeMap::new();
     for vm in poll.vms.iter().filter(|vm| !known(&vm.vapp)) {
         let record = records.get(&*vm.vapp);

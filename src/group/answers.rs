@@ -65,10 +65,13 @@ impl Group {
         i.attempts.change.reset();
         (i.attempts.look.next, i.attempts.change.next) = (now, now);
         let (wanted, lost) = (!i.desired.is_deleted() && !was.doomed, was.guest.has_run());
+        let left_over_quota = was.doomed && i.over_quota;
         match () {
             _ if wanted && lost => self.delete_for(key, super::Cause::Lost),
             // It went while it was being made, not by us.
             _ if wanted => self.create_failed(key, None),
+            // It gives back no more than it took itself, which was not enough.
+            _ if left_over_quota => {}
             _ => self.quota_freed(),
         }
     }
@@ -77,6 +80,7 @@ impl Group {
     fn quota_freed(&mut self) {
         for i in self.instances.values_mut().filter(|i| i.over_quota && i.operation.is_none()) {
             i.attempts.create.next = self.now;
+            self.breaker.try_now(self.now);
         }
     }
 

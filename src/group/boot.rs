@@ -99,7 +99,7 @@ impl Group {
             vapp.doomed = true;
             i.attempts.create.next = now;
             self.say_of(Level::Warn, key, format!("{differs}: made anew"));
-            self.take_apart("VCD ignores the hardware that a create asks for", None);
+            self.take_apart(&format!("VCD ignores a part of what a create asks for ({differs})"), None);
         } else {
             self.say_of(Level::Warn, key, format!("{differs}: VCD gives no other, it is used as it is"));
         }

@@ -211,6 +211,11 @@ impl Breaker {
         Some(pause)
     }
 
+    /// What creates failed for may be over: one is let through now.
+    pub fn try_now(&mut self, now: Time) {
+        self.until = self.until.map(|until| until.min(now));
+    }
+
     fn remember(&mut self, now: Time, end: Ended) {
         self.forget(now);
         if self.ends.len() >= BREAKER_MEMORY {

@@ -1,14 +1,15 @@
 //! What a poll means for the instances that are known: what changed, what is missing, what is not as it should be. vApps that
 //! nothing here stands for are in `adopt.rs`.
 
+use super::adopt::by_href;
 use super::instance::{Desired, Guest, Observed, Origin, Record, Unhealthy};
 use super::limits::doubled;
 use super::owner::Ownership;
 use super::time::Stopwatch;
 use super::{Group, Key, Time};
-use crate::cloud::{Answer, Customization, ErrorKind, Power, Reply, UnixMs, VcdError, Vm, is_windows};
+use crate::cloud::{ALLOW_SCRIPTS, Answer, Customization, ErrorKind, Power, Reply, UnixMs, VcdError, Vm, is_windows};
 use log::Level;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A VM that so many polls in a row show otherwise than it should be is so indeed.
@@ -75,9 +76,8 @@ impl Group {
             self.watch_one(key, sent, unseen, &mut shown, poll.now);
         }
         if let Some(records) = &poll.vapps {
-            let shown = shown.vapps.keys().copied();
-            let there: BTreeSet<&str> = records.iter().map(|vapp| &*vapp.href).chain(shown).collect();
-            self.foreign.retain(|href| there.contains(&**href));
+            let records = by_href(records);
+            self.foreign.retain(|href| records.contains_key(&**href) || shown.vapps.contains_key(&**href));
         }
         self.claim_all(&poll, |href| shown.is_known(href));
     }
@@ -187,10 +187,11 @@ impl Group {
                 let down = down(power, busy);
                 vapp.against = if down.is_some() { vapp.against + 1 } else { 0 };
                 if failed {
-                    let windows = is_windows(&vm.guest_os);
-                    let hint =
-                        if windows { "; a password that the guest's policy refuses is a usual cause" } else { "" };
-                    self.boot_failed(key, &format!("guest customization failed (GC_FAILED){hint}"));
+                    let hint = match is_windows(&vm.guest_os) {
+                        true => "a password that the guest's policy refuses is a usual cause".into(),
+                        false => format!("as a rule the template lacks `{ALLOW_SCRIPTS}`"),
+                    };
+                    self.boot_failed(key, &format!("guest customization failed (GC_FAILED); {hint}"));
                 } else {
                     // Polls that lag show it as it was before: a look tells.
                     vapp.doubt |= vapp.against >= AGAINST_POLLS;

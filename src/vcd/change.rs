@@ -3,7 +3,7 @@
 
 use super::errors::{self, Stage};
 use super::xml::{self, Writer};
-use super::{Call, Client, NAMESPACE, hardware, properties};
+use super::{Call, Client, NAMESPACE, XSI, hardware, properties};
 use crate::cloud::{ErrorKind, Reply, Started, VcdError};
 use ureq::http::Method;
 
@@ -124,7 +124,7 @@ impl Client {
 
 fn metadata<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<String, &'static str> {
     let mut w = Writer::new();
-    let root = [("xmlns", NAMESPACE), ("xmlns:xsi", "http://www.w3.org/2001/XMLSchema-instance")];
+    let root = [("xmlns", NAMESPACE), ("xmlns:xsi", XSI)];
     w.open("Metadata", &root);
     for (key, value) in entries {
         w.open("MetadataEntry", &[]);

@@ -4,7 +4,7 @@
 use super::errors::{self, Stage};
 use super::names::Names;
 use super::xml::{self, Writer};
-use super::{Call, Client, NAMESPACE, OVF, Settings, hardware, properties};
+use super::{Call, Client, NAMESPACE, OVF, Settings, XSI, hardware, properties};
 use crate::cloud::{ErrorKind, Guest, Href, Reply, Started, VcdError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -109,6 +109,7 @@ fn document(
         ("xmlns:rasd", RASD),
         ("xmlns:vmw", VMW),
         ("xmlns:vcloud", NAMESPACE),
+        ("xmlns:xsi", XSI),
         ("name", name),
         ("deploy", on),
         ("powerOn", on),
@@ -319,6 +320,7 @@ pub(super) mod tests {
             "deploy=\"true\" powerOn=\"true\"",
             "vcloud:capacity=\"81920\"",
             "<NetworkAssignment innerNetwork=\"VM &amp; Net\" containerNetwork=\"n\"/>",
+            "<rasd:Parent xsi:nil=\"true\"/>",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }

@@ -316,8 +316,8 @@ pub(super) fn write_items(w: &mut Writer, settings: &Settings, names: &Names) {
         w.leaf("rasd:ElementName", "Hard disk 1");
         w.empty("rasd:HostResource", &told);
         w.leaf("rasd:InstanceID", &disk.id);
-        // Empty, as VMware's own client sends it: its controller is not among these items.
-        w.leaf("rasd:Parent", "");
+        // Nil, as pyvcloud, VMware's own client, sends it: its controller is not among these items.
+        w.empty("rasd:Parent", &[("xsi:nil", "true")]);
         w.leaf("rasd:ResourceType", DISK);
         w.leaf("rasd:VirtualQuantity", &(mb << 20).to_string());
         w.leaf("rasd:VirtualQuantityUnits", "byte");

@@ -329,9 +329,12 @@ impl Disguise {
         match value {
             Value::String(text) => self.value(key, within, &text).into(),
             Value::Array(all) => all.into_iter().map(|value| self.json(value, key, within)).collect(),
-            Value::Object(all) => {
+            Value::Object(mut all) => {
                 let within = if key.is_empty() { within } else { key };
-                all.into_iter().map(|(key, value)| (key.clone(), self.json(value, &key, within))).collect()
+                for (key, value) in &mut all {
+                    *value = self.json(value.take(), key, within);
+                }
+                all.into()
             }
             other => other,
         }

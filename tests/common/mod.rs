@@ -51,6 +51,14 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     soon(what, holds).await
 }
 
+/// Compiles the library that shifts clocks.
+pub fn build_clock(library: &Path) {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plugin/clock.c");
+    let built =
+        std::process::Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(library).arg(source).status();
+    assert!(built.expect("cc can be started").success(), "cc makes {}", library.display());
+}
+
 /// Makes a file that can be run. Another process writes it: what this one has open, each child that another test starts at
 /// that moment holds open too for a while, and what is open for writing is not run ("Text file busy").
 pub fn install(content: &[u8], path: &Path) {

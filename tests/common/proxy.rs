@@ -13,7 +13,7 @@ use std::io;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A connection on this machine that is answered at all is answered sooner.
 const SOON: Duration = Duration::from_millis(200);
@@ -227,8 +227,11 @@ async fn pump(shared: &Shared, mut from: TcpStream, mut to: TcpStream, answers: 
         let bytes = &buffer[..amount];
         match shared.now().0 {
             Mode::Drip(pause) if answers => {
+                // At the pace, not after a pause each: a busy machine wakes late each time.
+                let mut due = Instant::now();
                 for byte in bytes {
-                    Timer::after(pause).await;
+                    due += pause;
+                    Timer::at(due).await;
                     gate(shared).await?;
                     to.write_all(std::slice::from_ref(byte)).await?;
                 }

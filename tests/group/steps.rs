@@ -693,6 +693,35 @@ fn creates_whose_one_task_fails_are_tried_in_steps_once() {
 }
 
 #[test]
+fn what_is_over_a_quota_is_tried_again_when_one_of_ours_is_gone() {
+    let mut play = Play::holding(policy(), fleet(1), &["create"]);
+    play.increase(1);
+    // Until the breaker lets none through.
+    for n in 1..=3 {
+        play.until("create", n);
+        play.fail("create", ErrorKind::Quota);
+    }
+    assert_eq!(play.said("creates fail: no VM is created for 60 s"), 1);
+    let gone = play.now + SECOND;
+    play.to(gone).decrease(&[name(1)]);
+    assert_eq!((play.times("delete"), play.times("create")[3..].to_vec()), (vec![gone], vec![gone]));
+}
+
+#[test]
+fn what_a_create_over_a_quota_has_left_is_no_reason_to_try_it_again() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
+    play.tasks = TaskState::Failed(error(ErrorKind::Quota));
+    play.increase(1);
+    let vm = Vm { power: Power::Off, ..shown(href(1), play.created()) };
+    play.documents.insert(href(1), vapp(&vm));
+    play.begin("create", Some(href(1)), "t/1");
+    play.until("delete", 1);
+    let deleted = play.now;
+    play.until("create", 2);
+    assert!(play.now >= deleted + 20 * SECOND, "{deleted} {}", play.now);
+}
+
+#[test]
 fn every_task_has_its_turn_when_there_are_more_than_fit_in_one_question() {
     let policy = Policy { max_operations: 200, max_size: 200, ..lone() };
     let mut play = Play::holding(policy, fleet(130), &["suspend", "tasks"]);

@@ -6,6 +6,7 @@ use crate::fleet;
 use crate::proxy;
 use crate::replay;
 use fleeting_plugin_vcd::host::proto::fleeting::State;
+use fleeting_plugin_vcd::version::VERSION;
 use serde_json::{Value, json};
 use smol::block_on;
 use std::path::PathBuf;
@@ -297,6 +298,34 @@ fn a_check_that_makes_an_instance_names_the_scripts_that_tools_refuse() {
     assert!(found(&stdout, "FAIL", "create")[0].contains("GC_FAILED"), "{stdout}");
     let advice = advice(&stdout, "GC_FAILED");
     assert!(advice.contains("vmware-toolbox-cmd config set deployPkg enable-custom-scripts true"), "{stdout}");
+    assert!(fleet::vapps(&server).is_empty());
+}
+
+/// An ssh client that does not let anybody in, as far as it is asked; the time for further tries is over at once.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_check_whose_login_is_refused_names_the_scripts_first() {
+    let (server, guest_port) = world(|m| m.template_vms.values_mut().for_each(|vm| vm.scripts = Scripts::Skip));
+    let folder = Folder::new("ssh");
+    let (library, shift, ssh) = (folder.0.join("clock.so"), folder.0.join("shift"), folder.0.join("ssh"));
+    let refusing = format!(
+        "#!/bin/sh\necho 119 > {}\necho 'root@guest: Permission denied (publickey,password).' >&2\nexit 255\n",
+        shift.display()
+    );
+    common::install(refusing.as_bytes(), &ssh);
+    std::fs::write(&shift, "0").unwrap();
+    common::build_clock(&library);
+    let file = file("refused", &[runner(&server, guest_port, "vcd", json!({"reconcile_interval": "1s"}), json!({}))]);
+    let mut check = Command::new(BINARY);
+    check.env("PATH", format!("{}:{}", folder.0.display(), std::env::var("PATH").unwrap()));
+    check.env("LD_PRELOAD", &library).env("CLOCK_SHIFT", &shift).env("CLOCK_ALL", "1");
+    let (status, stdout, _) = said(check, &file, &["check", "--create"]);
+    assert_eq!(status, 1, "{stdout}");
+    let said = found(&stdout, "FAIL", "SSH");
+    assert!(said.len() == 1 && said[0].contains("Permission denied (publickey,password)."), "{stdout}");
+    let first = "-> in a Linux template: vmware-toolbox-cmd config set deployPkg enable-custom-scripts true";
+    assert!(advice(&stdout, "no login as root@").starts_with(first), "{stdout}");
+    assert_eq!(found(&stdout, "ok", "delete").len(), 1, "{stdout}");
     assert!(fleet::vapps(&server).is_empty());
 }
 
@@ -981,8 +1010,7 @@ fn a_check_is_recorded_into_a_new_file_for_its_owner_alone() {
     let told = format!("{requests} requests and answers are in {}: tokens, passwords", place.display());
     assert!(requests > 10 && found(&stdout, "ok", "recording")[0].starts_with(&told), "{stdout}");
     assert_eq!(std::fs::metadata(&place).unwrap().permissions().mode() & 0o777, 0o600);
-    let said =
-        format!("plugin {}\nsettings create=false ip_allocation_mode=POOL cpu_count=2", env!("CARGO_PKG_VERSION"));
+    let said = format!("plugin {VERSION}\nsettings create=false ip_allocation_mode=POOL cpu_count=2");
     assert!(text.starts_with("fleeting-plugin-vcd's recording, format 1") && text.contains(&said), "{text}");
     // Nothing is written over, and without a VCD there is nothing.
     let (status, _, stderr) = run(&file, &words);

@@ -1,7 +1,7 @@
 //! Where VCDs differ, and what the runner may ask beside more and fewer machines, end to end: creates in steps, removal
 //! without force, leases, suspend and resume.
 
-use crate::common::{PluginProcess, command, soon};
+use crate::common::{PluginProcess, command, soon, until};
 use crate::fleet;
 use crate::live::{BINARY, SCALE, end, reach, start};
 use fleeting_plugin_vcd::host::proto::fleeting::{ResumeResponse, State, SuspendResponse};
@@ -9,7 +9,7 @@ use fleeting_plugin_vcd::host::proto::status;
 use prost::Message;
 use serde_json::json;
 use smol::{Timer, block_on};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::Code;
 use vcd_sim::Server;
 use vcd_sim::faults::Rule;
@@ -61,7 +61,7 @@ fn where_hardware_in_a_create_is_ignored_the_first_vm_is_made_anew() {
         let names = reach(&plugin, 1, State::Running).await;
         assert_eq!(hardware(&server), [(4, 2, 8192, 60 * 1024, false)]);
         assert_eq!(fleet::vapps(&server), names, "under the same id");
-        plugin.logged("VCD ignores the hardware that a create asks for").await;
+        plugin.logged("VCD ignores a part of what a create asks for (2 CPUs instead of 4, ").await;
         end(plugin).await;
         assert!(fleet::vapps(&server).is_empty());
     });
@@ -123,6 +123,110 @@ fn a_template_that_does_not_show_its_disk_stops_no_start() {
 }
 
 #[test]
+fn a_vm_whose_create_failed_at_the_power_on_is_fitted_and_powered_on() {
+    block_on(async {
+        for (hardware_in_create, reconfigured) in [(HardwareInCreate::Apply, 0), (HardwareInCreate::Ignore, 2)] {
+            let (server, guest_port) = fleet::simulator(SCALE);
+            server.with_model(|model| {
+                model.settings.create_fails_at_power_on = true;
+                model.settings.hardware_in_create = hardware_in_create;
+            });
+            let plugin = start(&server, guest_port, more()).await;
+            plugin.increase(2).await.unwrap();
+            let names = reach(&plugin, 2, State::Running).await;
+            assert_eq!(hardware(&server), [(4, 2, 8192, 60 * 1024, false); 2]);
+            let counts =
+                ["instantiate", "reconfigure", "power:on", "compose", "delete"].map(|name| server.requests(name));
+            assert_eq!(counts, [2, reconfigured, 2, 0, 0], "{hardware_in_create:?}");
+            let mut made = fleet::vapps(&server);
+            made.sort();
+            assert_eq!(made, names, "what was made is used");
+            plugin.logged("it was made, but not powered on: that is done now").await;
+            end(plugin).await;
+        }
+    });
+}
+
+#[test]
+fn after_two_creates_whose_one_task_failed_vms_are_made_in_steps() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let rule = json!({"op": "instantiate", "times": 0, "task_fails": {"step": 0}});
+        assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
+        let plugin = start(&server, guest_port, more()).await;
+        plugin.increase(2).await.unwrap();
+        reach(&plugin, 2, State::Running).await;
+        let counts = ["instantiate", "compose", "reconfigure", "power:on"].map(|name| server.requests(name));
+        assert_eq!(counts, [2, 2, 2, 2]);
+        let log = end(plugin).await;
+        assert!(log.iter().any(|line| line.contains("from now on VMs are made in three steps")), "{log:#?}");
+        assert!(!log.iter().any(|line| line.contains("creates fail:")), "the breaker does not count them: {log:#?}");
+        assert!(fleet::vapps(&server).is_empty(), "nothing of the failed ones is left");
+    });
+}
+
+/// There is room for one VM. A second one fails for it, saying so, and is made as soon as the first one is gone.
+async fn a_quota_ends_with_a_delete(limit: impl FnOnce(&mut Model), says: &str) {
+    let (server, guest_port) = fleet::simulator(SCALE);
+    server.with_model(limit);
+    let plugin = start(&server, guest_port, json!({"reconcile_interval": "1s"})).await;
+    plugin.increase(1).await.unwrap();
+    let first = reach(&plugin, 1, State::Running).await;
+    let began = Instant::now();
+    plugin.increase(1).await.unwrap();
+    plugin.logged(says).await;
+    let refusal = plugin.log().into_iter().find(|line| line.contains(says)).unwrap();
+    let pause = refusal.split("next try in ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or(&refusal);
+    let pause: u64 = pause.parse().unwrap();
+    assert!((22..=38).contains(&pause), "it grows from 30 s: {refusal}");
+    // What it may have left goes, and is no reason to try again.
+    until("the end of what is left", || fleet::vapps(&server) == first).await;
+    let (creates, polls) = (server.requests("instantiate"), server.requests("query:vm"));
+    until("polls", || server.requests("query:vm") > polls + 2).await;
+    assert_eq!((creates, server.requests("instantiate")), (2, 2), "{says}");
+    plugin.decrease(&[&first[0]]).await.unwrap();
+    until("another create", || server.requests("instantiate") == 3).await;
+    assert!(began.elapsed() < Duration::from_secs(pause), "the pause was not waited for");
+    let second = reach(&plugin, 1, State::Running).await;
+    assert_ne!(first, second);
+    end(plugin).await;
+}
+
+#[test]
+fn a_create_over_a_quota_follows_the_next_delete() {
+    let of_vms = |model: &mut Model| model.vdcs.values_mut().for_each(|vdc| vdc.vm_limit = Some(1));
+    block_on(a_quota_ends_with_a_delete(of_vms, "exceed the VDC's VM quota"));
+}
+
+#[test]
+fn a_create_without_a_free_address_follows_the_next_delete() {
+    let of_addresses = |model: &mut Model| model.networks.values_mut().for_each(|net| net.pool.1 = net.pool.0);
+    // By the task, after the VM was made.
+    block_on(a_quota_ends_with_a_delete(of_addresses, "There are insufficient IP addresses to complete operation"));
+}
+
+#[test]
+fn a_pause_that_vcd_asks_for_is_kept_as_far_as_it_is_sensible() {
+    block_on(async {
+        for (asked, said, waits) in [(23, "all changes pause for 23 s", true), (7200, "pause for 300 s", false)] {
+            let (server, guest_port) = fleet::simulator(SCALE);
+            let plugin = start(&server, guest_port, json!({})).await;
+            let rule = json!({"op": "instantiate", "answer_before": {"status": 429, "retry_after": asked}});
+            assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
+            let began = Instant::now();
+            plugin.increase(1).await.unwrap();
+            plugin.logged(said).await;
+            if waits {
+                until("the second try", || server.requests("instantiate") == 2).await;
+                assert!(began.elapsed() >= Duration::from_secs(asked), "{:?}", began.elapsed());
+                reach(&plugin, 1, State::Running).await;
+            }
+            end(plugin).await;
+        }
+    });
+}
+
+#[test]
 fn user_data_that_a_create_does_not_take_is_there_before_the_guest_counts() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
@@ -137,7 +241,7 @@ fn user_data_that_a_create_does_not_take_is_there_before_the_guest_counts() {
             server.with_model(|model| model.vms.values().map(|vm| vm.properties.clone()).collect::<Vec<_>>());
         assert_eq!(properties, [vec![("role".into(), "builder".into())]]);
         assert_eq!(server.requests("update:properties"), 1);
-        plugin.logged("no guest property").await;
+        plugin.logged("a part of what a create asks for (no guest property \\\"role\\\" as it should be)").await;
         let log = end(plugin).await;
         assert!(!log.iter().any(|line| line.contains("builder")), "values are secrets");
     });
@@ -153,6 +257,25 @@ fn without_a_login_script_none_is_sent_to_tools_that_refuse_scripts() {
         reach(&plugin, 1, State::Running).await;
         assert!(server.with_model(|model| model.vms.values().all(|vm| vm.guest.script.is_none())));
         end(plugin).await;
+    });
+}
+
+#[test]
+fn a_customization_that_fails_names_the_scripts_that_tools_refuse() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        server.with_model(|model| seed_templates(model, |vm| vm.scripts = Scripts::Fail));
+        for (template, says) in [
+            ("ubuntu-22.04", "lacks `vmware-toolbox-cmd config set deployPkg enable-custom-scripts true`"),
+            ("windows-2022", "a password that the guest's policy refuses"),
+        ] {
+            let plugin = start(&server, guest_port, json!({"template": template})).await;
+            plugin.increase(1).await.unwrap();
+            plugin.logged("guest customization failed (GC_FAILED)").await;
+            let line = plugin.log().into_iter().find(|line| line.contains("GC_FAILED")).unwrap();
+            assert!(line.contains(says), "{line}");
+            end(plugin).await;
+        }
     });
 }
 

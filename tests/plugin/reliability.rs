@@ -538,13 +538,7 @@ impl Place {
             }
             Fault::WallClock(_) => {
                 let library = self.files.0.join("clock.so");
-                let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plugin/clock.c");
-                let built = std::process::Command::new("cc")
-                    .args(["-shared", "-fPIC", "-O1", "-o"])
-                    .arg(&library)
-                    .arg(source)
-                    .status();
-                assert!(built.unwrap().success(), "cc makes clock.so");
+                common::build_clock(&library);
                 let mut shifted = command(BINARY);
                 shifted.env("LD_PRELOAD", library).env("CLOCK_SHIFT", self.files.write("shift", "0"));
                 shifted

@@ -415,17 +415,21 @@ fn many_that_use_one_service_accounts_token_take_turns() {
     let server = server();
     let folder = Folder::new("turns");
     std::fs::write(folder.token(), service_token(&server)).unwrap();
+    // While nobody ends sessions: an Init does not try again.
+    let clients: Vec<Client> = std::thread::scope(|scope| {
+        let open = || Client::open(folder.settings(&server)).unwrap().0;
+        let opening: Vec<_> = (0..6).map(|_| scope.spawn(open)).collect();
+        opening.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
     std::thread::scope(|scope| {
-        let one = || {
-            let client = Client::open(folder.settings(&server)).unwrap().0;
-            for _ in 0..5 {
-                server.with_model(|m| m.admin_expire_bearers());
-                // Another one may end the session between the login and the request.
-                until("a poll", || poll(&client, false).ok());
-            }
-        };
-        for _ in 0..6 {
-            scope.spawn(one);
+        for client in &clients {
+            scope.spawn(|| {
+                for _ in 0..5 {
+                    server.with_model(|m| m.admin_expire_bearers());
+                    // Another one may end the session between the login and the request.
+                    until("a poll", || poll(client, false).ok());
+                }
+            });
         }
     });
     assert!(server.requests("login") >= 6, "each has logged in");

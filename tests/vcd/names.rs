@@ -657,7 +657,7 @@ fn items_have_the_ids_of_the_template_and_the_boot_disk_grows() {
         ("sata", 1, &[16_001, 16_000], 16_000),
     ];
     for (name, adapters, disks, boot) in cases {
-        for shows in [HardwareShown::Section, HardwareShown::Nil, HardwareShown::Spec] {
+        for shows in [HardwareShown::Section, HardwareShown::Nil, HardwareShown::Spec, HardwareShown::Apart] {
             let server = server();
             seed_template(&server, |vm| {
                 vm.nics =
@@ -676,6 +676,36 @@ fn items_have_the_ids_of_the_template_and_the_boot_disk_grows() {
             assert_eq!(made(&client, &vapp).differs, None, "{name} {shows:?}");
         }
     }
+}
+
+#[test]
+fn what_a_template_leaves_out_is_read_from_its_vms_own_document() {
+    let server = server();
+    seed_template(&server, |vm| {
+        vm.shows = HardwareShown::Apart;
+        vm.disks = vec![Disk { id: 2000, mb: 99 * 1024 }];
+        vm.os_type = "windows11_64Guest".into();
+    });
+    // Nothing else tells that its disk is too large, and that it needs a TPM.
+    let e = errors_of(settings(&server)).remove(0);
+    assert!(e.kind == ErrorKind::Invalid && e.text.contains("disk has 101376 MB, and disks cannot shrink"), "{e}");
+    let (client, environment) = Client::open(Settings { disk_gb: 100, ..settings(&server) }).unwrap();
+    assert_eq!(environment.guest_os, "Ubuntu Linux (64-bit)");
+    assert_eq!(server.requests("query:vm"), 0, "its record need not tell it");
+    let e = create(&client, "ci-1").unwrap_err();
+    assert!(e.kind == ErrorKind::TooMuch && e.text.contains("TPM"), "{e}");
+    seed_template(&server, |vm| vm.tpm = true);
+    // One request is enough: the disk is known before there is a VM.
+    let client = Client::open(Settings { disk_gb: 100, ..settings(&server) }).unwrap().0;
+    let vapp = ends_well(&client, &create(&client, "ci-2").unwrap());
+    assert_eq!((vm(&server, "ci-2").disks[0].mb, made(&client, &vapp).differs), (100 * 1024, None));
+    // Where that document is refused, the template's counts alone.
+    let refusal =
+        serde_json::json!({"status": 403, "body": "<Error majorErrorCode='403' minorErrorCode='X' message='m'/>"});
+    fault(&server, serde_json::json!({"path": "/api/vAppTemplate/vm-", "times": 0, "answer_before": refusal}));
+    let client = Client::open(settings(&server)).unwrap().0;
+    let e = create(&client, "ci-3").unwrap_err();
+    assert!(e.kind == ErrorKind::TooMuch && e.text.contains("does not tell of its disk"), "{e}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Bodies of requests, from XML to the model's own types.
 
 use crate::model::*;
-use crate::xml::{child, children, flag, text};
+use crate::xml::{XSI, child, children, flag, text};
 use roxmltree::Node;
 use std::borrow::Cow;
 use std::net::Ipv4Addr;
@@ -201,13 +201,21 @@ pub fn guest(section: Node<'_, '_>) -> Result<GuestSection, Bad> {
     })
 }
 
-/// An item may not have the id of the template's item of another kind.
+/// An item may not have the id of the template's item of another kind, nor a parent that is no controller of the template's; nil is
+/// none.
 fn item_ids(vm: &TemplateVm, section: Node<'_, '_>) -> Result<(), Bad> {
     let ids = ItemIds::of(vm.nics.len(), &vm.disks);
     for item in children(section, "Item") {
         let (id, kind) = (number(item, "InstanceID")?.unwrap_or(0), number::<u16>(item, "ResourceType")?);
         if let Some(other) = ids.kind(id, &vm.disks).filter(|known| Some(*known) != kind) {
             return bad(format!("Bad request\n - rasd:InstanceID: {id} is that of an item of ResourceType {other}."));
+        }
+        let parent = child(item, "Parent").filter(|parent| parent.attribute((XSI, "nil")) != Some("true"));
+        if let Some(parent) = parent.map(|parent| parent.text().unwrap_or("")) {
+            let controller = parent.trim().parse().ok().and_then(|id| ids.kind(id, &vm.disks));
+            if !matches!(controller, Some(5 | 6 | 20)) {
+                return bad(format!("Bad request\n - rasd:Parent: \"{parent}\" is no controller."));
+            }
         }
     }
     Ok(())

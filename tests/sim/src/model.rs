@@ -591,6 +591,8 @@ pub enum HardwareShown {
     Nil,
     /// A `VmSpecSection` alone.
     Spec,
+    /// The same as a section, but not within the template's document: only in the VM's own.
+    Apart,
     /// Nothing of it, nor of its guest OS.
     Nothing,
 }

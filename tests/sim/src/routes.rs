@@ -303,7 +303,10 @@ pub fn answer(
 
 fn refusal(api: &Api, request: &Request, request_id: &str, refusal: &Refusal) -> Reply {
     if refusal.status == 401 {
-        return Reply::empty(401);
+        // No word of why, but of how.
+        let how = "Basic realm=\"VMware vCloud API\", Bearer realm=\"VMware vCloud API\"";
+        let headers = vec![("content-type", "text/plain".to_owned()), ("www-authenticate", how.to_owned())];
+        return Reply { headers, ..Reply::empty(401) };
     }
     let message = format!("[ {request_id} ] {}", refusal.message);
     if !request.path.starts_with("/api/") {

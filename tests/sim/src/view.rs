@@ -677,7 +677,7 @@ impl<'a> View<'a> {
         for vm_id in &template.vms {
             if let Some(vm) = self.model.template_vms.get(vm_id) {
                 w.start("Vm");
-                self.template_vm_inside(&mut w, *vm_id, vm);
+                self.template_vm_inside(&mut w, *vm_id, vm, false);
                 w.end();
             }
         }
@@ -688,11 +688,17 @@ impl<'a> View<'a> {
     /// A template's VM as a document.
     pub fn template_vm(&self, id: TemplateVmId, vm: &TemplateVm) -> String {
         let mut w = Writer::new(self.prefixes, "Vm");
-        self.template_vm_inside(&mut w, id, vm);
+        self.template_vm_inside(&mut w, id, vm, true);
         w.finish()
     }
 
-    fn template_vm_inside(&self, w: &mut Writer, id: TemplateVmId, vm: &TemplateVm) {
+    /// `alone`: as a document of its own.
+    fn template_vm_inside(&self, w: &mut Writer, id: TemplateVmId, vm: &TemplateVm, alone: bool) {
+        let shows = match vm.shows {
+            HardwareShown::Apart if alone => HardwareShown::Section,
+            HardwareShown::Apart => HardwareShown::Nothing,
+            shows => shows,
+        };
         self.entity_attrs(w, id, &vm.name);
         let state = self.model.templates.get(&vm.template).map(|t| t.state).unwrap_or_default();
         w.attr("status", state.words().1).attr("deployed", "false");
@@ -707,7 +713,7 @@ impl<'a> View<'a> {
         }
         w.end();
         w.start("GuestCustomizationSection").leaf("ovf:Info", "Guest customization").leaf("Enabled", "true").end();
-        if vm.shows != HardwareShown::Nothing {
+        if shows != HardwareShown::Nothing {
             w.start("ovf:OperatingSystemSection").attr("ovf:id", "94").attr("vmw:osType", &vm.os_type);
             w.leaf("ovf:Info", "Specifies the operating system installed").leaf("ovf:Description", &vm.guest_os).end();
         }
@@ -717,9 +723,9 @@ impl<'a> View<'a> {
             disks: &vm.disks,
             nics: &vm.nics,
             edit: false,
-            nil: vm.shows == HardwareShown::Nil,
+            nil: shows == HardwareShown::Nil,
         };
-        if matches!(vm.shows, HardwareShown::Section | HardwareShown::Nil) {
+        if matches!(shows, HardwareShown::Section | HardwareShown::Nil) {
             w.start("ovf:VirtualHardwareSection");
             self.hardware_body(w, &self.href(id), &shown);
             if vm.passthrough {
@@ -728,9 +734,9 @@ impl<'a> View<'a> {
             }
             w.end();
         }
-        if vm.shows != HardwareShown::Nothing {
+        if shows != HardwareShown::Nothing {
             w.start("VmSpecSection").leaf("ovf:Info", "Virtual Machine specification");
-            if vm.shows == HardwareShown::Spec {
+            if shows == HardwareShown::Spec {
                 self.spec_hardware(w, &vm.os_type, &shown, None);
             }
             w.leaf("VmToolsVersion", vm.tools.to_string()).end();

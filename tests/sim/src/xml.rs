@@ -13,7 +13,7 @@ const NAMESPACES: [(&str, &str); 4] = [
 ];
 /// The namespace of `/api/versions`.
 pub const VERSIONS_NAMESPACE: &str = "http://www.vmware.com/vcloud/versions";
-const XSI: &str = "http://www.w3.org/2001/XMLSchema-instance";
+pub(crate) const XSI: &str = "http://www.w3.org/2001/XMLSchema-instance";
 
 /// How elements of answers are prefixed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

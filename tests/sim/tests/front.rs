@@ -302,6 +302,8 @@ fn accept_and_authorization_are_checked() {
     let refused = with(XML, "Bearer nonsense");
     assert_eq!((refused.status, refused.body.as_str()), (401, ""));
     assert!(refused.headers.contains_key("x-vmware-vcloud-request-id"));
+    assert_eq!(refused.headers.get("content-type").unwrap(), "text/plain");
+    assert!(refused.headers.get("www-authenticate").unwrap().to_str().unwrap().contains("Bearer "));
     assert_eq!(c.raw("GET", "/api/versions", &[("accept", "*/*")], "").unwrap().status, 200);
 
     c.control("POST", "/admin", r#"{"action": "expire_bearers"}"#);

@@ -54,6 +54,8 @@ pub enum Request {
     Look {
         /// The vApp.
         vapp: Href,
+        /// Ask how far its guest is, too, if it is on: one more `GET`.
+        guest: bool,
     },
     /// A new vApp with its VM. Changes. Answered by [`Reply::Started`].
     Create {
@@ -248,6 +250,19 @@ pub struct Made {
     pub lacks_tpm: bool,
     /// The primary NIC's address from outside its vApp, if a NAT of the vApp's gives it one.
     pub external: Option<IpAddr>,
+    /// Its guest (only asked by a look at one that is on).
+    pub guest: Option<SeenGuest>,
+}
+
+/// A guest as a look shows it, which lags behind nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenGuest {
+    /// The primary NIC's address, once known.
+    pub address: Option<IpAddr>,
+    /// `Unknown` if VCD does not tell.
+    pub customization: Customization,
+    /// As VCD shows it, or empty.
+    pub guest_os: String,
 }
 
 /// A vApp, from a `type=vApp` record (then `description` and `tasks` are not known) or from its own document.

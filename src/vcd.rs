@@ -294,7 +294,9 @@ impl Client {
         let answer = match request {
             Request::Poll { vapps } => self.poll(&call, *vapps).map(Reply::Poll),
             Request::Find { name } => self.find(&call, name).map(Reply::Vapps),
-            Request::Look { vapp } => self.look(&call, vapp).map(|found| Reply::Vapps(found.into_iter().collect())),
+            Request::Look { vapp, guest } => {
+                self.look(&call, vapp, *guest).map(|found| Reply::Vapps(found.into_iter().collect()))
+            }
             Request::Create { name, description, whole } => self.create(&call, name, description, *whole, guest),
             Request::Configure { vm } => self.configure(&call, vm),
             Request::AddTpm { vm } => self.add_tpm(&call, vm),
@@ -366,7 +368,7 @@ impl Client {
         match request {
             Request::Poll { .. } => format!("poll VDC {:?} for {}-*", self.settings.vdc, self.settings.vapp_prefix),
             Request::Find { name } => format!("find vApp {name}"),
-            Request::Look { vapp } => format!("look at vApp {}", last_part(vapp)),
+            Request::Look { vapp, .. } => format!("look at vApp {}", last_part(vapp)),
             Request::Create { name, .. } => format!("create vApp {name}"),
             Request::Configure { vm } => format!("configure VM {}", last_part(vm)),
             Request::AddTpm { vm } => format!("give VM {} a TPM", last_part(vm)),

@@ -117,7 +117,7 @@ fn vcd(heard: &Answers) -> io::Result<()> {
     call(&create, "vcd_answers", "duplicate", "create")?.expect_err("the name is taken");
     let tasks = |n| Request::Tasks { tasks: vec![task.clone(); n] };
     call(&tasks(1), "vcd_answers", "task-running", "task")?.unwrap();
-    call(&Request::Look { vapp: vapp.clone() }, "vcd_answers", "look-busy", "look")?.unwrap();
+    call(&Request::Look { vapp: vapp.clone(), guest: false }, "vcd_answers", "look-busy", "look")?.unwrap();
     call(&Request::Delete { vapp: vapp.clone() }, "vcd_answers", "delete-busy", "delete")?.expect_err("it is busy");
     for _ in 0..90 {
         client.call(&tasks(1), None).unwrap();
@@ -125,7 +125,7 @@ fn vcd(heard: &Answers) -> io::Result<()> {
     heard.lock().unwrap().clear();
     call(&tasks(1), "vcd_answers", "task-done", "task")?.unwrap();
     call(&tasks(3), "vcd_pages", "tasks", "tasks")?.unwrap();
-    let found = call(&Request::Look { vapp: vapp.clone() }, "vcd_answers", "look", "look")?.unwrap();
+    let found = call(&Request::Look { vapp: vapp.clone(), guest: false }, "vcd_answers", "look", "look")?.unwrap();
     call(&Request::Find { name }, "vcd_pages", "find", "find")?.unwrap();
     call(&Request::Find { name: "ci-nothing1".into() }, "vcd_pages", "find-nothing", "find")?.unwrap();
     call(&Request::Poll { vapps: false }, "vcd_pages", "poll", "poll")?.unwrap();
@@ -149,7 +149,7 @@ fn vcd(heard: &Answers) -> io::Result<()> {
     }
     wait();
     heard.lock().unwrap().clear();
-    call(&Request::Look { vapp: vapp.clone() }, "vcd_answers", "look-gone", "look")?.unwrap();
+    call(&Request::Look { vapp: vapp.clone(), guest: false }, "vcd_answers", "look-gone", "look")?.unwrap();
     call(&Request::Delete { vapp }, "vcd_answers", "delete-gone", "delete")?.unwrap();
     let compose = Request::Create { name: "ci-abc12346".into(), description, whole: false };
     call(&compose, "vcd_answers", "compose", "compose")?.unwrap();

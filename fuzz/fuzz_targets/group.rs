@@ -293,6 +293,16 @@ impl Life {
         }
     }
 
+    fn customization(choice: u8) -> Customization {
+        match choice & 7 {
+            0 => Customization::Pending,
+            1 => Customization::Working,
+            2 => Customization::Failed,
+            3 => Customization::Unknown,
+            _ => Customization::Complete,
+        }
+    }
+
     fn vcd_time(input: &mut Input) -> Option<UnixMs> {
         match input.byte() {
             0 => None,
@@ -323,13 +333,7 @@ impl Life {
             power: Self::power(input),
             busy: more & 1 == 1,
             address: (more & 2 == 0).then_some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, n))),
-            customization: match more >> 2 & 7 {
-                0 => Customization::Pending,
-                1 => Customization::Working,
-                2 => Customization::Failed,
-                3 => Customization::Unknown,
-                _ => Customization::Complete,
-            },
+            customization: Self::customization(more >> 2),
             guest_os: if more & 32 == 0 { "Ubuntu Linux (64-bit)" } else { "Microsoft Windows Server 2022 (64-bit)" }
                 .into(),
             created: Self::vcd_time(input),
@@ -359,6 +363,11 @@ impl Life {
             differs: (more & 16 != 0).then(|| "1 CPU instead of 2".to_owned()),
             lacks_tpm: more & 32 != 0,
             external: (more & 64 != 0).then_some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, n))),
+            guest: (more & 2 != 0).then(|| SeenGuest {
+                address: (more & 64 != 0).then_some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, n))),
+                customization: Self::customization(input.byte()),
+                guest_os: String::new(),
+            }),
         });
         Vapp {
             href: href_,
@@ -433,7 +442,7 @@ impl Life {
             1 => {
                 let mut vapps: Vec<Vapp> = (0..input.below(4)).map(|_| self.vapp(input, false)).collect();
                 // A look shows what was asked for, or nothing: the client sees to that.
-                if let Request::Look { vapp: asked } = request {
+                if let Request::Look { vapp: asked, .. } = request {
                     vapps.truncate(1);
                     vapps.iter_mut().for_each(|vapp| vapp.href = asked.clone());
                 }

@@ -32,7 +32,7 @@ fuzz_target!(init: start(), |data: &[u8]| {
                 "cancel" => Request::Cancel { task },
                 "label" => Request::Label { vapp },
                 "task" => Request::Tasks { tasks: vec![task] },
-                _ => Request::Look { vapp },
+                _ => Request::Look { vapp, guest: true },
             };
             assert!(!matches!(&request, Request::Tasks { tasks } if tasks.len() > MAX_TASKS_ASKED));
             ask(&request, answers);

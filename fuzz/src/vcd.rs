@@ -200,7 +200,7 @@ pub fn check(asked: &Request, answer: Answer) {
         }
         (Request::Find { .. } | Request::Look { .. }, Reply::Vapps(vapps)) => {
             assert!(vapps.len() <= MAX_FOUND);
-            if let Request::Look { vapp: asked } = asked {
+            if let Request::Look { vapp: asked, .. } = asked {
                 assert!(vapps.len() <= 1 && vapps.iter().all(|vapp| vapp.href == *asked), "{vapps:?}");
             }
             for vapp in &vapps {

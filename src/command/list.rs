@@ -56,7 +56,9 @@ fn look(client: &Client, policy: &Policy) -> Result<Vec<Item>, VcdError> {
         }
         // Only its own document tells.
         let labelled = item.is_ours;
-        let Reply::Vapps(found) = client.call(&Request::Look { vapp: item.href.clone() }, None)? else { continue };
+        let Reply::Vapps(found) = client.call(&Request::Look { vapp: item.href.clone(), guest: false }, None)? else {
+            continue;
+        };
         let description = found.first().and_then(|vapp| vapp.description.clone());
         item.is_ours = owner.owns(&item.name, description.as_deref(), labelled);
         item.owner = match item.is_ours {

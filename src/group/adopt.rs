@@ -10,7 +10,7 @@ use log::Level;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Init waits so long for looks and polls that tell what an earlier life has left; the host gives Init a minute.
+/// Init waits so long for looks that tell what an earlier life has left; the host gives Init a minute.
 pub const ADOPTION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A request of an earlier life has made its vApp so long after this life's start, by VCD's clock, or never will. What is made
@@ -96,7 +96,7 @@ impl Group {
         i.observe(vapp);
         let key = self.insert(i);
         // What a task holds may be on its way out, and whether a suspend was ours its own document tells.
-        let on = tagged.is_some_and(|vm| vm.power == Power::On);
+        let on = tagged.is_some_and(|vm| vm.power == Power::On && vm.address.is_some());
         if adopting && alone && verdict == Ownership::Ours && !found.busy && on {
             self.adopt(key, Power::On);
         }
@@ -123,47 +123,41 @@ impl Group {
         self.own(key, seen);
     }
 
-    /// It is ours: adopted if it is complete, waited for if polls may show that it is, else a leftover.
+    /// It is ours: adopted if its document shows that it is complete, else a leftover. Polls may lag behind either.
     fn own(&mut self, key: Key, seen: cloud::Vapp) {
-        let suspends = self.policy.suspend_resume;
+        let (now, start, suspends) = (self.now, self.vcd_start, self.policy.suspend_resume);
         let sweeping = self.stopping && self.policy.on_shutdown == OnShutdown::Delete;
         let Some(i) = self.instances.get_mut(&key) else { return };
-        let mut found = i.origin == Origin::Found && !sweeping && !seen.deleting && !self.names.contains_key(&i.name);
+        let mut found = i.origin == Origin::Found && !sweeping && !seen.deleting;
+        if let Some((start, created)) = start.zip(seen.created) {
+            i.age_before = i.age_before.max(Duration::from_millis(start.saturating_sub(created)));
+        }
         if let Some(vapp) = i.vapp_mut() {
             (vapp.proven, vapp.marked) = (true, seen.marked);
-            vapp.external = seen.made.as_ref().and_then(|made| made.external);
+            let made = seen.made.as_ref();
+            vapp.external = made.and_then(|made| made.external);
             let any = vapp.labelled && !Owner::is_marked(seen.description.as_deref());
-            found &= any || vapp.vm.is_some() || seen.made.as_ref().is_some_and(|made| made.own);
+            found &= any || vapp.vm.is_some() || made.is_some_and(|made| made.own);
+            if let (Power::On, Some(guest)) = (seen.power, made.and_then(|made| made.guest.as_ref())) {
+                vapp.record = Some(Record::of_look(guest, seen.busy, vapp.record.as_ref(), now));
+            }
         }
-        match seen.power {
-            Power::On if found => {
-                if !self.adopt(key, Power::On)
-                    && let Some(vapp) = self.instances.get_mut(&key).and_then(Instance::vapp_mut)
-                {
-                    vapp.power = Power::On;
-                }
-            }
-            Power::Suspended if found && suspends && seen.marked => _ = self.adopt(key, Power::Suspended),
-            _ => {
-                self.leave_over(key);
-                self.looked(key, seen);
-            }
+        let adopted = match seen.power {
+            Power::On => found && self.adopt(key, Power::On),
+            Power::Suspended => found && suspends && seen.marked && self.adopt(key, Power::Suspended),
+            _ => false,
+        };
+        if !adopted {
+            self.leave_over(key);
+            self.looked(key, seen);
         }
         self.end_adoption_when_known();
     }
 
-    /// A poll shows a vApp that Init waits for.
-    pub(super) fn adopt_when_complete(&mut self, key: Key) {
-        let ready = |i: &Instance| i.vapp().is_some_and(|v| v.proven && v.power == Power::On);
-        if self.instances.get(&key).is_some_and(ready) {
-            self.adopt(key, Power::On);
-            self.end_adoption_when_known();
-        }
-    }
-
-    /// Reports a vApp of an earlier life, so that the host decides: one that is on only if it is complete.
+    /// Reports a vApp of an earlier life, so that the host decides: one that is on only if it is complete. One that lacks
+    /// but its address, which VCD may lose for a while, runs when polls show that again.
     fn adopt(&mut self, key: Key, power: Power) -> bool {
-        let now = self.now;
+        let (now, seen) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return false };
         let (name, age) = (i.name.clone(), i.age(now));
         let Observed::Vapp(vapp) = &mut i.observed else { return false };
@@ -172,17 +166,26 @@ impl Group {
             let old = Record { customization: Customization::Unknown, ..record.clone() };
             record.complete() || (age >= CUSTOMIZATION_USUAL + record.grace() && old.complete())
         });
-        let suspended = power == Power::Suspended;
-        if !(complete || suspended) || self.names.contains_key(&name) {
+        let customized = vapp.record.as_ref().is_some_and(|record| record.customization == Customization::Complete);
+        if !(complete || customized || power == Power::Suspended) || self.names.contains_key(&name) {
             return false;
         }
-        vapp.guest = Guest::Ready;
-        vapp.settle(power, now);
+        let text = match power {
+            Power::Suspended => "found suspended: adopted",
+            _ if complete => "found running: adopted",
+            _ => "found on and without an address: adopted, and waited for",
+        };
+        if complete || power == Power::Suspended {
+            vapp.guest = Guest::Ready;
+            vapp.settle(power, now);
+        } else {
+            vapp.boots(now, seen);
+            vapp.build.checks = CHECKS;
+        }
         i.origin = Origin::Adopted;
-        i.desired = if suspended { Desired::Suspended } else { Desired::Running };
+        i.desired = if power == Power::Suspended { Desired::Suspended } else { Desired::Running };
         let locked_out = i.locked_out;
         self.names.insert(name, key);
-        let text = if suspended { "found suspended: adopted" } else { "found running: adopted" };
         self.say_of(Level::Info, key, text.into());
         if locked_out {
             let text = "made with other credentials than those of now (token, credentials_seed or username): unhealthy";
@@ -207,7 +210,7 @@ impl Group {
         }
     }
 
-    /// Ends adoption when its time is over: what has not shown itself complete by then is a leftover.
+    /// Ends adoption when its time is over: what could not be looked at by then is a leftover, if it is ours.
     pub(super) fn end_adoption_in_time(&mut self) {
         let Some(until) = self.adopt_until else { return };
         // At the end nothing is adopted, unless it is to be kept.
@@ -216,42 +219,16 @@ impl Group {
             return self.wake_by(until);
         }
         self.adopt_until = None;
-        let found = |(key, i): (&Key, &Instance)| (i.origin == Origin::Found).then_some(*key);
-        let found: Vec<Key> = self.instances.iter().filter_map(found).collect();
-        let unseen = |key: &&Key| self.instances.get(*key).and_then(Instance::vapp).is_some_and(|v| !v.proven);
-        let unseen = found.iter().filter(unseen).count();
+        let mut unseen = 0;
+        for i in self.instances.values_mut().filter(|i| i.origin == Origin::Found) {
+            i.origin = Origin::Leftover;
+            unseen += 1;
+        }
         if unseen > 0 {
             let text =
                 format!("{unseen} vApps that may be ours could not be looked at in time: those that are are deleted");
             self.say_plain(Level::Warn, text);
         }
-        for key in found {
-            let Some(i) = self.instances.get(&key) else { continue };
-            let unseen = i.vapp().is_some_and(|v| v.proven && v.power == Power::On && v.record.is_none());
-            if !(unseen && !sweeping && self.adopt_unseen(key))
-                && let Some(i) = self.instances.get_mut(&key)
-            {
-                i.origin = Origin::Leftover;
-            }
-        }
-    }
-
-    /// Reports one that is ours and on, and that polls have not shown: it runs when they show that it is complete.
-    fn adopt_unseen(&mut self, key: Key) -> bool {
-        let (now, seen) = (self.now, self.sight.at(self.now));
-        let Some(i) = self.instances.get_mut(&key) else { return false };
-        let name = i.name.clone();
-        if self.names.contains_key(&name) {
-            return false;
-        }
-        (i.origin, i.desired) = (Origin::Adopted, Desired::Running);
-        if let Some(vapp) = i.vapp_mut() {
-            vapp.boots(now, seen);
-            vapp.build.checks = CHECKS;
-        }
-        self.names.insert(name, key);
-        self.say_of(Level::Warn, key, "found on, but polls do not show it yet: adopted, and waited for".into());
-        true
     }
 
     /// Mentioned once, then ignored.

@@ -4,7 +4,7 @@
 use super::limits::{Backoff, Lane, Slot};
 use super::time::{Seen, Stopwatch};
 use super::{Name, Time};
-use crate::cloud::{self, Customization, Href, Made, Power, VcdError, Vm, is_windows};
+use crate::cloud::{self, Customization, Href, Made, Power, SeenGuest, VcdError, Vm, is_windows};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub(super) enum Origin {
     Requested,
     /// An earlier process made it, and the first Update reported it.
     Adopted,
-    /// Found while Init goes on; it is not decided yet what it is.
+    /// Found while Init goes on: a look has yet to tell what it is.
     Found,
     /// Ours, and nobody's: deleted, never reported.
     Leftover,
@@ -213,6 +213,20 @@ impl Record {
         let (power, busy) = (vm.power, vm.busy);
         let customization = if has_run { Customization::Complete } else { vm.customization };
         Record { seen, power, busy, address: vm.address, customization, guest_os: vm.guest_os.as_str().into() }
+    }
+
+    /// As a look shows it, which counts for more than what polls have shown before.
+    pub fn of_look(seen: &SeenGuest, busy: bool, old: Option<&Record>, now: Time) -> Record {
+        let customization = match (seen.customization, old) {
+            (Customization::Unknown, Some(old)) => old.customization,
+            (told, _) => told,
+        };
+        let guest_os = match old {
+            Some(old) if seen.guest_os.is_empty() => old.guest_os.clone(),
+            _ => seen.guest_os.as_str().into(),
+        };
+        let address = seen.address.or(old.and_then(|old| old.address));
+        Record { seen: now, power: Power::On, busy, address, customization, guest_os }
     }
 
     /// Nothing but the login port is missing.

@@ -117,7 +117,8 @@ impl From<'_> {
                 true => Step::Begin(Kind::Create { whole: true }),
                 false => Step::Wait,
             },
-            (Observed::Vapp(vapp), _) if i.origin == Origin::Found => self.found(i, vapp),
+            // Its own document tells what it is.
+            (Observed::Vapp(_), _) if i.origin == Origin::Found => self.look(i),
             (Observed::Vapp(vapp), _) if i.goes() => self.delete(i, vapp),
             (Observed::Vapp(vapp), Desired::Suspended) => self.suspend(i, vapp),
             (Observed::Vapp(vapp), _) => self.run(i, vapp),
@@ -178,11 +179,6 @@ impl From<'_> {
                 Step::Wait
             }
         }
-    }
-
-    /// Found while Init goes on: its own document tells whose it is, and polls whether it is complete.
-    fn found(&mut self, i: &Instance, vapp: &Vapp) -> Step {
-        if vapp.proven { Step::Wait } else { self.look(i) }
     }
 
     /// It has to go. What may be held, or shared, is looked at first.

@@ -2,7 +2,7 @@
 //! nothing here stands for are in `adopt.rs`.
 
 use super::adopt::by_href;
-use super::instance::{Desired, Guest, Observed, Origin, Record, Unhealthy};
+use super::instance::{Desired, Guest, Observed, Record, Unhealthy};
 use super::limits::doubled;
 use super::owner::Ownership;
 use super::time::Stopwatch;
@@ -126,7 +126,7 @@ impl Group {
     fn seen(&mut self, key: Key, vm: &Vm, vcd_now: Option<UnixMs>) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
-        let going = i.goes() && i.origin != Origin::Found;
+        let going = i.goes();
         let (desired, busy_with) = (i.desired, i.operation.is_some());
         let Observed::Vapp(vapp) = &mut i.observed else { return };
         (vapp.missed, vapp.patience) = (0, super::instance::MISSED_POLLS);
@@ -168,13 +168,9 @@ impl Group {
         }
         let (power, busy) = (record.power, record.busy);
         vapp.record = Some(record);
-        let found = i.origin == Origin::Found;
         if lost_address {
             let text = "VCD shows no address for it any more: the last one is kept";
             self.say_of(Level::Warn, key, text.into());
-        }
-        if found {
-            return self.adopt_when_complete(key);
         }
         if going {
             return;

@@ -33,7 +33,7 @@ struct Load {
     probes: usize,
     /// New guests that boot, and are wanted.
     guests: u32,
-    /// Something boots, or is being found out: only a poll shows how far it is.
+    /// Something boots: only a poll shows how far it is.
     boots: bool,
     /// Tasks that are not stuck are awaited, the youngest since then.
     tasks: Option<Time>,
@@ -70,7 +70,6 @@ impl Group {
         let mut load = Load::default();
         for i in self.instances.values().filter(|i| i.ended.is_none()) {
             load.looks += usize::from(matches!(i.question, Some(Question::Look | Question::Find)));
-            load.boots |= i.origin == Origin::Found;
             if let Some(vapp) = i.vapp() {
                 load.probes += usize::from(vapp.guest.is_probed());
                 let boots = vapp.guest.boots() && i.desired == Desired::Running && i.operation.is_none();
@@ -182,7 +181,7 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let request = match question {
             Question::Find => Some(Request::Find { name: i.name.clone() }),
-            Question::Look => i.href().cloned().map(|vapp| Request::Look { vapp }),
+            Question::Look => i.href().cloned().map(|vapp| Request::Look { vapp, guest: i.origin == Origin::Found }),
             Question::Cancel => next::task(i).map(|task| Request::Cancel { task }),
         };
         let Some(request) = request else { return };

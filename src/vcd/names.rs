@@ -783,7 +783,7 @@ impl Names {
     }
 }
 
-fn guest_os(vm: Node) -> String {
+pub(super) fn guest_os(vm: Node) -> String {
     let system = xml::child(vm, "OperatingSystemSection");
     system.and_then(|system| xml::text(system, "Description")).unwrap_or_default().to_owned()
 }

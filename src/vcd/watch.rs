@@ -4,8 +4,8 @@ use super::change::{LABEL_KEY, MARK_KEY, MARKED};
 use super::errors::{self, Stage};
 use super::query::{self, has_prefix, unix_ms};
 use super::tasks::is_over;
-use super::{Call, Client, Settings, hardware, last_part, properties, xml};
-use crate::cloud::{ErrorKind, Href, Made, Poll, Power, Vapp, VcdError, Vm};
+use super::{Call, Client, Settings, hardware, last_part, names, properties, xml};
+use crate::cloud::{ErrorKind, Href, Made, Poll, Power, SeenGuest, Vapp, VcdError, Vm};
 use roxmltree::Node;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -143,7 +143,7 @@ impl Client {
         }
         let mut all = Vec::new();
         for vapp in found.iter().take(MAX_FOUND) {
-            all.extend(self.look(call, vapp)?);
+            all.extend(self.look(call, vapp, false)?);
         }
         Ok(all)
     }
@@ -167,8 +167,8 @@ impl Client {
             .collect()
     }
 
-    /// One vApp's own document; `None` if VCD does not know it.
-    pub(super) fn look(&self, call: &Call, vapp: &Href) -> Result<Option<Vapp>, VcdError> {
+    /// One vApp's own document; `None` if VCD does not know it. `guest`: with how far its guest is, if it is on.
+    pub(super) fn look(&self, call: &Call, vapp: &Href, guest: bool) -> Result<Option<Vapp>, VcdError> {
         let got = match self.send(call, Method::GET, vapp, None) {
             Err(e) if e.kind == ErrorKind::NotFound => return Ok(None),
             other => other?,
@@ -197,10 +197,13 @@ impl Client {
         let vms: Vec<Node> = children.into_iter().flat_map(|all| xml::children(all, "Vm")).collect();
         // Somebody may have put another one into it.
         let own = vms.iter().find(|vm| xml::attribute(**vm, "name") == Some(name)).or(vms.first());
-        let made = own.map(|vm| self.made(call, *vm, name)).transpose()?;
+        let mut made = own.map(|vm| self.made(call, *vm, name)).transpose()?;
         let vms = vms.iter().map(|vm| self.link(call, xml::attribute(*vm, "href"))).collect::<Result<_, _>>()?;
         let power = query::power_of_number(xml::attribute(root, "status").unwrap_or_default());
         let marked = power == Power::Suspended && self.is_marked(call, vapp)?;
+        if let (true, Power::On, Some(vm), Some(made)) = (guest, power, own, &mut made) {
+            made.guest = Some(self.seen_guest(call, *vm, &made.vm)?);
+        }
         Ok(Some(Vapp {
             href: vapp.clone(),
             name: name.into(),
@@ -228,6 +231,27 @@ impl Client {
         Ok(has_entry(document.root_element(), MARK_KEY, MARKED))
     }
 
+    fn seen_guest(&self, call: &Call, vm: Node, href: &Href) -> Result<SeenGuest, VcdError> {
+        let status = match self.send(call, Method::GET, &format!("{href}/guestcustomizationstatus"), None) {
+            Err(e) if is_refusal(&e) => None,
+            other => Some(other?),
+        };
+        let document = match &status {
+            Some(got) => {
+                let unusable = |why: String| errors::unusable(&call.what, Stage::Read, got.status, why);
+                Some(xml::read(&got.body).map_err(unusable)?)
+            }
+            None => None,
+        };
+        let status = document.as_ref().and_then(|document| xml::text(document.root_element(), "GuestCustStatus"));
+        let primary = hardware::primary_adapter(vm);
+        Ok(SeenGuest {
+            address: primary.and_then(|adapter| xml::text(adapter, "IpAddress")?.parse().ok()),
+            customization: query::customization(status),
+            guest_os: names::guest_os(vm),
+        })
+    }
+
     fn made(&self, call: &Call, vm: Node, vapp_name: &str) -> Result<Made, VcdError> {
         let names = self.names();
         let href = self.link(call, xml::attribute(vm, "href"))?;
@@ -242,6 +266,7 @@ impl Client {
             differs: (!differs.is_empty()).then(|| differs.join(", ")),
             lacks_tpm: names.template.hardware.needs_tpm && !hardware::has_tpm(vm),
             external: external(vm),
+            guest: None,
         })
     }
 

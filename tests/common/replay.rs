@@ -236,7 +236,7 @@ fn request(exchange: &Exchange, next: Option<&Exchange>, server: &Server) -> Opt
             let vapps = next.is_some_and(|next| next.operation == "poll" && next.place.contains("type=vApp"));
             Some(Request::Poll { vapps })
         }
-        "look" => Some(Request::Look { vapp: vapp()? }),
+        "look" => Some(Request::Look { vapp: vapp()?, guest: false }),
         "create" => {
             let document = Document::parse(&exchange.body).ok()?;
             let root = document.root_element();
@@ -337,7 +337,7 @@ fn live(client: &Client, with_label: bool) -> Result<(), String> {
     wait(started.task)?;
     let vapp = started.vapp.ok_or("no vApp")?;
     call(Request::Poll { vapps: true })?;
-    call(Request::Look { vapp: vapp.clone() })?;
+    call(Request::Look { vapp: vapp.clone(), guest: false })?;
     if with_label {
         call(Request::Label { vapp: vapp.clone() })?;
         // Its task holds the vApp for a moment.
@@ -345,7 +345,7 @@ fn live(client: &Client, with_label: bool) -> Result<(), String> {
     }
     let Reply::Started(started) = call(Request::Delete { vapp: vapp.clone() })? else { return Err("no delete".into()) };
     wait(started.task)?;
-    call(Request::Look { vapp }).map(|_| ())
+    call(Request::Look { vapp, guest: false }).map(|_| ())
 }
 
 /// How two recordings differ: for each kind of request what is in the requests and in the answers of one alone.

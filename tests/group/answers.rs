@@ -166,7 +166,7 @@ impl Play {
 
     fn vapp(&self, differs: bool, lacks_tpm: bool) -> Vapp {
         let differs = differs.then(|| "1 CPU".to_string());
-        let made = Some(Made { vm: "m/v/1".into(), own: true, differs, lacks_tpm, external: None });
+        let made = Some(Made { vm: "m/v/1".into(), own: true, differs, lacks_tpm, external: None, guest: None });
         Vapp { made, ..play::vapp(&self.vm()) }
     }
 

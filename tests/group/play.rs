@@ -84,6 +84,11 @@ pub fn shown(vapp: Href, name: Name) -> Vm {
     }
 }
 
+/// The guest of a VM, as a look shows it.
+pub fn guest(vm: &Vm) -> SeenGuest {
+    SeenGuest { address: vm.address, customization: vm.customization, guest_os: vm.guest_os.clone() }
+}
+
 /// The document, or the record, of a VM's vApp.
 pub fn vapp(vm: &Vm) -> Vapp {
     Vapp {
@@ -95,7 +100,14 @@ pub fn vapp(vm: &Vm) -> Vapp {
         tasks: Vec::new(),
         deleting: false,
         vms: vec![vm.vm.clone()],
-        made: Some(Made { vm: vm.vm.clone(), own: true, differs: None, lacks_tpm: false, external: None }),
+        made: Some(Made {
+            vm: vm.vm.clone(),
+            own: true,
+            differs: None,
+            lacks_tpm: false,
+            external: None,
+            guest: Some(guest(vm)),
+        }),
         created: vm.created,
         labelled: false,
         marked: vm.power == Power::Suspended,
@@ -259,7 +271,7 @@ impl Play {
                 vms: if self.hidden { Vec::new() } else { self.vms.clone() },
                 vapps: vapps.then(|| self.records.clone()),
             })),
-            Request::Look { vapp } => Ok(Reply::Vapps(self.documents.get(&vapp).cloned().into_iter().collect())),
+            Request::Look { vapp, .. } => Ok(Reply::Vapps(self.documents.get(&vapp).cloned().into_iter().collect())),
             Request::Find { name } => {
                 Ok(Reply::Vapps(self.documents.values().filter(|vapp| vapp.name == name).cloned().collect()))
             }

@@ -342,6 +342,9 @@ impl World {
             if point.scene == Scene::Adopt || point.scene == Scene::Shutdown {
                 let sleeps = model.vapps_named(SLEEPS)[0];
                 model.admin_power(sleeps, Power::Suspended);
+                // By a suspend of an earlier process's, which marked it.
+                let mark = ("MetadataStringValue".into(), "yes".into());
+                model.vapps.get_mut(&sleeps).unwrap().metadata.insert("fleeting-suspend".into(), mark);
             }
             if point.scene == Scene::Adopt {
                 let (user, goes) = (*model.users.keys().next().unwrap(), model.vapps_named(GOES)[0]);

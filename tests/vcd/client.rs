@@ -99,7 +99,7 @@ pub fn vapps(client: &Client, request: &Request) -> Result<Vec<Vapp>, VcdError> 
 }
 
 pub fn look(client: &Client, vapp: &Href) -> Result<Vec<Vapp>, VcdError> {
-    vapps(client, &Request::Look { vapp: vapp.clone() })
+    vapps(client, &Request::Look { vapp: vapp.clone(), guest: false })
 }
 
 pub fn states(client: &Client, tasks: &[Href]) -> Result<Vec<TaskState>, VcdError> {

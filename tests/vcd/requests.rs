@@ -522,6 +522,41 @@ fn vapps_without_vms_and_labels_are_seen_when_asked_for() {
 }
 
 #[test]
+fn a_look_tells_how_far_a_guest_is_if_it_is_asked_to() {
+    let server = server();
+    let client = open(&server);
+    let started = create(&client, "ci-1").unwrap();
+    let vapp = started.vapp.clone().unwrap();
+    let seen = |guest: bool| {
+        let mut found = vapps(&client, &Request::Look { vapp: vapp.clone(), guest }).unwrap();
+        found.remove(0).made.and_then(|made| made.guest)
+    };
+    assert_eq!(seen(true), None, "it is not on yet");
+    assert_eq!(ended(&client, &started), TaskState::Success);
+    server.with_model(|m| m.vms.values_mut().for_each(|vm| vm.gc = vcd_sim::model::GcStatus::Pending));
+    let pending = seen(true).unwrap();
+    let address = server.with_model(|m| m.vms.values().next().unwrap().address()).map(std::net::IpAddr::V4);
+    assert_eq!((pending.address, pending.customization), (address, Customization::Pending));
+    assert_eq!(pending.guest_os, "Ubuntu Linux (64-bit)");
+    server.with_model(|m| m.vms.values_mut().for_each(|vm| vm.gc = vcd_sim::model::GcStatus::Complete));
+    assert_eq!(seen(true).unwrap().customization, Customization::Complete);
+    let asked = server.requests("section:gcstatus");
+    assert_eq!((seen(false), server.requests("section:gcstatus")), (None, asked));
+
+    // Who may not see it learns of the rest; a failure of VCD's is one of the whole look.
+    let body = "<Error majorErrorCode='403' minorErrorCode='X' message='m'/>";
+    let fault_of = |status: u16| {
+        let answer = serde_json::json!({"status": status, "body": body});
+        fault(&server, serde_json::json!({"op": "section:gcstatus", "times": 0, "answer_before": answer}));
+    };
+    fault_of(403);
+    assert_eq!(seen(true).unwrap().customization, Customization::Unknown);
+    server.clear_faults();
+    fault_of(503);
+    assert!(vapps(&client, &Request::Look { vapp: vapp.clone(), guest: true }).is_err());
+}
+
+#[test]
 fn many_tasks_are_one_query_and_failures_say_why() {
     let server = server_with(|o| o.scale = 20.0);
     let client = open(&server);

@@ -188,7 +188,7 @@ impl Audit {
                 name.clone()
             }
             Request::Find { name } => name.clone(),
-            Request::Look { vapp }
+            Request::Look { vapp, .. }
             | Request::PowerOn { vapp }
             | Request::Suspend { vapp }
             | Request::Mark { vapp, .. }

@@ -286,7 +286,7 @@ impl World {
                 }
                 Ok(Reply::Vapps(found.into_iter().filter_map(|id| self.document(id)).collect()))
             }
-            Request::Look { vapp } => Ok(Reply::Vapps(self.document(vapp_id(vapp)).into_iter().collect())),
+            Request::Look { vapp, .. } => Ok(Reply::Vapps(self.document(vapp_id(vapp)).into_iter().collect())),
             Request::Tasks { tasks } => {
                 let state = |task: &Href| cloud::Task { href: task.clone(), state: self.task_state(task) };
                 Ok(Reply::Tasks(tasks.iter().map(state).collect()))
@@ -489,11 +489,7 @@ impl World {
             power: power(vm.status),
             busy: vm.busy,
             address: vm.address.map(IpAddr::V4),
-            customization: match vm.gc {
-                model::GcStatus::Complete => Customization::Complete,
-                model::GcStatus::Failed => Customization::Failed,
-                _ => Customization::Pending,
-            },
+            customization: customization(vm.gc),
             guest_os: vm.guest_os.to_string(),
             created: Some(self.model.unix(vm.created)),
             cpus: vm.cpus,
@@ -532,6 +528,11 @@ impl World {
             differs: (vm.memory_mb != MEMORY_MB).then(|| "another size of memory".into()),
             lacks_tpm: self.plan.policy.tpm && !vm.tpm,
             external: None,
+            guest: Some(cloud::SeenGuest {
+                address: vm.address().map(IpAddr::V4),
+                customization: customization(vm.gc),
+                guest_os: String::new(),
+            }),
         });
         Some(cloud::Vapp {
             href: href(id),
@@ -559,6 +560,14 @@ impl World {
                 _ => cloud::TaskState::Failed(error(ErrorKind::Failed, "task")),
             },
         }
+    }
+}
+
+fn customization(gc: model::GcStatus) -> Customization {
+    match gc {
+        model::GcStatus::Complete => Customization::Complete,
+        model::GcStatus::Failed => Customization::Failed,
+        _ => Customization::Pending,
     }
 }
 

@@ -12,6 +12,7 @@ mod answers;
 mod boot;
 mod changes;
 mod command;
+mod failures;
 mod instance;
 mod limits;
 mod looks;
@@ -21,6 +22,7 @@ mod policy;
 mod polls;
 mod time;
 mod turn;
+mod vapp;
 mod view;
 
 pub use adopt::{ADOPTION_TIMEOUT, EARLIER_CREATES};

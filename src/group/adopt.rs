@@ -1,9 +1,10 @@
 //! vApps that a poll shows and no instance stands for: an earlier life's, or made by a request that was given up. What is
 //! complete when Init answers is adopted; what is ours and shows later is deleted, as GitLab Runner would trust it as new.
 
-use super::instance::{CHECKS, Cause, Desired, Guest, Observed, Origin, Record, Vapp};
+use super::instance::{Cause, Desired, Observed, Origin};
 use super::next::CUSTOMIZATION_USUAL;
 use super::owner::{Owner, Ownership};
+use super::vapp::{CHECKS, Guest, Record, Vapp};
 use super::{Group, Instance, Key, MAX_FOREIGN, Name, OnShutdown};
 use crate::cloud::{self, Customization, Href, Poll, Power, UnixMs, Vm};
 use log::Level;

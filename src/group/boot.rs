@@ -1,8 +1,9 @@
 //! Whether a guest comes up: what its login port says, and what follows if it does not.
 
 use super::answers::LABEL_DELAY;
-use super::instance::{CHECKS, Cause, Desired, Guest, Label, Origin, Record};
+use super::instance::{Cause, Desired, Origin};
 use super::time::Stopwatch;
+use super::vapp::{CHECKS, Guest, Label, Record};
 use super::{Group, Instance, Key, Time};
 use crate::cloud::{ErrorKind, VcdError};
 use log::Level;

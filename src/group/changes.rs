@@ -1,10 +1,11 @@
 //! How an operation ends: what an instance is after VCD's task has succeeded, failed, or was forgotten.
 
 use super::answers::wrong_reply;
-use super::instance::{Desired, Guest, Kind, Removal, Stage};
+use super::instance::{Desired, Kind, Stage};
 use super::next::UNKNOWN_WINDOW;
 use super::polls::watch_backoff;
 use super::time::Stopwatch;
+use super::vapp::{Guest, Removal};
 use super::{Group, Instance, Key, Time};
 use crate::cloud::{Answer, ErrorKind, Power, Reply, TaskState, VcdError};
 use log::Level;

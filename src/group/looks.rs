@@ -1,13 +1,12 @@
 //! What a direct look at a vApp, or a search for a name, shows, and what follows.
 
 use super::answers::{LOOK_PAUSE, WHOLE_AGAIN, WHOLE_FAILURES, wrong_reply};
-use super::instance::{
-    CHECKS, Desired, Document, Guest, Kind, MISSED_POLLS_MAX, Observed, Operation, Origin, Removal, Stage,
-};
+use super::instance::{Desired, Kind, Observed, Operation, Origin, Stage};
 use super::limits::{DELETE_RETRY_MAX, RETRY_BASE, RETRY_MAX, doubled};
 use super::next::UNKNOWN_WINDOW;
 use super::polls::down;
 use super::time::Stopwatch;
+use super::vapp::{CHECKS, Document, Guest, MISSED_POLLS_MAX, Removal};
 use super::{Cause, Group, Instance, Key, Owner, Time};
 use crate::cloud::{self, Answer, ErrorKind, Href, Power, Reply, VcdError};
 use log::Level;
@@ -40,7 +39,7 @@ impl Group {
             let extra: Vec<&cloud::Vapp> = ours.collect();
             self.found_made(key, found, whole);
             for found in extra {
-                let mut vapp = super::instance::Vapp::new(found.href.clone(), now);
+                let mut vapp = super::vapp::Vapp::new(found.href.clone(), now);
                 (vapp.proven, vapp.document) = (true, Some(Document::of(found, now)));
                 let mut i = Instance::new(name.clone(), Origin::Leftover, now, seen);
                 i.desired = Desired::Deleted(Cause::Leftover);
@@ -66,7 +65,7 @@ impl Group {
     fn found_made(&mut self, key: Key, found: &cloud::Vapp, whole: bool) {
         let (now, seen) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
-        let mut vapp = super::instance::Vapp::new(found.href.clone(), now);
+        let mut vapp = super::vapp::Vapp::new(found.href.clone(), now);
         (vapp.proven, vapp.build.whole, vapp.document) = (true, whole, Some(Document::of(found, now)));
         match found.tasks.first() {
             Some(task) => {

@@ -1,11 +1,10 @@
 //! What happens next to an instance: a pure function of what is desired, what is observed, and the operation that is in VCD.
 //! It changes nothing. Whether there is room for the step now is asked in `turn.rs`.
 
-use super::instance::{
-    Cause, Desired, Guest, Instance, Kind, Label, Observed, Operation, Origin, Question, Removal, Stage, Vapp,
-};
+use super::instance::{Cause, Desired, Instance, Kind, Observed, Operation, Origin, Question, Stage};
 use super::limits::Lane;
 use super::time::{Seen, Sight, Time};
+use super::vapp::{Guest, Label, Removal, Vapp};
 use super::{PRUNE_AFTER, Policy, UNHEALTHY_GRACE};
 use crate::cloud::{Href, Power};
 use std::net::IpAddr;

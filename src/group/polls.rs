@@ -2,10 +2,11 @@
 //! nothing here stands for are in `adopt.rs`.
 
 use super::adopt::by_href;
-use super::instance::{Desired, Guest, Observed, Record, Unhealthy};
+use super::instance::{Desired, Observed};
 use super::limits::doubled;
 use super::owner::Ownership;
 use super::time::Stopwatch;
+use super::vapp::{Guest, Record, Unhealthy};
 use super::{Group, Key, Time};
 use crate::cloud::{ALLOW_SCRIPTS, Answer, Customization, ErrorKind, Power, Reply, UnixMs, VcdError, Vm, is_windows};
 use log::Level;
@@ -129,7 +130,7 @@ impl Group {
         let going = i.goes();
         let (desired, busy_with) = (i.desired, i.operation.is_some());
         let Observed::Vapp(vapp) = &mut i.observed else { return };
-        (vapp.missed, vapp.patience) = (0, super::instance::MISSED_POLLS);
+        (vapp.missed, vapp.patience) = (0, super::vapp::MISSED_POLLS);
         let judged = self.owner.judge_record(&vm.vapp_name, Some(&vm.description));
         // A text that nobody of ours wrote may mean that somebody has taken it over.
         let untold = vapp.labelled || vm.description.trim().is_empty();

@@ -1,9 +1,10 @@
 //! One turn: every instance takes the step that is due, as far as limits and pauses allow it now, and VCD is asked for tasks
 //! and polled when that is due. Which step is due is decided in `next.rs`.
 
-use super::instance::{Cause, Desired, Guest, Kind, Label, Operation, Origin, Question, Removal, Stage};
+use super::instance::{Cause, Desired, Kind, Operation, Origin, Question, Stage};
 use super::limits::Lane;
 use super::next::{self, At, Step};
+use super::vapp::{Guest, Label, Removal};
 use super::{Command, GC_INTERVAL, Group, Instance, Key, MAX_LOOKS, MAX_PROBES, Purpose, Time};
 use crate::cloud::{Href, MAX_TASKS_ASKED, Request};
 use log::Level;

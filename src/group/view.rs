@@ -1,8 +1,9 @@
 //! How the group and its instances look: to the host, which sees states, and to people, who see phases and what an instance
 //! waits for in the log, the debug pages and the metrics. Decides nothing, and nothing is decided by it.
 
-use super::instance::{Cause, Desired, Guest, Kind, Origin, Question, Removal, Stage, Vapp};
+use super::instance::{Cause, Desired, Kind, Origin, Question, Stage};
 use super::limits::Lane;
+use super::vapp::{Guest, Removal, Vapp};
 use super::{Event, Group, Instance, Key, MAX_LOOKS, MAX_PROBES, Name, Observed, Purpose, State, Ticket, Time};
 use crate::cloud::{Href, Power};
 use std::net::IpAddr;

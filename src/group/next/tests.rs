@@ -1,9 +1,9 @@
 //! The table of steps: what is desired, what is observed, the operation in VCD, and what follows. It stands in ARCHITECTURE.md;
 //! `UPDATE_GOLDEN=1` writes it there.
 
-use super::super::instance::{Build, Document, Record};
 use super::super::limits::Slots;
 use super::super::time::Stopwatch;
+use super::super::vapp::{Build, Document, Record};
 use super::*;
 use crate::cloud::{Customization, Made};
 use std::fmt::Write as _;

@@ -1,0 +1,183 @@
+//! What follows when something fails or is gone: how it is tried again, what counts for the breaker, and how an instance ends.
+
+use super::instance::{Desired, Observed};
+use super::limits::{DELETE_RETRY_MAX, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
+use super::{Group, Instance, Key, MAX_PAST, PRUNE_AFTER};
+use crate::cloud::{ErrorKind, VcdError};
+use log::Level;
+use std::time::Duration;
+
+impl Group {
+    // Endings.
+
+    /// Nothing of the instance is in VCD any more, and it is not wanted.
+    pub(super) fn end(&mut self, key: Key) {
+        let now = self.now;
+        self.progress = now;
+        if let Some(i) = self.instances.get_mut(&key) {
+            i.ended = Some(now);
+        }
+        self.say_of(Level::Info, key, "gone from VCD".into());
+        match self.instances.get(&key) {
+            Some(i) if i.is_reported() => self.wake_by(now + PRUNE_AFTER),
+            _ => self.forget(key),
+        }
+    }
+
+    pub(super) fn forget(&mut self, key: Key) {
+        if let Some(i) = self.instances.remove(&key)
+            && i.is_reported()
+        {
+            self.names.remove(&i.name);
+            if self.past.len() >= MAX_PAST {
+                self.past.pop_front();
+            }
+            self.past.push_back(i.name);
+        }
+    }
+
+    /// VCD does not know the instance's vApp (any more).
+    pub(super) fn vanished(&mut self, key: Key) {
+        let now = self.now;
+        self.progress = now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let Observed::Vapp(was) = std::mem::replace(&mut i.observed, Observed::Nothing) else { return };
+        i.operation = None;
+        i.attempts.delete.reset();
+        i.attempts.change.reset();
+        (i.attempts.look.next, i.attempts.change.next) = (now, now);
+        let (wanted, lost) = (!i.desired.is_deleted() && !was.doomed, was.guest.has_run());
+        let left_over_quota = was.doomed && i.over_quota;
+        match () {
+            _ if wanted && lost => self.delete_for(key, super::Cause::Lost),
+            // It went while it was being made, not by us.
+            _ if wanted => self.create_failed(key, None),
+            // It gives back no more than it took itself, which was not enough.
+            _ if left_over_quota => {}
+            _ => self.quota_freed(),
+        }
+    }
+
+    /// What VCD refused for a quota may fit now that one of ours is gone.
+    fn quota_freed(&mut self) {
+        for i in self.instances.values_mut().filter(|i| i.over_quota && i.operation.is_none()) {
+            i.attempts.create.next = self.now;
+            self.breaker.try_now(self.now);
+        }
+    }
+
+    // Failures.
+
+    /// A create failed, for a reason of VCD's or of the configuration.
+    pub(super) fn count_create_failure(&mut self, key: Key, aborted: bool) {
+        let Some(i) = self.instances.get(&key) else { return };
+        let why = i.error.clone().unwrap_or_else(|| "no reason is known".into());
+        if let Some(pause) = self.breaker.failure(self.now, i.create_began, aborted) {
+            let text = format!(
+                "creates fail: no VM is created for {} s, then one is tried; deletes go on. The last failure, of {}: {why}",
+                pause.as_secs(),
+                i.name
+            );
+            self.say_plain(Level::Error, text);
+        }
+    }
+
+    /// A create failed: the next one waits.
+    pub(super) fn create_failed(&mut self, key: Key, error: Option<&VcdError>) {
+        let (now, timeout, seen) = (self.now, self.policy.create_timeout, self.sight.at(self.now));
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let tries = i.attempts.create.tries;
+        let kind = error.map(|error| error.kind);
+        i.over_quota = kind == Some(ErrorKind::Quota);
+        let pause = match kind {
+            Some(ErrorKind::Quota) => doubled(QUOTA_RETRY_BASE, tries, RETRY_MAX),
+            kind => pause(kind, tries, RETRY_MAX),
+        };
+        let pause = i.attempts.create.fail(now, &mut self.rng, pause);
+        let left = i.creating.map(|watch| watch.end(timeout) - seen);
+        let follows = if i.desired.is_deleted() {
+            "it is to be removed anyway".to_string()
+        } else if left.is_some_and(|left| pause >= left) {
+            "no further try before create_timeout".to_string()
+        } else {
+            format!("next try in {} s", pause.as_secs())
+        };
+        match error {
+            Some(error) => self.blame(key, error, &follows),
+            None => self.say_of(Level::Warn, key, format!("gone from VCD while it was being made; {follows}")),
+        }
+    }
+
+    /// A create failed in its steps or at its guest, and has left a vApp behind.
+    pub(super) fn made_badly(&mut self, key: Key, error: &VcdError) {
+        let steps = self.instances.get(&key).and_then(Instance::vapp).is_some_and(|vapp| !vapp.build.whole);
+        if steps && self.steps_until.take().is_some() {
+            // The other way fails as well.
+            (self.whole, self.whole_failures) = (true, 0);
+        }
+        self.create_left(key, error, true);
+    }
+
+    /// A create failed and has left a vApp behind. `counts`: that says something of VCD.
+    pub(super) fn create_left(&mut self, key: Key, error: &VcdError, counts: bool) {
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        i.operation = None;
+        let wanted = i.desired == Desired::Running;
+        if let Some(vapp) = i.vapp_mut() {
+            (vapp.doomed, vapp.build.slot) = (true, None);
+        }
+        self.create_failed(key, Some(error));
+        if wanted && counts {
+            self.count_create_failure(key, error.kind == ErrorKind::Aborted);
+        }
+    }
+
+    /// A change of what is made, runs or is suspended failed: the next try waits.
+    pub(super) fn change_failed(&mut self, key: Key, error: &VcdError) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let pause = pause(Some(error.kind), i.attempts.change.tries, RETRY_MAX);
+        let pause = i.attempts.change.fail(now, &mut self.rng, pause);
+        self.blame(key, error, &format!("next try in {} s", pause.as_secs()));
+    }
+
+    /// A look failed: the next one waits.
+    pub(super) fn look_failed(&mut self, key: Key, error: &VcdError) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        i.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
+        let pause = pause(Some(error.kind), i.attempts.look.tries, RETRY_MAX);
+        let pause = i.attempts.look.fail(now, &mut self.rng, pause);
+        self.blame(key, error, &format!("next try in {} s", pause.as_secs()));
+    }
+
+    /// A delete failed: the next one waits, and is done the other way if VCD can be asked and did not do this one.
+    pub(super) fn delete_failed(&mut self, key: Key, error: &VcdError) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        // VCD could not be asked: that says nothing of this one.
+        let unasked = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Auth);
+        let most = if unasked { RETRY_MAX } else { DELETE_RETRY_MAX };
+        let pause = pause(Some(error.kind), i.attempts.delete.tries, most);
+        let pause = i.attempts.delete.fail(now, &mut self.rng, pause);
+        self.blame(key, error, &format!("next try in {} s", pause.as_secs()));
+    }
+
+    /// The org's operation limit: the request did nothing and may be repeated after a pause of all changes.
+    pub(super) fn throttled(&mut self, key: Key, error: &VcdError) {
+        if let Some(pause) = self.throttle.refused(self.now, &mut self.rng, error.retry_after) {
+            self.blame(key, error, &format!("all changes pause for {} s", pause.as_secs()));
+        }
+    }
+}
+
+/// The pause after `tries` failed tries and one more: it doubles, and begins long where VCD's reason will not pass by itself.
+fn pause(kind: Option<ErrorKind>, tries: u32, most: Duration) -> Duration {
+    let least = if kind.is_some_and(will_not_pass) { RETRY_MAX } else { Duration::ZERO };
+    doubled(RETRY_BASE, tries, most).max(least)
+}
+
+/// VCD's reason stands until somebody changes something there.
+pub(super) fn will_not_pass(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Quota | ErrorKind::Forbidden | ErrorKind::Invalid | ErrorKind::NotFound)
+}

@@ -110,9 +110,9 @@ pub struct Group {
     throttle: Throttle,
     /// Creates carry everything, until VCD has refused that, ignored the hardware, or failed at it.
     whole: bool,
-    /// Creates that carry everything and whose task failed, since the last that worked.
+    /// Creates that carry everything and have failed, since the last that worked.
     whole_failures: u32,
-    /// Until then creates go in steps because that task fails.
+    /// Until then creates go in steps because those fail, or in one request because steps fail as well.
     steps_until: Option<Time>,
     poll: Watch,
     tasks: Watch,

@@ -7,7 +7,7 @@ use super::limits::{DELETE_RETRY_MAX, Lane, RETRY_BASE, RETRY_MAX, doubled};
 use super::next::CANCEL_PATIENCE;
 use super::time::Stopwatch;
 use super::vapp::{Label, Removal, Vapp};
-use super::{Group, Instance, Key, Time};
+use super::{Group, Instance, Key};
 use crate::cloud::{Answer, ErrorKind, Reply, Started, VcdError};
 use log::Level;
 use std::time::Duration;
@@ -22,10 +22,6 @@ pub const FIND_PAUSE: Duration = Duration::from_secs(1);
 pub const LABEL_DELAY: Duration = Duration::from_secs(30);
 /// Tries to write what nothing depends on: the label, and the end of a suspend's mark.
 pub const LABEL_TRIES: u32 = 3;
-/// So many creates whose one request VCD took and whose task failed lead to another way of making VMs.
-pub const WHOLE_FAILURES: u32 = 2;
-/// That other way is kept for so long, if it works.
-pub const WHOLE_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 impl Group {
     /// VCD's answer to the request that begins an operation.
@@ -147,20 +143,20 @@ impl Group {
                 self.over(key);
                 self.create_failed(key, Some(error));
             }
-            _ => {
+            kind => {
                 self.over(key);
                 self.create_failed(key, Some(error));
-                self.count_create_failure(key, false);
+                let counts = match whole {
+                    true => kind != ErrorKind::Invalid || self.whole_failed(error),
+                    false => {
+                        self.steps_failed();
+                        true
+                    }
+                };
+                if counts {
+                    self.count_create_failure(key, false);
+                }
             }
-        }
-    }
-
-    /// VCD does not make a VM with everything in one request: from now on in three, for ever or until then.
-    pub(super) fn take_apart(&mut self, why: &str, until: Option<Time>) {
-        if std::mem::take(&mut self.whole) {
-            self.steps_until = until;
-            let text = format!("{why}; from now on VMs are made in three steps: compose, reconfigure, power on");
-            self.say_plain(Level::Warn, text);
         }
     }
 

@@ -2,10 +2,15 @@
 
 use super::instance::{Desired, Observed};
 use super::limits::{DELETE_RETRY_MAX, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
-use super::{Group, Instance, Key, MAX_PAST, PRUNE_AFTER};
+use super::{Group, Instance, Key, MAX_PAST, PRUNE_AFTER, Time};
 use crate::cloud::{ErrorKind, VcdError};
 use log::Level;
 use std::time::Duration;
+
+/// So many creates that carry everything and fail lead to another way of making VMs.
+pub const WHOLE_FAILURES: u32 = 2;
+/// That other way is kept for so long if it works, and not tried again for so long if not.
+pub const WHOLE_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 impl Group {
     // Endings.
@@ -111,11 +116,37 @@ impl Group {
     /// A create failed in its steps or at its guest, and has left a vApp behind.
     pub(super) fn made_badly(&mut self, key: Key, error: &VcdError) {
         let steps = self.instances.get(&key).and_then(Instance::vapp).is_some_and(|vapp| !vapp.build.whole);
-        if steps && self.steps_until.take().is_some() {
-            // The other way fails as well.
-            (self.whole, self.whole_failures) = (true, 0);
+        if steps {
+            self.steps_failed();
         }
         self.create_left(key, error, true);
+    }
+
+    /// A create in steps failed: if they were tried because the one request failed, that is the way again.
+    pub(super) fn steps_failed(&mut self) {
+        self.whole |= self.steps_until.is_some();
+    }
+
+    /// A create that carries everything failed, for a reason that steps may not have. If that happens again, VMs are made in
+    /// steps for a while. Whether it says something of VCD: not before steps were tried.
+    pub(super) fn whole_failed(&mut self, error: &VcdError) -> bool {
+        if !self.whole || self.steps_until.is_some() || error.kind == ErrorKind::Aborted {
+            return true;
+        }
+        self.whole_failures += 1;
+        if self.whole_failures >= WHOLE_FAILURES {
+            self.take_apart(&error.to_string(), Some(self.now + WHOLE_AGAIN));
+        }
+        false
+    }
+
+    /// VCD does not make a VM with everything in one request: from now on in three, for ever or until then.
+    pub(super) fn take_apart(&mut self, why: &str, until: Option<Time>) {
+        if std::mem::take(&mut self.whole) {
+            self.steps_until = until;
+            let text = format!("{why}; from now on VMs are made in three steps: compose, reconfigure, power on");
+            self.say_plain(Level::Warn, text);
+        }
     }
 
     /// A create failed and has left a vApp behind. `counts`: that says something of VCD.

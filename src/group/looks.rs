@@ -1,6 +1,6 @@
 //! What a direct look at a vApp, or a search for a name, shows, and what follows.
 
-use super::answers::{LOOK_PAUSE, WHOLE_AGAIN, WHOLE_FAILURES, wrong_reply};
+use super::answers::{LOOK_PAUSE, wrong_reply};
 use super::instance::{Desired, Kind, Observed, Operation, Origin, Stage};
 use super::limits::{DELETE_RETRY_MAX, RETRY_BASE, RETRY_MAX, doubled};
 use super::next::UNKNOWN_WINDOW;
@@ -394,8 +394,8 @@ impl Group {
                 vapp.settle(power, now);
                 return self.say_of(Level::Info, key, "it was made, but not powered on: that is done now".into());
             }
-            self.whole_failed(key, &error);
-            return;
+            let counts = self.whole_failed(&error);
+            return self.create_left(key, &error, counts);
         }
         if power == Power::On {
             return self.on_for_the_first_time(key);
@@ -411,18 +411,5 @@ impl Group {
         if let Some(vapp) = self.instances.get_mut(&key).and_then(Instance::vapp_mut) {
             vapp.boots(now, seen);
         }
-    }
-
-    /// The task of a create that carried everything has failed, and what it left cannot be used. If that happens again, VMs
-    /// are made in steps for a while: only where that fails, too, it says something of VCD.
-    fn whole_failed(&mut self, key: Key, error: &VcdError) {
-        let untried = self.whole && error.kind != ErrorKind::Aborted;
-        if untried {
-            self.whole_failures += 1;
-            if self.whole_failures >= WHOLE_FAILURES {
-                self.take_apart(&error.to_string(), Some(self.now + WHOLE_AGAIN));
-            }
-        }
-        self.create_left(key, error, !untried);
     }
 }

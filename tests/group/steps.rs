@@ -693,6 +693,22 @@ fn creates_whose_one_task_fails_are_tried_in_steps_once() {
 }
 
 #[test]
+fn creates_that_vcd_refuses_in_one_request_are_tried_in_steps_once() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
+    play.increase(1);
+    for n in 1..=4 {
+        play.until("create", n);
+        play.fail("create", ErrorKind::Invalid);
+    }
+    let whole = |(_, _, request): &(u64, &str, Option<Request>)| match request {
+        Some(Request::Create { whole, .. }) => Some(*whole),
+        _ => None,
+    };
+    assert_eq!(play.asked.iter().filter_map(whole).collect::<Vec<_>>(), [true, true, false, true]);
+    assert_eq!(play.group.standing(Time(play.now)).failures, 2, "that of the steps, and what followed");
+}
+
+#[test]
 fn what_is_over_a_quota_is_tried_again_when_one_of_ours_is_gone() {
     let mut play = Play::holding(policy(), fleet(1), &["create"]);
     play.increase(1);

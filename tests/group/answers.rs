@@ -299,7 +299,8 @@ fn a_create_is_repeated_looked_up_or_taken_apart() {
         (State, BACKOFF, 1),
         (Quota, QUOTA, 1),
         (Forbidden, LONG, 1),
-        (Invalid, LONG, 1),
+        // In steps it may be taken.
+        (Invalid, LONG, 0),
         (NotFound, LONG, 1),
     ] {
         let mut play = Play::new();

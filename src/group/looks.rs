@@ -271,6 +271,10 @@ impl Group {
             (Kind::Suspend, Power::Suspended) => self.asleep(key),
             (Kind::Resume, Power::On) => self.woke(key),
             _ if may_come => self.look_again(key),
+            (Kind::Suspend, Power::On) => {
+                i.operation = None;
+                i.never_slept();
+            }
             _ => self.over(key),
         }
     }
@@ -368,6 +372,7 @@ impl Group {
                     self.woke(key);
                 }
             }
+            (Guest::Returning { since: None, .. }, Power::On) if !seen.busy => i.never_slept(),
             _ => {
                 vapp.against = 0;
                 if missing && !seen.busy {

@@ -4,7 +4,7 @@
 use super::instance::{Cause, Desired, Instance, Kind, Observed, Operation, Origin, Question, Stage};
 use super::limits::Lane;
 use super::time::{Seen, Sight, Time};
-use super::vapp::{Guest, Label, Removal, Vapp};
+use super::vapp::{Guest, Label, Mark, Removal, Vapp};
 use super::{PRUNE_AFTER, Policy, UNHEALTHY_GRACE};
 use crate::cloud::{Href, Power};
 use std::net::IpAddr;
@@ -264,7 +264,7 @@ impl From<'_> {
         match self.rest(i, vapp) {
             Some(step) => step,
             None if vapp.power == Power::Suspended => Step::Wait,
-            None if !vapp.marked => self.change(i, vapp, Kind::Mark(true)),
+            None if vapp.mark != Mark::Written => self.change(i, vapp, Kind::Mark(true)),
             None => self.change(i, vapp, Kind::Suspend),
         }
     }
@@ -280,7 +280,7 @@ impl From<'_> {
 
     /// What nobody waits for: the label, and the mark of a suspend that is over.
     fn tidy(&mut self, i: &Instance, vapp: &Vapp) -> Step {
-        if vapp.marked && vapp.power == Power::On {
+        if vapp.mark != Mark::Absent && vapp.power == Power::On {
             return self.change(i, vapp, Kind::Mark(false));
         }
         match vapp.label {

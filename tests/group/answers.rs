@@ -376,6 +376,17 @@ fn what_is_made_without_hardware_is_given_each_thing_once() {
 }
 
 #[test]
+fn one_that_somebody_powers_on_between_its_steps_gives_back_its_slot() {
+    let used = |play: &Play| play.group.standing(Time(play.now)).creates.used;
+    let mut play = Play::composed();
+    assert_eq!(used(&play), 1, "the next step has it");
+    play.power = Power::On;
+    play.shows(false, false);
+    play.expect("look", AT_ONCE);
+    assert_eq!(used(&play), 0, "no step follows");
+}
+
+#[test]
 fn a_fitting_that_fails_is_looked_at() {
     use ErrorKind::*;
     for (kind, pause) in [(Busy, 3_000..=3_000), (Unavailable, BACKOFF), (Auth, BACKOFF), (Limit, THROTTLED)] {
@@ -1025,6 +1036,32 @@ fn a_suspend_that_failed_and_worked_is_resumed_however_long_that_takes() {
     play.expect("power_on", 0..=3_000);
     assert!(play.said("VCD suspends it") && !play.said("VCD resumes it"));
     assert_eq!(play.state(), State::Resuming);
+}
+
+#[test]
+fn a_suspend_that_did_not_work_leaves_nothing_to_resume() {
+    // Its answer was lost, and the host wants it back before it is known that nothing was done.
+    let mut play = Play::tired().lost();
+    play.resume();
+    play.quiet(59_000);
+    play.shows(false, false);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
+    // VCD refused it, or its task failed.
+    let mut play = Play::tired();
+    play.resume();
+    play.answer(failed(ErrorKind::Failed));
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
+    let mut play = Play::tired();
+    play.task = TaskState::Running;
+    play.answer(started(Some("t/1")));
+    play.resume();
+    play.task = TaskState::Failed(error(ErrorKind::Failed));
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
 }
 
 #[test]

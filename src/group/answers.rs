@@ -43,7 +43,7 @@ impl Group {
                 // What a look has shown may be another when the pause is over.
                 let (now, until) = (self.now, self.throttle.until(self.now));
                 let Some(i) = self.instances.get_mut(&key) else { return };
-                if kind.lane() == Some(Lane::Create) && i.vapp().is_some() {
+                if matches!(kind.lane(), Some(Lane::Create | Lane::Delete)) && i.vapp().is_some() {
                     i.attempts.look.next = until.unwrap_or(now);
                     i.vapp_mut().into_iter().for_each(|vapp| vapp.document = None);
                 }

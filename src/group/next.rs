@@ -180,7 +180,7 @@ impl From<'_> {
         }
     }
 
-    /// It has to go. What may be held, or shared, is looked at first.
+    /// It has to go. What may be held, shared or taken over is looked at first, and so is what could not be deleted before.
     fn delete(&mut self, i: &Instance, vapp: &Vapp) -> Step {
         if !self.reached(i.attempts.delete.next) {
             return Step::Wait;
@@ -188,8 +188,9 @@ impl From<'_> {
         let unclear = vapp.doubt
             || i.origin != Origin::Requested
             || vapp.removal != Removal::Force
+            || i.attempts.delete.tries > 0
             || vapp.record.as_ref().is_some_and(|record| record.busy);
-        if !vapp.proven || vapp.shared || (unclear && vapp.document.is_none()) {
+        if !vapp.proven || vapp.shared || vapp.is_missing() || (unclear && vapp.document.is_none()) {
             return self.look(i);
         }
         Step::Begin(Kind::Delete(vapp.removal))

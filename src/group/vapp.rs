@@ -258,6 +258,16 @@ impl Vapp {
         self.missed >= self.patience
     }
 
+    /// A look shows it: if it was missing, the polls lag behind. Tells whether it was.
+    pub fn is_found(&mut self) -> bool {
+        let missing = self.is_missing();
+        if missing {
+            self.missed = 0;
+            self.patience = (self.patience * 2).min(MISSED_POLLS_MAX);
+        }
+        missing
+    }
+
     /// Something is to be settled by a direct look.
     pub fn wants_look(&self) -> bool {
         self.is_missing() || self.doubt || self.is_unchecked()

@@ -427,8 +427,8 @@ fn a_delete_is_repeated_or_done_without_force() {
         (Busy, "look", 3_000..=3_000),
         (Ambiguous, "look", BACKOFF),
         (Protocol, "look", BACKOFF),
-        (Unavailable, "delete", BACKOFF),
-        (Quota, "delete", LONG),
+        (Unavailable, "look", BACKOFF),
+        (Quota, "look", LONG),
         (NotFound, "create", BACKOFF),
         (Forbidden, "undeploy", AT_ONCE),
         (Invalid, "undeploy", AT_ONCE),
@@ -439,20 +439,26 @@ fn a_delete_is_repeated_or_done_without_force() {
         assert_eq!(play.group.standing(Time(play.now)).throttled, u64::from(kind == Limit), "{kind:?}");
         play.expect(next, pause);
     }
+    // What could not be deleted is looked at before it is tried again.
+    let again = |play: &mut Play, pause, next: &str| {
+        play.expect("look", pause);
+        play.shows(false, false);
+        play.expect(next, AT_ONCE);
+    };
     let mut play = Play::scrapped();
     play.answer(failed(Unavailable));
-    play.expect("delete", BACKOFF);
+    again(&mut play, BACKOFF, "delete");
     play.answer(failed(Unavailable));
-    play.expect("delete", BACKOFF_TWICE);
+    again(&mut play, BACKOFF_TWICE, "delete");
 
     let mut play = Play::scrapped();
     play.answer(failed(State));
     play.expect("undeploy", AT_ONCE);
     play.answer(failed(State));
-    play.expect("delete_stopped", BACKOFF);
+    again(&mut play, BACKOFF, "delete_stopped");
     play.answer(failed(State));
     // By force again: VCD may have changed its mind.
-    play.expect("delete", BACKOFF_TWICE);
+    again(&mut play, BACKOFF_TWICE, "delete");
     play.answer(failed(State));
     play.expect("undeploy", AT_ONCE);
     play.answer(started(None));
@@ -460,12 +466,18 @@ fn a_delete_is_repeated_or_done_without_force() {
     play.power = Power::On;
     play.shows(false, false);
     // It has not stopped it: that is one more failure.
-    play.expect("undeploy", 30_000..=50_000);
+    again(&mut play, 30_000..=50_000, "undeploy");
     play.answer(started(None));
     play.expect("look", AT_ONCE);
     play.power = Power::Off;
     play.shows(false, false);
     play.expect("delete_stopped", AT_ONCE);
+    // Somebody takes it over meanwhile, which polls do not show.
+    play.answer(failed(Forbidden));
+    play.expect("look", LONG);
+    play.sees(|vapp| vapp.name = "kept".into());
+    play.expect("create", AT_ONCE);
+    assert!(play.said("left alone from now on"));
 }
 
 #[test]

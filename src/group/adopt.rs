@@ -4,7 +4,7 @@
 use super::instance::{Cause, Desired, Observed, Origin};
 use super::next::CUSTOMIZATION_USUAL;
 use super::owner::{Owner, Ownership};
-use super::vapp::{CHECKS, Guest, Record, Vapp};
+use super::vapp::{CHECKS, Guest, Mark, Record, Vapp};
 use super::{Group, Instance, Key, MAX_FOREIGN, Name, OnShutdown};
 use crate::cloud::{self, Customization, Href, Poll, Power, UnixMs, Vm};
 use log::Level;
@@ -134,7 +134,10 @@ impl Group {
             i.age_before = i.age_before.max(Duration::from_millis(start.saturating_sub(created)));
         }
         if let Some(vapp) = i.vapp_mut() {
-            (vapp.proven, vapp.marked) = (true, seen.marked);
+            vapp.proven = true;
+            if seen.marked {
+                vapp.mark = Mark::Written;
+            }
             let made = seen.made.as_ref();
             vapp.external = made.and_then(|made| made.external);
             let any = vapp.labelled && !Owner::is_marked(seen.description.as_deref());

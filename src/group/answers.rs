@@ -6,7 +6,7 @@ use super::instance::{Desired, Kind, Operation, Question, Stage};
 use super::limits::{DELETE_RETRY_MAX, Lane, RETRY_BASE, RETRY_MAX, doubled};
 use super::next::CANCEL_PATIENCE;
 use super::time::Stopwatch;
-use super::vapp::{Label, Removal, Vapp};
+use super::vapp::{Label, Mark, Removal, Vapp};
 use super::{Group, Instance, Key};
 use crate::cloud::{Answer, ErrorKind, Reply, Started, VcdError};
 use log::Level;
@@ -43,7 +43,7 @@ impl Group {
                 // What a look has shown may be another when the pause is over.
                 let (now, until) = (self.now, self.throttle.until(self.now));
                 let Some(i) = self.instances.get_mut(&key) else { return };
-                if kind.lane() == Some(Lane::Create) && i.vapp().is_some() {
+                if matches!(kind.lane(), Some(Lane::Create | Lane::Delete)) && i.vapp().is_some() {
                     i.attempts.look.next = until.unwrap_or(now);
                     i.vapp_mut().into_iter().for_each(|vapp| vapp.document = None);
                 }
@@ -217,8 +217,13 @@ impl Group {
                 i.vapp_mut().into_iter().for_each(|vapp| vapp.doubt = true);
             }
             _ => {
-                // It may be suspended already.
-                i.vapp_mut().into_iter().for_each(|vapp| vapp.doubt = kind == Kind::Suspend);
+                if let Some(vapp) = i.vapp_mut() {
+                    // It may be suspended already.
+                    vapp.doubt = kind == Kind::Suspend;
+                    if kind == Kind::Mark(true) {
+                        vapp.mark = Mark::Absent;
+                    }
+                }
                 self.not_suspended(key, error);
             }
         }
@@ -240,7 +245,7 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         if i.attempts.change.tries >= LABEL_TRIES {
             i.attempts.change.reset();
-            i.vapp_mut().into_iter().for_each(|vapp| vapp.marked = false);
+            i.vapp_mut().into_iter().for_each(|vapp| vapp.mark = Mark::Absent);
         }
     }
 

@@ -5,7 +5,7 @@ use super::instance::{Desired, Kind, Stage};
 use super::next::UNKNOWN_WINDOW;
 use super::polls::watch_backoff;
 use super::time::Stopwatch;
-use super::vapp::{Guest, Removal};
+use super::vapp::{Guest, Mark, Removal};
 use super::{Group, Instance, Key, Time};
 use crate::cloud::{Answer, ErrorKind, Power, Reply, TaskState, VcdError};
 use log::Level;
@@ -47,8 +47,9 @@ impl Group {
         }
         match state {
             TaskState::Running => {}
-            // Whether it did what was asked for, a look tells.
+            // Whether it did what was asked for, a look tells; a mark is written again.
             _ if found && matches!(kind, Kind::Suspend | Kind::Resume | Kind::PowerOn) => self.look_what_became(key),
+            _ if found && matches!(kind, Kind::Mark(_)) => self.over(key),
             TaskState::Success => self.succeeded(key, kind),
             TaskState::Failed(error) => self.failed(key, kind, error),
             TaskState::Unknown => self.forgotten(key, kind),
@@ -107,7 +108,8 @@ impl Group {
             Kind::Mark(marked) => {
                 i.operation = None;
                 i.attempts.change.reset();
-                i.vapp_mut().into_iter().for_each(|vapp| vapp.marked = marked);
+                let mark = if marked { Mark::Written } else { Mark::Absent };
+                i.vapp_mut().into_iter().for_each(|vapp| vapp.mark = mark);
             }
             Kind::Delete(_) => self.look_what_became(key),
             Kind::Other => self.over(key),
@@ -132,10 +134,7 @@ impl Group {
             Kind::Create { .. } | Kind::Configure | Kind::PowerOn => self.made_badly(key, error),
             Kind::Suspend | Kind::Mark(true) => {
                 i.operation = None;
-                // The host has changed its mind meanwhile.
-                if let Some(vapp) = i.vapp_mut().filter(|vapp| vapp.power == Power::On && vapp.guest.has_run()) {
-                    vapp.guest = Guest::Ready;
-                }
+                i.never_slept();
                 self.not_suspended(key, error);
             }
             Kind::Mark(false) => {
@@ -204,6 +203,14 @@ impl Instance {
         let Some(vapp) = self.vapp_mut() else { return };
         if suspends || vapp.power == Power::Suspended {
             vapp.guest = Guest::Returning { since: None, answers: None, probing: false };
+        }
+    }
+
+    /// Its suspend did not work, and the host has changed its mind meanwhile: there is nothing to resume.
+    pub(super) fn never_slept(&mut self) {
+        let Some(vapp) = self.vapp_mut() else { return };
+        if let (Guest::Returning { since: None, .. }, Power::On) = (&vapp.guest, vapp.power) {
+            vapp.guest = Guest::Ready;
         }
     }
 

@@ -191,6 +191,8 @@ impl Group {
         let most = if unasked { RETRY_MAX } else { DELETE_RETRY_MAX };
         let pause = pause(Some(error.kind), i.attempts.delete.tries, most);
         let pause = i.attempts.delete.fail(now, &mut self.rng, pause);
+        // What a look has shown may be another when the pause is over.
+        i.vapp_mut().into_iter().for_each(|vapp| vapp.document = None);
         self.blame(key, error, &format!("next try in {} s", pause.as_secs()));
     }
 

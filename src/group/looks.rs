@@ -6,7 +6,7 @@ use super::limits::{DELETE_RETRY_MAX, RETRY_BASE, RETRY_MAX, doubled};
 use super::next::UNKNOWN_WINDOW;
 use super::polls::down;
 use super::time::Stopwatch;
-use super::vapp::{CHECKS, Document, Guest, MISSED_POLLS_MAX, Removal};
+use super::vapp::{CHECKS, Document, Guest, Removal};
 use super::{Cause, Group, Instance, Key, Owner, Time};
 use crate::cloud::{self, Answer, ErrorKind, Href, Power, Reply, VcdError};
 use log::Level;
@@ -271,6 +271,10 @@ impl Group {
             (Kind::Suspend, Power::Suspended) => self.asleep(key),
             (Kind::Resume, Power::On) => self.woke(key),
             _ if may_come => self.look_again(key),
+            (Kind::Suspend, Power::On) => {
+                i.operation = None;
+                i.never_slept();
+            }
             _ => self.over(key),
         }
     }
@@ -294,6 +298,7 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let Observed::Vapp(vapp) = &mut i.observed else { return };
         vapp.doubt = false;
+        vapp.is_found();
         vapp.removal = match (vapp.removal, seen.power) {
             (Removal::Force, _) => Removal::Force,
             (_, Power::Off) => Removal::Stopped,
@@ -325,12 +330,7 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let wants_suspended = i.desired == Desired::Suspended;
         let Observed::Vapp(vapp) = &mut i.observed else { return };
-        let missing = vapp.is_missing();
-        if missing {
-            // It is there: the polls lag behind.
-            vapp.missed = 0;
-            vapp.patience = (vapp.patience * 2).min(MISSED_POLLS_MAX);
-        }
+        let missing = vapp.is_found();
         let doubt = std::mem::take(&mut vapp.doubt);
         if doubt && vapp.guest.has_run() && !seen.tasks.is_empty() {
             let task = seen.tasks.first().cloned();
@@ -368,6 +368,7 @@ impl Group {
                     self.woke(key);
                 }
             }
+            (Guest::Returning { since: None, .. }, Power::On) if !seen.busy => i.never_slept(),
             _ => {
                 vapp.against = 0;
                 if missing && !seen.busy {

@@ -4,7 +4,7 @@
 use super::instance::{Cause, Desired, Instance, Kind, Observed, Operation, Origin, Question, Stage};
 use super::limits::Lane;
 use super::time::{Seen, Sight, Time};
-use super::vapp::{Guest, Label, Removal, Vapp};
+use super::vapp::{Guest, Label, Mark, Removal, Vapp};
 use super::{PRUNE_AFTER, Policy, UNHEALTHY_GRACE};
 use crate::cloud::{Href, Power};
 use std::net::IpAddr;
@@ -180,7 +180,7 @@ impl From<'_> {
         }
     }
 
-    /// It has to go. What may be held, or shared, is looked at first.
+    /// It has to go. What may be held, shared or taken over is looked at first, and so is what could not be deleted before.
     fn delete(&mut self, i: &Instance, vapp: &Vapp) -> Step {
         if !self.reached(i.attempts.delete.next) {
             return Step::Wait;
@@ -188,8 +188,9 @@ impl From<'_> {
         let unclear = vapp.doubt
             || i.origin != Origin::Requested
             || vapp.removal != Removal::Force
+            || i.attempts.delete.tries > 0
             || vapp.record.as_ref().is_some_and(|record| record.busy);
-        if !vapp.proven || vapp.shared || (unclear && vapp.document.is_none()) {
+        if !vapp.proven || vapp.shared || vapp.is_missing() || (unclear && vapp.document.is_none()) {
             return self.look(i);
         }
         Step::Begin(Kind::Delete(vapp.removal))
@@ -264,7 +265,7 @@ impl From<'_> {
         match self.rest(i, vapp) {
             Some(step) => step,
             None if vapp.power == Power::Suspended => Step::Wait,
-            None if !vapp.marked => self.change(i, vapp, Kind::Mark(true)),
+            None if vapp.mark != Mark::Written => self.change(i, vapp, Kind::Mark(true)),
             None => self.change(i, vapp, Kind::Suspend),
         }
     }
@@ -280,7 +281,7 @@ impl From<'_> {
 
     /// What nobody waits for: the label, and the mark of a suspend that is over.
     fn tidy(&mut self, i: &Instance, vapp: &Vapp) -> Step {
-        if vapp.marked && vapp.power == Power::On {
+        if vapp.mark != Mark::Absent && vapp.power == Power::On {
             return self.change(i, vapp, Kind::Mark(false));
         }
         match vapp.label {

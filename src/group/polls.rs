@@ -226,7 +226,7 @@ impl Group {
         }
     }
 
-    /// Whether what runs is as it should be.
+    /// Whether what runs, or is suspended, is as it should be.
     pub(super) fn judge(&mut self, key: Key, power: Power, failed: bool) {
         let since = Stopwatch::start(self.sight.at(self.now));
         let Some(vapp) = self.instances.get_mut(&key).and_then(super::Instance::vapp_mut) else { return };
@@ -235,6 +235,7 @@ impl Group {
             // Taken before its customization reported. A job may run on it.
             Power::On if failed => Some(("guest customization failed after all (GC_FAILED)", false)),
             Power::On => None,
+            Power::Suspended if vapp.power == Power::Suspended => None,
             Power::Other if vapp.against < AGAINST_POLLS => None,
             Power::Other => Some(("VCD does not know its power state: its host may be down", true)),
             _ => down(power, false).map(|down| (down, true)),

@@ -4,7 +4,7 @@
 use super::instance::{Cause, Desired, Kind, Operation, Origin, Question, Stage};
 use super::limits::Lane;
 use super::next::{self, At, Step};
-use super::vapp::{Guest, Label, Removal};
+use super::vapp::{Guest, Label, Mark, Removal};
 use super::{Command, GC_INTERVAL, Group, Instance, Key, MAX_LOOKS, MAX_PROBES, Purpose, Time};
 use crate::cloud::{Href, MAX_TASKS_ASKED, Request};
 use log::Level;
@@ -299,6 +299,9 @@ impl Group {
             }
             other => other,
         };
+        if let (Kind::Mark(_), Some(vapp)) = (kind, i.vapp_mut()) {
+            vapp.mark = Mark::Unclear;
+        }
         i.operation = Some(Operation::new(kind, Stage::Sent, Some(slot), now, seen));
         self.ask(Purpose::Operation(key), request);
     }

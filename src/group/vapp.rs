@@ -64,8 +64,16 @@ pub(super) struct Vapp {
     pub label: Label,
     /// The group's label was on it when it was found, or was written since.
     pub labelled: bool,
-    /// It carries the mark of a suspend of ours.
-    pub marked: bool,
+    pub mark: Mark,
+}
+
+/// Whether it carries the mark of a suspend of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mark {
+    Absent,
+    Written,
+    /// A request that writes it, or takes it away, is under way, or its outcome is not known.
+    Unclear,
 }
 
 /// The guest of a vApp, as far as this process has to do with it.
@@ -241,13 +249,23 @@ impl Vapp {
             external: None,
             label: Label::Settled,
             labelled: false,
-            marked: false,
+            mark: Mark::Absent,
         }
     }
 
     /// Polls do not show it, and a look is due.
     pub fn is_missing(&self) -> bool {
         self.missed >= self.patience
+    }
+
+    /// A look shows it: if it was missing, the polls lag behind. Tells whether it was.
+    pub fn is_found(&mut self) -> bool {
+        let missing = self.is_missing();
+        if missing {
+            self.missed = 0;
+            self.patience = (self.patience * 2).min(MISSED_POLLS_MAX);
+        }
+        missing
     }
 
     /// Something is to be settled by a direct look.
@@ -268,6 +286,8 @@ impl Vapp {
     /// It is on for the first time.
     pub fn boots(&mut self, now: Time, seen: Seen) {
         self.guest = Guest::Booting { since: Stopwatch::start(seen), answers: None, probing: false };
+        // No step follows, whoever powered it on.
+        self.build.slot = None;
         self.settle(Power::On, now);
     }
 

@@ -251,6 +251,42 @@ fn a_suspended_one_that_is_off_has_lost_its_memory() {
 }
 
 #[test]
+fn looks_alone_tell_whether_a_suspended_one_is_so_still() {
+    let mut play = Play::suspended();
+    let health = play.health();
+    play.hidden = true;
+    play.to(1200 * SECOND);
+    assert!(play.times("look").len() > 3, "{:?}", play.times("look"));
+    assert_eq!((play.states(), play.health(), play.said("not by us")), (vec![State::Suspended], health, 0));
+    play.documents.get_mut(&href(1)).unwrap().power = Power::Off;
+    let looks = play.times("look").len();
+    play.until("look", looks + 1);
+    assert_eq!((play.states(), play.health()), (vec![State::Suspended], Err("it is powered off".into())));
+    play.to(play.now + 610 * SECOND);
+    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some(Cause::Unhealthy)));
+}
+
+#[test]
+fn a_mark_that_may_be_gone_is_written_again_before_a_suspend() {
+    let mut play = Play::suspended();
+    play.resume();
+    (play.holds, play.tasks) = (vec!["mark", "suspend"], TaskState::Success);
+    play.show(Power::On, false);
+    play.documents.get_mut(&href(1)).unwrap().power = Power::On;
+    play.until("mark", 1);
+    assert_eq!(play.states(), [State::Running]);
+    assert!(matches!(play.held.last(), Some((_, Request::Mark { suspended: false, .. }))), "{:?}", play.held);
+    play.suspend();
+    // Perhaps it was taken away.
+    play.fail("mark", ErrorKind::Ambiguous);
+    play.until("mark", 2);
+    assert!(matches!(play.held.last(), Some((_, Request::Mark { suspended: true, .. }))), "{:?}", play.held);
+    assert_eq!(play.times("suspend"), [0; 0]);
+    play.release("mark", None);
+    assert_eq!(play.times("suspend").len(), 1);
+}
+
+#[test]
 fn polls_say_nothing_of_one_that_is_being_resumed() {
     let mut play = Play::suspended();
     play.holds = vec!["power_on"];

@@ -376,6 +376,17 @@ fn what_is_made_without_hardware_is_given_each_thing_once() {
 }
 
 #[test]
+fn one_that_somebody_powers_on_between_its_steps_gives_back_its_slot() {
+    let used = |play: &Play| play.group.standing(Time(play.now)).creates.used;
+    let mut play = Play::composed();
+    assert_eq!(used(&play), 1, "the next step has it");
+    play.power = Power::On;
+    play.shows(false, false);
+    play.expect("look", AT_ONCE);
+    assert_eq!(used(&play), 0, "no step follows");
+}
+
+#[test]
 fn a_fitting_that_fails_is_looked_at() {
     use ErrorKind::*;
     for (kind, pause) in [(Busy, 3_000..=3_000), (Unavailable, BACKOFF), (Auth, BACKOFF), (Limit, THROTTLED)] {
@@ -416,8 +427,8 @@ fn a_delete_is_repeated_or_done_without_force() {
         (Busy, "look", 3_000..=3_000),
         (Ambiguous, "look", BACKOFF),
         (Protocol, "look", BACKOFF),
-        (Unavailable, "delete", BACKOFF),
-        (Quota, "delete", LONG),
+        (Unavailable, "look", BACKOFF),
+        (Quota, "look", LONG),
         (NotFound, "create", BACKOFF),
         (Forbidden, "undeploy", AT_ONCE),
         (Invalid, "undeploy", AT_ONCE),
@@ -428,20 +439,26 @@ fn a_delete_is_repeated_or_done_without_force() {
         assert_eq!(play.group.standing(Time(play.now)).throttled, u64::from(kind == Limit), "{kind:?}");
         play.expect(next, pause);
     }
+    // What could not be deleted is looked at before it is tried again.
+    let again = |play: &mut Play, pause, next: &str| {
+        play.expect("look", pause);
+        play.shows(false, false);
+        play.expect(next, AT_ONCE);
+    };
     let mut play = Play::scrapped();
     play.answer(failed(Unavailable));
-    play.expect("delete", BACKOFF);
+    again(&mut play, BACKOFF, "delete");
     play.answer(failed(Unavailable));
-    play.expect("delete", BACKOFF_TWICE);
+    again(&mut play, BACKOFF_TWICE, "delete");
 
     let mut play = Play::scrapped();
     play.answer(failed(State));
     play.expect("undeploy", AT_ONCE);
     play.answer(failed(State));
-    play.expect("delete_stopped", BACKOFF);
+    again(&mut play, BACKOFF, "delete_stopped");
     play.answer(failed(State));
     // By force again: VCD may have changed its mind.
-    play.expect("delete", BACKOFF_TWICE);
+    again(&mut play, BACKOFF_TWICE, "delete");
     play.answer(failed(State));
     play.expect("undeploy", AT_ONCE);
     play.answer(started(None));
@@ -449,12 +466,18 @@ fn a_delete_is_repeated_or_done_without_force() {
     play.power = Power::On;
     play.shows(false, false);
     // It has not stopped it: that is one more failure.
-    play.expect("undeploy", 30_000..=50_000);
+    again(&mut play, 30_000..=50_000, "undeploy");
     play.answer(started(None));
     play.expect("look", AT_ONCE);
     play.power = Power::Off;
     play.shows(false, false);
     play.expect("delete_stopped", AT_ONCE);
+    // Somebody takes it over meanwhile, which polls do not show.
+    play.answer(failed(Forbidden));
+    play.expect("look", LONG);
+    play.sees(|vapp| vapp.name = "kept".into());
+    play.expect("create", AT_ONCE);
+    assert!(play.said("left alone from now on"));
 }
 
 #[test]
@@ -1025,6 +1048,32 @@ fn a_suspend_that_failed_and_worked_is_resumed_however_long_that_takes() {
     play.expect("power_on", 0..=3_000);
     assert!(play.said("VCD suspends it") && !play.said("VCD resumes it"));
     assert_eq!(play.state(), State::Resuming);
+}
+
+#[test]
+fn a_suspend_that_did_not_work_leaves_nothing_to_resume() {
+    // Its answer was lost, and the host wants it back before it is known that nothing was done.
+    let mut play = Play::tired().lost();
+    play.resume();
+    play.quiet(59_000);
+    play.shows(false, false);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
+    // VCD refused it, or its task failed.
+    let mut play = Play::tired();
+    play.resume();
+    play.answer(failed(ErrorKind::Failed));
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
+    let mut play = Play::tired();
+    play.task = TaskState::Running;
+    play.answer(started(Some("t/1")));
+    play.resume();
+    play.task = TaskState::Failed(error(ErrorKind::Failed));
+    play.quiet(20_000);
+    assert_eq!(play.state(), State::Running);
 }
 
 #[test]

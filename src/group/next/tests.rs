@@ -56,7 +56,7 @@ const OBSERVED: [(&str, Observing); 9] = [
     ("runs", || with_vapp(Power::On, Guest::Ready)),
     ("runs, marked", || {
         let mut i = with_vapp(Power::On, Guest::Ready);
-        i.vapp_mut().unwrap().marked = true;
+        i.vapp_mut().unwrap().mark = Mark::Written;
         i
     }),
     ("suspended", || with_vapp(Power::Suspended, Guest::Ready)),

@@ -546,7 +546,9 @@ impl World {
             made,
             created: Some(self.model.unix(vapp.created)),
             labelled: false,
-            marked: vapp.metadata.get(MARK).is_some_and(|(_, value)| &**value == "yes"),
+            // That is asked for only where it counts.
+            marked: power(self.model.vapp_status(vapp)) == cloud::Power::Suspended
+                && vapp.metadata.get(MARK).is_some_and(|(_, value)| &**value == "yes"),
         })
     }
 

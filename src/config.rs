@@ -1,5 +1,5 @@
-//! plugin_config and connector_config as the host gives them at Init, turned into settings, or into one error that names
-//! every mistake. It reads the files that are named there, but the certificates' (and the token's only if credentials are
+//! plugin_config and connector_config as the host gives them at Init, turned into settings, and into lists of what is wrong
+//! with them and of what their user should know. It reads the files that are named there, but the certificates' (and the token's only if credentials are
 //! derived from it), and asks nothing of VCD: whether a name exists there is found out later.
 
 use crate::access::{Key, Protocol, Seed};
@@ -49,6 +49,10 @@ const MAX_SHOWN: usize = 64;
 const MAX_UNKNOWN_NAMED: usize = 10;
 /// A known key is suggested for an unknown one that is at most so many edits away.
 const MAX_EDITS: usize = 3;
+/// Guests do not boot with less memory: as a rule GB were written where MB are expected.
+const LITTLE_MEMORY_MB: u32 = 256;
+/// With a longer `reconcile_interval` VMs are seen late.
+const SLOW_INTERVAL: Duration = Duration::from_secs(60);
 /// The kernel's limit for a socket's path, in bytes.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -92,6 +96,21 @@ pub struct Config {
     pub seed_is_token: bool,
     /// What the user should know: unknown keys with the nearest known key, an `http://` url.
     pub warnings: Vec<String>,
+}
+
+/// The settings as far as they could be read: what is wrong is empty in them.
+pub struct Draft {
+    /// The settings.
+    pub config: Config,
+    /// What is wrong, one mistake each, on one line, without anything of the token, the password or the key.
+    pub errors: Vec<String>,
+}
+
+impl Draft {
+    /// The settings, or all mistakes in one line.
+    pub fn checked(self) -> Result<Config, String> {
+        if self.errors.is_empty() { Ok(self.config) } else { Err(self.errors.join("; ")) }
+    }
 }
 
 /// A key of plugin_config.
@@ -273,13 +292,17 @@ impl Config {
         [&vcd.url, &vcd.org, &vcd.vdc, &policy.prefix, &policy.group, &policy.manager]
     }
 
-    /// Reads plugin_config (JSON, at most [`MAX_CONFIG`] bytes) and connector_config. The error names every mistake, in
-    /// one line, and holds nothing of the token, the password or the key.
+    /// [`Config::read`], for whom a mistake ends it: the error names every one.
     pub fn parse(plugin_config: &[u8], connector: &Connector) -> Result<Config, String> {
-        Config::parse_with(plugin_config, connector, std::env::var(TOKEN_VARIABLE).ok())
+        Config::read(plugin_config, connector).checked()
     }
 
-    fn parse_with(plugin_config: &[u8], connector: &Connector, token: Option<String>) -> Result<Config, String> {
+    /// Reads plugin_config (JSON, at most [`MAX_CONFIG`] bytes) and connector_config.
+    pub fn read(plugin_config: &[u8], connector: &Connector) -> Draft {
+        Config::read_with(plugin_config, connector, std::env::var(TOKEN_VARIABLE).ok())
+    }
+
+    fn read_with(plugin_config: &[u8], connector: &Connector, token: Option<String>) -> Draft {
         let mut reading = Reading::default();
         match object(plugin_config) {
             Ok(object) => reading.read(&object),
@@ -291,16 +314,12 @@ impl Config {
         reading.check_hardware();
         reading.check_names();
         reading.check_tables();
+        reading.check_pace();
         let lease = reading.lease();
         let user_data = reading.file("user_data_file", MAX_USER_DATA);
         let custom_script = reading.file("customization_script_file", vcd::MAX_SCRIPT);
         let access = reading.connector(connector, token.as_ref(), custom_script);
-        let (Some(ip_mode), Some(access), Some(token), true) = (ip_mode, access, token, reading.mistakes.is_empty())
-        else {
-            let mut sentences = reading.mistakes;
-            sentences.append(&mut reading.warnings);
-            return Err(sentences.join("; "));
-        };
+        let token = token.unwrap_or_else(|| vcd::Token::Text(Secret::new("")));
         let vcd = vcd::Settings {
             url,
             org: reading.text("org"),
@@ -352,7 +371,8 @@ impl Config {
         };
         let seed_is_token = access.seed.is_some() && reading.some("credentials_seed").is_none();
         let warnings = reading.warnings;
-        Ok(Config { vcd, policy, access, debug_server_addr, seed_is_token, warnings })
+        let config = Config { vcd, policy, access, debug_server_addr, seed_is_token, warnings };
+        Draft { config, errors: reading.mistakes }
     }
 }
 
@@ -406,8 +426,10 @@ impl Reading {
                 Ok(found) => _ = self.values.insert(key.name, found),
                 Err(mistake) => self.mistakes.push(mistake),
             }
+            // A token with white space is refused anyway.
             if let Some(Found::Text(text)) = self.values.get(key.name)
                 && text.trim() != text
+                && key.name != "token"
             {
                 self.warnings.push(format!("{}: begins or ends with white space, which is kept", key.name));
             }
@@ -422,7 +444,7 @@ impl Reading {
         }
         let unknown: Vec<&String> = object.keys().filter(|name| KEYS.iter().all(|key| key.name != *name)).collect();
         for name in unknown.iter().take(MAX_UNKNOWN_NAMED) {
-            self.warnings.push(match nearest(name) {
+            self.warnings.push(match nearest_key(name) {
                 Some(known) => format!("unknown key {} is ignored, did you mean {known}?", shown(name)),
                 None => format!("unknown key {} is ignored", shown(name)),
             });
@@ -444,14 +466,13 @@ impl Reading {
     }
 
     /// What the table cannot say. Answers the values that are not taken as they are: mode, url, debug address.
-    fn check(&mut self) -> (Option<vcd::IpMode>, String, Option<String>) {
+    fn check(&mut self) -> (vcd::IpMode, String, Option<String>) {
         let ip_mode = match self.text("ip_allocation_mode").as_str() {
-            "POOL" => Some(vcd::IpMode::Pool),
-            "DHCP" => Some(vcd::IpMode::Dhcp),
-            "" => None,
+            "POOL" | "" => vcd::IpMode::Pool,
+            "DHCP" => vcd::IpMode::Dhcp,
             other => {
                 self.mistakes.push(format!("invalid ip_allocation_mode: {} (expected POOL or DHCP)", shown(other)));
-                None
+                vcd::IpMode::Pool
             }
         };
 
@@ -460,8 +481,13 @@ impl Reading {
             match check_url(&url) {
                 Ok(true) => {}
                 Ok(false) => self.warnings.push("url: with http:// the token is sent unencrypted".into()),
-                Err(wrong) => self.mistakes.push(format!("url: {wrong}")),
+                Err(wrong) => {
+                    self.mistakes.push(format!("url: {wrong}"));
+                    url.clear();
+                }
             }
+        }
+        if !url.is_empty() {
             url.truncate(url.trim_end_matches('/').len());
             if !url.ends_with("/api") {
                 url.push_str("/api");
@@ -488,7 +514,6 @@ impl Reading {
         if let Some(address) = &mut address {
             if address.starts_with(':') {
                 address.insert_str(0, "0.0.0.0");
-                self.warnings.push("debug_server_addr: without a host it serves everyone who can reach it".into());
             }
             let path = address.strip_prefix("unix:");
             if !path
@@ -496,6 +521,9 @@ impl Reading {
             {
                 let text = "debug_server_addr: expected HOST:PORT, such as 127.0.0.1:27060, or unix:/PATH";
                 self.mistakes.push(text.into());
+            } else if path.is_none() && !is_loopback(address) {
+                let text = "everyone who can reach this address can read the debug page, which asks for no password";
+                self.warnings.push(format!("debug_server_addr: {}: {text}", shown(address)));
             }
         }
         (ip_mode, url, address)
@@ -554,6 +582,19 @@ impl Reading {
         if !memory.is_multiple_of(4) {
             self.mistakes.push(format!("memory_mb: {memory} is not a multiple of 4"));
         }
+        if (1..LITTLE_MEMORY_MB).contains(&memory) {
+            self.warnings
+                .push(format!("memory_mb: {memory} MB is too little for a guest; {memory} GB are {}", memory * 1024));
+        }
+    }
+
+    /// What makes the plugin slow.
+    fn check_pace(&mut self) {
+        let interval = self.span("reconcile_interval");
+        if interval > SLOW_INTERVAL {
+            let text = format!("reconcile_interval: VMs that are lost are noticed up to {} late", in_go(interval));
+            self.warnings.push(text);
+        }
     }
 
     /// What is no name but an id or a link has to be one of its kind.
@@ -569,6 +610,7 @@ impl Reading {
             let text = self.text(key);
             if let Err(wrong) = vcd::check_name(kind, &text) {
                 self.mistakes.push(format!("{key}: {wrong}, found {}", shown(&text)));
+                self.values.remove(key);
             }
         }
     }
@@ -620,7 +662,8 @@ impl Reading {
                 _ => Ok(text),
             }
         };
-        read().map(Secret::new).map_err(|why| self.mistakes.push(format!("{key}: {}: {why}", shown(&path)))).ok()
+        let wrong = |why| format!("{key}: {}: {why}{}", shown(&path), tilde(&path));
+        read().map(Secret::new).map_err(|why| self.mistakes.push(wrong(why))).ok()
     }
 
     /// What credentials are derived from: the seed or, if there is none, the token as it is now. `None` after a mistake.
@@ -632,14 +675,13 @@ impl Reading {
         Some(Seed::new(secret))
     }
 
-    /// connector_config, and what else is for the guests. `None` if there is a mistake in it.
+    /// connector_config, and what else is for the guests.
     fn connector(
         &mut self,
         connector: &Connector,
         token: Option<&vcd::Token>,
         custom_script: Option<Secret>,
-    ) -> Option<access::Settings> {
-        let known = self.mistakes.len();
+    ) -> access::Settings {
         let mut wrong = |key: &str, text: String| self.mistakes.push(format!("connector_config: {key}: {text}"));
 
         if !matches!(connector.os.as_str(), "" | "linux" | "windows") {
@@ -731,7 +773,7 @@ impl Reading {
         if let Err(error) = access::check(&settings, None) {
             self.mistakes.push(error);
         }
-        (self.mistakes.len() == known).then_some(settings)
+        settings
     }
 }
 
@@ -984,13 +1026,30 @@ fn is_host_port(address: &str) -> bool {
 }
 
 /// The known key that `name` was probably meant to be.
-fn nearest(name: &str) -> Option<&'static str> {
-    let name: String = name.chars().take(MAX_SHOWN).flat_map(char::to_lowercase).collect();
-    let name = name.replace('-', "_");
-    let distances = KEYS.iter().map(|key| (edits(&name, key.name), key.name));
-    let (distance, known) = distances.min()?;
+fn nearest_key(name: &str) -> Option<&'static str> {
+    nearest(&name.replace('-', "_"), KEYS.iter().map(|key| key.name))
+}
+
+/// What of `known` was probably meant by `name`, whatever is in capitals.
+pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = |name: &str| name.chars().take(MAX_SHOWN).flat_map(char::to_lowercase).collect::<String>();
+    let name = lower(name);
+    let (distance, known) = known.map(|known| (edits(&name, &lower(known)), known)).min()?;
     // Half of a short name must not be guessed.
     (distance <= MAX_EDITS && distance * 2 < known.len()).then_some(known)
+}
+
+/// To be said of a path that could not be read, if that is why.
+pub(crate) fn tilde(path: &str) -> &'static str {
+    if path.starts_with('~') { "; ~ is not expanded: write the whole path" } else { "" }
+}
+
+/// Whether only this machine reaches an address that [`is_host_port`].
+fn is_loopback(address: &str) -> bool {
+    match address.parse::<SocketAddr>() {
+        Ok(address) => address.ip().to_canonical().is_loopback(),
+        Err(_) => address.rsplit_once(':').is_some_and(|(host, _)| host.eq_ignore_ascii_case("localhost")),
+    }
 }
 
 /// How many characters have to be inserted, removed or replaced to get from one to the other (Levenshtein).

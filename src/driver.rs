@@ -110,10 +110,11 @@ impl Plugin {
         }
         // A call that the host gives up leaves the plugin as if it had not come.
         let mut reset = ResetUnlessRunning { plugin: self, done: false };
-        let config = Config::parse(config, &connector).map_err(CallError::Invalid)?;
-        for warning in &config.warnings {
+        let draft = Config::read(config, &connector);
+        for warning in &draft.config.warnings {
             log::warn!("{warning}");
         }
+        let config = draft.checked().map_err(CallError::Invalid)?;
         let vcd = &config.vcd;
         let id = ["vcd", &vcd.org, &vcd.vdc, &vcd.network, &vcd.vapp_prefix, &config.policy.group].join("/");
         let mut provider = Provider {
@@ -204,7 +205,11 @@ impl Plugin {
         let stopped = driver.wait(shutdown_time(deadline), Group::stopped).await;
         if !stopped {
             let left = driver.group.borrow().left();
-            log::error!("shutdown: not yet gone from VCD when the host's time was up: {}", left.join(", "));
+            log::error!(
+                "shutdown: not yet gone from VCD when the host's time was up: {}; VCD goes on with what it has begun, and the \
+                 next start deletes the rest. Raise shutdown_timeout to 80",
+                left.join(", ")
+            );
         }
         Ok(())
     }

@@ -452,12 +452,18 @@ impl Group {
         if instance.desired.is_deleted() || instance.ended.is_some() {
             return;
         }
+        // An error is understood alone.
+        let why = match (cause, &instance.error) {
+            (Cause::Timeout, Some(error)) => format!(". What failed last: {error}"),
+            (Cause::Timeout, None) => format!(". It waited for {}", instance.waits_for(self.now)),
+            _ => String::new(),
+        };
         instance.desired = Desired::Deleted(cause);
         instance.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
         // Pauses were for what was desired before.
         (instance.attempts.look.next, instance.attempts.change.next) = (self.now, self.now);
         let (level, text) = cause.words();
-        let event = instance.event(level, text.to_string());
+        let event = instance.event(level, text.to_string() + &why);
         self.commands.push_back(Command::Say(event));
     }
 

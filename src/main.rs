@@ -129,7 +129,12 @@ fn main() -> ExitCode {
     let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     let program = words.next().unwrap_or_default();
     // fleeting's tools give the flag as Go writes it, with one dash, and an empty word for no command.
-    let words: Vec<_> = words.map(|word| if word == "-version" { "--version".to_owned() } else { word }).collect();
+    let words = words.map(|word| match word.as_str() {
+        "-version" => "--version".to_owned(),
+        "-h" => "--help".to_owned(),
+        _ => word,
+    });
+    let words: Vec<_> = words.collect();
     let mut words: Vec<_> = words.iter().map(String::as_str).collect();
     if words == [""] {
         words.clear();
@@ -139,7 +144,9 @@ fn main() -> ExitCode {
     match Arguments::from_args(&[program], &words) {
         Err(EarlyExit { output, status: Ok(()) }) => print(&output),
         Err(EarlyExit { output, status: Err(()) }) => {
-            complain(&output);
+            let meant =
+                command::meant(&words).map(|meant| format!("{meant}\n\nRun {program} --help for all commands.\n"));
+            complain(&meant.unwrap_or(output));
             ExitCode::FAILURE
         }
         Ok(Arguments { version: true, .. }) => print(&version::text()),

@@ -75,7 +75,11 @@ impl Pool {
         if self.busy.get() > shared.threads && shared.threads < THREADS {
             match start_thread(self.shared.clone()) {
                 Ok(_) => shared.threads += 1,
-                Err(error) => log::error!("start a thread for requests to VCD: {error}; the others go on"),
+                Err(error) => log::error!(
+                    "start a thread for requests to VCD: {error}; {} others go on, more slowly. Is a limit of threads \
+                     (TasksMax, ulimit -u) reached?",
+                    shared.threads
+                ),
             }
         }
         if shared.threads > 0 && shared.waiting.len() < MAX_WAITING {

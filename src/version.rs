@@ -23,6 +23,17 @@ const fn or(value: Option<&'static str>, fallback: &'static str) -> &'static str
     }
 }
 
+/// Where this version's documents are, for people who have the binary alone: `VCD_DOCUMENTS` while compiling.
+pub const DOCUMENTS: &str = or(
+    option_env!("VCD_DOCUMENTS"),
+    concat!("https://github.com/OWNER/fleeting-plugin-vcd/blob/v", env!("CARGO_PKG_VERSION"), "/docs"),
+);
+
+/// `text` with the whole address of each document that it names, as `docs/guide.md`.
+pub fn with_addresses(text: &str) -> String {
+    text.replace("docs/", &format!("{DOCUMENTS}/"))
+}
+
 /// OS and architecture under the names that Go gives them, such as `linux/amd64`.
 pub fn platform() -> String {
     let os = match std::env::consts::OS {

@@ -1,4 +1,5 @@
 //! What to do about what VCD, the network or a file has said: by cause, where the words tell it, else by what follows from it.
+//! What names a file in `docs/` is printed with the place of this version's documents before it.
 
 use crate::cloud::{ErrorKind, VcdError};
 use crate::vcd::inspect::is_about_names;
@@ -11,6 +12,8 @@ pub const CAUSES: &[(&[&str], &str)] = &[
         &["the next one could not be written"],
         "first save that token as it says; then let the user that the runner runs as write the file and its folder",
     ),
+    (&["ca_file ~", "No such file"], "~ is not expanded: write the whole path"),
+    (&["token_file ~", "No such file"], "~ is not expanded: write the whole path"),
     (&["ca_file ", "No such file"], "the file must be there where the runner runs; name it by its whole path"),
     (&["ca_file ", "ermission denied"], "let the user that the runner runs as read it"),
     (&["ca_file ", "is empty"], "put the certificate of the CA that signed VCD's into it, as PEM"),
@@ -57,16 +60,34 @@ pub const CAUSES: &[(&[&str], &str)] = &[
     (&["is the oldest that knows API tokens"], "this VCD is too old: ask the provider for its upgrade"),
 ];
 
+/// What to do about an error by its words, if they tell its cause.
+pub fn by_cause(words: &str) -> Option<&'static str> {
+    let cause = CAUSES.iter().find(|(parts, _)| parts.iter().all(|part| words.contains(part)));
+    cause.map(|(_, advice)| *advice)
+}
+
+/// What to do about a create that failed so.
+pub fn of_create(words: &str, kind: Option<ErrorKind>) -> &'static str {
+    match (by_cause(words), kind) {
+        (Some(advice), _) => advice,
+        (_, Some(ErrorKind::Quota)) => "have the quota raised, delete VMs that nobody needs, or lower max_instances",
+        (_, Some(ErrorKind::Forbidden)) => "have the user's role extended; docs/guide.md#1-in-vcd lists all rights",
+        (_, Some(ErrorKind::Invalid)) => {
+            "VCD names what it does not take: change that key; docs/troubleshooting.md#creates lists what VCD may say"
+        }
+        _ => "docs/troubleshooting.md#creates lists what VCD may say",
+    }
+}
+
 /// What to do about an error.
 pub fn advice(error: &VcdError) -> &'static str {
-    let cause = CAUSES.iter().find(|(parts, _)| parts.iter().all(|part| error.text.contains(part)));
-    match (cause, error.kind) {
-        (Some((_, advice)), _) => advice,
+    match (by_cause(&error.text), error.kind) {
+        (Some(advice), _) => advice,
         (_, ErrorKind::Unavailable) => {
             "look at url, DNS, firewall and $HTTPS_PROXY; can this machine reach VCD at all?"
         }
         (_, ErrorKind::Auth) => "make a new API token in VCD (user preferences, API Tokens) and look at org",
-        (_, ErrorKind::Forbidden) => "the user's role lacks rights: docs/guide.md lists them",
+        (_, ErrorKind::Forbidden) => "the user's role lacks rights: docs/guide.md#1-in-vcd lists them",
         (_, ErrorKind::Protocol) => "is url that of VCD's API? A portal or proxy may have answered instead",
         (_, ErrorKind::State) if error.what.contains("template") => {
             "wait until it is complete, or capture it again; in VCD a catalog shows the state of its templates"

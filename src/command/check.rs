@@ -1,20 +1,20 @@
 //! `check`: tells a person, line by line, whether a runner of a config.toml would get VMs from VCD, and what to do where not.
 //! It changes nothing, unless it is asked to make one instance.
 
-use super::advice::advice;
+use super::advice::{self, advice};
 use super::life::{self, DELETE_TIMEOUT, Life};
-use super::output::{Paper, Verdict, log_for_people, print, short, size, tenths};
+use super::output::{Paper, Verdict, log_for_people, print, say, short, size, tenths};
 use super::runner::{Runner, RunnerFile};
 use crate::access::{self, Login as GuestLogin, Protocol};
 use crate::cloud::{ALLOW_SCRIPTS, ErrorKind, Href, VcdError, is_windows};
-use crate::config::{Config, MAX_PREFIX, SEED_CHANGES};
+use crate::config::{Config, Draft, MAX_PREFIX, SEED_CHANGES, nearest};
 use crate::driver::Plugin;
 use crate::group::{OnShutdown, State};
 use crate::pool::Pool;
-use crate::vcd::inspect::{DiskFacts, Inspector, Login};
+use crate::vcd::inspect::{DiskFacts, Inspector, Login, is_about_names};
 use crate::vcd::record::{self, Written};
-use crate::vcd::{IpMode, Token, TokenKind};
-use crate::version;
+use crate::vcd::{IpMode, Kind, Token, TokenKind};
+use crate::version::{self, with_addresses};
 use serde_json::Value;
 use smol::{LocalExecutor, Timer};
 use std::fs;
@@ -33,6 +33,10 @@ const FORCE_RIGHT: &str = "vApp: VM Migrate, Force Undeploy, Relocate, Consolida
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(120);
 /// Pause between two tries.
 const LOGIN_PAUSE: Duration = Duration::from_secs(2);
+/// Why the guest refuses is said again after so long.
+const LOGIN_WORD: Duration = Duration::from_secs(10);
+/// Of the names that VCD has so many are told, where none is like the one that is wrong.
+const MAX_NAMES_TOLD: usize = 5;
 /// What ssh is told. The host key of a new guest is not known beforehand.
 const SSH_OPTIONS: [&str; 8] = [
     "-Fnone",
@@ -50,6 +54,8 @@ const NO_SUCH_PROGRAM: i32 = 127;
 const MAX_SSH_ERRORS: u64 = 64 * 1024;
 /// A shutdown_timeout below this may be too short for VCD to delete.
 const SHORT_SHUTDOWN: Duration = Duration::from_secs(60);
+/// After so long systemd ends the runner, and the plugin itself, unless TimeoutStopSec is longer.
+const LONG_SHUTDOWN: Duration = Duration::from_secs(90);
 /// What is put behind names so that the instance of `--create` is nobody else's.
 const SUFFIX: &str = "-check";
 
@@ -79,7 +85,7 @@ impl Report {
     fn say(&mut self, verdict: Verdict, topic: &str, text: &str, advice: &str) {
         self.failed += usize::from(verdict == Verdict::Fail);
         self.warned += usize::from(verdict == Verdict::Warn);
-        self.paper.finding(verdict, topic, text, advice);
+        self.paper.finding(verdict, topic, text, &with_addresses(advice));
     }
 
     fn ok(&mut self, topic: &str, text: &str) {
@@ -89,6 +95,25 @@ impl Report {
     fn fail(&mut self, topic: &str, error: &VcdError) {
         self.say(Verdict::Fail, topic, &error.to_string(), advice(error));
     }
+
+    /// The same for what `name` names. If there is nothing of this name, what there is says what may be meant.
+    fn unknown(&mut self, topic: &str, error: &VcdError, name: &str, names: impl FnOnce() -> Vec<String>) {
+        if error.kind != ErrorKind::NotFound || !is_about_names(error) || advice::by_cause(&error.text).is_some() {
+            return self.fail(topic, error);
+        }
+        let advice = meant(name, &names()).unwrap_or_else(|| advice(error).to_owned());
+        self.say(Verdict::Fail, topic, &error.to_string(), &advice);
+    }
+}
+
+/// Which of VCD's names may be meant by one that it does not have.
+fn meant(name: &str, names: &[String]) -> Option<String> {
+    if let Some(meant) = nearest(name, names.iter().map(String::as_str)) {
+        return Some(format!("did you mean {meant:?}?"));
+    }
+    let told: Vec<String> = names.iter().take(MAX_NAMES_TOLD).map(|name| format!("{name:?}")).collect();
+    let more = if names.len() > told.len() { ", and more" } else { "" };
+    (!told.is_empty()).then(|| format!("the user sees {}{more}", told.join(", ")))
 }
 
 /// Checks what `options` name and prints the findings. True if nothing failed.
@@ -208,30 +233,40 @@ fn checked_prefix(config: &Config) -> String {
 }
 
 fn check(report: &mut Report, file: &RunnerFile, runner: &Runner, options: &Options<'_>) {
-    let config = match runner.config(options.offline) {
-        Ok(config) => config,
-        Err(mistakes) => {
-            for mistake in mistakes.split("; ") {
+    let Draft { config, errors } = runner.draft(options.offline);
+    let policy = &config.policy;
+    match errors.split_last() {
+        None => report.ok(
+            "configuration",
+            &format!(
+                "group {:?} of {:?}, vApps {}-*, at most {} instances",
+                policy.group, policy.manager, policy.prefix, policy.max_size
+            ),
+        ),
+        Some((last, others)) => {
+            for mistake in others {
                 report.say(Verdict::Fail, "configuration", mistake, "");
             }
-            print("        what each key means: docs/configuration.md\n");
-            return;
+            report.say(Verdict::Fail, "configuration", last, "docs/configuration.md says what each key means");
         }
-    };
-    report.ok(
-        "configuration",
-        &format!(
-            "group {:?} of {:?}, vApps {}-*, at most {} instances",
-            config.policy.group, config.policy.manager, config.policy.prefix, config.policy.max_size
-        ),
-    );
+    }
     for warning in &config.warnings {
         report.say(Verdict::Warn, "configuration", warning, "");
     }
     runner_itself(report, file, runner, &config);
-    credentials(report, runner, options.offline);
+    if runner.key_unread.is_none() || options.offline {
+        credentials(report, runner, options.offline);
+    }
     if options.offline {
         report.say(Verdict::Note, "VCD", "not asked", "");
+        return;
+    }
+    let has_token = match &config.vcd.token {
+        Token::Text(token) => !token.reveal().is_empty(),
+        Token::File(_) => true,
+    };
+    if config.vcd.url.is_empty() || config.vcd.org.is_empty() || !has_token {
+        report.say(Verdict::Note, "VCD", "not asked: url, org and a token are needed for that", "");
         return;
     }
     vcd(report, runner, &config);
@@ -250,7 +285,18 @@ fn runner_itself(report: &mut Report, file: &RunnerFile, runner: &Runner, config
         report.say(Verdict::Fail, "runner", &text, "use \"instance\" or \"docker-autoscaler\"");
     }
     let most = u64::from(config.policy.max_size);
-    if runner.max_instances > most {
+    for (text, advice) in &runner.warnings {
+        report.say(Verdict::Warn, "runner", text, advice);
+    }
+    if runner.executor == "docker-autoscaler" && !runner.has_docker {
+        let text = "executor \"docker-autoscaler\" without [runners.docker]: jobs fail";
+        report.say(Verdict::Warn, "runner", text, "add [runners.docker] with an image");
+    }
+    if runner.policies == 0 {
+        let text = "no [[runners.autoscaler.policy]]: no VM is kept ready, and each job waits until one is made";
+        report.say(Verdict::Warn, "runner", text, "add one, with idle_count and idle_time");
+    }
+    if most > 0 && runner.max_instances > most {
         let text =
             format!("max_instances {} is above max_size {most}: the runner refuses to start", runner.max_instances);
         report.say(Verdict::Fail, "runner", &text, "lower max_instances, or raise max_size in plugin_config");
@@ -286,6 +332,14 @@ fn runner_itself(report: &mut Report, file: &RunnerFile, runner: &Runner, config
             &text,
             "set shutdown_timeout = 80; what is left is deleted at the next start",
         );
+    }
+    if file.shutdown_timeout > LONG_SHUTDOWN {
+        let text = format!(
+            "shutdown_timeout is {} s: after {} s systemd ends the runner and the plugin anyway",
+            file.shutdown_timeout.as_secs(),
+            LONG_SHUTDOWN.as_secs()
+        );
+        report.say(Verdict::Warn, "runner", &text, "set shutdown_timeout = 80 (docs/guide.md#4-systemd)");
     }
     if deletes && runner.state_storage {
         let text = "state_storage is enabled, but VMs are deleted when the runner stops";
@@ -333,8 +387,12 @@ fn credentials(report: &mut Report, runner: &Runner, offline: bool) {
 
 /// How many instances the runner may want.
 fn wanted(runner: &Runner, config: &Config) -> u64 {
-    let most = u64::from(config.policy.max_size);
-    if runner.max_instances == 0 { most } else { runner.max_instances.min(most) }
+    match (runner.max_instances, u64::from(config.policy.max_size)) {
+        (0, most) => most,
+        // It is a mistake of its own.
+        (wanted, 0) => wanted,
+        (wanted, most) => wanted.min(most),
+    }
 }
 
 fn vcd(report: &mut Report, runner: &Runner, config: &Config) {
@@ -362,10 +420,17 @@ fn vcd(report: &mut Report, runner: &Runner, config: &Config) {
         }
     }
     let wanted = wanted(runner, config);
-    let vdc = check_vdc(report, &inspector, config, wanted);
-    check_network(report, &inspector, config, vdc.as_ref(), wanted);
-    let disk_mb = check_template(report, &inspector, config, runner);
-    check_storage(report, &inspector, config, vdc.as_ref(), disk_mb, wanted);
+    // What is not given, or wrong already, is not asked for.
+    let given = |name: &str| !name.is_empty();
+    let vdc = if given(&settings.vdc) { check_vdc(report, &inspector, config, wanted) } else { None };
+    if given(&settings.network) {
+        check_network(report, &inspector, config, vdc.as_ref(), wanted);
+    }
+    let has_template = given(&settings.catalog) && given(&settings.template);
+    let disk_mb = if has_template { check_template(report, &inspector, config, runner) } else { None };
+    if given(&settings.storage_profile) {
+        check_storage(report, &inspector, config, vdc.as_ref(), disk_mb, wanted);
+    }
     if let Some(vdc) = &vdc {
         for (name, sizing, topic) in
             [(&settings.sizing_policy, true, "sizing policy"), (&settings.placement_policy, false, "placement policy")]
@@ -408,7 +473,7 @@ fn check_vdc(report: &mut Report, inspector: &Inspector, config: &Config, wanted
     let vdc = match inspector.vdc() {
         Ok(vdc) => vdc,
         Err(error) => {
-            report.fail("VDC", &error);
+            report.unknown("VDC", &error, &config.vcd.vdc, || inspector.names(Kind::Vdc, None));
             return None;
         }
     };
@@ -440,7 +505,9 @@ fn check_vdc(report: &mut Report, inspector: &Inspector, config: &Config, wanted
 fn check_network(report: &mut Report, inspector: &Inspector, config: &Config, vdc: Option<&Href>, wanted: u64) {
     let network = match inspector.network(vdc) {
         Ok(network) => network,
-        Err(error) => return report.fail("network", &error),
+        Err(error) => {
+            return report.unknown("network", &error, &config.vcd.network, || inspector.names(Kind::Network, vdc));
+        }
     };
     let name = &network.name;
     if config.vcd.ip_mode == IpMode::Dhcp {
@@ -502,8 +569,11 @@ fn check_template(report: &mut Report, inspector: &Inspector, config: &Config, r
     let template = match inspector.template() {
         Ok(template) => template,
         Err(error) => {
-            let topic = if error.what.contains("catalog") { "catalog" } else { "template" };
-            report.fail(topic, &error);
+            let (topic, kind, name) = match error.what.contains("catalog") {
+                true => ("catalog", Kind::Catalog, &config.vcd.catalog),
+                false => ("template", Kind::Template, &config.vcd.template),
+            };
+            report.unknown(topic, &error, name, || inspector.names(kind, None));
             return None;
         }
     };
@@ -561,7 +631,10 @@ fn check_storage(
 ) {
     let storage = match inspector.storage(vdc) {
         Ok(storage) => storage,
-        Err(error) => return report.fail("storage profile", &error),
+        Err(error) => {
+            let names = || inspector.names(Kind::StorageProfile, vdc);
+            return report.unknown("storage profile", &error, &config.vcd.storage_profile, names);
+        }
     };
     let name = &storage.name;
     let Some(limit) = storage.limit_mb else {
@@ -592,7 +665,12 @@ fn check_rights(report: &mut Report, inspector: &Inspector, login: &Login) {
         true => report.ok("rights", "those to make, change, power and delete vApps are there"),
         false => {
             let text = format!("missing: {}", missing.join(", "));
-            report.say(Verdict::Fail, "rights", &text, "have the user's role extended; docs/guide.md lists all rights");
+            report.say(
+                Verdict::Fail,
+                "rights",
+                &text,
+                "have the user's role extended; docs/guide.md#1-in-vcd lists all rights",
+            );
         }
     }
     if !has(FORCE_RIGHT) {
@@ -645,12 +723,21 @@ fn create(report: &mut Report, runner: &Runner, config: &Config) {
         };
         let made = life::interruptible(make(report, &mut life, began, limit)).await;
         if made.is_none() {
-            report.say(Verdict::Fail, "create", "interrupted", "");
+            report.say(Verdict::Fail, "create", &format!("interrupted{}", life.waits()), "");
         }
         let deleting = Instant::now();
-        match life.end(DELETE_TIMEOUT).await {
-            true => report.ok("delete", &format!("gone from VCD after {} s", tenths(deleting.elapsed()))),
-            false => {
+        match life::interruptible(life.end(DELETE_TIMEOUT)).await {
+            None => {
+                let text = "interrupted again: VCD goes on with what it has begun";
+                report.say(
+                    Verdict::Fail,
+                    "delete",
+                    text,
+                    "the next check --create deletes the rest; its lease ends it too",
+                );
+            }
+            Some(true) => report.ok("delete", &format!("gone from VCD after {} s", tenths(deleting.elapsed()))),
+            Some(false) => {
                 let text = format!("the instance is not gone after {} min", DELETE_TIMEOUT.as_secs() / 60);
                 report.say(Verdict::Fail, "delete", &text, "the next check --create deletes it; its lease ends it too");
             }
@@ -671,12 +758,19 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
         return report.say(Verdict::Fail, "create", "the plugin did not take the request", "");
     }
     let live = |plugin: &Plugin| names(plugin).into_iter().find(|(_, state)| *state != State::Deleted);
+    // What a person has to see to first is not tried again.
+    let refused = |plugin: &Plugin| {
+        plugin.views().iter().any(|view| view.refused.is_some() || view.error.as_deref().is_some_and(is_of_scripts))
+    };
     let settled = |plugin: &Plugin| live(plugin).is_none_or(|(_, s)| matches!(s, State::Running | State::Timeout));
-    life.watch(limit, settled).await;
+    life.watch(limit, |plugin| settled(plugin) || refused(plugin)).await;
     let Some((name, State::Running)) = live(&life.plugin) else {
-        let why = life.plugin.views().into_iter().find_map(|view| view.error);
-        let why = why.map_or_else(|| "VCD said nothing of why".to_owned(), |error| error.to_string());
-        let advice = if why.contains("GC_FAILED") { scripts() } else { "docs/troubleshooting.md".into() };
+        let (why, kind) = life.plugin.views().into_iter().find_map(|view| Some((view.error?, view.refused))).unzip();
+        let Some(why) = why else {
+            let text = format!("no instance came to run{}", life.waits());
+            return report.say(Verdict::Fail, "create", &text, advice::of_create("", None));
+        };
+        let advice = if is_of_scripts(&why) { scripts() } else { advice::of_create(&why, kind.flatten()).to_owned() };
         return report.say(Verdict::Fail, "create", &format!("no instance came to run: {why}"), &advice);
     };
     report.ok("create", &format!("{name} runs {} s after it was asked for", tenths(began.elapsed())));
@@ -690,7 +784,14 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
                 let (login, host) = (info.login.clone(), host.clone());
                 pool.run(move || log_in(&login, &host))
             };
-            match until_let_in(LOGIN_TIMEOUT, LOGIN_PAUSE, log_in).await {
+            let word = |why: &str| {
+                say(&format!(
+                    "  {:>6} s  no login as {shown} yet: {why}; tried for {} s in all\n",
+                    tenths(trying.elapsed()),
+                    LOGIN_TIMEOUT.as_secs()
+                ));
+            };
+            match until_let_in(LOGIN_TIMEOUT, LOGIN_PAUSE, log_in, word).await {
                 Some(Ok(())) => {
                     let took = tenths(trying.elapsed());
                     report.ok("SSH", &format!("logged in as {shown} in {took} s"));
@@ -710,9 +811,14 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
     }
 }
 
+/// A guest that ran no script of ours says so.
+fn is_of_scripts(error: &str) -> bool {
+    error.contains("GC_FAILED")
+}
+
 /// What to do, as a rule, about a guest that got no key.
 fn scripts() -> String {
-    format!("in a Linux template: {ALLOW_SCRIPTS} (\"The template\" in docs/guide.md says more)")
+    format!("in a Linux template: {ALLOW_SCRIPTS} (docs/guide.md#2-the-template says more)")
 }
 
 /// Why there was no login.
@@ -723,15 +829,27 @@ enum NoLogin {
     NotTried(&'static str),
 }
 
-/// Tries again after each `pause` while the guest refuses, for `limit`. The last outcome.
-async fn until_let_in<F>(limit: Duration, pause: Duration, mut log_in: impl FnMut() -> F) -> Option<Result<(), NoLogin>>
+/// Tries again after each `pause` while the guest refuses, for `limit`. The last outcome. `word` hears why it refuses: when
+/// that is new, and each [`LOGIN_WORD`].
+async fn until_let_in<F>(
+    limit: Duration,
+    pause: Duration,
+    mut log_in: impl FnMut() -> F,
+    word: impl Fn(&str),
+) -> Option<Result<(), NoLogin>>
 where
     F: Future<Output = Option<Result<(), NoLogin>>>,
 {
     let began = Instant::now();
+    let mut heard: Option<(String, Instant)> = None;
     loop {
         let result = log_in().await;
-        if !matches!(result, Some(Err(NoLogin::Refused(_)))) || began.elapsed() + pause >= limit {
+        let Some(Err(NoLogin::Refused(why))) = &result else { return result };
+        if heard.as_ref().is_none_or(|(last, at)| last != why || at.elapsed() >= LOGIN_WORD) {
+            word(why);
+            heard = Some((why.clone(), Instant::now()));
+        }
+        if began.elapsed() + pause >= limit {
             return result;
         }
         Timer::after(pause).await;
@@ -841,20 +959,32 @@ mod tests {
     #[test]
     fn a_guest_that_refuses_is_asked_again_for_a_while() {
         let (limit, pause) = (Duration::from_millis(50), Duration::from_millis(1));
-        let tries = Cell::new(0);
+        let (tries, words) = (Cell::new(0), Cell::new(0));
         let outcome = |refusals: u32, after: fn() -> Option<Result<(), NoLogin>>| {
             tries.set(0);
-            smol::block_on(until_let_in(limit, pause, || {
+            words.set(0);
+            let log_in = || {
                 tries.set(tries.get() + 1);
                 let refused = tries.get() <= refusals;
                 async move { if refused { Some(Err(NoLogin::Refused("no".into()))) } else { after() } }
-            }))
+            };
+            smol::block_on(until_let_in(limit, pause, log_in, |_| words.set(words.get() + 1)))
         };
         assert!(matches!(outcome(u32::MAX, || None), Some(Err(NoLogin::Refused(_)))));
-        assert!(tries.get() > 1, "{}", tries.get());
+        assert!(tries.get() > 1 && words.get() == 1, "{} tries, said {} times", tries.get(), words.get());
         assert!(matches!(outcome(1, || Some(Ok(()))), Some(Ok(()))));
         assert!(matches!(outcome(0, || Some(Err(NoLogin::NotTried("no ssh")))), Some(Err(NoLogin::NotTried(_)))));
         assert_eq!(tries.get(), 1, "what cannot be tried is not tried again");
+    }
+
+    #[test]
+    fn of_many_names_the_first_are_told() {
+        let names = |count: usize| (0..count).map(|n| format!("name-{n}")).collect::<Vec<_>>();
+        let told = "the user sees \"name-0\", \"name-1\", \"name-2\", \"name-3\", \"name-4\"";
+        assert_eq!(meant("far off", &names(MAX_NAMES_TOLD)).as_deref(), Some(told));
+        assert_eq!(meant("far off", &names(MAX_NAMES_TOLD + 1)), Some(format!("{told}, and more")));
+        assert_eq!(meant("NAME-4", &names(9)).as_deref(), Some("did you mean \"name-4\"?"));
+        assert_eq!(meant("far off", &[]), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A plugin inside a command: the group's own code makes and deletes what `check --create` and `clean` want, with all its
 //! care, and a person watches.
 
-use super::output::say;
+use super::output::{say, tenths};
 use super::runner::Runner;
 use crate::driver::{CallError, Plugin};
 use async_signal::{Signal, Signals};
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// Pause between two looks at what has changed.
 const LOOK: Duration = Duration::from_millis(200);
+/// What has not changed is shown again after so long.
+const WORD: Duration = Duration::from_secs(5);
 /// What is deleted at the end has so long; VCD goes on without us.
 pub const DELETE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
@@ -23,7 +25,9 @@ pub const DELETE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 pub struct Life {
     /// What the runner would call.
     pub plugin: Rc<Plugin>,
-    shown: String,
+    began: Instant,
+    /// What was shown last, and when.
+    shown: (String, Instant),
 }
 
 /// Runs `work` to its end on `executor`.
@@ -64,7 +68,7 @@ impl Life {
         let plugin = Plugin::new(executor.clone(), |_, _, _| {});
         let bytes = Value::Object(config).to_string();
         match plugin.init(bytes.as_bytes(), runner.connector.clone()).await {
-            Ok(_) => Ok(Life { plugin, shown: String::new() }),
+            Ok(_) => Ok(Life { plugin, began: Instant::now(), shown: (String::new(), Instant::now()) }),
             Err(error) => Err(text(error)),
         }
     }
@@ -82,19 +86,30 @@ impl Life {
         true
     }
 
-    /// What the instances wait for, when that has changed.
+    /// What the instances wait for, when that has changed, and from time to time while it has not.
     fn show(&mut self) {
-        let mut all = String::new();
+        let mut all = Vec::new();
         for view in self.plugin.views() {
             let waits =
                 if view.waits_for.is_empty() { String::new() } else { format!(", waits for {}", view.waits_for) };
             let error = view.error.map(|error| format!(" ({error})")).unwrap_or_default();
-            all += &format!("            {} {}{waits}{error}\n", view.name, view.phase.name());
+            all.push(format!("{} {}{waits}{error}", view.name, view.phase.name()));
         }
-        if all != self.shown {
-            say(&all);
-            self.shown = all;
+        let (shown, at) = &self.shown;
+        if all.join("\n") != *shown || at.elapsed() >= WORD {
+            for line in &all {
+                say(&format!("  {:>6} s  {line}\n", tenths(self.began.elapsed())));
+            }
+            self.shown = (all.join("\n"), Instant::now());
         }
+    }
+
+    /// What is awaited, and what went wrong last, to be put behind what has come to nothing.
+    pub fn waits(&self) -> String {
+        let mut views = self.plugin.views().into_iter();
+        let Some(view) = views.find(|view| !view.phase.rests()) else { return String::new() };
+        let error = view.error.map(|error| format!("; the last error: {error}")).unwrap_or_default();
+        format!(": {} waits for {}{error}", view.name, view.waits_for)
     }
 
     /// Deletes everything the plugin has, and says whether all of it is gone.

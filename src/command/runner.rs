@@ -1,7 +1,7 @@
 //! GitLab Runner's own config.toml: which runners use this plugin, and what they would give it. Unknown keys are the
 //! runner's business and are passed over.
 
-use crate::config::{self, Config, Connector};
+use crate::config::{self, Config, Connector, Draft, KEYS};
 use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::Read as _;
@@ -21,6 +21,14 @@ const MAX_RUNNERS: usize = 256;
 const PLUGIN_NAMES: [&str; 2] = ["fleeting-plugin-vcd", "vcd"];
 /// What the runner takes for `shutdown_timeout` if it is not given.
 pub const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Keys of plugin_config that the runner has as well, in `[[runners]]`.
+const RUNNERS_KEYS: [&str; 3] = ["name", "token", "url"];
+/// How often the runner asks the plugin how its instances are, if it does not say otherwise; more seldom is slow.
+const UPDATE_INTERVAL: Duration = Duration::from_secs(60);
+/// The same while it expects a change: above this it is slow.
+const SLOW_UPDATE: Duration = Duration::from_secs(10);
+/// No more names of other plugins are told.
+const MAX_OTHERS_TOLD: usize = 5;
 /// Stands for a key that is not on this machine, where only the rest is to be judged.
 const STAND_IN: &str = "stand-in";
 
@@ -36,6 +44,8 @@ pub struct RunnerFile {
     pub count: usize,
     /// Those that use this plugin.
     pub runners: Vec<Runner>,
+    /// What the others name in `plugin`.
+    others: Vec<String>,
 }
 
 /// One of the `[[runners]]` with this plugin.
@@ -56,8 +66,12 @@ pub struct Runner {
     pub delete_on_shutdown: bool,
     /// `state_storage.enabled`.
     pub state_storage: bool,
+    /// How many `[[runners.autoscaler.policy]]` it has.
+    pub policies: usize,
     /// The largest `idle_count` of its policies.
     pub idle_count: u64,
+    /// `[runners.docker]` is there.
+    pub has_docker: bool,
     /// `connector_config.use_external_addr`.
     pub use_external_addr: bool,
     /// plugin_config as the runner gives it to the plugin: JSON.
@@ -68,6 +82,8 @@ pub struct Runner {
     pub key_path: Option<PathBuf>,
     /// What is wrong with the parts that are the runner's.
     pub mistakes: Vec<String>,
+    /// What works there, but hardly as it is meant, and what to do.
+    pub warnings: Vec<(String, &'static str)>,
     /// The key file could not be read: why.
     pub key_unread: Option<String>,
 }
@@ -98,12 +114,16 @@ impl RunnerFile {
             },
             count: 0,
             runners: Vec::new(),
+            others: Vec::new(),
         };
         let folder = path.parent().unwrap_or(Path::new("."));
         for runner in root.get("runners").and_then(Value::as_array).into_iter().flatten().take(MAX_RUNNERS) {
             file.count += 1;
-            if let Some(runner) = Runner::read(runner, folder) {
-                file.runners.push(runner);
+            let autoscaler = runner.get("autoscaler");
+            match autoscaler.and_then(|autoscaler| autoscaler.get("plugin")).and_then(Value::as_str) {
+                Some(plugin) if is_this_plugin(plugin) => file.runners.extend(Runner::read(runner, folder)),
+                Some(plugin) => file.others.push(plugin.to_owned()),
+                None => {}
             }
         }
         Ok(file)
@@ -119,10 +139,15 @@ impl RunnerFile {
         let place = self.path.display();
         let names: Vec<String> = self.runners.iter().map(|runner| format!("{:?}", runner.name)).collect();
         Err(match (name, names.is_empty()) {
-            (_, true) => format!(
-                "{place}: none of its {} [[runners]] has plugin = {:?} in [runners.autoscaler]",
-                self.count, PLUGIN_NAMES[0]
-            ),
+            (_, true) => {
+                let found: Vec<String> =
+                    self.others.iter().take(MAX_OTHERS_TOLD).map(|name| format!("{name:?}")).collect();
+                let found = if found.is_empty() { String::new() } else { format!("; found: {}", found.join(", ")) };
+                format!(
+                    "{place}: none of its {} [[runners]] has plugin = {:?} in [runners.autoscaler]{found}",
+                    self.count, PLUGIN_NAMES[0]
+                )
+            }
             (name, false) => format!(
                 "{place}: no runner {:?} with this plugin; there {} {}",
                 name.unwrap_or_default(),
@@ -145,16 +170,13 @@ impl RunnerFile {
 }
 
 impl Runner {
-    /// `None` if it uses another plugin, or none.
+    /// `None` if it has no autoscaler.
     fn read(runner: &Value, folder: &Path) -> Option<Runner> {
         let runner = runner.as_object()?;
         let autoscaler = runner.get("autoscaler")?.as_object()?;
-        if !is_this_plugin(autoscaler.get("plugin")?.as_str()?) {
-            return None;
-        }
         let table = |name: &str| autoscaler.get(name).and_then(Value::as_object).cloned().unwrap_or_default();
         let connector = table("connector_config");
-        let policies = autoscaler.get("policy").and_then(Value::as_array);
+        let policies = autoscaler.get("policy").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let mut read = Runner {
             name: text(runner, "name"),
             executor: text(runner, "executor"),
@@ -164,12 +186,9 @@ impl Runner {
             max_instances: whole(autoscaler, "max_instances"),
             delete_on_shutdown: flag(autoscaler, "delete_instances_on_shutdown"),
             state_storage: flag(&table("state_storage"), "enabled"),
-            idle_count: policies
-                .into_iter()
-                .flatten()
-                .map(|p| p.as_object().map_or(0, |p| whole(p, "idle_count")))
-                .max()
-                .unwrap_or(0),
+            policies: policies.len(),
+            idle_count: policies.iter().filter_map(Value::as_object).map(|p| whole(p, "idle_count")).max().unwrap_or(0),
+            has_docker: runner.get("docker").is_some_and(Value::is_object),
             use_external_addr: flag(&connector, "use_external_addr"),
             plugin_config: table("plugin_config"),
             connector: Connector {
@@ -186,45 +205,92 @@ impl Runner {
             },
             key_path: Some(text(&connector, "key_path")).filter(|path| !path.is_empty()).map(PathBuf::from),
             mistakes: Vec::new(),
+            warnings: Vec::new(),
             key_unread: None,
         };
-        for (name, to) in [("keepalive", &mut read.connector.keepalive), ("timeout", &mut read.connector.timeout)] {
-            match connector.get(name).map(duration) {
-                None => {}
-                Some(Some(nanos)) => *to = nanos,
-                Some(None) => {
-                    read.mistakes.push(format!("connector_config: {name}: expected a duration such as \"10m\""))
-                }
+        read.connector.keepalive = read.span("connector_config", &connector, "keepalive").unwrap_or(0);
+        read.connector.timeout = read.span("connector_config", &connector, "timeout").unwrap_or(0);
+        for policy in policies.iter().filter_map(Value::as_object) {
+            let _ = read.span("policy", policy, "idle_time");
+        }
+        read.pace(autoscaler);
+        for (place, table, known) in [
+            ("[[runners]]", runner, &RUNNERS_KEYS[..]),
+            ("[runners.autoscaler]", autoscaler, &[]),
+            ("[runners.autoscaler.connector_config]", &connector, &[]),
+        ] {
+            for key in KEYS.iter().filter(|key| table.contains_key(key.name) && !known.contains(&key.name)) {
+                let text = format!("{} stands in {place}, where nobody reads it", key.name);
+                read.warnings.push((text, "move it into [runners.autoscaler.plugin_config]"));
             }
         }
         if let Some(path) = &read.key_path {
             // The runner reads it from where it is started, as a rule its configuration's folder.
             match read_limited(&folder.join(path), MAX_KEY) {
                 Ok(key) => read.connector.key = key,
-                Err(why) => read.key_unread = Some(format!("connector_config: key_path: {}: {why}", path.display())),
+                Err(why) => {
+                    let path = path.display().to_string();
+                    read.key_unread =
+                        Some(format!("connector_config: key_path: {path}: {why}{}", config::tilde(&path)));
+                }
             }
         }
         Some(read)
     }
 
-    /// What the plugin makes of it at Init, or every mistake. `offline`: a key that is not on this machine is no mistake.
-    pub fn config(&self, offline: bool) -> Result<Config, String> {
-        let mut connector = self.connector.clone();
-        let mut mistakes = self.mistakes.clone();
-        match &self.key_unread {
-            Some(_) if offline && connector.password.is_empty() => connector.password = STAND_IN.into(),
-            Some(why) if !offline => mistakes.push(why.clone()),
-            _ => {}
+    /// A duration of the runner's, in nanoseconds. One that it cannot read is a mistake, and a small number hardly meant.
+    fn span(&mut self, place: &str, table: &Map<String, Value>, name: &str) -> Option<i64> {
+        let value = table.get(name)?;
+        match (duration(value), value) {
+            (None, Value::String(given)) => {
+                let text =
+                    format!("{place}: {name}: {given:?} is no duration such as \"10m\": the runner does not start");
+                self.mistakes.push(text);
+            }
+            (None, _) => self.mistakes.push(format!("{place}: {name}: expected a duration such as \"10m\"")),
+            (Some(nanos @ 1..=999_999), Value::Number(_)) => {
+                let text = format!("{place}: {name} = {nanos} are nanoseconds, as a number without a unit is");
+                self.warnings.push((text, "write it with a unit, such as \"10m\""));
+            }
+            (Some(_), _) => {}
         }
-        let parsed = Config::parse(&self.json(), &connector);
-        match (parsed, mistakes.is_empty()) {
-            (Ok(config), true) => Ok(config),
-            (Ok(_), false) => Err(mistakes.join("; ")),
-            (Err(more), _) => {
-                mistakes.push(more);
-                Err(mistakes.join("; "))
+        duration(value)
+    }
+
+    /// How soon the runner learns of what has changed.
+    fn pace(&mut self, autoscaler: &Map<String, Value>) {
+        for (name, slow, advice) in [
+            ("update_interval", UPDATE_INTERVAL, "leave it out: the runner asks each minute"),
+            ("update_interval_when_expecting", SLOW_UPDATE, "leave it out: the runner asks every 2 s"),
+        ] {
+            let given = self.span("[runners.autoscaler]", autoscaler, name).and_then(|nanos| u64::try_from(nanos).ok());
+            if let Some(given) = given.map(Duration::from_nanos).filter(|given| *given > slow) {
+                let text = format!(
+                    "{name} is {} s: the runner learns of a VM that runs, or is lost, that late",
+                    given.as_secs()
+                );
+                self.warnings.push((text, advice));
             }
         }
+    }
+
+    /// What the plugin makes of it at Init, or every mistake. `offline`: a key that is not on this machine is no mistake.
+    pub fn config(&self, offline: bool) -> Result<Config, String> {
+        self.draft(offline).checked()
+    }
+
+    /// The same as far as it could be read, with each mistake.
+    pub fn draft(&self, offline: bool) -> Draft {
+        let mut connector = self.connector.clone();
+        // That there is no key is said already.
+        if self.key_unread.is_some() && connector.password.is_empty() {
+            connector.password = STAND_IN.into();
+        }
+        let mut draft = Config::read(&self.json(), &connector);
+        let mut errors = self.mistakes.clone();
+        errors.extend(self.key_unread.clone().filter(|_| !offline));
+        errors.append(&mut draft.errors);
+        Draft { errors, ..draft }
     }
 
     /// plugin_config as bytes.
@@ -374,9 +440,17 @@ mod tests {
         assert_eq!((runner.connector.timeout, runner.connector.keepalive), (90_000_000_000, 5));
         let expected = r#"{"cpu_count":2,"debug":true,"list":["a"],"metadata":{"a":"b"},"name":"n","share":0.5}"#;
         assert_eq!(String::from_utf8(runner.json()).unwrap(), expected);
-        let mistakes = runner.config(false).unwrap_err();
+        let mistakes = runner.config(false).err().unwrap();
         assert!(mistakes.contains("missing required plugin config: url"), "{mistakes}");
         assert!(file.only(Some("aws")).err().unwrap().contains("there is \"vcd\""));
+    }
+
+    #[test]
+    fn other_plugins_are_named() {
+        let runner = |name: usize| format!("[[runners]]\n[runners.autoscaler]\nplugin = \"aws-{name}\"\n");
+        let all: String = (0..=MAX_OTHERS_TOLD).map(runner).collect();
+        let error = file(&all).unwrap().select(None).err().unwrap();
+        assert!(error.ends_with("; found: \"aws-0\", \"aws-1\", \"aws-2\", \"aws-3\", \"aws-4\""), "{error}");
     }
 
     #[test]

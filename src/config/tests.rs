@@ -141,14 +141,17 @@ fn all_mistakes_are_in_one_message() {
     let config = with(json!({
         "org": null, "ip_allocation_mode": "pool", "cpu_count": "4", "memory_mb": 1023, "creat_timeout": "1m",
     }));
+    let draft = Config::read(&config, &connector);
+    assert_eq!(draft.config.warnings, ["unknown key creat_timeout is ignored, did you mean create_timeout?"]);
+    // What is right can be checked further.
+    assert_eq!((draft.config.vcd.org.as_str(), draft.config.vcd.vdc.as_str(), draft.errors.len()), ("", "vdc-1", 5));
     assert_eq!(
-        checked(Config::parse(&config, &connector)).unwrap_err(),
+        checked(draft.checked()).unwrap_err(),
         "missing required plugin config: org; \
          cpu_count: expected a whole number, found a string; \
          invalid ip_allocation_mode: pool (expected POOL or DHCP); \
          memory_mb: 1023 is not a multiple of 4; \
-         connector_config: protocol: expected ssh, winrm or winrm+https, found telnet; \
-         unknown key creat_timeout is ignored, did you mean create_timeout?"
+         connector_config: protocol: expected ssh, winrm or winrm+https, found telnet"
     );
 }
 
@@ -334,14 +337,24 @@ fn texts_are_checked_and_kept() {
     for prefix in ["ci", "CI_Linux.2-x", "9", "a-"] {
         assert_eq!(parse(json!({"vapp_name_prefix": prefix})).unwrap().policy.prefix, prefix);
     }
-    for address in
-        ["unix:/run/gitlab-runner/vcd.sock", "localhost:27060", "[::1]:27060", "0.0.0.0:1", "my-host.example:65535"]
-    {
-        assert_eq!(parse(json!({"debug_server_addr": address})).unwrap().debug_server_addr.as_deref(), Some(address));
+    for (address, open) in [
+        ("unix:/run/gitlab-runner/vcd.sock", false),
+        ("localhost:27060", false),
+        ("127.0.0.53:27060", false),
+        ("[::1]:27060", false),
+        ("[::ffff:127.0.0.1]:27060", false),
+        ("0.0.0.0:1", true),
+        ("[::]:27060", true),
+        ("192.168.1.5:27060", true),
+        ("my-host.example:65535", true),
+    ] {
+        let config = parse(json!({"debug_server_addr": address})).unwrap();
+        assert_eq!(config.debug_server_addr.as_deref(), Some(address));
+        assert_eq!(config.warnings.len(), usize::from(open), "{address}: {:?}", config.warnings);
     }
     let config = parse(json!({"debug_server_addr": ":27060"})).unwrap();
     assert_eq!(config.debug_server_addr.as_deref(), Some("0.0.0.0:27060"));
-    assert_eq!(config.warnings.len(), 1);
+    assert!(config.warnings[0].starts_with("debug_server_addr: 0.0.0.0:27060: everyone"), "{:?}", config.warnings);
     let config = parse(json!({"catalog": "images "})).unwrap();
     assert_eq!(config.vcd.catalog, "images ");
     assert!(config.warnings[0].starts_with("catalog: begins or ends with white space"));
@@ -495,7 +508,7 @@ fn generated_credentials_are_of_the_seed_or_else_of_the_token() {
     assert!(parse(file).is_ok());
     let connector =
         Connector { password: String::new(), key: Vec::new(), use_static_credentials: false, ..connector() };
-    let of_variable = Config::parse_with(&with(json!({"token": null})), &connector, Some(TOKEN.into())).unwrap();
+    let of_variable = Config::read_with(&with(json!({"token": null})), &connector, Some(TOKEN.into())).config;
     assert_eq!(key(&of_variable), key(&of_token));
 
     assert_eq!(parse(json!({})).unwrap().policy.credentials, "", "static ones leave no mark");
@@ -545,7 +558,7 @@ fn the_example_shows_every_key_with_its_default_and_is_valid() {
 #[test]
 fn there_is_one_token_and_the_configuration_comes_first() {
     let parse = |changes: Value, variable: Option<&str>| {
-        checked(Config::parse_with(&with(changes), &connector(), variable.map(str::to_owned)))
+        checked(Config::read_with(&with(changes), &connector(), variable.map(str::to_owned)).checked())
     };
     let own = json!({});
     let file = json!({"token": null, "token_file": "/run/token"});

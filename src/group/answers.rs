@@ -329,8 +329,14 @@ impl Group {
         let again = tries + 1 < LABEL_TRIES && !will_not_pass(error.kind);
         let pause = self.rng.jitter(doubled(RETRY_BASE, tries, RETRY_MAX), 25);
         vapp.label = if again { Label::Wanted { tries: tries + 1, not_before: now + pause } } else { Label::Settled };
-        let follows = if again { "tried again" } else { "left without it: nothing here depends on it" };
-        self.say_of(Level::Warn, key, format!("{error}; {follows}"));
+        let follows = match again {
+            true => "tried again",
+            false => "the VM stays without the label, which only the Go plugin needs",
+        };
+        // Where VCD cannot be asked at all other lines say so, of what matters.
+        let unasked = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Auth);
+        let level = if unasked { Level::Debug } else { Level::Warn };
+        self.say_of(level, key, format!("{error}; {follows}"));
     }
 }
 

@@ -52,7 +52,7 @@ impl Group {
         i.attempts.change.reset();
         (i.attempts.look.next, i.attempts.change.next) = (now, now);
         let (wanted, lost) = (!i.desired.is_deleted() && !was.doomed, was.guest.has_run());
-        let left_over_quota = was.doomed && i.over_quota;
+        let left_over_quota = was.doomed && i.refused == Some(ErrorKind::Quota);
         match () {
             _ if wanted && lost => self.delete_for(key, super::Cause::Lost),
             // It went while it was being made, not by us.
@@ -65,7 +65,7 @@ impl Group {
 
     /// What VCD refused for a quota may fit now that one of ours is gone.
     fn quota_freed(&mut self) {
-        for i in self.instances.values_mut().filter(|i| i.over_quota && i.operation.is_none()) {
+        for i in self.instances.values_mut().filter(|i| i.refused == Some(ErrorKind::Quota) && i.operation.is_none()) {
             i.attempts.create.next = self.now;
             self.breaker.try_now(self.now);
         }
@@ -93,7 +93,7 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let tries = i.attempts.create.tries;
         let kind = error.map(|error| error.kind);
-        i.over_quota = kind == Some(ErrorKind::Quota);
+        i.refused = kind;
         let pause = match kind {
             Some(ErrorKind::Quota) => doubled(QUOTA_RETRY_BASE, tries, RETRY_MAX),
             kind => pause(kind, tries, RETRY_MAX),

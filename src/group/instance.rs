@@ -5,7 +5,7 @@ use super::limits::{Backoff, Lane, Slot};
 use super::time::{Seen, Stopwatch};
 use super::vapp::{Guest, Removal, Vapp};
 use super::{Name, Time};
-use crate::cloud::{Href, Power};
+use crate::cloud::{ErrorKind, Href, Power};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -160,8 +160,8 @@ pub(super) struct Instance {
     /// On the wire. Never while an operation's request is.
     pub question: Option<Question>,
     pub attempts: Attempts,
-    /// VCD refused its last create for a quota.
-    pub over_quota: bool,
+    /// Why its last create failed, if one did.
+    pub refused: Option<ErrorKind>,
     /// Counts since it was accepted.
     pub accepted: Stopwatch,
     /// Counts since VCD was first asked to make it.
@@ -190,7 +190,7 @@ impl Instance {
             operation: None,
             question: None,
             attempts: Attempts::default(),
-            over_quota: false,
+            refused: None,
             accepted: Stopwatch::start(seen),
             creating: None,
             create_began: now,

@@ -50,7 +50,9 @@ impl Group {
         }
         if vapps.iter().any(|v| !owns(v)) {
             self.over(key);
-            self.say_of(Level::Error, key, "another's vApp has this name: the id is given up".into());
+            self.say_of(Level::Error, key, "another owner's vApp has this name, and is left alone: the runner asks for another VM; if this comes again, use a \
+                 vapp_name_prefix of your own"
+                    .into());
             return self.delete_for(key, Cause::Timeout);
         }
         if now - since >= UNKNOWN_WINDOW && looks >= UNKNOWN_LOOKS {

@@ -5,7 +5,7 @@ use super::instance::{Cause, Desired, Kind, Origin, Question, Stage};
 use super::limits::Lane;
 use super::vapp::{Guest, Removal, Vapp};
 use super::{Event, Group, Instance, Key, MAX_LOOKS, MAX_PROBES, Name, Observed, Purpose, State, Ticket, Time};
-use crate::cloud::{Href, Power};
+use crate::cloud::{ErrorKind, Href, Power};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -139,6 +139,8 @@ pub struct View {
     pub seen: Option<Duration>,
     /// What went wrong last.
     pub error: Option<Arc<str>>,
+    /// Why VCD refused to make it, if that stands until somebody changes something.
+    pub refused: Option<ErrorKind>,
     /// It is stuck for so long: its operation hangs, or it cannot be deleted, suspended or resumed.
     pub stuck: Option<Duration>,
 }
@@ -418,6 +420,7 @@ impl Instance {
             missed: vapp.map_or(0, |vapp| vapp.missed),
             seen: record.map(|record| now - record.seen),
             error: self.error.clone(),
+            refused: self.refused.filter(|kind| vapp.is_none() && super::failures::will_not_pass(*kind)),
             stuck: self.stuck().map(|since| now - since),
         }
     }
@@ -473,6 +476,7 @@ impl View {
             missed: 0,
             seen: None,
             error: None,
+            refused: None,
             stuck: None,
         }
     }

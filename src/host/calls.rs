@@ -98,7 +98,16 @@ async fn call(server: &Rc<Server>, path: &str, deadline: Option<Instant>, messag
         "/proto.InstanceGroup/Init" => {
             let message: InitRequest = decode(message)?;
             let connector = message.settings.and_then(|settings| settings.connector_config).unwrap_or_default();
-            let provider = plugin.init(&message.config, connector_in(connector)).await.map_err(status)?;
+            let provider = plugin.init(&message.config, connector_in(connector)).await.map_err(|error| {
+                let error = status(error);
+                log::error!(
+                    "Init failed: {}. No VM is created or deleted until GitLab Runner starts the plugin anew; \
+                     `{} check` says what to do",
+                    error.message(),
+                    env!("CARGO_PKG_NAME")
+                );
+                error
+            })?;
             reply(&InitResponse {
                 id: provider.id,
                 max_size: provider.max_size,

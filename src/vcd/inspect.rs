@@ -4,7 +4,7 @@
 use super::errors::{self, Stage};
 use super::hardware::has_tpm;
 use super::http::encode;
-use super::{Call, Client, Settings, TokenKind, query, xml};
+use super::{Call, Client, Kind, Settings, TokenKind, query, xml};
 use crate::cloud::{ErrorKind, Href, VcdError};
 use roxmltree::Node;
 use std::net::Ipv4Addr;
@@ -245,6 +245,31 @@ impl Inspector {
             let (limit, used_mb) = self.0.storage_use(&call, &profile)?;
             Ok(StorageFacts { name: profile.1, limit_mb: Some(limit).filter(|mb| *mb > 0), used_mb })
         })())
+    }
+
+    /// The names of all of a kind that the user sees, in this VDC if it is known, as far as one answer of VCD holds them: for
+    /// who has misspelt one. None if VCD does not tell.
+    pub fn names(&self, kind: Kind, vdc: Option<&Href>) -> Vec<String> {
+        let (records, of_vdc) = match kind {
+            Kind::Vdc => ("orgVdc", false),
+            Kind::Network => ("orgVdcNetwork", true),
+            Kind::Catalog => ("catalog", false),
+            Kind::Template => ("vAppTemplate", false),
+            Kind::StorageProfile => ("orgVdcStorageProfile", true),
+        };
+        let place = vdc.filter(|_| of_vdc).map(|vdc| format!(";vdc=={}", query::value(vdc))).unwrap_or_default();
+        let catalog = &self.0.settings.catalog;
+        let mut names = Vec::new();
+        let call = call(format!("list names like {:?}", kind));
+        let asked = self.0.page(&call, records, &format!("name==*{place}"), "sortAsc=name", 1, &mut |record| {
+            let elsewhere = xml::attribute(record, "catalogName").is_some_and(|told| !query::fits(catalog, told));
+            names.extend(
+                xml::attribute(record, "name").filter(|_| kind != Kind::Template || !elsewhere).map(str::to_owned),
+            );
+            Ok(())
+        });
+        names.dedup();
+        if asked.is_ok() { names } else { Vec::new() }
     }
 
     /// A compute policy of the VDC: sizing or placement.

@@ -52,7 +52,7 @@ impl Passing for Play {
     fn command(&mut self, command: Command) -> bool {
         let (ticket, answer) = match command {
             Command::Say(event) => {
-                self.said.push(event.text);
+                self.said.push(format!("{} {}", event.level, event.text));
                 return false;
             }
             Command::Probe { ticket, .. } => {
@@ -504,11 +504,14 @@ fn the_label_is_tried_three_times_unless_it_cannot_work() {
     play.expect("label", BACKOFF_TWICE);
     play.answer(failed(ErrorKind::Unavailable));
     assert!(play.within(NEVER).is_none());
+    // That VCD cannot be asked is said by what matters.
+    assert!(play.said("DEBUG") && !play.said("WARN"));
 
     let mut play = Play::running();
     play.expect("label", 0..=30_000);
     play.answer(failed(ErrorKind::Forbidden));
     assert!(play.within(NEVER).is_none());
+    assert!(play.said("WARN"));
 }
 
 #[test]
@@ -803,7 +806,7 @@ fn a_lost_create_is_taken_as_it_is_found() {
     play.made = false;
     assert_eq!(play.state(), State::Timeout);
     play.quiet(60_000);
-    assert!(play.said("another's vApp has this name"));
+    assert!(play.said("another owner's vApp has this name"));
     // Found twice: one is used, the other deleted.
     let mut play = lost(true);
     let twin = |href: &str| Vapp { href: href.into(), ..play.vapp(false, false) };

@@ -319,14 +319,73 @@ fn a_check_whose_login_is_refused_names_the_scripts_first() {
     let mut check = Command::new(BINARY);
     check.env("PATH", format!("{}:{}", folder.0.display(), std::env::var("PATH").unwrap()));
     check.env("LD_PRELOAD", &library).env("CLOCK_SHIFT", &shift).env("CLOCK_ALL", "1");
-    let (status, stdout, _) = said(check, &file, &["check", "--create"]);
+    let (status, stdout, stderr) = said(check, &file, &["check", "--create"]);
     assert_eq!(status, 1, "{stdout}");
+    // At once, not when all tries are over.
+    let early = "no login as root@127.0.";
+    let told = stderr.lines().find(|line| line.contains(early)).unwrap_or_else(|| panic!("{stderr}"));
+    assert!(told.contains(" yet: root@guest: Permission denied (publickey,password).; tried for 120 s"), "{told}");
     let said = found(&stdout, "FAIL", "SSH");
     assert!(said.len() == 1 && said[0].contains("Permission denied (publickey,password)."), "{stdout}");
     let first = "-> in a Linux template: vmware-toolbox-cmd config set deployPkg enable-custom-scripts true";
     assert!(advice(&stdout, "no login as root@").starts_with(first), "{stdout}");
     assert_eq!(found(&stdout, "ok", "delete").len(), 1, "{stdout}");
     assert!(fleet::vapps(&server).is_empty());
+}
+
+/// An answer of VCD's to the request for a VM.
+fn answers_creates(server: &Server, status: u16, code: &str, message: &str) {
+    let body = format!(
+        "<Error xmlns=\"http://www.vmware.com/vcloud/v1.5\" majorErrorCode=\"{status}\" minorErrorCode=\"{code}\" \
+         message=\"{message}\"/>"
+    );
+    let rule = json!({"op": "instantiate", "times": 0, "answer_before": {"status": status, "body": body}});
+    assert!(server.add_fault(vcd_sim::faults::Rule::from_json(&rule).unwrap()));
+}
+
+#[test]
+fn a_check_that_makes_an_instance_ends_at_the_first_refusal_that_stands() {
+    for (status, code, kind) in [
+        (403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", "role extended"),
+        (400, "BAD_REQUEST", "VCD names what it does not take"),
+    ] {
+        let (server, guest_port) = world(|_| ());
+        answers_creates(&server, status, code, "VCD's reason");
+        let file = file(&format!("stands-{status}"), &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
+        let (ended, stdout, stderr) = run(&file, &["check", "--create"]);
+        assert_eq!((ended, server.requests("instantiate")), (1, 1), "{stdout}{stderr}");
+        let words = format!("VCD answered {status} {code}: VCD's reason");
+        assert_told(&stdout, "create", &words, kind);
+    }
+}
+
+#[test]
+fn a_check_that_is_interrupted_says_what_it_waited_for() {
+    use std::io::{BufRead as _, BufReader, Read as _};
+    let (server, guest_port) = world(|_| ());
+    let reason = "The maximum number of simultaneous operations has been reached";
+    answers_creates(&server, 400, "OPERATION_LIMITS_EXCEEDED", reason);
+    let file = file("interrupted", &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
+    let mut check = Command::new(BINARY);
+    check.args(["check", "--create", "--config"]).arg(&file.0).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut check = check.spawn().unwrap();
+    let mut lines = BufReader::new(check.stderr.take().unwrap()).lines().map(Result::unwrap);
+    // What it waits for is shown again and again.
+    let shown = |line: &String| line.contains(" PendingCreate, waits for VCD's operation limit (");
+    assert!(lines.by_ref().filter(shown).nth(1).is_some());
+    let id = rustix::process::Pid::from_child(&check);
+    rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+    for _ in lines {}
+    let mut stdout = String::new();
+    check.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+    assert_eq!(check.wait().unwrap().code(), Some(1));
+    let said = found(&stdout, "FAIL", "create")[0];
+    assert!(
+        said.starts_with("interrupted: ci-check-")
+            && said.contains(" waits for VCD's operation limit; the last error: "),
+        "{said}"
+    );
+    assert!(said.contains(reason), "{said}");
 }
 
 #[test]

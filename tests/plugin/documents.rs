@@ -311,6 +311,29 @@ fn messages_that_are_explained_exist() {
     }
 }
 
+/// docs/troubleshooting.md explains all that an instance can wait for, and nothing else.
+#[test]
+fn what_an_instance_waits_for_is_explained() {
+    let source = fs::read_to_string(Path::new(ROOT).join("src/group/view.rs")).unwrap();
+    let source = source.split("\n#[cfg(test)]").next().unwrap();
+    let mut said: Vec<&str> = Vec::new();
+    for function in ["fn held_by", "fn waits_for", "fn rests_for", "fn accepts", "fn works"] {
+        let (_, rest) = source.split_once(&format!("{function}(")).unwrap_or_else(|| panic!("{function}"));
+        let body = rest.split("\n    }\n").next().unwrap().split("\n}\n").next().unwrap();
+        said.extend(body.split('"').skip(1).step_by(2).filter(|text| !text.is_empty()));
+    }
+    said.sort();
+    said.dedup();
+    assert!(said.len() > 25, "{said:?}");
+    let text = document("docs/troubleshooting.md").unwrap();
+    let (_, table) = text.split_once("| waits for | look at |").unwrap();
+    let table = table.split("\n\n").next().unwrap();
+    let cells = table.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let mut explained: Vec<&str> = cells.flat_map(|cell| cell.trim_end_matches('`').split("`, `")).collect();
+    explained.sort();
+    assert_eq!(explained, said);
+}
+
 /// What `check` advises, docs/troubleshooting.md explains.
 #[test]
 fn every_cause_with_an_advice_is_explained() {

@@ -166,6 +166,12 @@ fn the_host_learns_at_init_what_is_wrong() {
             assert!(status.message().contains(name), "{}", status.message());
         }
         assert!(!status.message().contains('\n'), "one line: {}", status.message());
+        plugin.logged("Init failed: ").await;
+        let log = plugin.log();
+        let line = log.iter().find(|line| line.contains("Init failed: ")).unwrap();
+        for words in ["\"@level\":\"error\"", "no-such-net", "no-such-template", "fleeting-plugin-vcd check"] {
+            assert!(line.contains(words), "{line}");
+        }
         // The same process can be given a better one.
         let right = fleet::plugin_config(&server).to_string();
         plugin.init(right.as_bytes(), fleet::connector(guest_port)).await.unwrap();

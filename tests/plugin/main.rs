@@ -28,6 +28,7 @@ mod empty_root;
 mod end_to_end;
 mod host_protocol;
 mod kill;
+mod mistakes;
 mod operations;
 mod reliability;
 mod secrets;

@@ -268,6 +268,8 @@ fn page(status: &Status<'_>, path: &str, query: &str, html: bool) -> Page {
         return Page { status: code, kind, body };
     }
     match path {
+        "/instances" if html => Page::new(HTML, html::instances(status)),
+        "/instances" => Page::new(TEXT, text::instances(status, width(query))),
         "/" if html => Page::new(HTML, html::overview(status)),
         "/" => Page::new(TEXT, text::overview(status, width(query))),
         "/api/status" => Page::new(JSON, json::status(status)),
@@ -283,7 +285,7 @@ fn page(status: &Status<'_>, path: &str, query: &str, html: bool) -> Page {
         _ => Page {
             status: StatusCode::NOT_FOUND,
             kind: TEXT,
-            body: "no such page; there are /, /instances/NAME, /api/status, /metrics and /healthz\n".into(),
+            body: "no such page; there are /, /instances, /instances/NAME, /api/status, /metrics and /healthz\n".into(),
         },
     }
 }
@@ -297,33 +299,40 @@ fn width(query: &str) -> usize {
 struct Fact {
     label: &'static str,
     words: String,
-    /// Somebody should look at it.
-    bad: bool,
+    /// Somebody should look at it: the document that tells what to do; else empty.
+    fix: &'static str,
 }
 
 /// Everything but instances and events.
 fn facts(status: &Status<'_>) -> Vec<Fact> {
     let mut all = Vec::new();
-    let mut fact = |label, words: String, bad| all.push(Fact { label, words, bad });
+    let mut fact = |label, words: String, fix| all.push(Fact { label, words, fix });
     let (about, standing, polls) = (status.about, &status.standing, &status.polls);
 
-    fact("VCD", format!("{}, org {}, VDC {}, API {}", about.url, about.org, about.vdc, about.api_version), false);
+    let troubles = status.troubles();
+    if troubles.is_empty() {
+        let stopping = standing.stopping.then_some("OK; GitLab Runner is shutting the plugin down");
+        fact("status", stopping.unwrap_or("OK").to_owned(), "");
+    }
+    for trouble in troubles {
+        fact("status", trouble.text, trouble.fix);
+    }
+    fact("VCD", format!("{}, org {}, VDC {}, API {}", about.url, about.org, about.vdc, about.api_version), "");
     let session = &status.session;
     let mut words = match session.state {
         SessionState::Valid => "valid".to_owned(),
         SessionState::LoggingIn => "logging in".to_owned(),
         SessionState::Ended => "none".to_owned(),
     };
-    if session.logins > 0 {
-        words += &format!(", login {}", session.logins);
-    }
+    words += &format!(", logins so far: {}", session.logins);
     if let Some(left) = session.renewed_in {
         words += &format!(", renewed in {}", short(left));
     }
     if let Some(failure) = &session.failure {
         words += &format!("; the last login failed: {failure}");
     }
-    fact("session", words, session.state == SessionState::Ended || session.failure.is_some());
+    let bad = session.state == SessionState::Ended || session.failure.is_some();
+    fact("session", words, if bad { "docs/troubleshooting.md#the-token-and-the-session" } else { "" });
 
     let result = match &polls.result {
         None => "none yet".to_owned(),
@@ -337,75 +346,69 @@ fn facts(status: &Status<'_>) -> Vec<Fact> {
     };
     let (ago, took) = (short(status.now - polls.ended), tenths(polls.took));
     let failed = matches!(polls.result, Some(Err(_)));
-    fact("last poll", format!("{ago} ago, took {took} s: {result}"), failed);
+    let fix = if failed { "docs/troubleshooting.md#while-running" } else { "" };
+    fact("last poll", format!("{ago} ago, took {took} s: {result}"), fix);
 
-    let mut words = limit("", standing.instances);
+    let mut words = limit(standing.instances);
     for (phase, count) in by_phase(status) {
         if count > 0 {
             words += &format!(", {count} {phase}");
         }
     }
-    fact("instances", words.trim_start().to_owned(), false);
+    fact("instances", words, "");
 
-    let limits = [
-        ("creates", standing.creates),
-        ("deletes", standing.deletes),
-        ("together", standing.operations),
-        ("probes", standing.probes),
-        ("looks", standing.looks),
-        ("requests", Limit { used: status.wire.busy as u32, most: status.wire.most as u32 }),
-    ];
-    let mut words = limits.map(|(name, of)| limit(name, of)).join(", ");
-    let waiting = status.wire.waiting + status.wire.changes_waiting;
-    words += &format!(
-        "; waiting: creates {}, deletes {}, requests {waiting}",
-        standing.creates_waiting, standing.deletes_waiting
+    let (instances, wire) = (standing, &status.wire);
+    let requests = Limit { used: wire.busy as u32, most: wire.most as u32 };
+    let words = format!(
+        "{} creates, {} deletes, {} operations in all; {} checks of login ports, {} lookups, {} requests to VCD",
+        limit(instances.creates),
+        limit(instances.deletes),
+        limit(instances.operations),
+        limit(instances.probes),
+        limit(instances.looks),
+        limit(requests)
     );
-    fact("limits", words, false);
-    if let Some(longest) = standing.stuck_for {
+    fact("in use", words, "");
+    let words = format!(
+        "{} creates, {} deletes, {} requests to VCD",
+        standing.creates_waiting,
+        standing.deletes_waiting,
+        wire.waiting + wire.changes_waiting
+    );
+    fact("waiting", words, "");
+    if standing.stuck > 0 {
+        let longest = short(standing.stuck_for.unwrap_or_default());
         let words = format!(
-            "{} instances, for up to {}: VCD does not end what it does to them, or refuses it; they hold no slot",
-            standing.stuck,
-            short(longest)
+            "{} instances, for up to {longest}: VCD does not end or refuses what is done to them",
+            standing.stuck
         );
-        fact("stuck", words, true);
+        fact("stuck", words, "docs/troubleshooting.md#what-an-instance-waits-for");
     }
 
     let failures = standing.failures;
-    let words = match (standing.breaker, failures) {
-        (Some(left), _) => format!("OPEN after {failures} failures in a row: creates go on in {}", short(left)),
-        (None, _) if standing.breaker_tries => format!("trying one create, after {failures} failures in a row"),
-        (None, 0) => "shut".to_owned(),
-        (None, 1) => "shut, 1 failure".to_owned(),
-        (None, _) => format!("shut, {failures} failures in a row"),
+    let (words, paused) = match (standing.breaker, failures) {
+        (Some(left), _) => {
+            (format!("PAUSED, as more failed lately than worked; one is tried in {}", short(left)), true)
+        }
+        (None, _) if standing.breaker_tries => ("one is tried, as more failed lately than worked".to_owned(), true),
+        (None, 0) => ("allowed".to_owned(), false),
+        (None, _) => (format!("allowed, though {failures} more failed lately than worked"), false),
     };
-    fact("breaker", words, standing.breaker.is_some() || standing.breaker_tries);
-    let words = match standing.throttle {
-        Some(left) => format!("VCD's operation limit was reached: changes go on in {}", short(left)),
-        None => "none".to_owned(),
-    };
-    fact("throttle", words, standing.throttle.is_some());
-    if let Some(left) = standing.hold {
-        let words =
-            format!("creates wait for {} leftovers to be gone, at most {} more", standing.leftovers, short(left));
-        fact("start", words, true);
-    }
+    fact("creates", words, if paused { "docs/troubleshooting.md#creates" } else { "" });
     if standing.unreachable {
-        fact("held", "VCD could not be asked: changes wait for a poll that succeeds".into(), true);
-    }
-    if standing.stopping {
-        fact("stopping", "the host has said Shutdown".into(), false);
+        let words = "VCD could not be asked: they wait for a poll that succeeds";
+        fact("changes", words.into(), "docs/troubleshooting.md#while-running");
     }
     let process = &status.process;
     if let (Some(memory), Some(cpu), Some(threads)) = (process.memory, process.cpu, process.threads) {
         let memory = tenths(Duration::from_millis(memory.saturating_mul(1000) >> 20));
-        fact("process", format!("{memory} MB, {} s of CPU, {threads} threads", tenths(cpu)), false);
+        fact("process", format!("{memory} MB, {} s of CPU, {threads} threads", tenths(cpu)), "");
     }
     all
 }
 
-fn limit(name: &str, of: Limit) -> String {
-    format!("{name} {} of {}", of.used, of.most)
+fn limit(of: Limit) -> String {
+    format!("{} of {}", of.used, of.most)
 }
 
 /// What stands above the steps of a life, in both kinds of page.

@@ -776,7 +776,9 @@ mod tests {
         let mut journal = Journal::default();
         for turn in 0..1_000_u64 {
             let views: Vec<View> = (turn..turn + 200)
-                .map(|key| View::example(key, &format!("ci-{key:08}"), Phase::ALL[(key + turn) as usize % 6]))
+                .map(|key| {
+                    View::example(key, &format!("ci-{key:08}"), Phase::ALL[(key + turn) as usize % Phase::ALL.len()])
+                })
                 .collect();
             journal.turn(seconds(turn), Shown::Poll, vec![], vec![], &views);
         }
@@ -815,7 +817,7 @@ mod tests {
         turn(2, &|key| if key < 1500 { Phase::Deleted } else { Phase::Running }, &mut journal);
         turn(3, &|key| if key < 1500 { Phase::Deleted } else { Phase::Running }, &mut journal);
         assert_eq!((journal.tally.deleted, journal.lives.len(), journal.ended.len()), (1500, 500, MAX_ENDED));
-        assert_eq!(journal.samples.last().map(|sample| sample.counts), Some([0, 0, 500, 0, 0, 1500]));
+        assert_eq!(journal.samples.last().map(|sample| sample.counts), Some([0, 0, 500, 0, 0, 0, 0, 0, 1500]));
         assert!(journal.life(1499).is_some_and(|life| life.phase == Phase::Deleted) && journal.life(0).is_none());
     }
 }

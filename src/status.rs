@@ -1,6 +1,6 @@
 //! Everything that the debug pages show at one moment, as plain values.
 
-use crate::group::{STUCK_ALERT, Standing, Time, View};
+use crate::group::{STUCK_ALERT, Standing, State, Time, View};
 use crate::journal::Journal;
 use crate::vcd::{Count, READ_TIMEOUT, SessionState, SessionView};
 use std::sync::Arc;
@@ -10,6 +10,8 @@ use std::time::{Duration, SystemTime};
 const FRESH_INTERVALS: u32 = 3;
 /// No more stuck instances are named.
 const MAX_STUCK_TOLD: usize = 5;
+/// Jobs that wait for so long for an instance whose creates fail are a failure of the whole.
+pub const CREATES_ALERT: Duration = Duration::from_secs(15 * 60);
 
 /// One moment.
 pub struct Status<'a> {
@@ -97,34 +99,100 @@ pub struct Process {
     pub open_files: Option<u64>,
 }
 
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// What, why, and what follows.
+    pub text: String,
+    /// The document that tells what to do.
+    pub fix: &'static str,
+    /// It lasts, or does harm: `/healthz` fails.
+    pub grave: bool,
+}
+
 impl Status<'_> {
-    /// What is not as it should be, if something is: for a health check.
-    pub fn ailments(&self) -> Vec<String> {
+    /// Everything that is not as it should be, the gravest first.
+    pub fn troubles(&self) -> Vec<Trouble> {
         let mut all = Vec::new();
-        let limit = self.standing.interval * FRESH_INTERVALS + READ_TIMEOUT;
-        let age = self.now - self.polls.good;
-        if age > limit {
-            let why = match &self.polls.result {
-                Some(Err(error)) => format!(": {error}"),
-                _ => String::new(),
+        let mut add = |text: String, fix, grave| all.push(Trouble { text, fix, grave });
+        let (standing, polls) = (&self.standing, &self.polls);
+        let failed = polls.result.as_ref().and_then(|result| result.as_ref().err());
+        let limit = standing.interval * FRESH_INTERVALS + READ_TIMEOUT;
+        let age = self.now - polls.good;
+        if age > limit || failed.is_some() {
+            let why = failed.map(|error| format!(": {error}")).unwrap_or_default();
+            let text = match age > limit {
+                true => format!("no poll has succeeded for {} s{why}", age.as_secs()),
+                false => format!("the last poll failed{why}"),
             };
-            all.push(format!("no poll has succeeded for {} s{why}", age.as_secs()));
+            add(text, "docs/troubleshooting.md#while-running", age > limit);
         }
         if self.session.state == SessionState::Ended {
             let why = self.session.failure.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-            all.push(format!("there is no session with VCD{why}"));
+            let fix = "docs/troubleshooting.md#the-token-and-the-session";
+            add(format!("there is no session with VCD{why}"), fix, true);
         }
-        let stuck = |view: &&View| view.stuck.is_some_and(|time| time >= STUCK_ALERT);
-        let stuck: Vec<&View> = self.views.iter().filter(stuck).collect();
+        let creates = "docs/troubleshooting.md#creates";
+        // Of those that are not there yet and whose creates fail, the oldest.
+        let late = |view: &&View| view.reported && view.state == State::Creating && view.error.is_some();
+        let late = self.views.iter().filter(late).max_by_key(|view| view.age);
+        let why = late.and_then(|view| view.error.as_deref()).map(|error| format!(". Last error: {error}"));
+        let why = why.unwrap_or_default();
+        let grave = late.is_some_and(|view| view.age >= CREATES_ALERT);
+        if standing.breaker.is_some() || standing.breaker_tries {
+            let follows = match standing.breaker {
+                Some(left) => format!("none is tried for {} s", left.as_secs()),
+                None => "one is tried".to_owned(),
+            };
+            add(format!("creates fail: {follows}; deletes go on{why}"), creates, grave);
+        } else if let Some(view) = late.filter(|_| grave) {
+            let minutes = view.age.as_secs() / 60;
+            add(
+                format!("instance {} does not come to running since {minutes} minutes{why}", view.name),
+                creates,
+                grave,
+            );
+        }
+        // The longest first.
+        let mut stuck: Vec<&View> = self.views.iter().filter(|view| view.stuck.is_some()).collect();
+        stuck.sort_by_key(|view| std::cmp::Reverse(view.stuck));
         for view in stuck.iter().take(MAX_STUCK_TOLD) {
-            let minutes = view.stuck.unwrap_or_default().as_secs() / 60;
+            let time = view.stuck.unwrap_or_default();
             let why = view.error.as_deref().unwrap_or(view.waits_for);
-            all.push(format!("instance {} has been stuck for {minutes} minutes: {why}", view.name));
+            let text = match time.as_secs() / 60 {
+                0 => format!("instance {} is stuck: {why}", view.name),
+                minutes => format!("instance {} has been stuck for {minutes} minutes: {why}", view.name),
+            };
+            add(text, "docs/troubleshooting.md#what-an-instance-waits-for", time >= STUCK_ALERT);
         }
-        if let Some(more) = stuck.len().checked_sub(MAX_STUCK_TOLD).filter(|more| *more > 0) {
-            all.push(format!("{more} more instances are stuck"));
+        if let Some(more) = stuck.get(MAX_STUCK_TOLD..).filter(|more| !more.is_empty()) {
+            let grave = more.iter().any(|view| view.stuck.is_some_and(|time| time >= STUCK_ALERT));
+            add(
+                format!("{} more instances are stuck", more.len()),
+                "docs/troubleshooting.md#what-an-instance-waits-for",
+                grave,
+            );
         }
+        if let Some(left) = standing.throttle {
+            let text =
+                format!("the organization's operation limit was reached: all changes pause for {} s", left.as_secs());
+            add(text, creates, false);
+        }
+        if let Some(left) = standing.hold {
+            let text = format!(
+                "creates wait for {} leftovers of an earlier run to be deleted, for at most {} s more",
+                standing.leftovers,
+                left.as_secs()
+            );
+            add(text, "docs/troubleshooting.md#what-an-instance-waits-for", false);
+        }
+        all.sort_by_key(|trouble| !trouble.grave);
         all
+    }
+
+    /// What is gravely so, for a health check.
+    pub fn ailments(&self) -> Vec<String> {
+        self.troubles().into_iter().filter(|trouble| trouble.grave).map(|trouble| trouble.text).collect()
     }
 
     /// `time` by the system's clock.

@@ -6,16 +6,22 @@ use crate::group::{Phase, Time};
 use crate::journal::{Entry, HISTORY, SAMPLE_PAUSE};
 use crate::status::Status;
 use crate::timestamp::timestamp;
+use crate::version::with_addresses;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::fmt::{self, Display, Formatter, Write};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
 /// Size of the chart in its own units.
 const CHART: (u64, u64) = (1000, 160);
+/// So many parts of its time are told apart below it.
+const TIMES: u32 = 4;
+/// A shorter time is told in seconds.
+const SHORT: Duration = Duration::from_secs(10 * 60);
 
 /// The content security policy: nothing but this style, this script, and requests to this server.
 pub fn policy() -> &'static str {
@@ -85,12 +91,20 @@ pub fn overview(status: &Status<'_>) -> String {
         Safe(&about.group),
         env!("CARGO_PKG_NAME"),
         env!("CARGO_PKG_VERSION"),
-        short(std::time::Duration::from_millis(status.now.0)),
+        short(Duration::from_millis(status.now.0)),
         timestamp(status.wall).get(..19).unwrap_or_default().replace('T', " "),
     );
-    for Fact { label, words, bad } in facts(status) {
-        let class = if bad { " class=\"bad\"" } else { "" };
-        line(&mut main, format_args!("<dt>{label}</dt><dd{class}>{}</dd>", Safe(words)));
+    for Fact { label, words, fix } in facts(status) {
+        let class = match (fix.is_empty(), label) {
+            (true, "status") => " class=\"good\"",
+            (true, _) => "",
+            (false, _) => " class=\"bad\"",
+        };
+        let link = match fix.is_empty() || label != "status" {
+            true => String::new(),
+            false => format!(" <a href=\"{}\">What to do</a>", Safe(with_addresses(fix))),
+        };
+        line(&mut main, format_args!("<dt>{label}</dt><dd{class}>{}{link}</dd>", Safe(words)));
     }
     main += "</dl>\n";
     chart(&mut main, status);
@@ -126,16 +140,19 @@ fn chart(main: &mut String, status: &Status<'_>) {
     let x = |time: Time| CHART.0.saturating_sub(CHART.0 * (status.now - time).as_millis() as u64 / span_ms);
     let y = |count: u16| CHART.1 - CHART.1 * u64::from(count) / u64::from(top);
 
-    line(main, format_args!("<h2>Instances by phase, the last {} (at most {top})</h2>", short(span)));
+    line(main, format_args!("<h2>Instances by phase, the last {} (times in UTC)</h2>", short(span)));
     let (width, height) = CHART;
+    line(main, format_args!("<div class=\"chart\"><div class=\"counts\"><span>{top}</span><span>0</span></div>"));
     line(main, format_args!("<svg viewBox=\"0 0 {width} {height}\" preserveAspectRatio=\"none\" role=\"img\">"));
-    line(main, format_args!("<title>Instances by phase over time</title>"));
+    line(main, format_args!("<title>Instances by phase over time, at most {top}</title>"));
+    let mut shown = Vec::new();
     for (number, _) in Phase::ALL.iter().enumerate() {
         let below = |counts: &[u16]| counts.iter().take(number).sum::<u16>();
         let own = |counts: &[u16]| counts.get(number).copied().unwrap_or(0);
         if points.iter().all(|(_, counts)| own(counts) == 0) {
             continue;
         }
+        shown.push(number);
         // Steps: from each sample on until the next. What is as before adds no point.
         let (mut upper, mut lower) = (String::new(), Vec::new());
         let mut before = None;
@@ -158,8 +175,14 @@ fn chart(main: &mut String, status: &Status<'_>) {
         }
         line(main, format_args!("<polygon class=\"p{number}\" points=\"{}\"/>", upper.trim_end()));
     }
-    *main += "</svg>\n<p class=\"key\">";
-    for ((number, phase), count) in Phase::ALL.iter().enumerate().zip(present) {
+    *main += "</svg>\n<div class=\"times\">";
+    for part in 0..=TIMES {
+        let time = timestamp(status.wall(first + span * part / TIMES));
+        let time = if span < SHORT { time.get(11..19) } else { time.get(11..16) };
+        let _ = write!(main, "<span>{}</span>", time.unwrap_or_default());
+    }
+    *main += "</div></div>\n<p class=\"key\">";
+    for ((number, phase), count) in Phase::ALL.iter().enumerate().zip(present).filter(|((n, _), _)| shown.contains(n)) {
         let _ = write!(main, "<span><span class=\"mark p{number}\"></span>{} {count}</span> ", phase.name());
     }
     *main += "</p>\n";
@@ -175,13 +198,15 @@ fn table(main: &mut String, status: &Status<'_>) {
         let next = view.next_try.filter(|_| view.waits_for == "the next try");
         let next = next.map(|left| format!(", in {}", short(left))).unwrap_or_default();
         let doubt = if view.undecided { " (is it ours?)" } else { "" };
+        let stuck = view.stuck.map(|time| format!(", <b>stuck for {}</b>", short(time))).unwrap_or_default();
+        let bad = if view.stuck.is_some() { " class=\"bad\"" } else { "" };
         let error = view.error.as_deref().map(|error| format!("<span class=\"why\">{}</span>", Safe(error)));
         line(
             main,
             format_args!(
-                "<tr><td><a href=\"/instances/{name}\">{name}</a><td><span class=\"mark p{}\"></span>{}\
+                "<tr{bad}><td><a href=\"/instances/{name}\">{name}</a><td><span class=\"mark p{}\"></span>{}\
                  <td>{address}<td class=\"n\" data-l=\"age\">{}<td class=\"n\" data-l=\"since\">{}\
-                 <td class=\"n\" data-l=\"failed\">{retries}<td data-l=\"waits for\">{}{next}{doubt}{}</tr>",
+                 <td class=\"n\" data-l=\"failed\">{retries}<td class=\"w\" data-l=\"waits for\">{}{next}{doubt}{stuck}{}</tr>",
                 colour(view.phase),
                 view.phase.name(),
                 short(view.age),
@@ -195,6 +220,13 @@ fn table(main: &mut String, status: &Status<'_>) {
     if status.views.is_empty() {
         *main += "<p>no instances</p>\n";
     }
+}
+
+/// The table of instances alone.
+pub fn instances(status: &Status<'_>) -> String {
+    let mut main = format!("<h1>{}</h1>\n<p><a href=\"/\">everything else</a></p>\n", Safe(&status.about.group));
+    table(&mut main, status);
+    document(&format!("{} ({})", status.about.group, status.standing.instances.used), &main)
 }
 
 fn events(main: &mut String, status: &Status<'_>) {
@@ -218,7 +250,7 @@ fn events(main: &mut String, status: &Status<'_>) {
 }
 
 fn class(entry: &Entry) -> &'static str {
-    if entry.level <= log::Level::Warn { " class=\"bad\"" } else { "" }
+    if entry.level <= log::Level::Warn { " class=\"w bad\"" } else { " class=\"w\"" }
 }
 
 /// The whole life of the instances of this name.
@@ -237,7 +269,7 @@ pub fn instance(status: &Status<'_>, name: &str) -> String {
             line(
                 &mut main,
                 format_args!(
-                    "<tr><td>{}<td>{}<td class=\"n\">{}<td{}>{}<td>{}</tr>",
+                    "<tr><td>{}<td>{}<td class=\"n\">{}<td{}>{}<td class=\"w\">{}</tr>",
                     clock(status, entry.at),
                     entry.operation.unwrap_or_default(),
                     super::text::took(entry),

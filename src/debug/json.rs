@@ -19,7 +19,10 @@ pub fn status(status: &Status<'_>) -> String {
     };
     let instances: Vec<Value> = status.views.iter().map(|view| instance(status, view)).collect();
     let events: Vec<Value> = status.journal.events.iter().rev().map(|entry| event(status, entry)).collect();
-    let ailments = status.ailments();
+    let troubles = status.troubles();
+    let ailments: Vec<String> =
+        troubles.iter().filter(|trouble| trouble.grave).map(|trouble| trouble.text.clone()).collect();
+    let troubles: Vec<String> = troubles.into_iter().map(|trouble| trouble.text).collect();
     let plugin = object(&mut [
         ("Name", env!("CARGO_PKG_NAME").into()),
         ("Version", env!("CARGO_PKG_VERSION").into()),
@@ -108,6 +111,7 @@ pub fn status(status: &Status<'_>) -> String {
     let all = object(&mut [
         ("Healthy", ailments.is_empty().into()),
         ("Ailments", ailments.into()),
+        ("Troubles", troubles.into()),
         ("Plugin", plugin),
         ("Group", group),
         ("VCD", vcd),
@@ -138,6 +142,7 @@ fn instance(status: &Status<'_>, view: &View) -> Value {
         ("Name", text(&view.name)),
         ("VMName", text(&view.name)),
         ("Phase", text(view.phase.name())),
+        ("State", text(view.state.name())),
         ("Since", time(|life| Some(life.since))),
         ("WaitsFor", text(view.waits_for)),
         ("IPAddress", view.address.map(|address| address.to_string()).unwrap_or_default().into()),

@@ -1,10 +1,11 @@
 //! `/metrics` in the Prometheus text format. The names are those of the Go plugin, and more; docs/monitoring.md lists them.
 //! No label takes a value from outside but the group's name: their number is bounded.
 
-use crate::group::{Phase, Time};
+use crate::group::{Phase, State, Time};
 use crate::status::Status;
 use crate::tally::Histogram;
 use crate::vcd::{SessionState, TOOK_BOUNDS};
+use crate::version;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, prometheus_text};
 use prometheus_client::metrics::MetricType;
@@ -30,6 +31,8 @@ struct Metric {
     /// The name of the label that tells the samples apart; empty if there is one sample without.
     label: &'static str,
     samples: Vec<(&'static str, Sample)>,
+    /// More labels, the same for all samples.
+    more: &'static [(&'static str, &'static str)],
 }
 
 #[derive(Debug)]
@@ -68,7 +71,7 @@ impl Moment {
         samples: Vec<(&'static str, Sample)>,
     ) {
         let name = if name.starts_with("process_") { name.to_owned() } else { format!("{PREFIX}{name}") };
-        self.0.push(Metric { name, help, kind, label, samples });
+        self.0.push(Metric { name, help, kind, label, samples, more: &[] });
     }
 
     fn counter(&mut self, name: &str, help: &'static str, value: u64) {
@@ -112,6 +115,10 @@ fn gather(status: &Status<'_>) -> Moment {
     let counts = crate::journal::count(known.map(|view| view.phase));
     let states: Vec<(&'static str, f64)> =
         Phase::ALL.iter().map(|phase| phase.name()).zip(counts.map(f64::from)).collect();
+    let by_state = State::ALL.map(|state| {
+        let known = status.views.iter().filter(|view| !view.undecided && view.state == state);
+        (state.name(), known.count() as f64)
+    });
     let epoch = |time: Time| status.wall(time).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
 
     all.counter("instances_created", "Instances that came to running", tally.created);
@@ -147,7 +154,7 @@ fn gather(status: &Status<'_>) -> Moment {
     all.gauge("pool_max_size", "Largest size of the group", f64::from(standing.instances.most));
     let sum: u16 = counts.iter().sum();
     all.gauge("state_manager_instances_total", "Instances that are tracked, in whatever phase", f64::from(sum));
-    all.gauges("state_manager_instances_by_state", "The same by phase", "state", &states);
+    all.gauges("state_manager_instances_by_state", "The same by the state that GitLab Runner sees", "state", &by_state);
     all.histogram("reconcile_duration_seconds", "Time of polls that succeeded", &tally.polls);
     all.counter("reconcile", "Polls that succeeded", tally.polls.count);
     all.gauge("last_reconcile_timestamp_seconds", "When the last of them ended", epoch(status.polls.good));
@@ -203,6 +210,12 @@ fn gather(status: &Status<'_>) -> Moment {
     let valid = status.session.state != SessionState::Ended;
     all.gauge("session_valid", "1 while there is a session with VCD, or a login under way", f64::from(u8::from(valid)));
 
+    let name = format!("{PREFIX}build_info");
+    let samples = vec![("", Sample::Real(1.0))];
+    let more = &[("version", version::VERSION), ("revision", version::REVISION), ("rust", version::COMPILER)];
+    let help = "1, with the build in its labels";
+    all.0.push(Metric { name, help, kind: MetricType::Gauge, label: "", samples, more });
+
     let process = &status.process;
     let mut told = |name, help, value: Option<u64>| {
         if let Some(value) = value {
@@ -226,9 +239,9 @@ impl Collector for Moment {
         for metric in &self.0 {
             let mut samples = to.encode_descriptor(&metric.name, metric.help, None, metric.kind)?;
             for (value, sample) in &metric.samples {
-                let label = [(metric.label, *value)];
-                let labels = if metric.label.is_empty() { label.get(1..) } else { label.get(..) };
-                let labels = labels.unwrap_or_default();
+                let label = Some((metric.label, *value)).filter(|(label, _)| !label.is_empty());
+                let labels: Vec<(&str, &str)> = label.into_iter().chain(metric.more.iter().copied()).collect();
+                let labels = labels.as_slice();
                 let mut to = samples.encode_family(&labels)?;
                 match (sample, metric.kind) {
                     (Sample::Whole(number), MetricType::Counter) => ConstCounter::new(*number).encode(to)?,

@@ -4,7 +4,7 @@ use super::*;
 use crate::cloud::Power;
 use crate::group::{Cause, Event, Phase, Standing, View};
 use crate::journal::{Journal, Note, Shown};
-use crate::status::{About, Polls, Process, Wire};
+use crate::status::{About, CREATES_ALERT, Polls, Process, Wire};
 use crate::vcd::SessionView;
 use log::Level;
 use std::path::Path;
@@ -169,7 +169,11 @@ fn breaker_open() -> Scene {
         scene.turn((171 + 3 * retry) * MINUTE, vec![], &[], std::slice::from_ref(&trying));
         let text = format!("{error}; next try in 3{retry}1 s");
         let notes = vec![note(1, "create", "", 2, Some(error))];
-        let open = ("", Level::Error, "creates failed one after another: creates pause for 300 s, deletes go on");
+        let open = (
+            "",
+            Level::Error,
+            "creates fail: no VM is created for 60 s, then one is tried; deletes go on. The last failure, of ci-00007919: no",
+        );
         let said = [("ci-00007919", Level::Warn, &*text), open];
         let said = if retry == 2 { &said[..] } else { &said[..1] };
         scene.turn((171 + 3 * retry) * MINUTE + 2_000, notes, said, &[failed(retry as u32 + 1)]);
@@ -274,7 +278,8 @@ fn the_text_page_in_several_states() {
         for width in [80, 120] {
             let page = scene.show(|status| text::overview(status, width));
             for line in page.lines() {
-                assert!(line.chars().count() <= width, "{name}: wider than {width}: {line:?}");
+                let is_address = line.trim_start().starts_with("https://") && !line.trim_start().contains(' ');
+                assert!(line.chars().count() <= width || is_address, "{name}: wider than {width}: {line:?}");
                 assert!(line.bytes().all(|byte| (32..127).contains(&byte)), "{name}: {line:?}");
             }
             golden(&format!("{name}-{width}.txt"), &page);
@@ -388,12 +393,91 @@ fn an_hour_of_being_stuck_is_a_failure() {
 }
 
 #[test]
+fn what_is_wrong_stands_on_top_with_what_to_do_and_fails_health_when_it_lasts() {
+    let tops = |scene: &Scene| {
+        let page = scene.show(|status| text::overview(status, 400));
+        let top: Vec<String> =
+            page.lines().skip(1).take_while(|line| !line.contains("VCD  ")).map(str::to_owned).collect();
+        (top, scene.show(|status| status.ailments()))
+    };
+    let ok = || (vec![" status    OK".to_owned()], Vec::<String>::new());
+    assert_eq!(tops(&Scene::empty()), ok());
+    assert_eq!(tops(&creating()), ok());
+
+    let mut scene = breaker_open();
+    let (top, health) = tops(&scene);
+    assert!(
+        top[0].starts_with("!status    creates fail: none is tried for 122 s; deletes go on. Last error: create vApp"),
+        "{top:?}"
+    );
+    assert!(top[1].ends_with("/docs/troubleshooting.md#creates") && top.len() == 2, "{top:?}");
+    assert_eq!(health, [""; 0], "not yet");
+    scene.views[0].age = CREATES_ALERT;
+    assert!(tops(&scene).1[0].starts_with("creates fail: "));
+    // In the pause after which one is tried, and when it closed again.
+    (scene.standing.breaker, scene.standing.breaker_tries) = (None, true);
+    assert!(tops(&scene).1[0].contains(": one is tried; deletes go on"));
+    scene.standing.breaker_tries = false;
+    assert!(
+        tops(&scene).1[0].starts_with("instance ci-00007919 does not come to running since 15 minutes. Last error: ")
+    );
+    scene.views[0].age -= Duration::from_secs(1);
+    assert_eq!(tops(&scene), ok());
+
+    // A delete that fails is told at once.
+    let mut scene = Scene::empty();
+    let refused = View {
+        stuck: Some(Duration::from_secs(5)),
+        error: Some("delete vApp: VCD answered 403: no".into()),
+        ..view(1, Phase::PendingDelete, 90, "the next try")
+    };
+    scene.views = vec![refused];
+    let (top, health) = tops(&scene);
+    assert_eq!(
+        (top[0].as_str(), health.len()),
+        ("!status    instance ci-00007919 is stuck: delete vApp: VCD answered 403: no", 0)
+    );
+    for page in [scene.show(html::overview), scene.show(html::instances)] {
+        assert!(page.contains("<tr class=\"bad\"><td><a href=\"/instances/ci-00007919\">"), "{page}");
+    }
+    let page = scene.show(html::overview);
+    let told = "<dd class=\"bad\">instance ci-00007919 is stuck: delete vApp: VCD answered 403: no <a href=\"https://";
+    assert!(page.contains(told) && !page.contains("class=\"good\""), "{page}");
+    let page = scene.show(|status| text::instances(status, 80));
+    assert!(page.starts_with("NAME") && page.contains("\n!   delete vApp: VCD answered 403: no\n"), "{page}");
+
+    // What passes by itself is told and fails nothing.
+    let mut scene = Scene::empty();
+    scene.standing.throttle = Some(Duration::from_secs(14));
+    (scene.standing.hold, scene.standing.leftovers) = (Some(Duration::from_secs(60)), 2);
+    scene.polls.result = Some(Err("poll: no answer".into()));
+    let (top, health) = tops(&scene);
+    for words in ["all changes pause for 14 s", "creates wait for 2 leftovers", "the last poll failed: poll: no answer"]
+    {
+        assert!(top.iter().any(|line| line.starts_with("!status") && line.contains(words)), "{words}: {top:?}");
+    }
+    assert_eq!(health, [""; 0]);
+}
+
+#[test]
 fn the_chart_is_stacked_and_ends_now() {
     let page = full().show(html::overview);
     let polygons: Vec<&str> = page.lines().filter(|line| line.starts_with("<polygon")).collect();
     // Creating, Running, PendingDelete, Deleting.
     assert_eq!(polygons.len(), 4, "{polygons:#?}");
-    assert!(page.contains("the last 2h (at most 128)"));
+    assert!(
+        page.contains("the last 2h (times in UTC)</h2>") && page.contains("<span>128</span><span>0</span>"),
+        "{page}"
+    );
+    let times = "<span>10:00</span><span>10:30</span><span>11:00</span><span>11:30</span><span>12:00</span></div>";
+    assert!(page.contains(times), "{page}");
+    // What does not occur is not listed.
+    let key = page.split_once("<p class=\"key\">").unwrap().1.split_once("</p>").unwrap().0;
+    for (phase, occurs) in
+        [("Creating 8", true), ("PendingDelete 8", true), ("Suspended", false), ("PendingCreate", false)]
+    {
+        assert_eq!(key.contains(phase), occurs, "{key}");
+    }
     for polygon in polygons {
         assert!(polygon.contains("1000,"), "up to now: {polygon}");
         let points = polygon.split_once("points=\"").unwrap().1.trim_end_matches("\"/>");

@@ -6,6 +6,7 @@ use crate::driver::last_part;
 use crate::journal::{Entry, Life};
 use crate::status::Status;
 use crate::timestamp::timestamp;
+use crate::version::with_addresses;
 use std::fmt::Write;
 
 /// What follows a label above the table, and what is carried over to the next line, begins here.
@@ -29,8 +30,13 @@ pub fn overview(status: &Status<'_>, width: usize) -> String {
     );
     wrap(&mut page, "", &head, 2, width);
     for fact in facts(status) {
-        let label = format!("{}{:10}", if fact.bad { "!" } else { " " }, fact.label);
+        let bad = !fact.fix.is_empty();
+        let label = format!("{}{:10}", if bad { "!" } else { " " }, fact.label);
         wrap(&mut page, &label, &fact.words, INDENT, width);
+        if bad && fact.label == "status" {
+            // Whole, however wide: it is there to be copied.
+            let _ = writeln!(page, "{}{}", " ".repeat(INDENT), with_addresses(fact.fix));
+        }
     }
     page.push('\n');
     table(&mut page, status, width);
@@ -45,6 +51,13 @@ pub fn overview(status: &Status<'_>, width: usize) -> String {
         }
         wrap(&mut page, &label, &words(status, entry), 10, width);
     }
+    page
+}
+
+/// The instances alone.
+pub fn instances(status: &Status<'_>, width: usize) -> String {
+    let mut page = String::new();
+    table(&mut page, status, width);
     page
 }
 
@@ -85,6 +98,9 @@ fn table(page: &mut String, status: &Status<'_>, width: usize) {
         if view.undecided {
             waits += " (is it ours?)";
         }
+        if let Some(stuck) = view.stuck {
+            waits += &format!(", stuck for {}", short(stuck));
+        }
         let line = line(row);
         if line.len() + waits.len() <= width {
             page.push_str((line + &waits).trim_end());
@@ -95,7 +111,7 @@ fn table(page: &mut String, status: &Status<'_>, width: usize) {
             wrap(page, "    ", &format!("waits for {waits}"), 6, width);
         }
         if let Some(error) = &view.error {
-            wrap(page, "    ", error, 6, width);
+            wrap(page, "!   ", error, 6, width);
         }
     }
     if rows.is_empty() {

@@ -27,6 +27,34 @@ pub enum State {
     Resuming,
 }
 
+impl State {
+    /// All of them.
+    pub const ALL: [State; 8] = [
+        State::Creating,
+        State::Running,
+        State::Suspending,
+        State::Suspended,
+        State::Resuming,
+        State::Deleting,
+        State::Deleted,
+        State::Timeout,
+    ];
+
+    /// As fleeting writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Creating => "creating",
+            State::Running => "running",
+            State::Suspending => "suspending",
+            State::Suspended => "suspended",
+            State::Resuming => "resuming",
+            State::Deleting => "deleting",
+            State::Deleted => "deleted",
+            State::Timeout => "timeout",
+        }
+    }
+}
+
 /// Something for the driver to do.
 #[derive(Clone, Debug)]
 pub enum Command {

@@ -35,8 +35,17 @@ pub enum Phase {
 
 impl Phase {
     /// All, in the order of a life.
-    pub const ALL: [Phase; 6] =
-        [Phase::PendingCreate, Phase::Creating, Phase::Running, Phase::PendingDelete, Phase::Deleting, Phase::Deleted];
+    pub const ALL: [Phase; 9] = [
+        Phase::PendingCreate,
+        Phase::Creating,
+        Phase::Running,
+        Phase::Suspending,
+        Phase::Suspended,
+        Phase::Resuming,
+        Phase::PendingDelete,
+        Phase::Deleting,
+        Phase::Deleted,
+    ];
 
     /// True if an instance may stay in it for as long as it likes: nothing is awaited.
     pub fn rests(self) -> bool {
@@ -107,6 +116,8 @@ pub struct View {
     pub key: u64,
     /// The id.
     pub name: Name,
+    /// What the host sees.
+    pub state: State,
     /// The host knows it; else it is a leftover.
     pub reported: bool,
     /// It is named like ours, and whether it is ours is not known yet.
@@ -401,6 +412,7 @@ impl Instance {
         View {
             key,
             name: self.name.clone(),
+            state: self.state(),
             reported: self.is_reported(),
             undecided: self.origin == Origin::Found,
             phase: self.phase(),
@@ -460,6 +472,15 @@ impl View {
         View {
             key,
             name: name.into(),
+            state: match phase {
+                Phase::PendingCreate | Phase::Creating => State::Creating,
+                Phase::Running => State::Running,
+                Phase::Suspending => State::Suspending,
+                Phase::Suspended => State::Suspended,
+                Phase::Resuming => State::Resuming,
+                Phase::PendingDelete | Phase::Deleting => State::Deleting,
+                Phase::Deleted => State::Deleted,
+            },
             reported: true,
             undecided: false,
             phase,

@@ -11,6 +11,7 @@ use smol::block_on;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use vcd_sim::faults::Rule;
@@ -38,7 +39,9 @@ struct Browser {
 impl Browser {
     fn start() -> Browser {
         let program = std::env::var("CHROMIUM").unwrap_or_else(|_| "chromium".into());
-        let profile = std::env::temp_dir().join(format!("vcd-browser-{}", std::process::id()));
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let profile = std::env::temp_dir().join(format!("vcd-browser-{}-{number}", std::process::id()));
         // The pipe's ends are descriptors 3 and 4. A sandbox cannot be had as root, or in many containers.
         let script = "exec \"$@\" 3<&0 4>&1 </dev/null >&2";
         let mut child = Command::new("sh")
@@ -161,6 +164,127 @@ impl Drop for Browser {
     }
 }
 
+/// The folder for screenshots.
+fn pictures() -> PathBuf {
+    let pictures = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("screenshots");
+    std::fs::create_dir_all(&pictures).unwrap();
+    pictures
+}
+
+/// A fault of VCD's at each request of this kind.
+fn refuses(server: &vcd_sim::Server, operation: &str, status: u16, code: &str, message: &str) {
+    let body = format!(
+        "<Error xmlns=\"http://www.vmware.com/vcloud/v1.5\" majorErrorCode=\"{status}\" minorErrorCode=\"{code}\" \
+         message=\"{message}\"/>"
+    );
+    let rule = json!({"op": operation, "times": 0, "answer_before": {"status": status, "body": body}});
+    assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
+}
+
+/// What is to be seen, in words of the page's first line, how it came about, and whether health fails at once.
+type Look = (&'static str, &'static str, bool);
+
+const STATES: [Look; 6] = [
+    ("empty", "OK", false),
+    ("working", "OK", false),
+    ("creates-fail", "creates fail: none is tried for ", false),
+    ("delete-fails", "is stuck: ", false),
+    ("vcd-silent", "the last poll failed", false),
+    ("token-revoked", "there is no session with VCD", true),
+];
+
+/// Words that are broken in a cell that holds no long text, and cells wider than the window.
+const BROKEN: &str = "[...document.querySelectorAll('#instances td:not(.w)')].filter(cell => {
+    const range = document.createRange();
+    range.selectNodeContents(cell);
+    return new Set([...range.getClientRects()].map(box => Math.round(box.bottom))).size > 2;
+}).length";
+
+#[test]
+#[ignore = "needs Chromium"]
+fn the_page_in_six_states() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let debug = format!("127.0.0.1:{}", fleet::free_port());
+        let mut config = fleet::plugin_config(&server);
+        config["debug_server_addr"] = debug.as_str().into();
+        config["reconcile_interval"] = "1s".into();
+        let plugin = PluginProcess::start(command(BINARY)).await;
+        plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
+        until("the debug server", || std::net::TcpStream::connect(&debug).is_ok()).await;
+        let mut browser = Browser::start();
+        let url = format!("http://{debug}/");
+        for (state, words, unhealthy) in STATES {
+            match state {
+                "working" => {
+                    plugin.increase(5).await.unwrap();
+                    crate::live::reach(&plugin, 5, State::Running).await;
+                    plugin.increase(1).await.unwrap();
+                }
+                "creates-fail" => {
+                    crate::live::reach(&plugin, 6, State::Running).await;
+                    let reason = "The user is not allowed to use storage policy &quot;ssd&quot; of organization VDC \
+                                  &quot;ci-vdc&quot; (https://vcd.example.com/api/vdcStorageProfile/0123456789abcdef)";
+                    refuses(&server, "instantiate", 403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", reason);
+                    // More than have worked before.
+                    for _ in 0..9 {
+                        let before = server.refusals("instantiate");
+                        plugin.increase(1).await.unwrap();
+                        until("a refusal", || server.refusals("instantiate") > before).await;
+                        std::thread::sleep(Duration::from_millis(300));
+                    }
+                }
+                "delete-fails" => {
+                    refuses(&server, "delete", 403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", "No right vApp: Delete");
+                    refuses(
+                        &server,
+                        "undeploy",
+                        403,
+                        "ACCESS_TO_RESOURCE_IS_FORBIDDEN",
+                        "No right vApp: Power Operations",
+                    );
+                    let all = plugin.update().await.unwrap();
+                    let running = all.iter().find(|(_, state)| *state == State::Running).unwrap();
+                    plugin.decrease(&[&running.0]).await.unwrap();
+                }
+                "vcd-silent" => refuses(&server, "query:vm", 500, "INTERNAL_SERVER_ERROR", "No cell answers"),
+                "token-revoked" => server.with_model(|model| {
+                    model.admin_revoke_token("sim-api-token");
+                    model.admin_expire_bearers();
+                }),
+                _ => {}
+            }
+            browser.size(DESKTOP);
+            browser.go(&url);
+            let top = "[...document.querySelectorAll('dt')].filter(name => name.textContent === 'status')
+                .map(name => name.nextElementSibling)";
+            browser.until(&format!("{top}.some(line => line.textContent.includes({words:?}))"));
+            let class = if words == "OK" { "good" } else { "bad" };
+            assert_eq!(browser.value(&format!("{top}.every(line => line.className === {class:?})")), true, "{state}");
+            let links = format!("{top}.every(line => line.querySelector('a') || line.textContent === 'OK')");
+            assert_eq!(browser.value(&links), true, "{state}");
+            let health =
+                ureq::get(format!("{url}healthz")).config().http_status_as_error(false).build().call().unwrap();
+            assert_eq!(health.status().as_u16(), if unhealthy { 503 } else { 200 }, "{state}");
+            for width in [1280, 800, 390] {
+                browser.size((width, 900));
+                for scheme in ["light", "dark"] {
+                    browser.scheme(scheme);
+                    let fits = browser.value("document.documentElement.scrollWidth <= innerWidth");
+                    assert_eq!(fits, true, "{state} at {width}: one need not scroll sideways");
+                    if width == 1280 {
+                        assert_eq!(browser.value(BROKEN), 0, "{state}: words are broken");
+                    }
+                    browser.screenshot(&pictures().join(format!("{state}-{width}-{scheme}.png")));
+                }
+            }
+        }
+        // The policy of the page lets nothing be asked for elsewhere, and a browser says so.
+        assert!(browser.complaints.is_empty(), "{:#?}", browser.complaints);
+        println!("screenshots in {}", pictures().display());
+    });
+}
+
 #[test]
 #[ignore = "needs Chromium"]
 fn the_page_in_a_browser() {
@@ -178,8 +302,7 @@ fn the_page_in_a_browser() {
         plugin.increase(6).await.unwrap();
         until("the debug server", || std::net::TcpStream::connect(&debug).is_ok()).await;
 
-        let pictures = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("screenshots");
-        std::fs::create_dir_all(&pictures).unwrap();
+        let pictures = pictures();
         let url = format!("http://{debug}/");
         let mut browser = Browser::start();
         browser.size(DESKTOP);

@@ -350,6 +350,7 @@ impl Config {
             user_data,
             lease,
             session_refresh: reading.span("session_refresh_interval"),
+            poll_interval: reading.span("reconcile_interval"),
         };
         let policy = group::Policy {
             manager: reading.text("name"),

@@ -133,6 +133,8 @@ pub struct Settings {
     pub lease: Option<Lease>,
     /// The bearer is renewed when it is this old, whatever its own expiry says.
     pub session_refresh: Duration,
+    /// Pause between two polls when nothing is awaited: a connection idles for so long.
+    pub poll_interval: Duration,
 }
 
 impl Settings {
@@ -235,7 +237,7 @@ impl Client {
         if let Some(proxy) = &proxy {
             log::info!("VCD is asked over the proxy {}:{}, which the environment names", proxy.host(), proxy.port());
         }
-        let http = Http::new(tls, proxy);
+        let http = Http::new(tls, proxy, settings.poll_interval);
         if let Token::Text(token) = &settings.token {
             http.shown().token = Some(token.clone());
         }

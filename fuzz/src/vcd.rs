@@ -71,6 +71,7 @@ pub fn settings() -> Settings {
         user_data: Some(Secret::new("#cloud-config\n")),
         lease: Some(Lease { runtime: Duration::from_secs(3600), storage: Some(Duration::from_secs(7200)) }),
         session_refresh: Duration::from_secs(3600),
+        poll_interval: Duration::from_secs(10),
     }
 }
 

@@ -242,6 +242,7 @@ pub(super) mod tests {
             user_data: None,
             lease: None,
             session_refresh: std::time::Duration::from_secs(3600),
+            poll_interval: std::time::Duration::from_secs(10),
         }
     }
 

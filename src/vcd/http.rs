@@ -27,12 +27,15 @@ pub const LOGOUT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// A request that changes something gets this time in all: VCD may work for a while before it answers.
 pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
-/// A larger response body is refused.
+/// A larger response body is refused; a packed one counts as what comes out of it.
 pub const MAX_BODY: u64 = 8 * 1024 * 1024;
 /// Each connection has two buffers of so many bytes; an answer's headers must fit into one.
 const BUFFER: usize = 32 * 1024;
-/// A kept connection is not used after idling for this long: VCD might be about to close it.
+/// A kept connection is not used for a change after idling for this long: VCD might be about to close it, and what became of
+/// the change would not be known.
 const MAX_IDLE_AGE: Duration = Duration::from_secs(10);
+/// The same for a read, which can be asked again, if polls are far apart: many servers and proxies close after a minute.
+const MAX_IDLE_AGE_READ: Duration = Duration::from_secs(50);
 /// A read follows so many redirects on VCD's own origin.
 const MAX_REDIRECTS: usize = 3;
 /// A longer `Retry-After` is cut to this.
@@ -337,21 +340,22 @@ pub(super) fn tidy(text: &str) -> String {
 /// The connections, shared by all threads.
 pub(super) struct Http {
     agent: Agent,
+    /// [`MAX_IDLE_AGE`].
+    most_idle: Duration,
     counts: [Counter; OPERATIONS.len()],
     /// Not held over a request: the thread that decides takes it, too.
     shown: Mutex<Shown>,
 }
 
 impl Http {
-    /// No I/O yet. Every connection goes over `proxy`, if there is one.
-    pub(super) fn new(tls: Arc<ClientConfig>, proxy: Option<Proxy>) -> Self {
+    /// No I/O yet. Every connection goes over `proxy`, if there is one. Reads may be as far apart as `poll_interval`.
+    pub(super) fn new(tls: Arc<ClientConfig>, proxy: Option<Proxy>, poll_interval: Duration) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .proxy(proxy)
             .user_agent(USER_AGENT)
-            .accept_encoding("identity")
-            .max_idle_age(MAX_IDLE_AGE)
+            .max_idle_age(idle_age(poll_interval))
             .input_buffer_size(BUFFER)
             .output_buffer_size(BUFFER)
             .timeout_resolve(Some(CONNECT_TIMEOUT))
@@ -366,7 +370,7 @@ impl Http {
         };
         #[cfg(fuzzing)]
         let agent = super::wire::agent(config, tls);
-        Self { agent, counts: Default::default(), shown: Mutex::default() }
+        Self { agent, most_idle: MAX_IDLE_AGE, counts: Default::default(), shown: Mutex::default() }
     }
 
     /// To be set before VCD is shown it for the first time.
@@ -467,7 +471,7 @@ impl Http {
         let now = date.and_then(|d| d.duration_since(SystemTime::UNIX_EPOCH).ok());
         let now = now.and_then(|d| UnixMs::try_from(d.as_millis()).ok());
         let body = match answer.body_mut().with_config().limit(MAX_BODY).read_to_vec() {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Ok(bytes) => text(bytes),
             Err(e) if status.is_success() => {
                 return Err(Lost { sent: true, text: format!("the answer ({status}) did not come whole: {e}") });
             }
@@ -482,11 +486,27 @@ impl Http {
         request: Request<B>,
         timeout: Option<Duration>,
     ) -> Result<ureq::http::Response<ureq::Body>, ureq::Error> {
-        match timeout {
-            None => self.agent.run(request),
-            Some(_) => self.agent.run(self.agent.configure_request(request).timeout_global(timeout).build()),
+        let reads = request.method() == Method::GET;
+        let mut config = self.agent.configure_request(request);
+        if !reads {
+            config = config.max_idle_age(self.most_idle);
         }
+        if timeout.is_some() {
+            config = config.timeout_global(timeout);
+        }
+        self.agent.run(config.build())
     }
+}
+
+/// Polls share one connection, and those of busier times are let go: the one that idled longest is used first, and is too old
+/// when several take turns.
+fn idle_age(poll_interval: Duration) -> Duration {
+    (poll_interval.saturating_mul(3) / 2).clamp(MAX_IDLE_AGE, MAX_IDLE_AGE_READ)
+}
+
+/// Without a copy, as a rule.
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
 }
 
 /// Seconds, or a date.
@@ -659,12 +679,14 @@ mod tests {
         http.exchange(&Ask { operation, method, url, accept, bearer: None, content: None, timeout })
     }
 
+    const POLLS: Duration = Duration::from_secs(10);
+
     /// With a port that accepts connections and leaves them to `answer`.
     fn served(answer: impl FnOnce(std::net::TcpStream) + Send + 'static) -> (Http, String) {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/api/versions", port.local_addr().unwrap());
         std::thread::spawn(move || answer(port.accept().unwrap().0));
-        (Http::new(super::super::tls::config(None, false).unwrap(), None), url)
+        (Http::new(super::super::tls::config(None, false).unwrap(), None, POLLS), url)
     }
 
     #[test]
@@ -679,7 +701,46 @@ mod tests {
             [times.resolve, times.connect, times.global],
             [CONNECT_TIMEOUT, CONNECT_TIMEOUT, FIRST_TIMEOUT].map(Some)
         );
-        assert_eq!(http.agent.config().max_idle_age(), MAX_IDLE_AGE);
+    }
+
+    #[test]
+    fn a_connection_outlives_the_pause_between_polls() {
+        for (pause, age) in [(1, MAX_IDLE_AGE), (10, Duration::from_secs(15)), (3600, MAX_IDLE_AGE_READ)] {
+            assert_eq!(idle_age(Duration::from_secs(pause)), age, "{pause}");
+        }
+        assert_eq!(idle_age(Duration::MAX), MAX_IDLE_AGE_READ);
+    }
+
+    #[test]
+    fn only_reads_use_a_connection_that_has_idled_for_long() {
+        use std::io::{Read as _, Write as _};
+        // Each connection answers what it is asked by its number.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/api/versions", port.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for (number, mut stream) in port.incoming().flatten().enumerate() {
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    while stream.read(&mut buffer).is_ok_and(|n| n > 0) {
+                        _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{number}");
+                    }
+                });
+            }
+        });
+        let young = Http::new(super::super::tls::config(None, false).unwrap(), None, POLLS);
+        let mut old = Http::new(super::super::tls::config(None, false).unwrap(), None, POLLS);
+        old.most_idle = Duration::ZERO;
+        let said = |http: &Http, method: Method| {
+            let (operation, accept, timeout) = ("versions", "*/*", Some(Duration::from_secs(30)));
+            let ask = Ask { operation, method, url: &url, accept, bearer: None, content: None, timeout };
+            http.exchange(&ask).unwrap().body
+        };
+        for (http, methods, numbers) in [
+            (&young, [Method::GET, Method::GET, Method::DELETE, Method::GET], ["0", "0", "0", "0"]),
+            (&old, [Method::GET, Method::GET, Method::DELETE, Method::GET], ["1", "1", "2", "2"]),
+        ] {
+            assert_eq!(methods.map(|method| said(http, method)), numbers);
+        }
     }
 
     #[test]

@@ -116,7 +116,9 @@ fn pass(client: TcpStream, upstream: &str, watch: &dyn Watch) -> Option<()> {
 fn ask(request: &Request, upstream: &str) -> Option<Answer> {
     let mut server = TcpStream::connect(upstream).ok()?;
     let mut text = format!("{} {} HTTP/1.1\r\nConnection: close\r\n", request.method, request.path);
-    for line in request.headers.iter().filter(|line| value(line, "connection").is_none()) {
+    // Nor is it to pack what is looked at here.
+    let passes = |line: &&String| ["connection", "accept-encoding"].iter().all(|name| value(line, name).is_none());
+    for line in request.headers.iter().filter(passes) {
         text += &format!("{line}\r\n");
     }
     server.write_all(format!("{text}\r\n").as_bytes()).ok()?;

@@ -88,8 +88,11 @@ fn what_is_too_large_too_deep_or_a_bomb_is_refused() {
         assert!(e.kind == ErrorKind::Protocol && e.text.contains(why), "{why}: {e}");
         assert!(e.text.len() <= MAX_ERROR_TEXT, "{}", e.text.len());
     }
+    // Packed it is small.
+    let sent = server.sent();
     let e = poll_answered(&server, &client, json!({"status": 200, "body": " ".repeat(MAX_BODY as usize + 1)}));
     assert!(e.kind == ErrorKind::Unavailable && e.text.contains("did not come whole"), "{e}");
+    assert!(server.sent() - sent < MAX_BODY / 50, "{} bytes came", server.sent() - sent);
     // A change that is answered so may have been carried out.
     fault(&server, json!({"op": "instantiate", "answer_after": {"status": 201, "body": "<!DOCTYPE a><a/>"}}));
     assert_eq!(create(&client, "ci-1").unwrap_err().kind, ErrorKind::Ambiguous);

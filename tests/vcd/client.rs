@@ -53,6 +53,7 @@ pub fn settings(server: &Server) -> Settings {
         user_data: None,
         lease: None,
         session_refresh: Duration::from_secs(3600),
+        poll_interval: Duration::from_secs(10),
     }
 }
 

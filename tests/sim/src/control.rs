@@ -60,6 +60,7 @@ fn counts(world: &World) -> Value {
     json!({
         "requests": c.requests, "total": c.requests.values().sum::<u64>(), "changing": c.changing,
         "accepted": c.accepted, "refusals": c.refusals, "tasks": tasks, "faults": world.faults.hits,
+        "connections": c.connections, "sent": c.sent,
     })
 }
 

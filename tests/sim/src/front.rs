@@ -7,6 +7,8 @@ use crate::io::{Out, SmolTimer, Stream, read};
 use crate::model::Model;
 use crate::routes::{self, Api, Reply, Request};
 use crate::tls::Acceptor;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use hyper::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -17,7 +19,7 @@ use smol::net::{TcpListener, TcpStream};
 use smol::{LocalExecutor, Timer, channel};
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write as _};
 use std::rc::{Rc, Weak};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -30,6 +32,8 @@ const IDLE: Duration = Duration::from_secs(60);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// VCD's own time for any request, in milliseconds of VCD time.
 const REQUEST_MS: f64 = 100.0;
+/// Shorter bodies are not packed.
+const MIN_PACKED: usize = 256;
 /// The clock looks at the model at least so often.
 const MAX_TICK: Duration = Duration::from_secs(1);
 
@@ -80,6 +84,10 @@ pub struct Counts {
     pub accepted: BTreeMap<String, u64>,
     /// Answers with an error status.
     pub refusals: BTreeMap<String, u64>,
+    /// Connections.
+    pub connections: u64,
+    /// Bytes of answers' bodies, as they went out.
+    pub sent: u64,
 }
 
 /// All that the front's tasks share.
@@ -223,6 +231,7 @@ async fn accept(
         let _ = socket.set_nodelay(true);
         open.set(open.get() + 1);
         let (shared, tls, open) = (shared.clone(), tls.as_ref().map(Acceptor::get), open.clone());
+        shared.lock().counts.connections += u64::from(!is_control);
         let serve = async move {
             match tls {
                 None if is_control => serve(socket.clone(), socket, shared, "http", true).await,
@@ -275,12 +284,12 @@ async fn control_request(shared: &Shared, request: hyper::Request<Incoming>) -> 
         control::answer(&mut world, &request)
     };
     shared.ring();
-    respond(reply, None)
+    respond(reply)
 }
 
 fn too_large() -> io::Result<Response<Out>> {
     let reply = Reply { status: 413, content_type: "text/plain".into(), body: "too large".into(), headers: Vec::new() };
-    respond(reply, None)
+    respond(reply)
 }
 
 /// The page of a proxy that stands before VCD.
@@ -297,9 +306,10 @@ async fn vcd_request(
     if let Some(origin) = redirect {
         let place = request.uri().path_and_query().map_or("/", |place| place.as_str());
         let headers = vec![("location", format!("{origin}{place}"))];
-        return respond(Reply { status: 302, headers, ..Reply::default() }, None);
+        return respond(Reply { status: 302, headers, ..Reply::default() });
     }
     let Some(mut request) = read(request, scheme).await? else { return too_large() };
+    let packs = request.packs;
     let (operation, changes) = routes::operation(&request);
     let (effect, request_id, latency) = {
         let mut world = shared.lock();
@@ -323,7 +333,7 @@ async fn vcd_request(
     }
     if let Some(answer) = &effect.answer_before {
         count(shared, &operation, changes, answer.status);
-        return made_up(answer);
+        return respond_as(made_up(answer), None, packs, shared);
     }
     let (mut reply, date) = {
         let mut world = shared.lock();
@@ -342,11 +352,11 @@ async fn vcd_request(
         return reset(socket);
     }
     if let Some(answer) = &effect.answer_after {
-        return made_up(answer);
+        return respond_as(made_up(answer), None, packs, shared);
     }
     reply.headers.push(("x-vmware-vcloud-request-id", request_id));
     reply.headers.push(("date", date));
-    respond(after_effect(reply, &effect), effect.truncate)
+    respond_as(after_effect(reply, &effect), effect.truncate, packs, shared)
 }
 
 fn request_line(request: &Request) -> String {
@@ -383,7 +393,7 @@ fn reset(socket: &TcpStream) -> io::Result<Response<Out>> {
     Err(io::ErrorKind::ConnectionReset.into())
 }
 
-fn made_up(answer: &Answer) -> io::Result<Response<Out>> {
+fn made_up(answer: &Answer) -> Reply {
     let mut reply = Reply {
         status: answer.status,
         content_type: answer.content_type.clone(),
@@ -396,10 +406,36 @@ fn made_up(answer: &Answer) -> io::Result<Response<Out>> {
     if let Some(place) = &answer.location {
         reply.headers.push(("location", place.clone()));
     }
-    respond(reply, None)
+    reply
 }
 
-fn respond(reply: Reply, truncate: Option<usize>) -> io::Result<Response<Out>> {
+/// An answer of VCD's, packed where the client takes that and it is worth it, and cut after so many bytes.
+fn respond_as(reply: Reply, truncate: Option<usize>, packs: bool, shared: &Shared) -> io::Result<Response<Out>> {
+    let mut response = head(&reply);
+    let mut bytes = reply.body.into_bytes();
+    if packs && bytes.len() >= MIN_PACKED {
+        let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+        packed.write_all(&bytes)?;
+        bytes = packed.finish()?;
+        response = response.header("content-encoding", "gzip");
+    }
+    shared.lock().counts.sent += bytes.len() as u64;
+    let body = match truncate.filter(|n| *n < bytes.len()) {
+        Some(at) => {
+            response = response.header("content-length", bytes.len());
+            bytes.truncate(at);
+            Out::cut(bytes)
+        }
+        None => Out::whole(bytes),
+    };
+    response.body(body).map_err(io::Error::other)
+}
+
+fn respond(reply: Reply) -> io::Result<Response<Out>> {
+    head(&reply).body(Out::whole(reply.body)).map_err(io::Error::other)
+}
+
+fn head(reply: &Reply) -> hyper::http::response::Builder {
     let mut response = Response::builder().status(reply.status);
     if !reply.content_type.is_empty() && !reply.body.is_empty() {
         response = response.header("content-type", &reply.content_type);
@@ -407,14 +443,5 @@ fn respond(reply: Reply, truncate: Option<usize>) -> io::Result<Response<Out>> {
     for (name, value) in &reply.headers {
         response = response.header(*name, value);
     }
-    let body = match truncate.filter(|n| *n < reply.body.len()) {
-        Some(at) => {
-            response = response.header("content-length", reply.body.len());
-            let mut bytes = reply.body.into_bytes();
-            bytes.truncate(at);
-            Out::cut(bytes)
-        }
-        None => Out::whole(reply.body),
-    };
-    response.body(body).map_err(io::Error::other)
+    response
 }

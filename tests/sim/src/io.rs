@@ -130,6 +130,7 @@ pub async fn read(request: hyper::Request<Incoming>, scheme: &str) -> io::Result
         path: decode(head.uri.path()),
         query: form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
         accept: header("accept"),
+        packs: header("accept-encoding").is_some_and(|all| all.split(',').any(|one| one.trim() == "gzip")),
         authorization: header("authorization"),
         content_type: header("content-type"),
         base: format!("{scheme}://{}", header("host").unwrap_or_default()),

@@ -21,6 +21,8 @@ pub struct Request {
     pub query: Vec<(String, String)>,
     /// `Accept`.
     pub accept: Option<String>,
+    /// The answer may be packed by gzip.
+    pub packs: bool,
     /// `Authorization`.
     pub authorization: Option<String>,
     /// `Content-Type`.

@@ -176,6 +176,16 @@ impl Server {
         self.shared.lock().counts.requests.get(operation).copied().unwrap_or(0)
     }
 
+    /// Bytes of answers' bodies, as they went out.
+    pub fn sent(&self) -> u64 {
+        self.shared.lock().counts.sent
+    }
+
+    /// How many connections came to the API.
+    pub fn connections(&self) -> u64 {
+        self.shared.lock().counts.connections
+    }
+
     /// How many requests of an operation were answered with an error (as in `GET /counts`).
     pub fn refusals(&self, operation: &str) -> u64 {
         self.shared.lock().counts.refusals.get(operation).copied().unwrap_or(0)

@@ -470,6 +470,29 @@ fn faults_hit_as_their_rules_say() {
 }
 
 #[test]
+fn answers_are_packed_where_that_is_asked_for() {
+    let c = Client::start(22_399);
+    let connections = c.server.connections();
+    let ask = |more: &str| {
+        let mut stream = TcpStream::connect(c.server.url().trim_start_matches("http://")).unwrap();
+        let request = format!("GET /api/versions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let head = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        (String::from_utf8_lossy(&answer[..head]).to_lowercase(), answer[head..].to_vec())
+    };
+    let sent = c.server.sent();
+    let (head, plain) = ask("Accept-Encoding: identity\r\n");
+    assert!(!head.contains("content-encoding") && plain.starts_with(b"<?xml"), "{head}");
+    assert_eq!(c.server.sent() - sent, plain.len() as u64);
+    let (head, packed) = ask("Accept-Encoding: br, gzip\r\n");
+    assert!(head.contains("content-encoding: gzip") && packed.starts_with(&[0x1f, 0x8b]), "{head}");
+    assert!(packed.len() < plain.len() / 2 && head.contains(&format!("content-length: {}", packed.len())), "{head}");
+    assert_eq!(c.server.connections(), connections + 2);
+}
+
+#[test]
 fn https_is_served_by_a_certificate_of_the_ca() {
     let https = Some("127.0.0.1:0".parse().unwrap());
     let server = Server::start(Options { scale: 100.0, https_listen: https, ..Options::default() }).unwrap();

@@ -36,6 +36,8 @@ const MAX_USER_DATA: usize = 48 * 1024;
 /// A lease ends so long after twice max_instance_age: after the garbage collection that would have taken the instance, and
 /// after the time before its end that counts as its end.
 const LEASE_EXTRA: Duration = Duration::from_secs(2 * 60 * 60);
+/// Let the plugin decide.
+const AUTO: &str = "auto";
 /// The key of the limit on all operations.
 const OPERATIONS: &str = "max_concurrent_operations";
 /// To be said of a service account's token that guests' credentials are derived from.
@@ -143,6 +145,8 @@ pub enum Kind {
     },
     /// true or false.
     Flag,
+    /// true, false or, as a string, what is decided by itself.
+    AutoFlag,
     /// A table of strings, each without control characters.
     Table {
         /// At most so many characters in a value.
@@ -218,6 +222,12 @@ pub const KEYS: &[ConfigKey] = {
         ),
         key("customization_script_file", LONG, Some(""), "A script that new guests run after ours."),
         key("metadata", Kind::Table { max: MAX_LONG_TEXT }, Some(""), "Metadata to write on vApps."),
+        key(
+            "metadata_label",
+            Kind::AutoFlag,
+            Some(AUTO),
+            "Write the metadata vcd-instance-group; auto: if the start found vApps of the Go plugin, or metadata is given.",
+        ),
         key(
             "lease",
             NAME,
@@ -368,6 +378,12 @@ impl Config {
             suspended_max_age: reading.span("suspended_max_age"),
             suspend_resume: reading.flag("suspend_resume"),
             credentials: access::fingerprint(&access),
+            labels: match reading.text("metadata_label").as_str() {
+                "true" => group::Labels::All,
+                "false" => group::Labels::None,
+                _ if !reading.table("metadata").is_empty() => group::Labels::All,
+                _ => group::Labels::Found,
+            },
             on_shutdown,
         };
         let seed_is_token = access.seed.is_some() && reading.some("credentials_seed").is_none();
@@ -621,6 +637,10 @@ impl Reading {
         if self.table("metadata").iter().any(|(key, _)| key == vcd::LABEL_KEY) {
             self.mistakes.push(format!("metadata: {} is written by the plugin itself", vcd::LABEL_KEY));
         }
+        if self.text("metadata_label") == "false" && !self.table("metadata").is_empty() {
+            self.mistakes
+                .push("metadata: it is written together with the label, which metadata_label = false forbids".into());
+        }
         let given = self.table("guest_properties").iter().any(|(key, _)| key == vcd::USER_DATA);
         if given && self.some("user_data_file").is_some() {
             self.mistakes.push(format!("guest_properties: {} is given by user_data_file already", vcd::USER_DATA));
@@ -813,6 +833,12 @@ fn read_key(key: &ConfigKey, given: Option<&Value>) -> Result<Found, String> {
             Value::Bool(flag) => Ok(Found::Flag(*flag)),
             Value::String(text) if given.is_none() => Ok(Found::Flag(text == "true")),
             _ => Err(format!("{name}: expected true or false, found {}", kind_of(value))),
+        },
+        Kind::AutoFlag => match value {
+            Value::Bool(flag) => Ok(Found::Text(flag.to_string())),
+            Value::String(text) if text == AUTO => Ok(Found::Text(text.clone())),
+            Value::String(text) => Err(format!("{name}: expected \"auto\", true or false, found {}", shown(text))),
+            _ => Err(format!("{name}: expected \"auto\", true or false, found {}", kind_of(value))),
         },
         Kind::Table { max } => match value {
             Value::Object(table) => read_table(name, table, max).map(Found::Table),

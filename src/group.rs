@@ -29,7 +29,7 @@ pub use adopt::{ADOPTION_TIMEOUT, EARLIER_CREATES};
 pub use command::{Command, Event, Outcome, Reach, State};
 pub use instance::Cause;
 pub use owner::{Owner, Ownership};
-pub use policy::{OnShutdown, Policy};
+pub use policy::{Labels, OnShutdown, Policy};
 pub use time::Time;
 pub use view::{Limit, Phase, Standing, View};
 
@@ -125,6 +125,8 @@ pub struct Group {
     next_gc: Time,
     /// Init goes on until then: what is found may be adopted.
     adopt_until: Option<Time>,
+    /// What runs is given the metadata label.
+    labels: bool,
     /// Creates are held until then, or until all leftovers of an earlier life are gone or do not go.
     hold_until: Option<Time>,
     stopping: bool,
@@ -182,6 +184,7 @@ impl Group {
             progress: now,
             next_gc: now + GC_INTERVAL,
             adopt_until: Some(now + ADOPTION_TIMEOUT),
+            labels: policy.labels == Labels::All,
             hold_until: None,
             stopping: false,
             stopping_since: now,

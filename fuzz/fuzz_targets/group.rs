@@ -5,7 +5,7 @@
 #![no_main]
 
 use fleeting_plugin_vcd::cloud::*;
-use fleeting_plugin_vcd::group::{Command, Group, Name, OnShutdown, Owner, Policy, State, Ticket, Time};
+use fleeting_plugin_vcd::group::{Command, Group, Labels, Name, OnShutdown, Owner, Policy, State, Ticket, Time};
 use fleeting_plugin_vcd::journal::{Journal, Shown};
 use fleeting_plugin_vcd_fuzz::{init, log_is_shown};
 use libfuzzer_sys::fuzz_target;
@@ -101,6 +101,7 @@ impl Life {
         let owner = Owner::new(&policy);
         let max_creates = policy.max_creates as usize;
         let seed = u64::from(input.byte());
+        let policy = Policy { labels: if seed & 1 == 0 { Labels::All } else { Labels::Found }, ..policy };
         let empty = Group::new(policy.clone(), seed, Time(0), &Poll::default());
         let mut life = Life {
             group: empty,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::group::Labels;
 use serde_json::json;
 
 const TOKEN: &str = "Tok3nTok3nTok3nTok3nTok3nTok3n00";
@@ -188,6 +189,7 @@ fn wrong_types_are_named() {
             Kind::Text { .. } => ("expected a string", [json!(5), json!(true), json!([TOKEN]), json!({"a": TOKEN})]),
             Kind::Whole { .. } => ("expected a whole number", [json!("5"), json!(1.5), json!([5]), json!(TOKEN)]),
             Kind::Flag => ("expected true or false", [json!("true"), json!(1), json!([]), json!({})]),
+            Kind::AutoFlag => ("expected \"auto\", true or false", [json!(1), json!(0.5), json!([]), json!({})]),
             Kind::Table { .. } => ("expected a table", [json!("a=b"), json!(5), json!([TOKEN]), json!(true)]),
             Kind::Span { .. } => ("expected a duration", [json!(5), json!(false), json!(["5s"]), json!({"a": 1})]),
         };
@@ -226,6 +228,29 @@ fn values_out_of_range_are_refused() {
     }
     let error = parse(json!({"session_refresh_interval": "24h"})).unwrap_err();
     assert_eq!(error, "session_refresh_interval: 24h is not from 1s to 23h59m59s");
+}
+
+#[test]
+fn labels_are_written_as_asked_or_where_metadata_is() {
+    let labels = |changes| parse(changes).map(|config| config.policy.labels);
+    for (changes, written) in [
+        (json!({}), Labels::Found),
+        (json!({"metadata_label": "auto"}), Labels::Found),
+        (json!({"metadata": {"cost": "42"}}), Labels::All),
+        (json!({"metadata_label": true}), Labels::All),
+        (json!({"metadata_label": false}), Labels::None),
+    ] {
+        assert_eq!(labels(changes.clone()), Ok(written), "{changes}");
+    }
+    for (changes, wrong) in [
+        (json!({"metadata_label": "yes"}), "metadata_label: expected \"auto\", true or false, found yes"),
+        (
+            json!({"metadata_label": false, "metadata": {"cost": "42"}}),
+            "metadata: it is written together with the label",
+        ),
+    ] {
+        assert!(labels(changes.clone()).unwrap_err().starts_with(wrong), "{changes}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::instance::{Cause, Desired, Observed, Origin};
 use super::next::CUSTOMIZATION_USUAL;
 use super::owner::{Owner, Ownership};
 use super::vapp::{CHECKS, Guest, Mark, Record, Vapp};
-use super::{Group, Instance, Key, MAX_FOREIGN, Name, OnShutdown};
+use super::{Group, Instance, Key, Labels, MAX_FOREIGN, Name, OnShutdown};
 use crate::cloud::{self, Customization, Href, Poll, Power, UnixMs, Vm};
 use log::Level;
 use std::collections::BTreeMap;
@@ -141,6 +141,8 @@ impl Group {
             let made = seen.made.as_ref();
             vapp.external = made.and_then(|made| made.external);
             let any = vapp.labelled && !Owner::is_marked(seen.description.as_deref());
+            // The Go plugin, and what goes by its labels, may come back.
+            self.labels |= any && self.policy.labels == Labels::Found;
             found &= any || vapp.vm.is_some() || made.is_some_and(|made| made.own);
             if let (Power::On, Some(guest)) = (seen.power, made.and_then(|made| made.guest.as_ref())) {
                 vapp.record = Some(Record::of_look(guest, seen.busy, vapp.record.as_ref(), now));

@@ -21,7 +21,7 @@ impl Group {
     }
 
     pub(super) fn probe_answered(&mut self, key: Key, result: Result<(), String>) {
-        let now = self.now;
+        let (now, labels) = (self.now, self.labels);
         let Some(i) = self.instances.get_mut(&key) else { return };
         let wanted = i.desired == Desired::Running;
         let Some(vapp) = i.vapp_mut() else { return };
@@ -40,7 +40,7 @@ impl Group {
             }
             Ok(()) => {
                 vapp.guest = Guest::Ready;
-                if !returns {
+                if !returns && labels {
                     vapp.label = Label::Wanted { tries: 0, not_before: now + LABEL_DELAY };
                 }
                 i.error = None;

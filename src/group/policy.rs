@@ -33,6 +33,8 @@ pub struct Policy {
     pub suspended_max_age: Duration,
     /// Instances are suspended and resumed when the host asks. Without it, what is found suspended is a leftover.
     pub suspend_resume: bool,
+    /// Which vApps are given the metadata label, and what else of metadata is wanted.
+    pub labels: Labels,
     /// What becomes of the instances at the host's Shutdown.
     pub on_shutdown: OnShutdown,
     /// Fingerprint of what generated credentials are derived from, one word; empty if they are static. Instances that were
@@ -58,10 +60,22 @@ impl Default for Policy {
             max_instance_age: Duration::from_secs(24 * 3600),
             suspended_max_age: Duration::from_secs(72 * 3600),
             suspend_resume: true,
+            labels: Labels::Found,
             on_shutdown: OnShutdown::Delete,
             credentials: String::new(),
         }
     }
+}
+
+/// Which vApps are given the metadata label. Ownership does not need it, and each costs a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Labels {
+    /// All, once vApps of the Go plugin are found at the start.
+    Found,
+    /// All.
+    All,
+    /// None.
+    None,
 }
 
 /// What becomes of the instances at the host's Shutdown.

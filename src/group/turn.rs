@@ -32,6 +32,10 @@ const MAX_STEPS: u32 = 8;
 struct Load {
     looks: usize,
     probes: usize,
+    /// Labels on the wire.
+    labels: usize,
+    /// A create or delete has yet to begin.
+    waits: bool,
     /// New guests that boot, and are wanted.
     guests: u32,
     /// Something boots: only a poll shows how far it is.
@@ -71,7 +75,9 @@ impl Group {
         let mut load = Load::default();
         for i in self.instances.values().filter(|i| i.ended.is_none()) {
             load.looks += usize::from(matches!(i.question, Some(Question::Look | Question::Find)));
+            load.waits |= i.operation.is_none() && (i.vapp().is_none() || i.goes());
             if let Some(vapp) = i.vapp() {
+                load.labels += usize::from(matches!(vapp.label, Label::OnWire { .. }));
                 load.probes += usize::from(vapp.guest.is_probed());
                 let boots = vapp.guest.boots() && i.desired == Desired::Running && i.operation.is_none();
                 load.boots |= boots;
@@ -143,6 +149,11 @@ impl Group {
                     return;
                 }
                 Step::Label => {
+                    // Its task takes VCD's time as they do.
+                    if load.waits && load.labels > 0 {
+                        return;
+                    }
+                    load.labels += 1;
                     if let Some(vapp) = self.instances.get_mut(&key).and_then(Instance::vapp_mut)
                         && let Label::Wanted { tries, .. } = vapp.label
                     {

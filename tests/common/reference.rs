@@ -69,6 +69,7 @@ fn rule(name: &str) -> Option<&'static str> {
         "metadata" => {
             "at most 64 entries, with names of at most 256 characters; not `vcd-instance-group`, which the plugin writes"
         }
+        "metadata_label" => "`false` only without `metadata`, which is written together with it",
         "debug_server_addr" => {
             "a Unix socket's path has at most 107 bytes; `:PORT` without a host serves everyone, with a warning"
         }
@@ -143,6 +144,7 @@ fn kind(kind: Kind) -> String {
         Kind::Text { max } => format!("text, at most {max} characters"),
         Kind::Whole { min, max } => format!("whole number from {min} to {max}"),
         Kind::Flag => "`true` or `false`".into(),
+        Kind::AutoFlag => "`\"auto\"`, `true` or `false`".into(),
         Kind::Table { max } => format!("table of texts, each at most {max} characters"),
         Kind::Span { min, max } => format!("duration from {} to {}", in_words(min), in_words(max)),
     }
@@ -151,7 +153,7 @@ fn kind(kind: Kind) -> String {
 /// A default as it would be written in TOML.
 fn written(kind: Kind, default: &str) -> String {
     match kind {
-        Kind::Text { .. } | Kind::Span { .. } => format!("\"{default}\""),
+        Kind::Text { .. } | Kind::Span { .. } | Kind::AutoFlag => format!("\"{default}\""),
         Kind::Whole { .. } | Kind::Flag | Kind::Table { .. } => default.into(),
     }
 }

@@ -44,6 +44,7 @@ pub fn policy() -> Policy {
         group: "g".into(),
         prefix: "ci".into(),
         max_instance_age: Duration::ZERO,
+        labels: Labels::All,
         ..Policy::default()
     }
 }

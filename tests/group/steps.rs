@@ -835,6 +835,54 @@ fn the_label_is_written_half_a_minute_after_it_runs() {
 }
 
 #[test]
+fn labels_are_for_those_who_want_them_or_where_the_go_plugin_was() {
+    // Found with the label alone, as the Go plugin leaves them.
+    let theirs = || Vm { description: String::new(), ..vm(7) };
+    for (labels, found, written) in [
+        (Labels::Found, vec![], 0),
+        (Labels::Found, vec![vm(7)], 0),
+        (Labels::Found, vec![theirs()], 1),
+        (Labels::None, vec![theirs()], 0),
+        (Labels::All, vec![], 1),
+    ] {
+        let first = Poll {
+            now: Some(START),
+            vapps: Some(found.iter().map(|vm| Vapp { labelled: true, description: None, ..vapp(vm) }).collect()),
+            vms: found.clone(),
+        };
+        let mut play = Play::new(Policy { labels, ..policy() }, Vec::new());
+        let bare = |vm: &Vm| Vapp { description: Some(vm.description.clone()), ..vapp(vm) };
+        play.documents = found.iter().map(|vm| (vm.vapp.clone(), bare(vm))).collect();
+        play.vms = found;
+        play.group = Group::new(Policy { labels, ..policy() }, 1, Time(0), &first);
+        play.serve();
+        play.increase(1);
+        play.to(10 * MINUTE);
+        assert_eq!((play.times("label").len(), play.strays().len()), (written, 0), "{labels:?} {:?}", play.said);
+        assert!(play.states().iter().all(|state| *state == State::Running), "{labels:?}");
+    }
+}
+
+#[test]
+fn labels_come_one_by_one_while_a_delete_waits() {
+    let policy = Policy { max_creates: 4, max_operations: 4, ..policy() };
+    let mut play = Play::holding(policy, vec![vm(1), vm(2)], &["label", "delete"]);
+    play.increase(3);
+    let names = [name(1), name(2)];
+    play.to(20 * SECOND);
+    play.holds.retain(|held| *held != "label");
+    play.holds.push("label");
+    play.decrease(&names);
+    // One delete is on the wire, refused for the org's limit, and both wait for its end.
+    play.fail("delete", ErrorKind::Limit);
+    play.fail("delete", ErrorKind::Unavailable);
+    play.to(33 * SECOND);
+    assert_eq!(play.times("label").len(), 1, "{:?}", play.asked);
+    play.release("label", None);
+    assert_eq!(play.times("label").len(), 2);
+}
+
+#[test]
 fn one_with_our_label_is_ours_without_a_description() {
     for written in [true, false] {
         let mut play = Play::holding(policy(), Vec::new(), &["label"]);

@@ -15,7 +15,7 @@ mod vcd;
 
 use audit::Audit;
 use fleeting_plugin_vcd::cloud::{Answer, Reply, Request};
-use fleeting_plugin_vcd::group::{Command, Group, OnShutdown, Policy, State, Ticket, Time};
+use fleeting_plugin_vcd::group::{Command, Group, Labels, OnShutdown, Policy, State, Ticket, Time};
 use host::Host;
 use plan::{Dice, Fault, MINUTE, Plan, Suspends};
 use std::cmp::Reverse;
@@ -501,6 +501,7 @@ impl World {
             suspend_resume: self.may_suspend(n),
             on_shutdown: if tuning.keep { OnShutdown::Keep } else { OnShutdown::Delete },
             credentials: String::new(),
+            labels: Labels::All,
         }
     }
 

@@ -491,11 +491,10 @@ impl Driver {
                 }
             }
         }
-        let views = group.views(now);
-        drop(group);
-        for entry in self.journal.borrow_mut().turn(now, shown, notes, said, &views) {
+        for entry in self.journal.borrow_mut().turn(now, shown, notes, said, &group.glances(now)) {
             write(&entry);
         }
+        drop(group);
         // Full means that a nudge is on its way already.
         let _ = self.nudge.try_send(());
         for waiter in self.waiting.borrow_mut().drain(..) {

@@ -31,7 +31,7 @@ pub use instance::Cause;
 pub use owner::{Owner, Ownership};
 pub use policy::{Labels, OnShutdown, Policy};
 pub use time::Time;
-pub use view::{Limit, Phase, Standing, View};
+pub use view::{Glance, Limit, Phase, Standing, View};
 
 use crate::cloud::{Answer, Href, Poll, Request, UnixMs, VcdError};
 use instance::{Desired, Instance, Observed, Origin, Stage};

@@ -2,7 +2,9 @@
 //! counts that follow from it. It is told everything, the time included, and does no I/O. It changes nothing.
 
 use crate::cloud::Href;
-use crate::group::{Cause, Event, Name, Phase, Time, View};
+#[cfg(doc)]
+use crate::group::View;
+use crate::group::{Cause, Event, Glance, Name, Phase, Time};
 use crate::tally::Tally;
 use log::Level;
 use std::sync::Arc;
@@ -175,16 +177,20 @@ pub struct Journal {
 impl Journal {
     /// One input to the group: what it showed, what is known of what it ended, what the group said, and how the instances
     /// are now, in the order of their keys. Returns what to write to the log.
-    pub fn turn(
+    pub fn turn<'a, Look>(
         &mut self,
         now: Time,
         shown: Shown,
         mut notes: Vec<Note>,
         said: Vec<Event>,
-        views: &[View],
-    ) -> Vec<Entry> {
+        looks: &'a [Look],
+    ) -> Vec<Entry>
+    where
+        Glance<'a>: From<&'a Look>,
+    {
+        let views = || looks.iter().map(Glance::from);
         let mut changed: Vec<Change> = Vec::new();
-        for view in views.iter().filter(|view| !view.undecided) {
+        for view in views().filter(|view| !view.undecided) {
             let (at, before) = match self.lives.binary_search_by_key(&view.key, |life| life.key) {
                 Ok(at) => (at, self.lives.get(at).map(|life| (life.phase, life.since))),
                 // The group shows it for a while after its end.
@@ -192,7 +198,7 @@ impl Journal {
                 Err(at) => {
                     self.tally.leftovers += u64::from(!view.reported && view.cause.is_some());
                     let brief = self.lives.len() >= MAX_LIVES;
-                    self.lives.insert(at, Life { brief, ..Life::new(view, now) });
+                    self.lives.insert(at, Life { brief, ..Life::new(&view, now) });
                     (at, None)
                 }
             };
@@ -202,10 +208,10 @@ impl Journal {
                 let stayed = before.map_or(Duration::ZERO, |(_, since)| now - since);
                 changed.push(Change { key: view.key, from, to: view.phase, stayed });
             }
-            life.follow(view, from.is_none(), now, shown, &notes, &mut self.tally);
+            life.follow(&view, from.is_none(), now, shown, &notes, &mut self.tally);
         }
         // The group's views come in the order of their keys.
-        let here = |key: u64| views.binary_search_by_key(&key, |view| view.key).is_ok();
+        let here = |key: u64| looks.binary_search_by_key(&key, |look| Glance::from(look).key).is_ok();
         for life in self.lives.iter_mut().filter(|life| !here(life.key)) {
             // A leftover is forgotten in the moment in which it is gone.
             if life.phase != Phase::Deleted {
@@ -256,7 +262,7 @@ impl Journal {
             push(&mut self.ended, life, MAX_ENDED);
         }
         log.extend(self.words(now));
-        self.sample(now, views);
+        self.sample(now, count(views().filter(|view| !view.undecided).map(|view| view.phase)));
         log
     }
 
@@ -361,8 +367,7 @@ impl Journal {
     }
 
     /// Notes how many there are of each phase, if that has changed.
-    fn sample(&mut self, now: Time, views: &[View]) {
-        let counts = count(views.iter().filter(|view| !view.undecided).map(|view| view.phase));
+    fn sample(&mut self, now: Time, counts: [u16; Phase::ALL.len()]) {
         match self.samples.last_mut() {
             Some(last) if last.counts == counts => {}
             Some(last) if now < last.at + SAMPLE_PAUSE => last.counts = counts,
@@ -383,7 +388,7 @@ impl Journal {
 }
 
 impl Life {
-    fn new(view: &View, now: Time) -> Life {
+    fn new(view: &Glance<'_>, now: Time) -> Life {
         Life {
             name: view.name.clone(),
             key: view.key,
@@ -416,7 +421,7 @@ impl Life {
     }
 
     /// Takes in how the instance is now; `first` if nothing was known of it.
-    fn follow(&mut self, view: &View, first: bool, now: Time, shown: Shown, notes: &[Note], tally: &mut Tally) {
+    fn follow(&mut self, view: &Glance<'_>, first: bool, now: Time, shown: Shown, notes: &[Note], tally: &mut Tally) {
         if view.retries > self.retries {
             for _ in self.retries..view.retries {
                 tally.fail("create");
@@ -434,8 +439,8 @@ impl Life {
         // Progress that was waited for is noticed at a look; it may have come right after the look before.
         let looks = match shown {
             Shown::Nothing => false,
-            Shown::Tasks => view.task.is_some(),
-            Shown::Poll => view.task.is_none(),
+            Shown::Tasks => view.has_task,
+            Shown::Poll => !view.has_task,
             Shown::Port => notes.iter().any(|note| note.key == Some(view.key)),
         };
         if view.waits_for != self.waits_for {
@@ -584,8 +589,10 @@ fn cut(text: &str, most: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::group::View;
 
     const NAME: &str = "ci-aaaaaaaa";
+    const NOBODY: [View; 0] = [];
 
     fn said(level: Level, text: &str) -> Event {
         Event { level, name: Some(NAME.into()), phase: Some(Phase::Creating), text: text.into() }
@@ -640,7 +647,7 @@ mod tests {
         assert_eq!(turn(&mut journal, 50, vec![], vec![], leaving), said_so);
         // It is forgotten in the moment in which it is gone.
         let gone = vec![Event { phase: Some(Phase::Deleted), ..said(Level::Info, "gone from VCD") }];
-        let log = lines(journal.turn(seconds(60), Shown::Nothing, vec![], gone, &[]));
+        let log = lines(journal.turn(seconds(60), Shown::Nothing, vec![], gone, &NOBODY));
         assert_eq!(log, ["Deleting>Deleted gone from VCD x1"]);
 
         let life = journal.lives_of(NAME).next().unwrap();
@@ -701,8 +708,9 @@ mod tests {
     fn a_second_outage_is_told_though_it_is_like_the_first() {
         let mut journal = Journal::default();
         let plain = |level, text: &str| Event { level, name: None, phase: None, text: text.into() };
-        let mut turn =
-            |at, level, text: &str| journal.turn(seconds(at), Shown::Poll, vec![], vec![plain(level, text)], &[]).len();
+        let mut turn = |at, level, text: &str| {
+            journal.turn(seconds(at), Shown::Poll, vec![], vec![plain(level, text)], &NOBODY).len()
+        };
         assert_eq!(turn(1, Level::Warn, "poll: no answer in 3 ms"), 1);
         assert_eq!(turn(2, Level::Warn, "poll: no answer in 4 ms"), 0);
         assert_eq!(turn(3, Level::Info, "VCD answers polls again"), 1);
@@ -790,7 +798,7 @@ mod tests {
         assert!(steps.max() <= Some(MAX_STEPS));
         let long = Event { name: None, phase: None, ..said(Level::Warn, &"ä".repeat(MAX_TEXT)) };
         let mut journal = Journal::default();
-        journal.turn(seconds(1), Shown::Poll, vec![], vec![long], &[]);
+        journal.turn(seconds(1), Shown::Poll, vec![], vec![long], &NOBODY);
         assert_eq!(journal.events.last().unwrap().text.len(), MAX_TEXT);
         for n in 1..2 * MAX_STEPS {
             let step = said(Level::Info, &"x".repeat(n));

@@ -156,6 +156,51 @@ pub struct View {
     pub stuck: Option<Duration>,
 }
 
+/// The little of an instance that is looked at after each event.
+#[derive(Clone, Copy, Debug)]
+pub struct Glance<'a> {
+    /// [`View::key`].
+    pub key: u64,
+    /// [`View::name`].
+    pub name: &'a Name,
+    /// [`View::reported`].
+    pub reported: bool,
+    /// [`View::undecided`].
+    pub undecided: bool,
+    /// [`View::phase`].
+    pub phase: Phase,
+    /// [`View::cause`].
+    pub cause: Option<Cause>,
+    /// [`View::task`] is there.
+    pub has_task: bool,
+    /// [`View::waits_for`].
+    pub waits_for: &'static str,
+    /// [`View::retries`].
+    pub retries: u32,
+}
+
+impl<'a> From<&Glance<'a>> for Glance<'a> {
+    fn from(glance: &Glance<'a>) -> Glance<'a> {
+        *glance
+    }
+}
+
+impl<'a> From<&'a View> for Glance<'a> {
+    fn from(view: &'a View) -> Glance<'a> {
+        Glance {
+            key: view.key,
+            name: &view.name,
+            reported: view.reported,
+            undecided: view.undecided,
+            phase: view.phase,
+            cause: view.cause,
+            has_task: view.task.is_some(),
+            waits_for: view.waits_for,
+            retries: view.retries,
+        }
+    }
+}
+
 /// How much of a limit is in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limit {
@@ -221,14 +266,29 @@ pub struct Standing {
 impl Group {
     /// Every instance, leftovers and undecided ones included, in the order in which they came.
     pub fn views(&self, now: Time) -> Vec<View> {
-        let view = |(key, instance): (&Key, &Instance)| {
-            let mut view = instance.view(*key, now);
-            if let Some(words) = self.held_by(instance, now) {
-                view.waits_for = words;
-            }
-            view
-        };
-        self.instances.iter().map(view).collect()
+        self.instances.iter().map(|(key, i)| i.view(self.glance(*key, i, now), now)).collect()
+    }
+
+    /// The same, at a glance.
+    pub fn glances(&self, now: Time) -> Vec<Glance<'_>> {
+        self.instances.iter().map(|(key, i)| self.glance(*key, i, now)).collect()
+    }
+
+    fn glance<'a>(&self, key: Key, i: &'a Instance, now: Time) -> Glance<'a> {
+        Glance {
+            key,
+            name: &i.name,
+            reported: i.is_reported(),
+            undecided: i.origin == Origin::Found,
+            phase: i.phase(),
+            cause: match i.desired {
+                Desired::Running | Desired::Suspended => None,
+                Desired::Deleted(cause) => Some(cause),
+            },
+            has_task: i.operation.as_ref().is_some_and(|operation| operation.task().is_some()),
+            waits_for: self.held_by(i, now).unwrap_or_else(|| i.waits_for(now)),
+            retries: i.retries(),
+        }
     }
 
     /// What holds the instance's next step up beside the limits, if it is not its own pause.
@@ -405,30 +465,27 @@ impl Instance {
         }
     }
 
-    fn view(&self, key: Key, now: Time) -> View {
+    fn view(&self, glance: Glance<'_>, now: Time) -> View {
         let vapp = self.vapp();
         let record = vapp.and_then(|vapp| vapp.record.as_ref());
         let pause = self.next_try() - now;
         View {
-            key,
-            name: self.name.clone(),
+            key: glance.key,
+            name: glance.name.clone(),
             state: self.state(),
-            reported: self.is_reported(),
-            undecided: self.origin == Origin::Found,
-            phase: self.phase(),
-            cause: match self.desired {
-                Desired::Running | Desired::Suspended => None,
-                Desired::Deleted(cause) => Some(cause),
-            },
+            reported: glance.reported,
+            undecided: glance.undecided,
+            phase: glance.phase,
+            cause: glance.cause,
             vapp: self.href().cloned(),
             task: super::next::task(self),
             power: record.map(|record| record.power),
             guest_os: record.map(|record| record.guest_os.clone()),
             address: record.and_then(|record| record.address),
             age: self.age(now),
-            waits_for: self.waits_for(now),
+            waits_for: glance.waits_for,
             next_try: Some(pause).filter(|pause| !self.on_wire() && self.ended.is_none() && !pause.is_zero()),
-            retries: self.retries(),
+            retries: glance.retries,
             missed: vapp.map_or(0, |vapp| vapp.missed),
             seen: record.map(|record| now - record.seen),
             error: self.error.clone(),

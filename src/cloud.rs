@@ -44,6 +44,11 @@ pub enum Request {
         /// group's metadata label), and for those that only the VDC's own document lists: the query service may lag.
         vapps: bool,
     },
+    /// The VMs in the vApps of these names, at most [`MAX_NAMES_ASKED`]: one query. Answered by [`Reply::Poll`].
+    PollSome {
+        /// The vApps' names.
+        names: Vec<Arc<str>>,
+    },
     /// The vApps of the VDC that have exactly this name: one query and, because the query service may lag, the VDC's own
     /// document if the query shows none; then one `GET` for each match (at most 4). Answered by [`Reply::Vapps`].
     Find {
@@ -133,12 +138,18 @@ pub enum Request {
 
 /// At most so many tasks in one [`Request::Tasks`].
 pub const MAX_TASKS_ASKED: usize = 128;
+/// At most so many names in one [`Request::PollSome`]: a longer address may be refused.
+pub const MAX_NAMES_ASKED: usize = 32;
 
 impl Request {
     /// True if sending it twice could do something twice: never repeated by the client after it may have been received.
     pub fn changes(&self) -> bool {
         match self {
-            Request::Poll { .. } | Request::Find { .. } | Request::Look { .. } | Request::Tasks { .. } => false,
+            Request::Poll { .. }
+            | Request::PollSome { .. }
+            | Request::Find { .. }
+            | Request::Look { .. }
+            | Request::Tasks { .. } => false,
             Request::Create { .. }
             | Request::Configure { .. }
             | Request::AddTpm { .. }
@@ -157,6 +168,7 @@ impl Request {
     pub fn operation(&self) -> &'static str {
         match self {
             Request::Poll { .. } => "poll",
+            Request::PollSome { .. } => "poll_some",
             Request::Find { .. } => "find",
             Request::Look { .. } => "look",
             Request::Create { .. } => "create",

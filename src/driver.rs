@@ -537,6 +537,7 @@ impl Driver {
                 shown = Shown::Poll;
                 self.polled(&answer, took, with_vapps);
             }
+            "poll_some" => shown = Shown::Poll,
             "tasks" => {
                 shown = Shown::Tasks;
                 notes = self.tasks_ended(&answer);

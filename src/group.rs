@@ -18,6 +18,7 @@ mod limits;
 mod looks;
 mod next;
 mod owner;
+mod pace;
 mod policy;
 mod polls;
 mod time;
@@ -36,6 +37,7 @@ pub use view::{Glance, Limit, Phase, Standing, View};
 use crate::cloud::{Answer, Href, Poll, Request, UnixMs, VcdError};
 use instance::{Desired, Instance, Observed, Origin, Stage};
 use limits::{Breaker, Rng, Slots, Throttle};
+use pace::Pace;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,6 +78,10 @@ enum Purpose {
         sent: Time,
         vapps: bool,
     },
+    /// Of those that boot.
+    PollSome {
+        sent: Time,
+    },
     Tasks,
     Label(Key),
     Probe(Key),
@@ -115,11 +121,15 @@ pub struct Group {
     /// Until then creates go in steps because those fail, or in one request because steps fail as well.
     steps_until: Option<Time>,
     poll: Watch,
+    /// For those that boot, between two polls.
+    poll_some: Watch,
     tasks: Watch,
     /// The last poll failed because VCD could not be asked: creates and deletes wait for one that succeeds.
     unreachable: bool,
     /// The last instance whose task was asked for, when there are more than fit in one request.
     task_cursor: Key,
+    /// How long tasks and boots took lately.
+    pace: Pace,
     /// When VCD last showed something new: watching is close after that.
     progress: Time,
     next_gc: Time,
@@ -178,9 +188,11 @@ impl Group {
             whole_failures: 0,
             steps_until: None,
             poll: Watch { last: now, ..Watch::default() },
+            poll_some: Watch { last: now, ..Watch::default() },
             tasks: Watch::default(),
             unreachable: false,
             task_cursor: 0,
+            pace: Pace::default(),
             progress: now,
             next_gc: now + GC_INTERVAL,
             adopt_until: Some(now + ADOPTION_TIMEOUT),
@@ -393,6 +405,7 @@ impl Group {
         self.now = now;
         match self.flights.remove(&ticket) {
             Some(Purpose::Poll { sent, vapps }) => self.polled(sent, vapps, answer),
+            Some(Purpose::PollSome { sent }) => self.some_polled(sent, answer),
             Some(Purpose::Tasks) => self.tasks_answered(answer),
             Some(Purpose::Label(key)) => self.label_answered(key, answer),
             Some(Purpose::Operation(key)) => self.operation_answered(key, answer),

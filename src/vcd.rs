@@ -173,6 +173,8 @@ pub struct Client {
     resolving: Mutex<()>,
     /// VCD refuses to list tasks.
     no_task_query: AtomicBool,
+    /// VCD refuses to list the VMs of several names.
+    no_names_filter: AtomicBool,
     /// VCD refuses to show metadata in vApp records.
     no_metadata_field: AtomicBool,
     /// VCD refuses a create that carries guest properties.
@@ -247,6 +249,7 @@ impl Client {
             session: Session::new(),
             resolving: Mutex::new(()),
             no_task_query: AtomicBool::new(false),
+            no_names_filter: AtomicBool::new(false),
             no_metadata_field: AtomicBool::new(false),
             no_properties_in_create: AtomicBool::new(false),
             told_alias: AtomicBool::new(false),
@@ -295,6 +298,7 @@ impl Client {
         let call = Call::of(request, self.what(request), Instant::now());
         let answer = match request {
             Request::Poll { vapps } => self.poll(&call, *vapps).map(Reply::Poll),
+            Request::PollSome { names } => self.poll_some(&call, names).map(Reply::Poll),
             Request::Find { name } => self.find(&call, name).map(Reply::Vapps),
             Request::Look { vapp, guest } => {
                 self.look(&call, vapp, *guest).map(|found| Reply::Vapps(found.into_iter().collect()))
@@ -369,6 +373,7 @@ impl Client {
     fn what(&self, request: &Request) -> String {
         match request {
             Request::Poll { .. } => format!("poll VDC {:?} for {}-*", self.settings.vdc, self.settings.vapp_prefix),
+            Request::PollSome { names } => format!("poll VDC {:?} for {} vApps", self.settings.vdc, names.len()),
             Request::Find { name } => format!("find vApp {name}"),
             Request::Look { vapp, .. } => format!("look at vApp {}", last_part(vapp)),
             Request::Create { name, .. } => format!("create vApp {name}"),

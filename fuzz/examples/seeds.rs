@@ -129,6 +129,8 @@ fn vcd(heard: &Answers) -> io::Result<()> {
     call(&Request::Find { name }, "vcd_pages", "find", "find")?.unwrap();
     call(&Request::Find { name: "ci-nothing1".into() }, "vcd_pages", "find-nothing", "find")?.unwrap();
     call(&Request::Poll { vapps: false }, "vcd_pages", "poll", "poll")?.unwrap();
+    let names = vec!["ci-abc12345".into(), "ci-def67890".into()];
+    call(&Request::PollSome { names }, "vcd_pages", "poll-some", "poll-some")?.unwrap();
     call(&Request::Label { vapp: vapp.clone() }, "vcd_answers", "label", "label")?.unwrap();
     call(&Request::Poll { vapps: true }, "vcd_pages", "poll-vapps", "poll-vapps")?.unwrap();
     let Reply::Vapps(found) = found else { panic!("{found:?}") };

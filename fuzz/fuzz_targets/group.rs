@@ -22,7 +22,7 @@ const VAPPS: u8 = 12;
 /// Names that VCD may show, beside those that the group gave.
 const NAMES: [&str; 6] = ["ci-aaaaaaaa", "ci-bbbbbbbb", "ci-cccccccc", "ci-toolong99", "ci-", "other"];
 /// One request about each instance, its label's, its probe, the poll and the tasks.
-const MAX_OUT: usize = 3 * (MAX_SIZE as usize + 2 * VAPPS as usize) + 2;
+const MAX_OUT: usize = 3 * (MAX_SIZE as usize + 2 * VAPPS as usize) + 3;
 /// Commands after one input: at most so many for each instance, the log's included.
 const MAX_COMMANDS: usize = 16 * (MAX_SIZE as usize + 2 * VAPPS as usize) + 64;
 /// It may want to be called so many times without time passing.
@@ -179,7 +179,7 @@ impl Life {
                 let at = usize::from(input.byte()) % self.asks.len();
                 let (ticket, request) = self.asks.remove(at);
                 shown = match request {
-                    Request::Poll { .. } => Shown::Poll,
+                    Request::Poll { .. } | Request::PollSome { .. } => Shown::Poll,
                     Request::Tasks { .. } => Shown::Tasks,
                     _ => Shown::Nothing,
                 };
@@ -220,6 +220,7 @@ impl Life {
         assert!(self.asks.len() + self.probes.len() <= MAX_OUT, "{} requests are out", self.asks.len());
         let out = |is: fn(&Request) -> bool| self.asks.iter().filter(|(_, request)| is(request)).count();
         assert!(out(|request| matches!(request, Request::Poll { .. })) <= 1);
+        assert!(out(|request| matches!(request, Request::PollSome { .. })) <= 1);
         assert!(out(|request| matches!(request, Request::Tasks { .. })) <= 1);
         assert!(out(|request| matches!(request, Request::Create { .. })) <= self.max_creates, "too many creates");
 
@@ -258,6 +259,7 @@ impl Life {
                 return;
             }
             Request::Tasks { tasks } => return assert!(!tasks.is_empty() && tasks.len() <= MAX_TASKS_ASKED),
+            Request::PollSome { names } => return assert!(!names.is_empty() && names.len() <= MAX_NAMES_ASKED),
             Request::Poll { .. } | Request::Find { .. } | Request::Look { .. } => return,
         };
         assert!(self.ours.contains(target), "{request:?} goes to what is not ours");
@@ -432,7 +434,7 @@ impl Life {
         // Once in a while an answer of any kind.
         let kind = match (how, request) {
             (1, _) => input.byte() % 5,
-            (_, Request::Poll { .. }) => 0,
+            (_, Request::Poll { .. } | Request::PollSome { .. }) => 0,
             (_, Request::Find { .. } | Request::Look { .. }) => 1,
             (_, Request::Tasks { .. }) => 2,
             (_, Request::Cancel { .. } | Request::Label { .. }) => 3,

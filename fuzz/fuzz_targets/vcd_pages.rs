@@ -11,6 +11,7 @@ fuzz_target!(init: start(), |data: &[u8]| {
     let request = match operation {
         "find" => Request::Find { name: "ci-abc12345".into() },
         "tasks" => Request::Tasks { tasks: (1..=3).map(|n| format!("{BASE}/api/task/{n}").into()).collect() },
+        "poll-some" => Request::PollSome { names: vec!["ci-abc12345".into(), "ci-def67890".into()] },
         "poll-vapps" => Request::Poll { vapps: true },
         _ => Request::Poll { vapps: false },
     };

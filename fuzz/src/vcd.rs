@@ -186,8 +186,8 @@ pub fn check(asked: &Request, answer: Answer) {
         Err(error) => return check_error(&error),
     };
     match (asked, reply) {
-        (Request::Poll { vapps }, Reply::Poll(poll)) => {
-            assert_eq!(poll.vapps.is_some(), *vapps);
+        (Request::Poll { .. } | Request::PollSome { .. }, Reply::Poll(poll)) => {
+            assert_eq!(poll.vapps.is_some(), *asked == Request::Poll { vapps: true });
             let mut seen = HashSet::new();
             for vm in &poll.vms {
                 here(&vm.vm);

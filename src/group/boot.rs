@@ -9,8 +9,12 @@ use crate::cloud::{ErrorKind, VcdError};
 use log::Level;
 use std::time::Duration;
 
-/// Pause between two probes of a login port.
-pub const PROBE_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two probes of a login port, once customization is over.
+pub const PROBE_PAUSE: Duration = Duration::from_millis(250);
+/// The same when it has not answered for [`PROBE_PATIENCE`].
+pub const PROBE_PAUSE_LONG: Duration = Duration::from_secs(1);
+/// A login server starts in this time, as a rule.
+pub const PROBE_PATIENCE: Duration = Duration::from_secs(30);
 /// Pause between two probes of a login port while customization reports nothing: short enough to notice a reboot.
 pub const STEADY_PROBE_PAUSE: Duration = Duration::from_secs(5);
 
@@ -29,6 +33,7 @@ impl Group {
         let silent = record.as_ref().is_some_and(Record::silent);
         let complete = record.as_ref().is_some_and(Record::complete);
         let returns = vapp.guest.has_run();
+        let late = !silent && now - *vapp.probed.get_or_insert(now) >= PROBE_PATIENCE;
         let Some((_, answers, probing)) = vapp.guest.watch() else { return };
         *probing = false;
         match result {
@@ -61,7 +66,12 @@ impl Group {
             Err(seen) => {
                 *answers = None;
                 i.error = Some(format!("login port: {seen}").into());
-                i.attempts.look.next = now + if silent { STEADY_PROBE_PAUSE } else { PROBE_PAUSE };
+                i.attempts.look.next = now
+                    + match silent {
+                        true => STEADY_PROBE_PAUSE,
+                        false if late => PROBE_PAUSE_LONG,
+                        false => PROBE_PAUSE,
+                    };
             }
         }
     }

@@ -3,6 +3,7 @@
 use super::answers::wrong_reply;
 use super::instance::{Desired, Kind, Stage};
 use super::next::UNKNOWN_WINDOW;
+use super::pace::Course;
 use super::polls::watch_backoff;
 use super::time::Stopwatch;
 use super::vapp::{Guest, Mark, Removal};
@@ -41,6 +42,9 @@ impl Group {
         let Some(operation) = &i.operation else { return };
         let kind = operation.kind;
         let found = matches!(operation.stage, Stage::Task { found: true, .. });
+        if *state == TaskState::Success && !found {
+            self.pace.learn(Course::Task(kind), self.now - operation.began);
+        }
         i.attempts.look.next = self.now;
         if let Some(vapp) = i.vapp_mut() {
             vapp.document = None;

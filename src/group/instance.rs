@@ -242,6 +242,12 @@ impl Instance {
         self.vapp().is_some_and(|vapp| vapp.guest.has_run())
     }
 
+    /// It is on and wanted, and its login port has yet to answer: only polls show how far it is.
+    pub fn boots(&self) -> bool {
+        let boots = self.vapp().is_some_and(|vapp| vapp.guest.boots());
+        boots && self.ended.is_none() && self.desired == Desired::Running && self.operation.is_none()
+    }
+
     /// It is suspended, as far as operations and looks tell.
     pub fn is_suspended(&self) -> bool {
         self.vapp().is_some_and(|vapp| vapp.power == Power::Suspended)

@@ -2,9 +2,11 @@
 //! nothing here stands for are in `adopt.rs`.
 
 use super::adopt::by_href;
-use super::instance::{Desired, Observed};
+use super::answers::wrong_reply;
+use super::instance::{Desired, Observed, Origin};
 use super::limits::doubled;
 use super::owner::Ownership;
+use super::pace::Course;
 use super::time::Stopwatch;
 use super::vapp::{Guest, Record, Unhealthy};
 use super::{Group, Key, Time};
@@ -81,6 +83,26 @@ impl Group {
             self.foreign.retain(|href| records.contains_key(&**href) || shown.vapps.contains_key(&**href));
         }
         self.claim_all(&poll, |href| shown.is_known(href));
+    }
+
+    /// What is shown of those that boot. That VCD cannot be seen, or nothing of theirs, is told by whole polls.
+    pub(super) fn some_polled(&mut self, sent: Time, answer: Answer) {
+        self.poll_some.on_wire = false;
+        let poll = match answer {
+            Ok(Reply::Poll(poll)) => poll,
+            other => {
+                self.poll_some.fails += 1;
+                let error = other.err().unwrap_or_else(|| wrong_reply("a poll", &Reply::Done));
+                self.poll_some.not_before = self.now + watch_backoff(self.poll_some.fails, &error);
+                return self.say_plain(Level::Debug, format!("{error}; a poll of all tells soon"));
+            }
+        };
+        self.poll_some.fails = 0;
+        let mut shown = Shown::new(&poll.vms);
+        let keys: Vec<Key> = self.instances.iter().filter(|(_, i)| i.boots()).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.watch_one(key, sent, Duration::ZERO, &mut shown, poll.now);
+        }
     }
 
     fn poll_failed(&mut self, vapps: bool, error: Option<VcdError>) {
@@ -168,6 +190,10 @@ impl Group {
             }
         }
         let (power, busy) = (record.power, record.busy);
+        let is_over = record.is_final() && !old.as_ref().is_some_and(Record::is_final);
+        if is_over && i.origin == Origin::Requested && matches!(vapp.guest, Guest::Booting { .. }) {
+            self.pace.learn(Course::Boot, now - vapp.known);
+        }
         vapp.record = Some(record);
         if lost_address {
             let text = "VCD shows no address for it any more: the last one is kept";

@@ -4,9 +4,10 @@
 use super::instance::{Cause, Desired, Kind, Operation, Origin, Question, Stage};
 use super::limits::Lane;
 use super::next::{self, At, Step};
+use super::pace::Course;
 use super::vapp::{Guest, Label, Mark, Removal};
 use super::{Command, GC_INTERVAL, Group, Instance, Key, MAX_LOOKS, MAX_PROBES, Purpose, Time};
-use crate::cloud::{Href, MAX_TASKS_ASKED, Request};
+use crate::cloud::{Href, MAX_NAMES_ASKED, MAX_TASKS_ASKED, Request};
 use log::Level;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ pub const TASK_PAUSES: [(Duration, Duration); 2] =
 pub const TASK_PAUSE_LONG: Duration = Duration::from_secs(5);
 /// The same when all that are awaited are stuck.
 pub const TASK_PAUSE_STUCK: Duration = Duration::from_secs(60);
-/// Pause between polls while a guest boots: what a poll shows late is late for the runner.
+/// Pause between polls of what boots: what a poll shows late is late for the runner.
 pub const BOOT_PAUSE: Duration = Duration::from_secs(2);
 /// The same when VCD has shown nothing new for [`LONG_QUIET`].
 pub const BOOT_PAUSE_LONG: Duration = Duration::from_secs(3);
@@ -38,10 +39,11 @@ struct Load {
     waits: bool,
     /// New guests that boot, and are wanted.
     guests: u32,
-    /// Something boots: only a poll shows how far it is.
-    boots: bool,
-    /// Tasks that are not stuck are awaited, the youngest since then.
-    tasks: Option<Time>,
+    /// So many boot, and only polls show how far they are.
+    boots: usize,
+    /// So many tasks that are not stuck are awaited, the youngest since then.
+    tasks: usize,
+    youngest: Time,
     /// Tasks that are stuck are awaited.
     stuck: bool,
 }
@@ -79,14 +81,17 @@ impl Group {
             if let Some(vapp) = i.vapp() {
                 load.labels += usize::from(matches!(vapp.label, Label::OnWire { .. }));
                 load.probes += usize::from(vapp.guest.is_probed());
-                let boots = vapp.guest.boots() && i.desired == Desired::Running && i.operation.is_none();
-                load.boots |= boots;
+                let boots = i.boots();
+                load.boots += usize::from(boots);
                 load.guests += u32::from(boots && !i.has_run());
             }
             if let Some(operation) = i.operation.as_ref().filter(|operation| operation.task().is_some()) {
                 match operation.stuck {
                     Some(_) => load.stuck = true,
-                    None => load.tasks = load.tasks.max(Some(operation.began)),
+                    None => {
+                        load.tasks += 1;
+                        load.youngest = load.youngest.max(operation.began);
+                    }
                 }
             }
         }
@@ -329,12 +334,8 @@ impl Group {
 
     /// Asks for tasks and polls when they are due.
     fn watch(&mut self, load: &Load) {
-        let pause = match load.tasks {
-            Some(since) => Some(task_pause(self.now - since)),
-            None => load.stuck.then_some(TASK_PAUSE_STUCK),
-        };
-        if let (Some(pause), false) = (pause, self.tasks.on_wire) {
-            let due = (self.tasks.last + pause).max(self.tasks.not_before);
+        if let (Some(due), false) = (self.tasks_due(load), self.tasks.on_wire) {
+            let due = due.max(self.tasks.not_before);
             if self.now >= due {
                 self.ask_tasks();
             } else {
@@ -342,9 +343,8 @@ impl Group {
             }
         }
         if !self.poll.on_wire {
-            let interval = match load.boots {
-                true if self.now - self.progress < LONG_QUIET => BOOT_PAUSE.min(self.policy.reconcile_interval),
-                true => BOOT_PAUSE_LONG.min(self.policy.reconcile_interval),
+            let interval = match load.boots > 0 && !self.polls_some(load) {
+                true => self.boot_pause(),
                 false => self.policy.reconcile_interval,
             };
             // The last one does not wait for its turn.
@@ -356,12 +356,68 @@ impl Group {
                     self.collect();
                 }
                 self.poll.on_wire = true;
-                self.poll.last = self.now;
+                (self.poll.last, self.poll_some.last) = (self.now, self.now);
                 self.ask(Purpose::Poll { sent: self.now, vapps }, Request::Poll { vapps });
             } else {
                 self.wake_by(due);
             }
         }
+        if load.boots > 0 && self.polls_some(load) && !self.poll_some.on_wire {
+            let due = self.boots_due(load).max(self.poll_some.not_before);
+            if self.now >= due {
+                self.ask_some();
+            } else {
+                self.wake_by(due);
+            }
+        }
+    }
+
+    /// What boots is asked for by name: there is not too much of it, and all are not polled as often anyway.
+    fn polls_some(&self, load: &Load) -> bool {
+        load.boots <= MAX_NAMES_ASKED && self.policy.reconcile_interval >= BOOT_PAUSE * 2
+    }
+
+    /// When the tasks that are awaited are asked for again.
+    fn tasks_due(&self, load: &Load) -> Option<Time> {
+        let last = self.tasks.last;
+        if load.tasks == 0 {
+            return load.stuck.then_some(last + TASK_PAUSE_STUCK);
+        }
+        let due = |operation: &Operation| {
+            let age = last - operation.began;
+            let next = self.pace.next(Course::Task(operation.kind), age, load.tasks);
+            next.map_or_else(|| last + task_pause(self.now - load.youngest), |next| operation.began + next)
+        };
+        let operations = self.instances.values().filter_map(|i| i.operation.as_ref());
+        operations.filter(|operation| operation.stuck.is_none() && operation.task().is_some()).map(due).min()
+    }
+
+    /// When those that boot are polled again. Nothing of theirs is awaited before it can be there: all are polled meanwhile.
+    fn boots_due(&self, load: &Load) -> Time {
+        let last = self.poll_some.last;
+        let blind = last + self.boot_pause();
+        let due = |i: &Instance| {
+            let vapp = i.vapp().filter(|vapp| !vapp.guest.has_run())?;
+            let awaited = vapp.record.as_ref().is_none_or(|record| !record.is_final());
+            let age = self.pace.next(Course::Boot, last - vapp.known, load.boots).filter(|_| awaited)?;
+            Some(vapp.known + age)
+        };
+        let boots = self.instances.values().filter(|i| i.boots());
+        boots.map(|i| due(i).unwrap_or(blind)).min().unwrap_or(blind)
+    }
+
+    /// Pause between two polls of what boots.
+    fn boot_pause(&self) -> Duration {
+        let pause = if self.now - self.progress < LONG_QUIET { BOOT_PAUSE } else { BOOT_PAUSE_LONG };
+        pause.min(self.policy.reconcile_interval)
+    }
+
+    fn ask_some(&mut self) {
+        let boots = self.instances.values().filter(|i| i.boots());
+        let names = boots.take(MAX_NAMES_ASKED).map(|i| i.name.clone()).collect();
+        self.poll_some.on_wire = true;
+        self.poll_some.last = self.now;
+        self.ask(Purpose::PollSome { sent: self.now }, Request::PollSome { names });
     }
 
     /// Garbage collection: what is past twice its age. Leftovers are found by the poll with vApps that goes with it.

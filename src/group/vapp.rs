@@ -53,6 +53,8 @@ pub(super) struct Vapp {
     pub against: u32,
     /// The record shows no address any more: the last one is kept.
     pub address_kept: bool,
+    /// When its login port was probed first, since nothing else is missing.
+    pub probed: Option<Time>,
     /// Off or broken, and not by us.
     pub unhealthy: Option<Unhealthy>,
     /// How it is deleted next.
@@ -190,6 +192,11 @@ impl Record {
             && matches!(self.customization, Customization::Complete | Customization::Unknown)
     }
 
+    /// The same, and customization has said so.
+    pub fn is_final(&self) -> bool {
+        self.complete() && self.customization == Customization::Complete
+    }
+
     /// Customization has reported nothing yet, and perhaps never will: old Tools do not.
     pub fn silent(&self) -> bool {
         self.power == Power::On && self.address.is_some() && self.customization == Customization::Pending
@@ -243,6 +250,7 @@ impl Vapp {
             patience: MISSED_POLLS,
             against: 0,
             address_kept: false,
+            probed: None,
             unhealthy: None,
             removal: Removal::Force,
             lease_end: None,
@@ -295,6 +303,7 @@ impl Vapp {
     pub fn settle(&mut self, power: Power, now: Time) {
         self.power = power;
         self.known = now;
+        self.probed = None;
         self.doubt = false;
         (self.against, self.missed, self.patience) = (0, 0, MISSED_POLLS);
     }

@@ -314,7 +314,7 @@ impl Group {
     pub fn about(&self, ticket: Ticket) -> Option<u64> {
         match *self.flights.get(&ticket)? {
             Purpose::Label(key) | Purpose::Probe(key) | Purpose::Operation(key) | Purpose::Question(key) => Some(key),
-            Purpose::Poll { .. } | Purpose::Tasks => None,
+            Purpose::Poll { .. } | Purpose::PollSome { .. } | Purpose::Tasks => None,
         }
     }
 

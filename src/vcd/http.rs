@@ -44,12 +44,13 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 pub(super) const USER_AGENT: &str = concat!("fleeting-plugin-vcd/", env!("CARGO_PKG_VERSION"));
 
 /// The operations that are counted: those of `Request`, and what the client does for itself.
-const OPERATIONS: [&str; 18] = [
+const OPERATIONS: [&str; 19] = [
     "versions",
     "login",
     "logout",
     "resolve",
     "poll",
+    "poll_some",
     "find",
     "look",
     "create",

@@ -6,6 +6,7 @@ use super::{Call, Client, xml};
 use crate::cloud::{Customization, Href, Power, UnixMs, VcdError};
 use roxmltree::Node;
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use ureq::http::Method;
 
@@ -30,6 +31,15 @@ pub(super) fn value(text: &str) -> String {
         escaped.push(c);
     }
     encode(&escaped)
+}
+
+/// A filter that holds for each record whose attribute is one of these.
+pub(super) fn any_of(attribute: &str, texts: &[Arc<str>]) -> String {
+    let each: Vec<String> = texts.iter().map(|text| format!("{attribute}=={}", value(text))).collect();
+    match each.as_slice() {
+        [one] => one.clone(),
+        all => format!("({})", all.join(",")),
+    }
 }
 
 /// True if `name` is `<prefix>-…`, letter by letter: a wildcard in a filter does not mind upper and lower case.
@@ -240,6 +250,12 @@ mod tests {
         assert_eq!(value("ci-linux_1.2~x"), "ci-linux_1.2~x");
         assert_eq!(value("a b;c(d),e\\f*ü"), "a%20b%5C%3Bc%5C%28d%5C%29%5C%2Ce%5C%5Cf%2A%C3%BC");
         assert_eq!(value("https://h/api/vdc/1"), "https%3A%2F%2Fh%2Fapi%2Fvdc%2F1");
+    }
+
+    #[test]
+    fn one_of_several_may_match() {
+        assert_eq!(any_of("name", &["a".into()]), "name==a");
+        assert_eq!(any_of("name", &["a".into(), "b,c".into()]), "(name==a,name==b%5C%2Cc)");
     }
 
     #[test]

@@ -5,10 +5,11 @@ use super::errors::{self, Stage};
 use super::query::{self, has_prefix, unix_ms};
 use super::tasks::is_over;
 use super::{Call, Client, Settings, hardware, last_part, names, properties, xml};
-use crate::cloud::{ErrorKind, Href, Made, Poll, Power, SeenGuest, Vapp, VcdError, Vm};
+use crate::cloud::{ErrorKind, Href, MAX_NAMES_ASKED, Made, Poll, Power, SeenGuest, Vapp, VcdError, Vm};
 use roxmltree::Node;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use ureq::http::Method;
 
@@ -24,15 +25,40 @@ pub const MAX_FOUND: usize = 4;
 impl Client {
     /// All VMs whose vApp carries the prefix, and, with `vapps`, all such vApps.
     pub(super) fn poll(&self, call: &Call, vapps: bool) -> Result<Poll, VcdError> {
+        let wanted = format!("{}-*", query::value(&self.settings.vapp_prefix));
+        self.poll_where(call, vapps, &|attribute| format!("{attribute}=={wanted}"))
+    }
+
+    /// The VMs in the vApps of these names; all, where VCD does not take so many in a filter.
+    pub(super) fn poll_some(&self, call: &Call, names: &[Arc<str>]) -> Result<Poll, VcdError> {
+        if names.len() > MAX_NAMES_ASKED {
+            let why = format!("{} vApps, but at most {MAX_NAMES_ASKED} are asked for at once", names.len());
+            return Err(errors::own(ErrorKind::Invalid, call.what.clone(), why));
+        }
+        if !names.is_empty() && !self.no_names_filter.load(Ordering::Relaxed) {
+            match self.poll_where(call, false, &|attribute| query::any_of(attribute, names)) {
+                Err(e) if is_refusal(&e) => {
+                    log::debug!("{}: a filter of several names is refused, all are asked for: {}", call.what, e.status);
+                    // A 500 may pass.
+                    self.no_names_filter.fetch_or(e.status < 500, Ordering::Relaxed);
+                }
+                other => return other,
+            }
+        }
+        self.poll(call, false)
+    }
+
+    /// Those that `filter` takes, by the attribute that holds a vApp's name.
+    fn poll_where(&self, call: &Call, vapps: bool, filter: &dyn Fn(&str) -> String) -> Result<Poll, VcdError> {
         let prefix = &self.settings.vapp_prefix;
         let vdc = self.names().vdc.clone();
-        let (wanted, place) = (format!("{}-*", query::value(prefix)), query::value(&vdc));
+        let place = query::value(&vdc);
         let mut poll = Poll::default();
         let mut seen = HashSet::new();
         // The records for the provider's users do not tell whether a VM is busy: those of vApps do.
         let mut unknown = HashSet::new();
-        let filter = format!("isVAppTemplate==false;vdc=={place};containerName=={wanted}");
-        poll.now = self.records(call, "vm", &filter, &mut |record| {
+        let vms = format!("isVAppTemplate==false;vdc=={place};{}", filter("containerName"));
+        poll.now = self.records(call, "vm", &vms, &mut |record| {
             let name = xml::attribute(record, "containerName").unwrap_or_default();
             let is = |name| xml::attribute(record, name) == Some("true");
             if !has_prefix(name, prefix) || is("isVAppTemplate") || is("isDeleted") {
@@ -49,7 +75,7 @@ impl Client {
             Ok(())
         })?;
         if vapps || !unknown.is_empty() {
-            let filter = format!("name=={wanted};vdc=={place}");
+            let filter = format!("{};vdc=={place}", filter("name"));
             let mut all = self.vapps_with_labels(call, &filter, &|name| has_prefix(name, prefix))?;
             let mut records: HashMap<Href, &mut Vapp> = all.iter_mut().map(|vapp| (vapp.href.clone(), vapp)).collect();
             for vm in &mut poll.vms {

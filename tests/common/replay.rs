@@ -236,6 +236,11 @@ fn request(exchange: &Exchange, next: Option<&Exchange>, server: &Server) -> Opt
             let vapps = next.is_some_and(|next| next.operation == "poll" && next.place.contains("type=vApp"));
             Some(Request::Poll { vapps })
         }
+        "poll_some" if is("type=vm&") => {
+            let filter = exchange.place.split("containerName==").skip(1);
+            let names = filter.map(|rest| rest.split([',', ')', ';']).next().unwrap_or_default().into());
+            Some(Request::PollSome { names: names.collect() })
+        }
         "look" => Some(Request::Look { vapp: vapp()?, guest: false }),
         "create" => {
             let document = Document::parse(&exchange.body).ok()?;

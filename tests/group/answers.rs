@@ -59,7 +59,7 @@ impl Passing for Play {
                 self.group.probed(Time(self.now), ticket, Ok(()));
                 return false;
             }
-            Command::Ask { ticket, request: Request::Poll { .. } } => {
+            Command::Ask { ticket, request: Request::Poll { .. } | Request::PollSome { .. } } => {
                 (ticket, Reply::Poll(Poll { vms: self.vms(), ..Poll::default() }))
             }
             Command::Ask { ticket, request: Request::Tasks { tasks } } => {

@@ -49,6 +49,11 @@ pub fn policy() -> Policy {
     }
 }
 
+/// What boots is polled by name, or with all others.
+fn is(asked: &str, operation: &str) -> bool {
+    asked == operation || (operation == "poll" && asked == "poll_some")
+}
+
 pub fn name(n: u32) -> Name {
     format!("ci-{n:08}").into()
 }
@@ -181,7 +186,7 @@ impl Passing for Play {
             }
             Command::Ask { ticket, request } => {
                 self.asked.push((self.now, request.operation(), Some(request.clone())));
-                if self.holds.contains(&request.operation()) {
+                if self.holds.iter().any(|held| is(request.operation(), held)) {
                     self.held.push((ticket, request));
                 } else {
                     let answer = self.answer(request);
@@ -266,7 +271,13 @@ impl Play {
 
     pub fn answer(&mut self, request: Request) -> Answer {
         match request {
-            Request::Poll { .. } if self.deaf => Err(error(ErrorKind::Unavailable)),
+            Request::Poll { .. } | Request::PollSome { .. } if self.deaf => Err(error(ErrorKind::Unavailable)),
+            Request::PollSome { .. } if self.hidden => Ok(Reply::Poll(Poll::default())),
+            Request::PollSome { names } => Ok(Reply::Poll(Poll {
+                now: Some(START + self.now),
+                vms: self.vms.iter().filter(|vm| names.contains(&vm.vapp_name)).cloned().collect(),
+                vapps: None,
+            })),
             Request::Poll { vapps } => Ok(Reply::Poll(Poll {
                 now: Some(START + self.now),
                 vms: if self.hidden { Vec::new() } else { self.vms.clone() },
@@ -300,7 +311,7 @@ impl Play {
 
     /// Answers what is held of this operation, the usual way or with `answer`.
     pub fn release(&mut self, operation: &str, answer: Option<Answer>) {
-        let at = self.held.iter().position(|(_, request)| request.operation() == operation).unwrap();
+        let at = self.held.iter().position(|(_, request)| is(request.operation(), operation)).unwrap();
         let (ticket, request) = self.held.remove(at);
         let answer = answer.unwrap_or_else(|| self.answer(request));
         self.group.answer(Time(self.now), ticket, answer);
@@ -335,7 +346,7 @@ impl Play {
 
     /// When requests of this operation went out.
     pub fn times(&self, operation: &str) -> Vec<u64> {
-        self.asked.iter().filter(|(_, asked, _)| *asked == operation).map(|(at, ..)| *at).collect()
+        self.asked.iter().filter(|(_, asked, _)| is(asked, operation)).map(|(at, ..)| *at).collect()
     }
 
     /// All vApps that were to be deleted.

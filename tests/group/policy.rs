@@ -176,7 +176,7 @@ fn what_is_suspended_ages_by_a_rule_of_its_own() {
         states.sort_by_key(|state| *state as u8);
         states
     };
-    assert_eq!(states(calm.at(3 * HOUR + MINUTE)), [State::Suspended], "the one that ran is gone and forgotten");
+    assert_eq!(states(calm.at(3 * HOUR + 7 * MINUTE)), [State::Suspended], "the one that ran is gone and forgotten");
     assert_eq!(states(calm.at(4 * HOUR + MINUTE)), [State::Deleted]);
 }
 

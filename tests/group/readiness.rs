@@ -108,7 +108,7 @@ impl Life {
                 self.made.push(self.now);
                 started(Some(self.vapp()), None)
             }
-            Request::Poll { .. } => {
+            Request::Poll { .. } | Request::PollSome { .. } => {
                 let customization = shown.customization.ok_or(error(ErrorKind::Unavailable))?;
                 Ok(Reply::Poll(Poll { vms: vec![self.vm(customization)], ..Poll::default() }))
             }

@@ -759,6 +759,35 @@ fn every_task_has_its_turn_when_there_are_more_than_fit_in_one_question() {
 // Polls.
 
 #[test]
+fn what_boots_is_polled_by_name_and_with_all_others_when_it_is_much() {
+    for (boots, by_name) in [(1, true), (MAX_NAMES_ASKED as u32, true), (MAX_NAMES_ASKED as u32 + 1, false)] {
+        let policy = Policy { max_creates: 128, max_operations: 128, ..policy() };
+        let mut play = Play::new(policy, fleet(3));
+        play.port = false;
+        play.increase(boots);
+        play.to(30 * SECOND);
+        let whole = |(at, _, request): &(u64, &str, Option<Request>)| {
+            matches!(request, Some(Request::Poll { .. })).then_some(*at / SECOND)
+        };
+        let all: Vec<u64> = play.asked.iter().filter_map(whole).collect();
+        let named: Vec<usize> = play
+            .asked
+            .iter()
+            .filter_map(|(.., request)| match request {
+                Some(Request::PollSome { names }) => Some(names.len()),
+                _ => None,
+            })
+            .collect();
+        if by_name {
+            assert_eq!((all, named.len()), (vec![10, 20, 30], 12), "{boots}");
+            assert!(named.iter().all(|names| *names == boots as usize));
+        } else {
+            assert_eq!((all.len(), named.len()), (15, 0));
+        }
+    }
+}
+
+#[test]
 fn polls_are_never_further_apart_than_configured() {
     for (interval, apart) in [(1_000, [1_000, 1_000]), (2_500, [2_000, 2_500]), (30_000, [2_000, 3_000])] {
         let policy = Policy { reconcile_interval: Duration::from_millis(interval), ..policy() };

@@ -257,6 +257,13 @@ impl World {
         let late = late || !self.lives(from);
         let n = from.plugin;
         Ok(match request {
+            Request::PollSome { names } => {
+                let vms = self.model.query_vms(self.who, fault);
+                let vms = vms.iter().filter(|vm| names.contains(&vm.vapp_name)).map(|vm| self.vm(vm)).collect();
+                let clock = self.model.unix(self.now).saturating_add_signed(self.plan.policy.skew * 1000);
+                let now = (!self.has(Fault::NoDate)).then_some(clock);
+                Ok(Reply::Poll(cloud::Poll { now, vms, vapps: None }))
+            }
             Request::Poll { vapps } => {
                 let shown = |name: &str| name.starts_with(PREFIX) && name[PREFIX.len()..].starts_with('-');
                 let vms = self.model.query_vms(self.who, fault);

@@ -1,0 +1,125 @@
+//! How long things took lately, and when to look for the end of the next one of their kind: rarely before it can be over, often
+//! around that time, and ever less after it.
+
+use super::instance::Kind;
+use std::time::Duration;
+
+/// Pause between two looks around the time at which something should be over.
+pub const CLOSE_PAUSE: Duration = Duration::from_millis(500);
+/// The same when many things are awaited, whose times differ.
+pub const CLOSE_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Pause between two looks before that time: something may fail early.
+pub const EARLY_PAUSE: Duration = Duration::from_secs(5);
+/// Longest pause between two looks after that time.
+pub const LATE_PAUSE: Duration = Duration::from_secs(5);
+/// That time begins and ends so far from the mean at the least, and at the most.
+pub const SPREAD: (Duration, Duration) = (Duration::from_millis(750), Duration::from_secs(3));
+
+/// What takes its time, and is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Course {
+    /// A task, by what it does.
+    Task(Kind),
+    /// From power on until customization is over.
+    Boot,
+}
+
+/// How long each took lately. There are as many as there are kinds.
+#[derive(Default)]
+pub(super) struct Pace(Vec<(Course, Lately)>);
+
+/// The mean of the last few, and how far they are from it.
+#[derive(Clone, Copy)]
+struct Lately {
+    mean: Duration,
+    off: Duration,
+}
+
+impl Pace {
+    /// One has taken so long. What hangs says nothing: it counts as at most twice the mean.
+    pub fn learn(&mut self, course: Course, took: Duration) {
+        match self.0.iter_mut().find(|(known, _)| *known == course) {
+            Some((_, lately)) => {
+                let took = took.min(lately.mean * 2);
+                lately.off = (lately.off * 3 + took.abs_diff(lately.mean)) / 4;
+                lately.mean = (lately.mean * 3 + took) / 4;
+            }
+            None => self.0.push((course, Lately { mean: took, off: took / 8 })),
+        }
+    }
+
+    /// How old one is when it is looked at next, if it was so old at the last look; `None` if nothing is known of its like, or
+    /// it boots for longer than that.
+    /// `others`: so many things are looked at together.
+    pub fn next(&self, course: Course, age: Duration, others: usize) -> Option<Duration> {
+        let (_, lately) = self.0.iter().find(|(known, _)| *known == course)?;
+        let spread = (lately.off * 2).clamp(SPREAD.0, SPREAD.1);
+        let (first, last) = (lately.mean.saturating_sub(spread), lately.mean + spread);
+        let close = (CLOSE_PAUSE * others as u32 / 2).clamp(CLOSE_PAUSE, CLOSE_PAUSE_MAX);
+        Some(match age {
+            // All are polled from time to time anyway.
+            age if age < first && course == Course::Boot => first,
+            age if age < first => first.min(age + EARLY_PAUSE),
+            age if age < last => age + close,
+            _ if course == Course::Boot => return None,
+            age => age + ((age - last) / 2).clamp(close, LATE_PAUSE.max(close)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CREATE: Course = Course::Task(Kind::Create { whole: true });
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// The ages at which one is looked at.
+    fn looks(pace: &Pace, until: u64) -> Vec<u64> {
+        let mut age = Duration::ZERO;
+        let next = |age: &mut Duration| {
+            *age = pace.next(CREATE, *age, 1)?;
+            Some(age.as_millis() as u64)
+        };
+        std::iter::from_fn(|| next(&mut age)).take_while(|age| *age < until).collect()
+    }
+
+    #[test]
+    fn looks_are_close_around_the_time_at_which_it_should_be_over() {
+        let mut pace = Pace::default();
+        assert_eq!(looks(&pace, 60_000), [] as [u64; 0]);
+        (0..40).for_each(|_| pace.learn(CREATE, ms(30_000)));
+        let expected =
+            [5_000, 10_000, 15_000, 20_000, 25_000, 29_250, 29_750, 30_250, 30_750, 31_250, 31_750, 32_250, 33_000];
+        assert_eq!(looks(&pace, 34_000), expected);
+        let late = looks(&pace, 600_000);
+        assert!(late.windows(2).skip(20).all(|two| two[1] - two[0] == 5_000), "{late:?}");
+        assert!(pace.next(Course::Boot, ms(0), 1).is_none());
+    }
+
+    #[test]
+    fn what_is_awaited_together_is_not_looked_at_more_often() {
+        let mut pace = Pace::default();
+        pace.learn(CREATE, ms(30_000));
+        for (others, pause) in [(0, 500), (1, 500), (2, 500), (4, 1_000), (8, 2_000), (128, 2_000)] {
+            assert_eq!(pace.next(CREATE, ms(30_000), others), Some(ms(30_000 + pause)), "{others}");
+        }
+    }
+
+    #[test]
+    fn the_last_few_count_and_one_that_hangs_does_not() {
+        let mut pace = Pace::default();
+        pace.learn(CREATE, ms(10_000));
+        (0..20).for_each(|_| pace.learn(CREATE, ms(30_000)));
+        assert!(looks(&pace, 40_000).len() < 20, "{:?}", looks(&pace, 40_000));
+        let before = looks(&pace, 28_000);
+        pace.learn(CREATE, ms(3_600_000));
+        assert!(looks(&pace, 28_000).len() <= before.len() + 1);
+        // It takes a while to be believed, and is not watched without a pause until then.
+        (0..20).for_each(|_| pace.learn(CREATE, ms(3_600_000)));
+        assert!(looks(&pace, 3_600_000).len() <= 3_600 / 5 + 20);
+    }
+}

@@ -1,8 +1,10 @@
-//! What the plugin costs, measured on the real binary against the simulated VCD; prints figures, judges nothing.
+//! What the plugin costs, measured on the real binary against the simulated VCD, over HTTPS: beside what VCD itself takes, and
+//! what the last release cost (`release/figures`). It judges nothing.
 //!
 //!     cargo run --release --example bench
+//!     cargo run --release --example bench -- --only polls
 //!
-//! Takes about eight minutes, most of them idle ones.
+//! Takes about a quarter of an hour, most of it waiting. `--write` puts the figures into that file, for a release.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -13,18 +15,67 @@ mod measured;
 use common::{PluginProcess, command};
 use fleeting_plugin_vcd::cloud::{Customization, Poll, Power, Reply, Request, Vm};
 use fleeting_plugin_vcd::group::{self, Command, Group, Policy, Time};
+use fleeting_plugin_vcd::host::proto::fleeting::State;
 use measured::{Bench, status_of};
 use serde_json::json;
 use smol::Timer;
+use smol::future::zip;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use vcd_sim::model::Operation;
 
-/// Starts that are timed.
-const STARTS: usize = 20;
-/// What a VCD of default durations needs itself: copy 20 s, power on 10 s, customization 25 s, SSH 3 s.
-const VCD_PART: f64 = 58.0;
+/// All figures: name, what it is, and what VCD itself needs of it.
+const ROWS: [(&str, &str, Option<f64>); 22] = [
+    ("share_s", "our own share of a create, s", Some(0.0)),
+    ("share_at_once_s", "– where SSH answers as soon as customization is over, s", Some(0.0)),
+    ("life_tasks", "tasks of an instance's life", Some(2.0)),
+    ("slot_idle_s", "a create slot stands idle between two creates, s", Some(0.0)),
+    ("storm_s", "50 deleted and 50 created at once, default slots, s", Some(STORM_FLOOR)),
+    ("storm_requests", "– requests", None),
+    ("fifty_s", "50 creates with 10 slots, VCD 20 times as fast, s", None),
+    ("fifty_requests", "– requests", None),
+    ("minute_after_requests", "requests in the minute after them", None),
+    ("minute_idle_requests", "requests in an idle minute", Some(6.0)),
+    ("minute_idle_connections", "new connections in an idle minute", Some(0.0)),
+    ("boot_queries", "VM queries in a minute in which one of 1,000 boots", None),
+    ("boot_kb", "– KB of answers", None),
+    ("poll_kb", "KB of a poll of 1,000", None),
+    ("cpu_s_an_hour", "CPU with 1,000 and an Update each second, s an hour", None),
+    ("rss_idle_kb", "memory, nothing to do, KB", None),
+    ("rss_128_kb", "– with 128 instances, KB", None),
+    ("rss_1000_kb", "– with 1,000 instances, KB", None),
+    ("file_bytes", "the file, bytes", None),
+    ("start_ms", "start to handshake, ms", None),
+    ("poll_us", "the group's own part of a poll of 1,000, µs", None),
+    ("instance_bytes", "memory of a running instance in the group, bytes", None),
+];
+/// What the last release cost.
+const FIGURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/release/figures");
+
+/// Starts that are timed; the median counts.
+const STARTS: usize = 21;
+/// Creates whose share is measured, and the pause between two of them.
+const SHARES: usize = 12;
+const SHARE_PAUSE: Duration = Duration::from_millis(5_300);
+/// What the simulator's create takes: copy 20 s, power on 10 s; then customization.
+const CREATE: Duration = Duration::from_secs(30);
+const CUSTOMIZATION: Duration = Duration::from_secs(25);
+/// From customization until SSH answers.
+const SSH: Duration = Duration::from_secs(3);
+/// Creates that follow each other in one slot.
+const CREATES: usize = 5;
+/// Deleted and created at once.
+const STORM: usize = 50;
+/// Three creates of 30 s at a time, and the last guest.
+const STORM_FLOOR: f64 = 538.0;
+/// The simulator's clock runs so fast where a group only grows.
+const FAST: f64 = 20.0;
+const VERY_FAST: f64 = 100.0;
+const MANY: usize = 1_000;
 
 /// Measures what the plugin costs, against the simulated VCD.
 #[derive(argh::FromArgs)]
@@ -32,9 +83,22 @@ struct Options {
     /// seconds of each idle phase (60)
     #[argh(option, default = "60")]
     idle: u64,
-    /// time scale of the simulator in the phases that only grow groups (20)
-    #[argh(option, default = "20.0")]
-    scale: f64,
+    /// only shares, slot, storm, fifty or polls
+    #[argh(option)]
+    only: Option<String>,
+    /// write the figures into release/figures, for a release
+    #[argh(switch)]
+    write: bool,
+}
+
+#[derive(Default)]
+struct Figures(RefCell<BTreeMap<&'static str, f64>>);
+
+impl Figures {
+    fn put(&self, name: &'static str, figure: f64) {
+        eprintln!("{name} {figure:.2}");
+        self.0.borrow_mut().insert(name, figure);
+    }
 }
 
 fn main() -> ExitCode {
@@ -50,26 +114,70 @@ fn main() -> ExitCode {
 
 async fn run(options: &Options) -> Result<(), String> {
     let binary = fleet::release_binary()?;
+    let figures = Figures::default();
+    let wants = |part: &str| options.only.as_deref().is_none_or(|only| only == part);
     let size = std::fs::metadata(&binary).map_err(|error| error.to_string())?.len();
-    println!("stripped release binary: {size} bytes");
-    deciding()?;
-    starts(&binary).await;
-    one_instance(&binary).await?;
-    fifty_with_ten_slots(&binary, options).await?;
-    idle(&binary, options).await
+    figures.put("file_bytes", size as f64);
+    figures.put("start_ms", starts(&binary).await.as_secs_f64() * 1000.0);
+    deciding(&figures)?;
+    // What waits for a VCD at its own pace, side by side.
+    let shares = async {
+        if !wants("shares") {
+            return Ok(());
+        }
+        let (one, two) = zip(shares(&binary, &figures, SSH), shares(&binary, &figures, Duration::ZERO)).await;
+        one.and(two)
+    };
+    let slot = async { if wants("slot") { slot(&binary, &figures).await } else { Ok(()) } };
+    let storm = async { if wants("storm") { storm(&binary, &figures).await } else { Ok(()) } };
+    let (shares, (slot, storm)) = zip(shares, zip(slot, storm)).await;
+    shares.and(slot).and(storm)?;
+    if wants("fifty") {
+        fifty(&binary, options, &figures).await?;
+    }
+    if wants("polls") {
+        many(&binary, options, &figures).await?;
+    }
+    show(&figures.0.borrow(), options.write)
 }
 
-/// What the group itself costs, without any I/O: a poll of 1,000 running instances, and the memory of one of them.
-fn deciding() -> Result<(), String> {
-    const INSTANCES: usize = 1000;
+/// The table, beside the last release's figures.
+fn show(now: &BTreeMap<&'static str, f64>, write: bool) -> Result<(), String> {
+    let text = std::fs::read_to_string(FIGURES).map_err(|error| format!("{FIGURES}: {error}"))?;
+    let last = |name: &str| {
+        let figure = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<f64>().ok();
+        text.lines().find_map(figure)
+    };
+    let shown = |figure: Option<f64>| match figure {
+        None => "-".to_owned(),
+        Some(figure) if figure.fract() == 0.0 || figure >= 100.0 => format!("{figure:.0}"),
+        Some(figure) => format!("{figure:.2}"),
+    };
+    println!("| {:52} | {:>10} | {:>10} | {:>10} |", "measure", "VCD's own", "released", "now");
+    println!("| {:-<52} | {:->10} | {:->10} | {:->10} |", "", ":", ":", ":");
+    for (name, words, floor) in ROWS {
+        let now = now.get(name).copied();
+        println!("| {words:52} | {:>10} | {:>10} | {:>10} |", shown(floor), shown(last(name)), shown(now));
+    }
+    if !write {
+        return Ok(());
+    }
+    let head = text.lines().take_while(|line| line.starts_with('#')).map(String::from);
+    let figure = |name: &str| Some(format!("{name} {}", shown(now.get(name).copied().or(last(name)))));
+    let lines: Vec<String> = head.chain(ROWS.iter().filter_map(|(name, ..)| figure(name))).collect();
+    std::fs::write(FIGURES, lines.join("\n") + "\n").map_err(|error| format!("{FIGURES}: {error}"))
+}
+
+/// What the group itself takes: the memory of a running instance, and a poll of 1,000.
+fn deciding(figures: &Figures) -> Result<(), String> {
     const GROUPS: usize = 20;
     const POLLS: u32 = 200;
-    let poll = Poll { now: Some(1), vms: (0..INSTANCES).map(running_vm).collect(), vapps: Some(Vec::new()) };
+    let poll = Poll { now: Some(1), vms: (0..MANY).map(running_vm).collect(), vapps: Some(Vec::new()) };
     let before = status_of("self", "VmRSS:")?;
     let mut groups: Vec<Group> = (0..GROUPS).map(|_| Group::new(policy(), 1, Time(0), &poll)).collect();
     let after = status_of("self", "VmRSS:")?;
     let group = groups.last_mut().ok_or("no group")?;
-    if group.update().filter(|(_, state)| *state == group::State::Running).count() != INSTANCES {
+    if group.update().filter(|(_, state)| *state == group::State::Running).count() != MANY {
         return Err("the poll's instances are not adopted".into());
     }
     let mut handling = Duration::ZERO;
@@ -88,9 +196,8 @@ fn deciding() -> Result<(), String> {
             }
         }
     }
-    println!("a poll of {INSTANCES} instances: handled in {:.1?}", handling / POLLS);
-    let each = after.saturating_sub(before) * 1024 / (INSTANCES * GROUPS) as u64;
-    println!("memory of a running instance in the group: {each} bytes");
+    figures.put("poll_us", (handling / POLLS).as_secs_f64() * 1e6);
+    figures.put("instance_bytes", (after.saturating_sub(before) * 1024 / (MANY * GROUPS) as u64) as f64);
     Ok(())
 }
 
@@ -119,13 +226,14 @@ fn policy() -> Policy {
         manager: "runner-1".into(),
         group: "ci-linux".into(),
         prefix: "ci".into(),
-        max_size: 1000,
+        max_size: MANY as u32,
         max_instance_age: Duration::ZERO,
         ..Policy::default()
     }
 }
 
-async fn starts(binary: &Path) {
+/// The median start.
+async fn starts(binary: &Path) -> Duration {
     let mut times = Vec::new();
     for _ in 0..STARTS {
         let began = Instant::now();
@@ -134,66 +242,164 @@ async fn starts(binary: &Path) {
         drop(plugin);
     }
     times.sort();
-    let (median, max) = (times.get(STARTS / 2).copied().unwrap_or_default(), times.last().copied().unwrap_or_default());
-    println!("start to connected: median {median:.1?}, max {max:.1?} of {STARTS}");
+    times.get(STARTS / 2).copied().unwrap_or_default()
 }
 
-/// One create and one delete at the pace of a real VCD.
-async fn one_instance(binary: &Path) -> Result<(), String> {
-    let bench = Bench::start(binary, 1.0, json!({})).await?;
-    bench.counts_reset()?;
-    let began = Instant::now();
+/// One after another, at the pace of a real VCD: what each takes beside what VCD does. And the tasks of all their lives.
+async fn shares(binary: &Path, figures: &Figures, ssh: Duration) -> Result<(), String> {
+    let slots =
+        json!({"max_concurrent_creates": SHARES, "max_concurrent_deletes": SHARES, "max_concurrent_operations": 16});
+    let bench = Bench::start(binary, 1.0, slots).await?;
+    bench.server.with_model(|model| model.durations.ssh = ssh.as_millis() as u64);
+    // What it learns of the first one serves the others.
     bench.scale(1).await?;
-    let took = began.elapsed().as_secs_f64();
-    let create = bench.counts()?;
-    println!(
-        "one create at scale 1 (with the label, which follows it): running after {took:.1} s, VCD's own part {VCD_PART} s, ours {:.1} s",
-        took - VCD_PART
-    );
-    println!("  {create}");
-    // The label follows off the critical path; a delete at once would meet its task.
-    Timer::after(Duration::from_secs(15)).await;
-    bench.counts_reset()?;
-    let tasks = bench.counts()?.tasks;
     let began = Instant::now();
+    let mut accepted: BTreeMap<String, Instant> = BTreeMap::new();
+    let mut took: BTreeMap<String, Duration> = BTreeMap::new();
+    let known = bench.running().await?;
+    while took.len() < SHARES {
+        if accepted.len() < SHARES && began.elapsed() >= SHARE_PAUSE * accepted.len() as u32 {
+            bench.plugin.increase(1).await.map_err(|status| status.message().to_string())?;
+        }
+        let now = Instant::now();
+        for (name, state) in bench.plugin.update().await.map_err(|status| status.message().to_string())? {
+            if known.contains(&name) {
+                continue;
+            }
+            let since = *accepted.entry(name.clone()).or_insert(now);
+            if state == State::Running {
+                took.entry(name).or_insert(now - since);
+            }
+        }
+        if began.elapsed() > SHARE_PAUSE * SHARES as u32 + Duration::from_secs(300) {
+            return Err(format!("{} of {SHARES} creates ended", took.len()));
+        }
+        Timer::after(Duration::from_millis(10)).await;
+    }
+    let own = took.values().map(|took| took.saturating_sub(CREATE + CUSTOMIZATION + ssh).as_secs_f64());
+    figures.put(if ssh.is_zero() { "share_at_once_s" } else { "share_s" }, own.sum::<f64>() / SHARES as f64);
+    // What follows when they run: labels, and the like.
+    Timer::after(Duration::from_secs(45)).await;
     bench.scale(0).await?;
-    let mut delete = bench.counts()?;
-    delete.tasks -= tasks;
-    println!("one delete at scale 1: {:.1} s, VCD's own part 9 s", began.elapsed().as_secs_f64());
-    println!("  {delete}");
+    figures.put("life_tasks", bench.counts()?.tasks as f64 / (SHARES + 1) as f64);
     bench.end().await
 }
 
-async fn fifty_with_ten_slots(binary: &Path, options: &Options) -> Result<(), String> {
+/// Between the end of one create's task and the beginning of the next, where one waits for the other.
+async fn slot(binary: &Path, figures: &Figures) -> Result<(), String> {
+    let bench = Bench::start(binary, 1.0, json!({"max_concurrent_creates": 1})).await?;
+    bench.scale(CREATES).await?;
+    let mut creates: Vec<(u64, u64)> = bench.server.with_model(|model| {
+        let creates = model.tasks.values().filter(|task| task.operation == Operation::Instantiate);
+        creates.filter_map(|task| Some((task.start, task.end?))).collect()
+    });
+    creates.sort();
+    // Nothing is known of how long the first one takes.
+    let pauses = creates.windows(2).skip(1).filter_map(|two| Some(two.get(1)?.0 - two.first()?.1));
+    let pauses: Vec<u64> = pauses.collect();
+    figures.put("slot_idle_s", pauses.iter().sum::<u64>() as f64 / 1000.0 / pauses.len().max(1) as f64);
+    bench.end().await
+}
+
+async fn storm(binary: &Path, figures: &Figures) -> Result<(), String> {
+    let bench = Bench::start(binary, FAST, json!({})).await?;
+    bench.scale(STORM).await?;
+    bench.set_scale(1.0)?;
+    bench.counts_reset()?;
+    let text = |status: tonic::Status| status.message().to_string();
+    let old = bench.running().await?;
+    let began = Instant::now();
+    bench.plugin.decrease(&old.iter().map(String::as_str).collect::<Vec<_>>()).await.map_err(text)?;
+    bench.plugin.increase(STORM as u32).await.map_err(text)?;
+    loop {
+        let instances = bench.plugin.update().await.map_err(text)?;
+        let new = |(name, state): &&(String, State)| *state == State::Running && !old.contains(name);
+        let gone = instances.iter().filter(|(name, _)| old.contains(name)).all(|(_, state)| *state == State::Deleted);
+        if gone && instances.iter().filter(new).count() == STORM {
+            break;
+        }
+        if began.elapsed() > Duration::from_secs(1800) {
+            return Err("the storm is not over after half an hour".into());
+        }
+        Timer::after(Duration::from_millis(50)).await;
+    }
+    figures.put("storm_s", began.elapsed().as_secs_f64());
+    figures.put("storm_requests", bench.counts()?.requests as f64);
+    bench.set_scale(VERY_FAST)?;
+    bench.end().await
+}
+
+/// Requests, of a whole minute.
+async fn minute(bench: &Bench, options: &Options) -> Result<(f64, f64), String> {
+    bench.counts_reset()?;
+    Timer::after(Duration::from_secs(options.idle)).await;
+    let counts = bench.counts()?;
+    eprintln!("  {counts}");
+    let of_a_minute = 60.0 / options.idle as f64;
+    Ok((counts.requests as f64 * of_a_minute, counts.connections as f64 * of_a_minute))
+}
+
+async fn fifty(binary: &Path, options: &Options, figures: &Figures) -> Result<(), String> {
     let slots = json!({"max_concurrent_creates": 10, "max_concurrent_deletes": 10, "max_concurrent_operations": 11});
-    let bench = Bench::start(binary, options.scale, slots).await?;
+    let bench = Bench::start(binary, FAST, slots).await?;
     bench.counts_reset()?;
     let (began, cpu) = (Instant::now(), bench.cpu());
     bench.scale(50).await?;
-    println!("50 creates with 10 slots at scale {}: {:.1} s", options.scale, began.elapsed().as_secs_f64());
-    println!("  {}; CPU {:.2} s", bench.counts()?, bench.cpu() - cpu);
+    let counts = bench.counts()?;
+    figures.put("fifty_s", began.elapsed().as_secs_f64());
+    figures.put("fifty_requests", counts.requests as f64);
+    eprintln!("  {counts}; CPU {:.2} s", bench.cpu() - cpu);
+    figures.put("minute_after_requests", minute(&bench, options).await?.0);
+    let (requests, connections) = minute(&bench, options).await?;
+    figures.put("minute_idle_requests", requests);
+    figures.put("minute_idle_connections", connections);
     bench.end().await
 }
 
-async fn idle(binary: &Path, options: &Options) -> Result<(), String> {
-    let slots = json!({"max_concurrent_creates": 40, "max_concurrent_deletes": 40, "max_concurrent_operations": 60});
-    let bench = Bench::start(binary, options.scale, slots).await?;
-    println!("idle for {} s with", options.idle);
-    for size in [0, 10, 50, 128] {
+/// A group that grows to 1,000.
+async fn many(binary: &Path, options: &Options, figures: &Figures) -> Result<(), String> {
+    let slots = json!({
+        "max_size": MANY, "max_concurrent_creates": 100, "max_concurrent_deletes": 100, "max_concurrent_operations": 128,
+    });
+    let bench = Bench::start(binary, VERY_FAST, slots).await?;
+    // What a size takes is taken when its growth is over.
+    let rest = || Timer::after(Duration::from_secs(40));
+    for (size, name) in [(0, "rss_idle_kb"), (128, "rss_128_kb"), (MANY - 1, "rss_1000_kb")] {
         bench.scale(size).await?;
-        // Labels, which come half a minute later, and the last looks of the growth are over.
-        Timer::after(Duration::from_secs(45)).await;
-        bench.counts_reset()?;
-        let cpu = bench.cpu();
-        Timer::after(Duration::from_secs(options.idle)).await;
-        let hour = (bench.cpu() - cpu) * 3600.0 / options.idle as f64;
-        let counts = bench.counts()?;
-        let (memory, threads) = (bench.status("VmRSS:")?, bench.status("Threads:")?);
-        println!(
-            "  {size:3} instances: {} requests, {hour:.1} s of CPU an hour, {memory} kB resident, {threads} threads",
-            counts.requests
-        );
+        rest().await;
+        figures.put(name, bench.status("VmRSS:")? as f64);
     }
-    println!("  most ever resident: {} kB", bench.status("VmHWM:")?);
+    bench.counts_reset()?;
+    let cpu = bench.cpu();
+    for _ in 0..options.idle {
+        bench.plugin.update().await.map_err(|status| format!("Update: {}", status.message()))?;
+        Timer::after(Duration::from_secs(1)).await;
+    }
+    figures.put("cpu_s_an_hour", (bench.cpu() - cpu) * 3600.0 / options.idle as f64);
+    let counts = bench.counts()?;
+    let pages = counts.by_operation.get("query:vm").and_then(serde_json::Value::as_u64).unwrap_or_default();
+    let polls = (pages as f64 / MANY.div_ceil(128) as f64).max(1.0);
+    figures.put("poll_kb", counts.sent as f64 / 1000.0 / polls);
+
+    // A boot that is not over within the minute.
+    bench.server.with_model(|model| model.durations.customization = 75_000);
+    bench.plugin.increase(1).await.map_err(|status| status.message().to_string())?;
+    let until = Instant::now() + Duration::from_secs(60);
+    let made = || bench.server.with_model(|model| model.vapps.len() == MANY && model.tasks_running().next().is_none());
+    while !made() {
+        if Instant::now() > until {
+            return Err("the last one is not made".into());
+        }
+        Timer::after(Duration::from_millis(20)).await;
+    }
+    bench.set_scale(1.0)?;
+    bench.counts_reset()?;
+    Timer::after(Duration::from_secs(60)).await;
+    let counts = bench.counts()?;
+    eprintln!("  {counts}");
+    let queries = counts.by_operation.get("query:vm").and_then(serde_json::Value::as_u64).unwrap_or_default();
+    figures.put("boot_queries", queries as f64);
+    figures.put("boot_kb", counts.sent as f64 / 1000.0);
+    bench.set_scale(VERY_FAST)?;
     bench.end().await
 }

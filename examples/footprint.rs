@@ -14,11 +14,9 @@ use common::{PluginProcess, command};
 use fleeting_plugin_vcd::host::proto::fleeting::State;
 use smol::Timer;
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
-use vcd_sim::{Options, Server};
 
 /// Starts that are timed; the median counts.
 const STARTS: usize = 11;
@@ -139,17 +137,10 @@ async fn serve(binary: &Path) -> Result<(Duration, Taken, Taken), String> {
     starts.sort();
     let start = starts.get(STARTS / 2).copied().unwrap_or_default();
 
-    let (guest_port, any) = (fleet::free_port(), SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-    let options = Options { scale: SCALE, guest_port, https_listen: Some(any), ..Options::default() };
-    let server = Server::start(options).map_err(|error| format!("the simulator: {error}"))?;
-    let ca_file = std::env::temp_dir().join(format!("vcd-footprint-{}.pem", std::process::id()));
-    let ca = server.ca_pem().unwrap_or_default();
-    std::fs::write(&ca_file, ca).map_err(|error| format!("{}: {error}", ca_file.display()))?;
+    let (server, guest_port, ca_file) = fleet::simulator_https(SCALE);
     let mut plugin = PluginProcess::start(command(binary)).await;
-    let mut config = fleet::plugin_config(&server);
-    if let (Some(config), Some(url)) = (config.as_object_mut(), server.https_url()) {
-        config.insert("url".into(), format!("{url}/api").into());
-        config.insert("ca_file".into(), ca_file.display().to_string().into());
+    let mut config = fleet::plugin_config_https(&server, &ca_file);
+    if let Some(config) = config.as_object_mut() {
         config.insert("max_concurrent_creates".into(), 10.into());
         config.insert("max_concurrent_operations".into(), 12.into());
     }

@@ -30,26 +30,33 @@ pub struct Counts {
     pub by_operation: Map<String, Value>,
     /// Those that change something and were accepted.
     pub accepted: Map<String, Value>,
+    /// New connections.
+    pub connections: u64,
+    /// Bytes of the answers' bodies.
+    pub sent: u64,
 }
 
 impl std::fmt::Display for Counts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let list: Vec<String> = self.by_operation.iter().map(|(name, n)| format!("{name} {n}")).collect();
-        write!(f, "{} tasks, {} requests: {}", self.tasks, self.requests, list.join(", "))
+        let (requests, connections) = (self.requests, self.connections);
+        write!(f, "{} tasks, {connections} connections, {requests} requests: {}", self.tasks, list.join(", "))
     }
 }
 
 impl Bench {
+    /// Over HTTPS.
     pub async fn start(binary: &Path, scale: f64, keys: Value) -> Result<Bench, String> {
-        let (server, guest_port) = fleet::simulator(scale);
+        let (server, guest_port, ca_file) = fleet::simulator_https(scale);
         let debug = SocketAddr::from((Ipv4Addr::LOCALHOST, fleet::free_port()));
-        let mut config = fleet::plugin_config(&server);
+        let mut config = fleet::plugin_config_https(&server, &ca_file);
         if let (Some(config), Value::Object(keys)) = (config.as_object_mut(), keys) {
             config.extend(keys);
             config.insert("debug_server_addr".into(), json!(debug.to_string()));
         }
         let plugin = PluginProcess::start(command(binary)).await;
         let init = plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await;
+        let _ = std::fs::remove_file(&ca_file);
         init.map_err(|status| format!("Init: {}", status.message()))?;
         Ok(Bench { server, plugin, debug })
     }
@@ -95,7 +102,22 @@ impl Bench {
         let number = |key: &str| counts.get(key).and_then(Value::as_u64).unwrap_or_default();
         let map = |key: &str| counts.get(key).and_then(Value::as_object).cloned().unwrap_or_default();
         let tasks = map("tasks").values().filter_map(Value::as_u64).sum();
-        Ok(Counts { requests: number("total"), tasks, by_operation: map("requests"), accepted: map("accepted") })
+        Ok(Counts {
+            requests: number("total"),
+            tasks,
+            by_operation: map("requests"),
+            accepted: map("accepted"),
+            connections: number("connections"),
+            sent: number("sent"),
+        })
+    }
+
+    /// From now on the simulator's time runs so many times as fast.
+    pub fn set_scale(&self, scale: f64) -> Result<(), String> {
+        let url = format!("{}/scale", self.server.control_url());
+        let body = json!({"scale": scale}).to_string();
+        ureq::post(&url).send(&body).map_err(|error| format!("{url}: {error}"))?;
+        Ok(())
     }
 
     pub fn counts_reset(&self) -> Result<(), String> {

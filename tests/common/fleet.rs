@@ -1,11 +1,11 @@
 //! A simulated VCD and the built plugin configured for it: what the demo, the benchmark and the end-to-end tests begin
 //! with.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use fleeting_plugin_vcd::host::proto::fleeting::ConnectorConfig;
 use serde_json::{Value, json};
-use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use vcd_sim::{Options, Server};
 
@@ -20,6 +20,24 @@ pub fn simulator(scale: f64) -> (Server, u16) {
     let guest_port = free_port();
     let server = Server::start(Options { scale, guest_port, ..Options::default() }).expect("the simulator starts");
     (server, guest_port)
+}
+
+/// The same over HTTPS, and the file with its CA, for `plugin_config_https`.
+pub fn simulator_https(scale: f64) -> (Server, u16, PathBuf) {
+    let (guest_port, any) = (free_port(), SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let options = Options { scale, guest_port, https_listen: Some(any), ..Options::default() };
+    let server = Server::start(options).expect("the simulator starts");
+    let ca_file = std::env::temp_dir().join(format!("vcd-ca-{}-{guest_port}.pem", std::process::id()));
+    std::fs::write(&ca_file, server.ca_pem().unwrap_or_default()).expect("the CA's file is written");
+    (server, guest_port, ca_file)
+}
+
+/// The same for a simulator with HTTPS.
+pub fn plugin_config_https(server: &Server, ca_file: &Path) -> Value {
+    let mut config = plugin_config(server);
+    config["url"] = format!("{}/api", server.https_url().expect("HTTPS is served")).into();
+    config["ca_file"] = ca_file.display().to_string().into();
+    config
 }
 
 /// A plugin_config for the simulator's standard world.

@@ -247,6 +247,42 @@ fn pages_may_be_smaller_than_they_were_asked_for() {
 }
 
 #[test]
+fn vms_are_polled_by_the_names_of_their_vapps_or_with_all_others() {
+    let server = server();
+    let client = open(&server);
+    server.with_model(|m| m.durations.ssh = u64::MAX / 2);
+    for name in ["ci-a1", "ci-b2", "ci-b22", "ci-c3"] {
+        foreign(&server, name);
+    }
+    until("all VMs", || poll(&client, false).ok().filter(|p| p.vms.len() == 4));
+    let some = |names: &[&str]| {
+        let before = server.requests("query:vm");
+        let names = names.iter().map(|name| (*name).into()).collect();
+        let poll = match client.call(&Request::PollSome { names }, None)? {
+            Reply::Poll(poll) => poll,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(poll.vapps, None);
+        let mut names: Vec<String> = poll.vms.iter().map(|vm| vm.vapp_name.to_string()).collect();
+        names.sort();
+        Ok::<_, VcdError>((names.join(" "), server.requests("query:vm") - before))
+    };
+    assert_eq!(some(&["ci-b2"]), Ok(("ci-b2".into(), 1)));
+    assert_eq!(some(&["ci-c3", "ci-a1", "ci-gone"]), Ok(("ci-a1 ci-c3".into(), 1)));
+    assert_eq!(some(&["ci-gone"]), Ok((String::new(), 1)));
+    let many: Vec<String> = (0..=MAX_NAMES_ASKED).map(|n| format!("ci-{n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert!(some(&many[1..]).is_ok());
+    assert_eq!(some(&many).unwrap_err().kind, ErrorKind::Invalid);
+
+    let refused = json!({"status": 400, "body": error(400, "BAD_REQUEST", "The filter is not valid.")});
+    fault(&server, json!({"op": "query:vm", "path": "(containerName==", "times": 0, "answer_before": refused}));
+    let all = "ci-a1 ci-b2 ci-b22 ci-c3";
+    assert_eq!(some(&["ci-a1", "ci-b2"]), Ok((all.into(), 2)));
+    assert_eq!(some(&["ci-a1", "ci-b2"]), Ok((all.into(), 1)), "what was refused is not asked again");
+}
+
+#[test]
 fn labels_are_asked_for_apart_where_records_show_no_metadata() {
     let server = server();
     let client = open(&server);

@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Pause between two looks around the time at which something should be over.
 pub const CLOSE_PAUSE: Duration = Duration::from_millis(500);
 /// The same when many things are awaited, whose times differ.
-pub const CLOSE_PAUSE_MAX: Duration = Duration::from_secs(2);
+pub const CLOSE_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Pause between two looks before that time: something may fail early.
 pub const EARLY_PAUSE: Duration = Duration::from_secs(5);
 /// Longest pause between two looks after that time.
@@ -104,7 +104,7 @@ mod tests {
     fn what_is_awaited_together_is_not_looked_at_more_often() {
         let mut pace = Pace::default();
         pace.learn(CREATE, ms(30_000));
-        for (others, pause) in [(0, 500), (1, 500), (2, 500), (4, 1_000), (8, 2_000), (128, 2_000)] {
+        for (others, pause) in [(0, 500), (1, 500), (2, 500), (3, 750), (4, 1_000), (128, 1_000)] {
             assert_eq!(pace.next(CREATE, ms(30_000), others), Some(ms(30_000 + pause)), "{others}");
         }
     }

@@ -208,7 +208,7 @@ pub struct Standing {
 impl Group {
     /// Every instance, leftovers and undecided ones included, in the order in which they came.
     pub fn views(&self, now: Time) -> Vec<View> {
-        let view = |(key, instance): (&Key, &Instance)| {
+        let view = |(key, instance): (&Key, &Box<Instance>)| {
             let mut view = instance.view(*key, now);
             if let Some(words) = self.held_by(instance, now) {
                 view.waits_for = words;
@@ -250,7 +250,7 @@ impl Group {
         let live = || self.instances.values().filter(|i| i.ended.is_none());
         let count = |which: &dyn Fn(&Instance) -> bool| live().filter(|i| which(i)).count() as u32;
         let leftovers = count(&|i| !i.is_reported());
-        let stuck = || live().filter_map(Instance::stuck);
+        let stuck = || live().filter_map(|i| i.stuck());
         let pending = live().filter(|i| i.phase() == Phase::PendingCreate).map(|i| i.since).min();
         let policy = &self.policy;
         Standing {

@@ -104,7 +104,8 @@ pub struct Group {
     /// What it showed at the last poll that succeeded.
     last_sight: Seen,
     rng: Rng,
-    instances: BTreeMap<Key, Instance>,
+    /// In boxes: the map's nodes are half empty.
+    instances: BTreeMap<Key, Box<Instance>>,
     /// Those that the host knows, by id.
     names: BTreeMap<Name, Key>,
     next_key: Key,
@@ -389,7 +390,7 @@ impl Group {
 
     /// Names of what [`Group::shutdown`] has yet to remove.
     pub fn left(&self) -> Vec<Name> {
-        let gone = |i: &&Instance| i.ended.is_none() && i.desired.is_deleted();
+        let gone = |i: &&Box<Instance>| i.ended.is_none() && i.desired.is_deleted();
         self.instances.values().filter(gone).map(|i| i.name.clone()).collect()
     }
 
@@ -443,13 +444,13 @@ impl Group {
     // Small helpers for all of the above.
 
     fn named(&self, name: &str) -> Option<&Instance> {
-        self.instances.get(self.names.get(name)?)
+        self.instances.get(self.names.get(name)?).map(|instance| &**instance)
     }
 
     fn insert(&mut self, instance: Instance) -> Key {
         let key = self.next_key;
         self.next_key += 1;
-        self.instances.insert(key, instance);
+        self.instances.insert(key, Box::new(instance));
         key
     }
 

@@ -7,7 +7,7 @@ use super::limits::{DELETE_RETRY_MAX, Lane, RETRY_BASE, RETRY_MAX, doubled};
 use super::next::CANCEL_PATIENCE;
 use super::time::Stopwatch;
 use super::vapp::{Label, Mark, Removal, Vapp};
-use super::{Group, Instance, Key};
+use super::{Group, Key};
 use crate::cloud::{Answer, ErrorKind, Reply, Started, VcdError};
 use log::Level;
 use std::time::Duration;
@@ -195,7 +195,7 @@ impl Group {
     }
 
     pub(super) fn no_tpm(&mut self, key: Key, error: &VcdError) {
-        if let Some(vapp) = self.instances.get_mut(&key).and_then(Instance::vapp_mut) {
+        if let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) {
             (vapp.build.tpm, vapp.document) = (true, None);
         }
         self.blame(key, error, "powered on as it is");
@@ -317,7 +317,7 @@ impl Group {
 
     pub(super) fn label_answered(&mut self, key: Key, answer: Answer) {
         let now = self.now;
-        let Some(vapp) = self.instances.get_mut(&key).and_then(Instance::vapp_mut) else { return };
+        let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) else { return };
         let Label::OnWire { tries } = vapp.label else { return };
         let error = match answer {
             Ok(_) => {

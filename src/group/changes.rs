@@ -127,7 +127,7 @@ impl Group {
                 // VCD may have made it, and failed at powering it on.
                 i.operation = None;
                 if let Some(vapp) = i.vapp_mut() {
-                    vapp.build.failed = Some(error.clone());
+                    vapp.build.failed = Some(Box::new(error.clone()));
                 }
                 self.say_of(Level::Warn, key, format!("{error}; what it made is looked at"));
             }

@@ -2,7 +2,7 @@
 
 use super::instance::{Desired, Observed};
 use super::limits::{DELETE_RETRY_MAX, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
-use super::{Group, Instance, Key, MAX_PAST, PRUNE_AFTER, Time};
+use super::{Group, Key, MAX_PAST, PRUNE_AFTER, Time};
 use crate::cloud::{ErrorKind, VcdError};
 use log::Level;
 use std::time::Duration;
@@ -115,7 +115,7 @@ impl Group {
 
     /// A create failed in its steps or at its guest, and has left a vApp behind.
     pub(super) fn made_badly(&mut self, key: Key, error: &VcdError) {
-        let steps = self.instances.get(&key).and_then(Instance::vapp).is_some_and(|vapp| !vapp.build.whole);
+        let steps = self.instances.get(&key).and_then(|i| i.vapp()).is_some_and(|vapp| !vapp.build.whole);
         if steps {
             self.steps_failed();
         }

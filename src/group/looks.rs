@@ -252,7 +252,7 @@ impl Group {
             (Kind::Delete(Removal::Stop), power) => {
                 self.over(key);
                 let stopped = power == Power::Off;
-                if let Some(vapp) = self.instances.get_mut(&key).and_then(Instance::vapp_mut) {
+                if let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) {
                     vapp.removal = if stopped { Removal::Stopped } else { Removal::Stop };
                 }
                 if !stopped {
@@ -411,7 +411,7 @@ impl Group {
 
     fn on_for_the_first_time(&mut self, key: Key) {
         let (now, seen) = (self.now, self.sight.at(self.now));
-        if let Some(vapp) = self.instances.get_mut(&key).and_then(Instance::vapp_mut) {
+        if let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) {
             vapp.boots(now, seen);
         }
     }

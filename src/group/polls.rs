@@ -121,7 +121,7 @@ impl Group {
     /// What a poll shows of one instance, or does not. `unseen`: the time since the poll before.
     fn watch_one(&mut self, key: Key, sent: Time, unseen: Duration, shown: &mut Shown<'_>, vcd_now: Option<UnixMs>) {
         let Some(i) = self.instances.get_mut(&key) else { return };
-        if let Some(last) = &i.last_vapp {
+        if let Some(last) = i.last_vapp.as_ref().filter(|last| i.href() != Some(*last)) {
             shown.claim(last, None, |_| true);
         }
         let name = i.name.clone();
@@ -203,7 +203,7 @@ impl Group {
             return;
         }
         let failed = vm.customization == Customization::Failed;
-        let Some(vapp) = self.instances.get_mut(&key).and_then(super::Instance::vapp_mut) else { return };
+        let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) else { return };
         match (&vapp.guest, desired) {
             (Guest::New, _) => {}
             (Guest::Booting { .. }, _) => {
@@ -255,7 +255,7 @@ impl Group {
     /// Whether what runs, or is suspended, is as it should be.
     pub(super) fn judge(&mut self, key: Key, power: Power, failed: bool) {
         let since = Stopwatch::start(self.sight.at(self.now));
-        let Some(vapp) = self.instances.get_mut(&key).and_then(super::Instance::vapp_mut) else { return };
+        let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) else { return };
         vapp.against = if power == Power::Other { vapp.against + 1 } else { 0 };
         let wrong = match power {
             // Taken before its customization reported. A job may run on it.

@@ -107,7 +107,7 @@ impl Group {
         let until = self.hold_until.filter(|&until| self.now < until)?;
         let waits = |i: &Instance| i.stuck().is_some() || i.does(|kind| kind == Kind::Other);
         let goes = |i: &Instance| !i.is_reported() && i.ended.is_none() && !waits(i);
-        self.instances.values().any(goes).then_some(until)
+        self.instances.values().any(|i| goes(i)).then_some(until)
     }
 
     /// One instance's steps, up to the first that needs a slot or an answer.
@@ -159,7 +159,7 @@ impl Group {
                         return;
                     }
                     load.labels += 1;
-                    if let Some(vapp) = self.instances.get_mut(&key).and_then(Instance::vapp_mut)
+                    if let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut())
                         && let Label::Wanted { tries, .. } = vapp.label
                     {
                         vapp.label = Label::OnWire { tries };
@@ -274,7 +274,7 @@ impl Group {
 
     /// It has one from the step before.
     fn has_slot(&self, key: Key) -> bool {
-        self.instances.get(&key).and_then(Instance::vapp).is_some_and(|vapp| vapp.build.slot.is_some())
+        self.instances.get(&key).and_then(|i| i.vapp()).is_some_and(|vapp| vapp.build.slot.is_some())
     }
 
     /// Hands out the request that begins an operation.
@@ -439,7 +439,7 @@ impl Group {
     }
 
     fn ask_tasks(&mut self) {
-        let task = |(key, i): (&Key, &Instance)| Some((*key, next::task(i)?));
+        let task = |(key, i): (&Key, &Box<Instance>)| Some((*key, next::task(i)?));
         let after = self.instances.range(self.task_cursor + 1..).filter_map(task);
         let before = self.instances.range(..=self.task_cursor).filter_map(task);
         let asked: Vec<(Key, Href)> = after.chain(before).take(MAX_TASKS_ASKED).collect();

@@ -129,7 +129,7 @@ pub(super) struct Build {
     /// How often its hardware was asked for, to compare it with the wish; [`CHECKS`] when that is done.
     pub checks: u32,
     /// Its create's task has failed so: a look tells whether it can be used all the same.
-    pub failed: Option<VcdError>,
+    pub failed: Option<Box<VcdError>>,
     /// Between two steps that follow each other at once, the second has the slot of the first.
     pub slot: Option<Slot>,
 }

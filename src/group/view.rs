@@ -323,7 +323,7 @@ impl Group {
         let live = || self.instances.values().filter(|i| i.ended.is_none());
         let count = |which: &dyn Fn(&Instance) -> bool| live().filter(|i| which(i)).count() as u32;
         let leftovers = count(&|i| !i.is_reported());
-        let stuck = || live().filter_map(Instance::stuck);
+        let stuck = || live().filter_map(|i| i.stuck());
         let pending = live().filter(|i| i.phase() == Phase::PendingCreate).map(|i| i.since).min();
         let policy = &self.policy;
         Standing {

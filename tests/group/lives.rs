@@ -220,6 +220,14 @@ fn a_delete_that_fails_is_tried_ever_less_often_and_in_both_ways() {
 }
 
 #[test]
+fn what_force_does_not_delete_is_stopped_first() {
+    let acts = [(0, Act::Increase(1)), (150, Act::Stuck(Stuck::ForceFails, 0)), (200, Act::Decrease(0))];
+    let mut world = world(Tuning::default(), &acts);
+    play(&mut world, 250 * SECOND);
+    assert_eq!(vapps(&world), []);
+}
+
+#[test]
 fn creates_that_hang_hold_no_slot_for_ever() {
     let acts = [(0, Act::Fault(Fault::TaskDeaf, 20 * SECOND, 100)), (1, Act::Increase(3)), (30, Act::Increase(3))];
     let mut world = world(Tuning::default(), &acts);

@@ -133,6 +133,7 @@ impl World {
         let mut faults = self.model.vapps[&id].faults;
         match stuck {
             Stuck::DeleteFails => faults.delete_fails = true,
+            Stuck::ForceFails => faults.force_fails = true,
             Stuck::Locked => faults.locked = true,
             Stuck::Hangs => faults.hangs = true,
         }

@@ -24,6 +24,11 @@ fn has_run(state: State) -> bool {
     matches!(state, State::Running | State::Suspending | State::Suspended | State::Resuming)
 }
 
+/// It cannot be deleted, or its tasks hang.
+pub fn is_faulty(vapp: &Vapp) -> bool {
+    Faults { force_fails: false, ..vapp.faults } != Faults::default()
+}
+
 /// What is known beside the group and the model.
 #[derive(Default)]
 pub struct Audit {
@@ -472,7 +477,7 @@ impl Audit {
 
     /// Something is wrong with its vApp that nobody mends, or it holds a VM of somebody's.
     fn is_stuck_vapp(&self, vapp: &Vapp) -> bool {
-        vapp.faults != Faults::default() || self.is_shared(vapp)
+        is_faulty(vapp) || self.is_shared(vapp)
     }
 
     fn is_shared(&self, vapp: &Vapp) -> bool {

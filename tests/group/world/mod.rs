@@ -645,7 +645,7 @@ impl World {
 
     fn audit_settled(&self) -> Result<(), String> {
         // Those that nothing is wrong with are waited for by their own right.
-        let stuck = self.model.vapps.values().any(|vapp| vapp.faults != model::Faults::default());
+        let stuck = self.model.vapps.values().any(audit::is_faulty);
         let number = if stuck { 9 } else { 5 };
         for plugin in &self.plugins {
             let Some(group) = &plugin.group else { return Err("the plugin does not come back".into()) };

@@ -1,7 +1,7 @@
 //! How fast things have to go, how often VCD may be asked, and how long the host may believe what is not so: invariants 9
 //! to 12 of the list in `ARCHITECTURE.md`. All that takes time is judged by the time in which VCD could be seen.
 
-use super::audit::{Audit, CANCEL_PATIENCE, SLOT_PATIENCE, is_create};
+use super::audit::{Audit, CANCEL_PATIENCE, SLOT_PATIENCE, is_create, is_faulty};
 use super::plan::{MINUTE, Tuning};
 use super::vcd::{CHANGE_TIMEOUT, MEMORY_MB, task_id, task_of, vapp_id};
 use super::{ADOPTION, READY};
@@ -10,14 +10,14 @@ use fleeting_plugin_vcd::group::{Group, Name, State, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
-use vcd_sim::model::{self, GcStatus, Model, Power, Target, Vm};
+use vcd_sim::model::{GcStatus, Model, Power, Target, Vm};
 
 /// A pause between two polls that were answered counts as seen up to here.
 const SEEN: u64 = MINUTE;
 /// So long may the host be told of an instance what is not so, while polls show how it is.
 const MISTAKEN: u64 = 5 * MINUTE;
 /// So long creates may wait with none under way.
-const IDLE: u64 = MINUTE;
+const IDLE: u64 = MINUTE / 2;
 /// The same after what makes creates pause for long: the longest pause is 5 minutes, give or take a quarter.
 const LONG_PAUSE: u64 = 400_000;
 /// The breaker opens after so many failures that are not of one event, and counts those of so long.
@@ -357,7 +357,7 @@ impl Audit {
             (task.start + OLD..task.start.max(known) + patience).contains(&now)
         };
         // Leftovers that nothing is wrong with, and that go as fast as requests do.
-        let fine = model.vapps.values().all(|vapp| vapp.faults == model::Faults::default());
+        let fine = !model.vapps.values().any(is_faulty);
         if fine && group.standing(time).hold.is_some() {
             return true;
         }

@@ -148,6 +148,8 @@ pub const ADMINS: [Admin; 19] = [
 pub enum Stuck {
     /// Its deletes are accepted, and their tasks fail.
     DeleteFails,
+    /// The same of deletes by force only: stopped first, it goes.
+    ForceFails,
     /// Its deletes are refused.
     Locked,
     /// Its tasks never end, and ignore that they are cancelled.
@@ -466,7 +468,7 @@ impl Swarm {
     fn one_alone(&mut self) {
         if self.dice.percent(25) {
             for _ in 0..self.dice.between(1, 4) {
-                let stuck = self.dice.pick(&[Stuck::DeleteFails, Stuck::Locked, Stuck::Hangs]);
+                let stuck = self.dice.pick(&[Stuck::DeleteFails, Stuck::Locked, Stuck::Hangs, Stuck::ForceFails]);
                 let at = self.after_an_increase(0, 120_000).min(self.length);
                 let n = self.dice.roll() % 64;
                 self.add(at, Act::Stuck(stuck, n));

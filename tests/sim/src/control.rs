@@ -180,6 +180,7 @@ fn admin(model: &mut Model, body: &Value) -> Result<Value, String> {
             for name in body.get("faults").and_then(Value::as_array).ok_or("faults: a list of names")? {
                 match name.as_str() {
                     Some("delete_fails") => faults.delete_fails = true,
+                    Some("force_fails") => faults.force_fails = true,
                     Some("locked") => faults.locked = true,
                     Some("hangs") => faults.hangs = true,
                     _ => return Err(format!("no fault {name}")),

@@ -860,6 +860,8 @@ pub type Metadata = BTreeMap<Arc<str>, (Cow<'static, str>, Arc<str>)>;
 pub struct Faults {
     /// Its deletes are accepted, and their tasks fail.
     pub delete_fails: bool,
+    /// The same of deletes by force only.
+    pub force_fails: bool,
     /// Its deletes are refused.
     pub locked: bool,
     /// Its tasks never end, and ignore that they are cancelled.

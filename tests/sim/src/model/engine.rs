@@ -310,7 +310,11 @@ impl Model {
     }
 
     fn delete_fault(&self, target: Target, work: &Work) -> Option<TaskFault> {
-        let fails = matches!(work, Work::Delete { .. }) && self.faults(target).delete_fails;
+        let faults = self.faults(target);
+        let fails = match work {
+            Work::Delete { forced } => faults.delete_fails || (*forced && faults.force_fails),
+            _ => false,
+        };
         fails.then(|| TaskFault { step: 0, kind: TaskFaultKind::Fail(admin::unable()) })
     }
 

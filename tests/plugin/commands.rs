@@ -333,6 +333,57 @@ fn a_check_whose_login_is_refused_names_the_scripts_first() {
     assert!(fleet::vapps(&server).is_empty());
 }
 
+/// From the first command of the README to a login: the simulator as a process of its own, the example's configuration, and
+/// OpenSSH in its guests. It lets in the user that it runs as.
+#[test]
+fn a_first_users_check_makes_a_vm_logs_in_and_deletes_it() {
+    let ids = Command::new("id").arg("-un").output().unwrap();
+    let user = String::from_utf8(ids.stdout).unwrap();
+    if !std::path::Path::new("/usr/sbin/sshd").exists() {
+        println!("left out: there is no OpenSSH server");
+        return;
+    }
+    let guest_port = fleet::free_port();
+    let options = vcd_sim::Options { scale: SCALE, guest_port, guest_openssh: true, ..Default::default() };
+    let server = Server::start(options).unwrap();
+    let example = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/simulator.toml")).unwrap();
+    let example = example.replace("http://127.0.0.1:8080", &server.url()).replace("2222", &guest_port.to_string());
+    let folder = Folder::new("first");
+    let key = folder.0.join("key");
+    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().unwrap();
+    assert!(made.success());
+    let password = "password = \"only-for-the-simulator\"";
+    assert!(example.contains(password));
+    let example = example.replace(password, &format!("key_path = {key:?}"));
+    let example = example.replace("\"root\"", &format!("{:?}", user.trim()));
+    let file = File(std::env::temp_dir().join(format!("vcd-commands-first-{}.toml", std::process::id())));
+    std::fs::write(&file.0, example).unwrap();
+    assert_eq!(run(&file, &["check"]).0, 0);
+    let (status, stdout, stderr) = run(&file, &["check", "--create"]);
+    assert_eq!(status, 0, "{stdout}{stderr}");
+    assert!(found(&stdout, "ok", "SSH")[0].starts_with(&format!("logged in as {}@127.0.10.", user.trim())), "{stdout}");
+    assert_eq!((found(&stdout, "ok", "delete").len(), fleet::vapps(&server).len()), (1, 0), "{stdout}");
+
+    // A guest that ran no script lets nobody in, and says so at once.
+    server.with_model(|m| m.template_vms.values_mut().for_each(|vm| vm.scripts = Scripts::Skip));
+    let began = std::time::Instant::now();
+    let mut check = Command::new(BINARY);
+    check.args(["check", "--create", "--config"]).arg(&file.0).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut check = check.spawn().unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(check.stderr.take().unwrap()));
+    let refused = |line: &Result<String, _>| {
+        line.as_ref()
+            .is_ok_and(|line| line.contains("Permission denied (publickey)") && line.contains("tried for 120 s"))
+    };
+    assert!({ lines }.any(|line| refused(&line)));
+    println!("refused after {:?}", began.elapsed());
+    for _ in 0..2 {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&check), rustix::process::Signal::INT).unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    check.wait().unwrap();
+}
+
 /// An answer of VCD's to the request for a VM.
 fn answers_creates(server: &Server, status: u16, code: &str, message: &str) {
     let body = format!(

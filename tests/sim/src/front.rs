@@ -192,7 +192,10 @@ async fn tick(
         let (wait, up) = {
             let mut world = shared.lock();
             world.catch_up();
-            let up = guests.is_outdated(&world.model).then(|| world.model.guests().map(|(a, _)| a).collect::<Vec<_>>());
+            let model = &world.model;
+            let script = |vm| model.vms.get(&vm)?.applied.as_ref()?.script.clone();
+            let up =
+                guests.is_outdated(model).then(|| model.guests().map(|(a, vm)| (a, script(vm))).collect::<Vec<_>>());
             let due = world.model.next_due().map(|due| due as f64 + 1.0 - world.clock.exact());
             (due.map_or(MAX_TICK, |ms| world.clock.real(ms)).min(MAX_TICK), up)
         };

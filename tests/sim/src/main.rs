@@ -29,6 +29,9 @@ struct Flags {
     /// a real SSH server behind all guests (none: they only say a banner)
     #[argh(option)]
     guest_forward: Option<SocketAddr>,
+    /// the system's OpenSSH behind all guests: it lets this program's user in by the keys that guests were given
+    #[argh(switch)]
+    guest_openssh: bool,
     /// what becomes of hardware in a create: apply, ignore or refuse (apply)
     #[argh(option, default = "HardwareInCreate::Apply")]
     hardware_in_create: HardwareInCreate,
@@ -49,6 +52,7 @@ fn main() -> std::io::Result<()> {
         seed: flags.seed,
         guest_port: flags.guest_port,
         guest_forward: flags.guest_forward,
+        guest_openssh: flags.guest_openssh,
         model: Some(model),
         ..Default::default()
     })?;

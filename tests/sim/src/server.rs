@@ -2,7 +2,7 @@
 
 use crate::faults::{Faults, Rule};
 use crate::front::{self, Listeners, Shared, World};
-use crate::guests::Guests;
+use crate::guests::{Guests, Login, OpenSsh};
 use crate::model::Model;
 use crate::routes::Api;
 use crate::tls::{Acceptor, Authority, Certificate};
@@ -29,6 +29,8 @@ pub struct Options {
     pub guest_port: u16,
     /// A real SSH server behind all guests, which tells them apart by the address that they come from.
     pub guest_forward: Option<SocketAddr>,
+    /// The system's OpenSSH behind all guests.
+    pub guest_openssh: bool,
     /// The world to begin with; `None` is [`Model::standard`].
     pub model: Option<Model>,
     /// Versions and XML prefixes.
@@ -46,6 +48,7 @@ impl Default for Options {
             seed: 1,
             guest_port: 2222,
             guest_forward: None,
+            guest_openssh: false,
             model: None,
             api: Api::default(),
         }
@@ -91,7 +94,12 @@ impl Server {
         let (shared, heard) = Shared::new(world);
         let (stop, stopped) = channel::bounded(1);
         let listeners = Listeners { http: http_listener, https: https_listener, control: control_listener };
-        let guests = Guests::new(options.guest_port, options.guest_forward);
+        let login = match options.guest_forward {
+            Some(server) => Login::Forward(server),
+            None if options.guest_openssh => Login::OpenSsh(Arc::new(OpenSsh::new()?)),
+            None => Login::Banner,
+        };
+        let guests = Guests::new(options.guest_port, login);
         let on_thread = shared.clone();
         let thread = std::thread::Builder::new().name("vcd-sim".into()).spawn(move || {
             if let Err(error) = front::run(&on_thread, &heard, listeners, guests, &stopped) {

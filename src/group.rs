@@ -390,8 +390,8 @@ impl Group {
 
     /// Names of what [`Group::shutdown`] has yet to remove.
     pub fn left(&self) -> Vec<Name> {
-        let gone = |i: &&Box<Instance>| i.ended.is_none() && i.desired.is_deleted();
-        self.instances.values().filter(gone).map(|i| i.name.clone()).collect()
+        let left = self.instances.values().filter(|i| i.ended.is_none() && i.desired.is_deleted());
+        left.map(|i| i.name.clone()).collect()
     }
 
     /// False while it is still being found out what of an earlier life is adopted: at most for [`ADOPTION_TIMEOUT`].

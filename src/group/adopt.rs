@@ -108,8 +108,8 @@ impl Group {
         let Some(i) = self.instances.get(&key) else { return };
         let Some(seen) = seen else { return self.forget_undecided(key) };
         // By now the create that made it may have been answered or looked up.
-        let claimed = |(other, i): (&Key, &Box<Instance>)| *other != key && i.href() == Some(&seen.href);
-        if self.instances.iter().any(claimed) || self.named(&i.name).is_some_and(Instance::may_have_made) {
+        let claimed = self.instances.iter().any(|(other, i)| *other != key && i.href() == Some(&seen.href));
+        if claimed || self.named(&i.name).is_some_and(Instance::may_have_made) {
             return self.forget_undecided(key);
         }
         let labelled = i.vapp().is_some_and(|vapp| vapp.labelled);

@@ -439,10 +439,10 @@ impl Group {
     }
 
     fn ask_tasks(&mut self) {
-        let task = |(key, i): (&Key, &Box<Instance>)| Some((*key, next::task(i)?));
-        let after = self.instances.range(self.task_cursor + 1..).filter_map(task);
-        let before = self.instances.range(..=self.task_cursor).filter_map(task);
-        let asked: Vec<(Key, Href)> = after.chain(before).take(MAX_TASKS_ASKED).collect();
+        let after = self.instances.range(self.task_cursor + 1..);
+        let before = self.instances.range(..=self.task_cursor);
+        let tasks = after.chain(before).filter_map(|(key, i)| Some((*key, next::task(i)?)));
+        let asked: Vec<(Key, Href)> = tasks.take(MAX_TASKS_ASKED).collect();
         let Some((last, _)) = asked.last() else { return };
         self.task_cursor = *last;
         let tasks = asked.into_iter().map(|(_, task)| task).collect();

@@ -248,10 +248,14 @@ fn the_page_in_six_states() {
                     plugin.decrease(&[&running.0]).await.unwrap();
                 }
                 "vcd-silent" => refuses(&server, "query:vm", 500, "INTERNAL_SERVER_ERROR", "No cell answers"),
-                "token-revoked" => server.with_model(|model| {
-                    model.admin_revoke_token("sim-api-token");
-                    model.admin_expire_bearers();
-                }),
+                "token-revoked" => {
+                    server.with_model(|model| {
+                        model.admin_revoke_token("sim-api-token");
+                        model.admin_expire_bearers();
+                    });
+                    // VCD answers again, and refuses.
+                    server.clear_faults();
+                }
                 _ => {}
             }
             browser.size(DESKTOP);

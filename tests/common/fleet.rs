@@ -4,15 +4,21 @@
 
 use fleeting_plugin_vcd::host::proto::fleeting::ConnectorConfig;
 use serde_json::{Value, json};
+use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use vcd_sim::{Options, Server};
 
-/// A port that was free a moment ago.
+/// A port at which nothing listened a moment ago, on any address, and which no connection going out is given by the system.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("a bound address").port()
+    loop {
+        let random = RandomState::new().hash_one(0);
+        let port = 10_000 + u16::try_from(random % 20_000).expect("below 20,000");
+        if TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A simulated VCD whose time runs `scale` times as fast, and the port at which its guests answer.

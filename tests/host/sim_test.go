@@ -2,6 +2,7 @@ package host
 
 import (
 	"bufio"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -110,15 +111,16 @@ func startGuests(t *testing.T) (simulator, *sshServer) {
 	return startSimulator(t, control, server.Addr()), server
 }
 
-// freePort is a port that nothing listens at.
+// freePort is a port at which nothing listens, on any address, and which no connection going out is given by the system.
 func freePort(t *testing.T) int {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		port := 10_000 + rand.IntN(20_000)
+		if listener, err := net.Listen("tcp4", net.JoinHostPort("0.0.0.0", strconv.Itoa(port))); err == nil {
+			listener.Close()
+			return port
+		}
 	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port
 }
 
 // freeAddress is an address that nothing listens at.

@@ -1,7 +1,7 @@
 //! What follows when something fails or is gone: how it is tried again, what counts for the breaker, and how an instance ends.
 
-use super::instance::{Desired, Observed};
-use super::limits::{DELETE_RETRY_MAX, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
+use super::instance::{Attempts, Desired, Observed};
+use super::limits::{Backoff, DELETE_RETRY_MAX, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
 use super::{Group, Key, MAX_PAST, PRUNE_AFTER, Time};
 use crate::cloud::{ErrorKind, VcdError};
 use log::Level;
@@ -165,34 +165,32 @@ impl Group {
 
     /// A change of what is made, runs or is suspended failed: the next try waits.
     pub(super) fn change_failed(&mut self, key: Key, error: &VcdError) {
-        let now = self.now;
-        let Some(i) = self.instances.get_mut(&key) else { return };
-        let pause = pause(Some(error.kind), i.attempts.change.tries, RETRY_MAX);
-        let pause = i.attempts.change.fail(now, &mut self.rng, pause);
-        self.blame(key, error, &format!("next try in {} s", pause.as_secs()));
+        self.try_later(key, error, |attempts| &mut attempts.change, RETRY_MAX);
     }
 
     /// A look failed: the next one waits.
     pub(super) fn look_failed(&mut self, key: Key, error: &VcdError) {
-        let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
-        let pause = pause(Some(error.kind), i.attempts.look.tries, RETRY_MAX);
-        let pause = i.attempts.look.fail(now, &mut self.rng, pause);
-        self.blame(key, error, &format!("next try in {} s", pause.as_secs()));
+        self.try_later(key, error, |attempts| &mut attempts.look, RETRY_MAX);
     }
 
     /// A delete failed: the next one waits, and is done the other way if VCD can be asked and did not do this one.
     pub(super) fn delete_failed(&mut self, key: Key, error: &VcdError) {
-        let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
+        // What a look has shown may be another when the pause is over.
+        i.vapp_mut().into_iter().for_each(|vapp| vapp.document = None);
         // VCD could not be asked: that says nothing of this one.
         let unasked = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Auth);
         let most = if unasked { RETRY_MAX } else { DELETE_RETRY_MAX };
-        let pause = pause(Some(error.kind), i.attempts.delete.tries, most);
-        let pause = i.attempts.delete.fail(now, &mut self.rng, pause);
-        // What a look has shown may be another when the pause is over.
-        i.vapp_mut().into_iter().for_each(|vapp| vapp.document = None);
+        self.try_later(key, error, |attempts| &mut attempts.delete, most);
+    }
+
+    fn try_later(&mut self, key: Key, error: &VcdError, of: fn(&mut Attempts) -> &mut Backoff, most: Duration) {
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let backoff = of(&mut i.attempts);
+        let pause = pause(Some(error.kind), backoff.tries, most);
+        let pause = backoff.fail(self.now, &mut self.rng, pause);
         self.blame(key, error, &format!("next try in {} s", pause.as_secs()));
     }
 

@@ -656,16 +656,18 @@ fn a_create_that_polls_never_show_is_given_up() {
     assert_eq!(play.states(), [State::Timeout]);
 }
 
+/// Which creates carried everything.
+fn whole(play: &Play) -> Vec<bool> {
+    let create = |(_, _, request): &(u64, &str, Option<Request>)| match request {
+        Some(Request::Create { whole, .. }) => Some(*whole),
+        _ => None,
+    };
+    play.asked.iter().filter_map(create).collect()
+}
+
 #[test]
 fn creates_whose_one_task_fails_are_tried_in_steps_once() {
     let mut play = Play::new(policy(), Vec::new());
-    let whole = |play: &Play| -> Vec<bool> {
-        let create = |(_, _, request): &(u64, &str, Option<Request>)| match request {
-            Some(Request::Create { whole, .. }) => Some(*whole),
-            _ => None,
-        };
-        play.asked.iter().filter_map(create).collect()
-    };
     play.holds = vec!["create"];
     play.tasks = TaskState::Failed(error(ErrorKind::Failed));
     play.increase(1);
@@ -700,11 +702,7 @@ fn creates_that_vcd_refuses_in_one_request_are_tried_in_steps_once() {
         play.until("create", n);
         play.fail("create", ErrorKind::Invalid);
     }
-    let whole = |(_, _, request): &(u64, &str, Option<Request>)| match request {
-        Some(Request::Create { whole, .. }) => Some(*whole),
-        _ => None,
-    };
-    assert_eq!(play.asked.iter().filter_map(whole).collect::<Vec<_>>(), [true, true, false, true]);
+    assert_eq!(whole(&play), [true, true, false, true]);
     assert_eq!(play.group.standing(Time(play.now)).failures, 2, "that of the steps, and what followed");
 }
 

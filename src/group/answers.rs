@@ -268,9 +268,14 @@ impl Group {
                 vapp.removal = Removal::Stop;
                 self.say_of(Level::Warn, key, format!("{error}; it is stopped first, then deleted"));
             }
-            // What does not run need not be stopped; what cannot be deleted may run, or needs force after all.
-            (ErrorKind::Invalid | ErrorKind::State, _) => {
-                vapp.removal = if removal == Removal::Stop { Removal::Stopped } else { Removal::Force };
+            // What is off may have to be stopped all the same, if its guest did that: only VCD knows.
+            (ErrorKind::Invalid | ErrorKind::State, Removal::Stop) => {
+                vapp.removal = Removal::Stopped;
+                self.say_of(Level::Debug, key, format!("{error}; it need not be stopped, and is deleted"));
+            }
+            // What cannot be deleted may run, or needs force after all.
+            (ErrorKind::Invalid | ErrorKind::State, Removal::Stopped) => {
+                vapp.removal = Removal::Force;
                 self.delete_failed(key, &VcdError { kind: ErrorKind::State, ..error.clone() });
             }
             _ => self.delete_failed(key, error),

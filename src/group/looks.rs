@@ -301,12 +301,9 @@ impl Group {
         let Observed::Vapp(vapp) = &mut i.observed else { return };
         vapp.doubt = false;
         vapp.is_found();
-        vapp.removal = match (vapp.removal, seen.power) {
-            (Removal::Force, _) => Removal::Force,
-            (_, Power::Off) => Removal::Stopped,
-            (_, Power::On | Power::Suspended) => Removal::Stop,
-            (as_it_was, _) => as_it_was,
-        };
+        if let (Removal::Stopped, Power::On | Power::Suspended) = (vapp.removal, seen.power) {
+            vapp.removal = Removal::Stop;
+        }
         if vapp.shared {
             let name = i.name.clone();
             let text = "another VM is in it: it is not deleted before that is moved out".to_string();

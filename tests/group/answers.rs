@@ -454,11 +454,12 @@ fn a_delete_is_repeated_or_done_without_force() {
     let mut play = Play::scrapped();
     play.answer(failed(State));
     play.expect("undeploy", AT_ONCE);
+    // It is off, and need not be stopped.
     play.answer(failed(State));
-    again(&mut play, BACKOFF, "delete_stopped");
+    play.expect("delete_stopped", AT_ONCE);
     play.answer(failed(State));
     // By force again: VCD may have changed its mind.
-    again(&mut play, BACKOFF_TWICE, "delete");
+    again(&mut play, BACKOFF, "delete");
     play.answer(failed(State));
     play.expect("undeploy", AT_ONCE);
     play.answer(started(None));
@@ -466,12 +467,18 @@ fn a_delete_is_repeated_or_done_without_force() {
     play.power = Power::On;
     play.shows(false, false);
     // It has not stopped it: that is one more failure.
-    again(&mut play, 30_000..=50_000, "undeploy");
+    again(&mut play, BACKOFF_TWICE, "undeploy");
     play.answer(started(None));
     play.expect("look", AT_ONCE);
     play.power = Power::Off;
     play.shows(false, false);
     play.expect("delete_stopped", AT_ONCE);
+    // What is off may have to be stopped all the same: its guest has shut down, and it is deployed still.
+    let mut off = Play::scrapped();
+    off.answer(failed(Forbidden));
+    off.expect("undeploy", AT_ONCE);
+    off.answer(failed(Limit));
+    again(&mut off, THROTTLED, "undeploy");
     // Somebody takes it over meanwhile, which polls do not show.
     play.answer(failed(Forbidden));
     play.expect("look", LONG);

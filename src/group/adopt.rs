@@ -161,11 +161,13 @@ impl Group {
     }
 
     /// Reports a vApp of an earlier life, so that the host decides: one that is on only if it is complete. One that lacks
-    /// but its address, which VCD may lose for a while, runs when polls show that again.
+    /// but its address, which VCD may lose for a while, runs when polls show that again; one whose guest reports nothing
+    /// and whose age VCD does not tell, when its login port answers steadily.
     fn adopt(&mut self, key: Key, power: Power) -> bool {
-        let (now, seen) = (self.now, self.sight.at(self.now));
+        let (now, seen, timeless) = (self.now, self.sight.at(self.now), self.vcd_start.is_none());
         let Some(i) = self.instances.get_mut(&key) else { return false };
         let (name, age) = (i.name.clone(), i.age(now));
+        let timeless = timeless && i.age_before.is_zero();
         let Observed::Vapp(vapp) = &mut i.observed else { return false };
         let complete = vapp.record.as_ref().is_some_and(|record| {
             // Old VMware Tools may never report the end of customization: such a guest may have been taken without.
@@ -173,12 +175,16 @@ impl Group {
             record.complete() || (age >= CUSTOMIZATION_USUAL + record.grace() && old.complete())
         });
         let customized = vapp.record.as_ref().is_some_and(|record| record.customization == Customization::Complete);
-        if !(complete || customized || power == Power::Suspended) || self.names.contains_key(&name) {
+        let silent = timeless && vapp.record.as_ref().is_some_and(Record::silent);
+        if !(complete || customized || silent || power == Power::Suspended) || self.names.contains_key(&name) {
             return false;
         }
         let text = match power {
             Power::Suspended => "found suspended: adopted",
             _ if complete => "found running: adopted",
+            _ if silent => {
+                "found on, its guest customization reported as pending: adopted, and its login port waited for"
+            }
             _ => "found on and without an address: adopted, and waited for",
         };
         if complete || power == Power::Suspended {

@@ -749,6 +749,15 @@ fn what_polls_do_not_show_yet_is_adopted_by_its_document() {
     };
     assert_eq!((silent(119), silent(120)), (vec![], vec![State::Running]));
 
+    // Nor does VCD always tell what time it is: how old it is then, nobody knows, and its port has to answer steadily.
+    let mut play = Play::new(policy(), Vec::new());
+    play.vms = vec![Vm { customization: Customization::Pending, ..vm(1) }];
+    play.documents.insert(href(1), vapp(&play.vms[0]));
+    play.group = Group::new(policy(), 1, Time(0), &Poll { now: None, vms: play.vms.clone(), vapps: Some(Vec::new()) });
+    play.serve();
+    assert_eq!((play.to(60 * SECOND).states(), play.deleted()), (vec![State::Creating], vec![]));
+    assert_eq!((play.to(150 * SECOND).states(), play.deleted()), (vec![State::Running], vec![]));
+
     // A guest that is customized and has no address: VCD loses it for a while.
     let mut play = Play::new(policy(), vec![Vm { address: None, ..vm(1) }]);
     assert_eq!((play.group.knows_its_own(), play.states()), (true, vec![State::Creating]));

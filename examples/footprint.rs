@@ -1,5 +1,5 @@
 //! What the plugin weighs: the shipped file, part by part, and what a serving one takes of the machine while it speaks HTTPS
-//! with VCD. Prints a table for the README. `release/footprint` runs it, and compares with release/budget.
+//! with VCD. Prints a table for docs/dependencies.md. `release/footprint` runs it, and compares with release/budget.
 //!
 //!     cargo run --example footprint -- BINARY UNSTRIPPED
 //!

@@ -1,6 +1,7 @@
 use super::*;
 use crate::group::Labels;
 use serde_json::json;
+use std::collections::BTreeMap;
 
 const TOKEN: &str = "Tok3nTok3nTok3nTok3nTok3nTok3n00";
 const PASSWORD: &str = "g3heim-und-lang";
@@ -541,43 +542,68 @@ fn generated_credentials_are_of_the_seed_or_else_of_the_token() {
     assert!(error.starts_with("credentials_seed: has fewer than"), "{error}");
 }
 
-/// The example's plugin_config, read line by line: its keys and their values as JSON. And which of them are in comments.
-fn example() -> (Map<String, Value>, Vec<String>) {
+/// A key of the example's plugin_config: its value as JSON, whether it stands in a comment, and the comment behind it.
+struct Shown {
+    value: Value,
+    optional: bool,
+    comment: String,
+}
+
+/// The example's plugin_config, read line by line.
+fn example() -> BTreeMap<String, Shown> {
     let text = include_str!("../../config.example.toml");
     let table = text.lines().map(str::trim).skip_while(|line| *line != "[runners.autoscaler.plugin_config]").skip(1);
-    let (mut keys, mut commented) = (Map::new(), Vec::new());
+    let mut keys = BTreeMap::new();
     for line in table.take_while(|line| !line.starts_with('[')) {
         // Optional keys are shown in comments: `# key = value`, with one space.
         let plain = line.strip_prefix("# ").unwrap_or(line);
-        let Some((name, rest)) = plain.split_once('=') else { continue };
-        if plain != line {
-            commented.push(name.trim().to_string());
-        }
+        let Some((name, rest)) = plain.split_once(" = ") else { continue };
+        let (value, comment) = rest.split_once(" # ").unwrap_or((rest, ""));
         // A table is written as JSON writes it, but for its sign between key and value.
-        let value = rest.split(" # ").next().unwrap().trim().replace("\" = \"", "\": \"");
-        let value = value.as_str();
-        let value = serde_json::from_str(value).unwrap_or_else(|error| panic!("{line}: {error}"));
-        assert!(keys.insert(name.trim().into(), value).is_none(), "{line}");
+        let value = value.trim().replace("\" = \"", "\": \"");
+        let value = serde_json::from_str(&value).unwrap_or_else(|error| panic!("{line}: {error}"));
+        let shown = Shown { value, optional: plain != line, comment: comment.trim().to_owned() };
+        assert!(keys.insert(name.trim().into(), shown).is_none(), "{line}");
     }
-    (keys, commented)
+    keys
 }
 
 #[test]
-fn the_example_shows_every_key_with_its_default_and_is_valid() {
-    let (mut example, commented) = example();
+fn the_example_shows_every_key_with_a_useful_value_and_its_default() {
+    let example = example();
+    assert_eq!(example.len(), KEYS.len());
     for key in KEYS {
-        let value = example.get(key.name).unwrap_or_else(|| panic!("the example lacks {}", key.name));
-        if let Some(default) =
-            key.default.filter(|default| !default.is_empty() && commented.iter().any(|c| c == key.name))
-        {
-            let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            assert_eq!(shown, default, "{}", key.name);
+        let shown = example.get(key.name).unwrap_or_else(|| panic!("the example lacks {}", key.name));
+        let Some(default) = key.default.filter(|_| shown.optional) else { continue };
+        let value = shown.value.as_str().map_or_else(|| shown.value.to_string(), str::to_owned);
+        assert!(value != default && !value.is_empty(), "{}: the value is the default", key.name);
+        if !default.is_empty() {
+            let written = match key.kind {
+                Kind::Whole { .. } | Kind::Flag => default.to_owned(),
+                _ => format!("{default:?}"),
+            };
+            let comment = &shown.comment;
+            let said = comment.strip_prefix("Default: ").and_then(|rest| rest.strip_prefix(&*written));
+            assert!(said.is_some_and(|rest| rest.starts_with(['.', ','])), "{}: {comment}", key.name);
         }
     }
-    // The other way to give the token.
-    example.remove("token_file");
-    let config = Config::parse(Value::Object(example).to_string().as_bytes(), &connector()).unwrap();
+    // All together are a configuration, but for what cannot stand beside other keys, names a file, or has a warning.
+    let (mut all, mut left_out) = (Map::new(), 0);
+    for (name, shown) in example {
+        match name.as_str() {
+            "token_file"
+            | "sizing_policy"
+            | "user_data_file"
+            | "customization_script_file"
+            | "insecure_skip_tls_verify" => {
+                left_out += 1;
+            }
+            _ => assert!(all.insert(name, shown.value).is_none()),
+        }
+    }
+    let config = Config::parse(Value::Object(all).to_string().as_bytes(), &connector()).unwrap();
     assert_eq!(config.warnings, [""; 0]);
+    assert_eq!(left_out, 5);
 }
 
 #[test]

@@ -8,15 +8,17 @@ use std::time::Duration;
 const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 const HEAD: &str = "\
-# Configuration
+# Configuration reference
 
-The keys of `[runners.autoscaler.plugin_config]`, then what the plugin makes of `[runners.autoscaler.connector_config]`.
-A complete file is [config.example.toml](../config.example.toml). `fleeting-plugin-vcd check --offline` names every mistake in
-a file, `check` also what VCD says to it.
+All keys of `[runners.autoscaler.plugin_config]`, and how the plugin uses `[runners.autoscaler.connector_config]`.
+[config.example.toml](../config.example.toml) is a complete file. `fleeting-plugin-vcd check --offline` reports every error in
+a file. `check` also compares the file with VCD.
 
-An empty text counts as not given. No text may hold a line end or another control character. Unknown keys are passed over with
-a warning that names the nearest known one. Durations are written as Go does: `\"1h30m\"`, `\"90s\"`. The whole table, as JSON,
-may have 64 KiB.
+- An empty text counts as not set. A text must not contain line breaks or other control characters.
+- The plugin ignores an unknown key with a warning that names the most similar known key.
+- Durations are written as in Go: `\"1h30m\"`, `\"90s\"`.
+- The whole table, as JSON, has a maximum size of 64 KiB.
+- Each key shows an example value. It is not the default.
 
 This file is generated from the table of keys in `src/config.rs`:
 
@@ -26,68 +28,70 @@ cargo run --example configuration > docs/configuration.md
 
 ";
 
-/// Keys with a default that does not do by itself.
+/// Keys that have a default and are required all the same, unless another key takes their place.
 const IN_PART: [&str; 5] = ["token", "token_file", "cpu_count", "cores_per_socket", "memory_mb"];
 
 const ABOUT_IN_PART: &str = "\
-A token: one of `token` and `token_file`, or `VCD_TOKEN` in the runner's environment. CPUs and memory: all three keys, unless
-`sizing_policy` or `placement_policy` is given.
+A token is required: one of `token`, `token_file`, or the environment variable `VCD_TOKEN` of GitLab Runner. CPUs and memory are
+required: all three keys, unless `sizing_policy` or `placement_policy` is set.
 
 ";
 
-/// What else a key's value must be, or what it hangs together with.
+/// What else must hold for a key's value, and which other keys it depends on.
 fn rule(name: &str) -> Option<&'static str> {
     let rule = match name {
         "url" => {
-            "`https://`, or `http://` with a warning; no path but one that ends in `/api`; no user name, `?` or `#`"
+            "`https://`, or `http://` with a warning. The only path allowed is one that ends in `/api`. No user name, `?` or `#`"
         }
         "virtual_datacenter" | "network" | "catalog" | "template" | "storage_profile" => {
-            "an id is `urn:vcloud:KIND:UUID`, a link the address of the thing in VCD's API; `check` shows the ids where several \
-             things have the name"
+            "an id has the form `urn:vcloud:KIND:UUID`. A link is the address of the object in the VCD API. If several objects have \
+             the same name, `check` shows their ids"
         }
-        "vapp_name_prefix" => "letters, digits, `-`, `_` and `.`; the first a letter or a digit",
+        "vapp_name_prefix" => "letters, digits, `-`, `_` and `.`. It must begin with a letter or a digit",
         "token" => {
-            "no white space; not together with `token_file`; `VCD_TOKEN` is ignored, with a warning, where this is given"
+            "no white space. Not together with `token_file`. If `token` is set, the plugin ignores `VCD_TOKEN` with a warning"
         }
         "token_file" => {
-            "the token alone, or JSON with `refresh_token` as VMware's SDK writes it, in at most 16 KiB; not together with \
-             `token`. For a service account the plugin must be able to replace the file"
+            "the file contains only the token, or JSON with `refresh_token` as VMware's SDK writes it. Maximum size: 16 KiB. Not \
+             together with `token`. For a service account the plugin must be able to replace the file"
         }
-        "cpu_count" => "0 only with a policy, which then decides",
-        "cores_per_socket" | "memory_mb" => "as for `cpu_count`",
+        "cpu_count" => "0 is allowed only with a policy, which then sets the value",
+        "cores_per_socket" | "memory_mb" => "the same as for `cpu_count`",
         "guest_properties" => {
-            "at most 64 entries, with names of at most 256 characters; `user-data` not together with `user_data_file`"
+            "at most 64 entries with names of at most 256 characters. `user-data` is not allowed together with `user_data_file`"
         }
-        "user_data_file" => "a file of text, of at most 49,152 characters",
+        "user_data_file" => "a text file of at most 49,152 characters",
         "login_script" => {
-            "false only with `use_static_credentials = true`; then the template or the user data holds the user and the key"
+            "`false` requires `use_static_credentials = true`. The template or the user data must then contain the user and the key"
         }
         "customization_script_file" => {
-            "a file of text, with what the plugin adds of at most 49,000 characters. Linux: for `sh`, or what its `#!` line \
-             names; Windows: a batch file, or PowerShell if it begins with `#ps1`"
+            "a text file. With the plugin's own script it has at most 49,000 characters. Linux: for `sh`, or for the interpreter of \
+             its `#!` line. Windows: a batch file, or PowerShell if it begins with `#ps1`"
         }
         "metadata" => {
-            "at most 64 entries, with names of at most 256 characters; not `vcd-instance-group`, which the plugin writes"
+            "at most 64 entries with names of at most 256 characters. `vcd-instance-group` is not allowed: the plugin writes it"
         }
-        "metadata_label" => "`false` only without `metadata`, which is written together with it",
+        "metadata_label" => "`false` is not allowed together with `metadata`: the plugin writes both in one request",
         "debug_server_addr" => {
-            "a Unix socket's path has at most 107 bytes; `:PORT` without a host serves everyone, with a warning"
+            "the path of a Unix socket has at most 107 bytes. `:PORT` without a host listens on all addresses, with a warning"
         }
-        "max_size" => "the runner refuses to start with a `max_instances` above it",
-        "max_concurrent_creates" => "`max_concurrent_operations`, where it is given, bounds it too",
+        "max_size" => "GitLab Runner does not start if its `max_instances` is larger",
+        "max_concurrent_creates" => "`max_concurrent_operations`, if set, is a limit for this key too",
         "max_concurrent_deletes" => {
-            "`max_concurrent_operations` less one bounds it too: 3 deletes at a time if neither is given"
+            "`max_concurrent_operations` is a limit for this key too. If neither key is set, there are at most 4 deletes at the same \
+             time, and 1 while a create waits for a slot"
         }
         "max_concurrent_operations" => {
-            "if it is not given: 4, or as much as a given `max_concurrent_creates` or `max_concurrent_deletes` needs"
+            "if not set: the largest of 4, `max_concurrent_creates` and `max_concurrent_deletes` + 1. Only keys that are set count"
         }
         "create_timeout" => {
-            "counted from the first request to VCD; a create that never comes to one is given up after three times as long"
+            "the time counts from the first request to VCD. A create that never gets to its first request is given up after three \
+             times this value"
         }
         "credentials_seed" => {
-            "at least 16 characters. The token is taken as it is at the start, from `token_file` as well. VMs that were made \
-             with another one are unhealthy after a restart, and replaced: give a seed where the token is changed now and then, as \
-             that of a service account is at each login"
+            "at least 16 characters. Without a seed the plugin uses the token that it reads at its start, also from `token_file`. If \
+             the seed or that token has changed after a restart, existing VMs become unhealthy and are replaced. So set a seed if \
+             the token changes from time to time. The token of a service account changes at each login"
         }
         _ => return None,
     };
@@ -97,21 +101,22 @@ fn rule(name: &str) -> Option<&'static str> {
 const TAIL: &str = "\
 ## connector_config
 
-GitLab Runner reads this table itself and passes it on; what is not named here the plugin hands back as it came.
+GitLab Runner reads this table itself and passes it to the plugin. The plugin returns keys that are not in this list unchanged.
 
 | key | effect |
 | --- | --- |
-| `os` | `linux` or `windows`; without it, what VCD says of the template's guest |
-| `arch` | `amd64`, `arm64`, `386` or `arm`; without it, `386` where VCD calls the guest one of 32 bits, else `amd64` |
-| `protocol` | `ssh` (default); for Windows also `winrm` or `winrm+https`, where static credentials need a password |
-| `protocol_port` | the port that the plugin waits for and the runner connects to; 22, 5985, 5986 |
-| `username` | default `root` or `Administrator`; another user is made in new guests: on Linux with `sudo` without a password, and in the group `docker`, where these are there; on Windows as one of the administrators. At most 256 characters, no `:` or `/` |
-| `password`, `key_path` | with `use_static_credentials = true`: what the runner logs in with, one or both; the plugin puts it into new guests. A password has at most 256 characters |
-| `use_static_credentials` | `false`: the plugin derives a key for each VM, and a password for Windows (see `credentials_seed`) |
-| `timeout`, `keepalive` | for the runner's connections, handed back as they came |
-| `use_external_addr` | not needed: a VM has one address here, told as internal and as external; only a vApp whose NAT somebody has set up since has another |
+| `os` | `linux` or `windows`. Default: the guest OS of the template in VCD |
+| `arch` | `amd64`, `arm64`, `386` or `arm`. Default: `386` if VCD shows a 32-bit guest OS, else `amd64` |
+| `protocol` | `ssh` (default). For Windows also `winrm` or `winrm+https`, which require a password if credentials are static |
+| `protocol_port` | the port that the plugin probes and GitLab Runner connects to. Default: 22 (`ssh`), 5985 (`winrm`), 5986 (`winrm+https`) |
+| `username` | default: `root` or `Administrator`. If another user does not exist in the guest, it is created: on Linux with `sudo` without a password and in the group `docker`, if these exist; on Windows as an administrator. At most 256 characters, no `:` or `/` |
+| `password`, `key_path` | with `use_static_credentials = true`: the login credentials, one or both. The plugin puts them into new guests. A password has at most 256 characters |
+| `use_static_credentials` | `false`: the plugin derives a key for each VM, for Windows also a password (see `credentials_seed`) |
+| `timeout`, `keepalive` | for GitLab Runner's connections. The plugin returns them unchanged |
+| `use_external_addr` | not needed. A VM has one address, which the plugin reports as internal and as external. The two differ only if somebody has added NAT to the vApp |
 
-The key is a private key in OpenSSH, PKCS#1, PKCS#8 or SEC1 form, not encrypted, of at most 16 KiB; an RSA key has 1024 bits or more.
+The key is an unencrypted private key in OpenSSH, PKCS#1, PKCS#8 or SEC1 format, with a maximum size of 16 KiB. An RSA key has at
+least 1024 bits.
 ";
 
 /// The whole file.
@@ -120,7 +125,8 @@ pub fn configuration() -> String {
     let (needed, others): (Vec<&ConfigKey>, Vec<&ConfigKey>) = KEYS.iter().partition(|key| key.default.is_none());
     let (in_part, optional): (Vec<&ConfigKey>, Vec<&ConfigKey>) =
         others.into_iter().partition(|key| IN_PART.contains(&key.name));
-    let sections = [("Required", "", needed), ("Required in part", ABOUT_IN_PART, in_part), ("Optional", "", optional)];
+    let sections =
+        [("Required", "", needed), ("Required, with alternatives", ABOUT_IN_PART, in_part), ("Optional", "", optional)];
     for (title, about, keys) in sections {
         write!(text, "## {title}\n\n{about}").unwrap();
         for key in keys {

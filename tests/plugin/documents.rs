@@ -2,7 +2,7 @@
 //! takes, every shell block runs (in a sandbox where what needs a real system is replaced), every message that is explained
 //! exists.
 
-use crate::{common, fleet, reference};
+use crate::{common, fleet, manual, reference};
 use fleeting_plugin_vcd::command::advice::CAUSES;
 use fleeting_plugin_vcd::command::runner::RunnerFile;
 use fleeting_plugin_vcd::config::{Config, Connector, KEYS};
@@ -17,14 +17,18 @@ use vcd_sim::{Options, Server};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-const DOCUMENTS: [&str; 13] = [
+const DOCUMENTS: [&str; 17] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
+    "docs/README.md",
+    "docs/commands.md",
     "docs/configuration.md",
+    "docs/containers.md",
     "docs/guide.md",
+    "docs/quickstart.md",
     "docs/migrate.md",
     "docs/troubleshooting.md",
     "docs/monitoring.md",
@@ -186,7 +190,7 @@ fn is_part(block: &Block, file: &Path) {
 }
 
 /// Programs that would change or need a real system, in a sandbox: they write down how they were called.
-const STUBS: [&str; 10] = [
+const STUBS: [&str; 11] = [
     "cargo",
     "vmware-toolbox-cmd",
     "systemctl",
@@ -196,6 +200,7 @@ const STUBS: [&str; 10] = [
     "gitlab-runner",
     "release/footprint",
     "release/build",
+    "release/package",
     ".ci/deep",
 ];
 
@@ -240,8 +245,10 @@ fn shell_blocks_run() {
 
 /// Run elsewhere: by the scripts in release, by a test above, and, for fewer seeds, by `tests/group/lives.rs`. What only prints figures
 /// is built by the lints.
-const CARGO_ELSEWHERE: [&str; 6] = [
+const CARGO_ELSEWHERE: [&str; 8] = [
     "cargo run --example configuration",
+    "cargo run --example manual man",
+    "cargo run --example manual bash",
     "cargo run --example replay tests/recordings/simulator-check.txt",
     "cargo build --release --target x86_64-unknown-linux-musl",
     "cargo run --release --example sim -- --seeds 100000",
@@ -406,17 +413,20 @@ fn links_lead_somewhere() {
         let Some(text) = document(name) else { continue };
         let folder = Path::new(ROOT).join(name).parent().unwrap().to_owned();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            if link.starts_with("http") || link.starts_with('#') {
+            if link.starts_with("http") {
                 continue;
             }
             let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
-            let target = fs::read_to_string(folder.join(path));
+            let target = match path {
+                "" => Ok(text.clone()),
+                _ => fs::read_to_string(folder.join(path)),
+            };
             let target = target.unwrap_or_else(|_| panic!("{name}: {link} leads nowhere"));
             let heads = target.lines().filter(|line| line.starts_with('#')).map(|line| {
                 let plain = line.trim_start_matches('#').trim().to_lowercase();
                 plain
                     .chars()
-                    .filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-')
+                    .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
                     .collect::<String>()
                     .replace(' ', "-")
             });
@@ -442,6 +452,7 @@ fn every_dependency_says_why_it_is_there() {
     }
     linked.sort();
     let text = document("docs/dependencies.md").unwrap();
+    let (_, text) = text.split_once("\n## Dependencies\n").unwrap();
     let rows = text.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
     let explained: Vec<&str> = rows.filter(|row| !["crate", "---"].contains(row)).collect();
     assert_eq!(explained, linked);
@@ -486,4 +497,146 @@ fn the_go_plugins_configuration_makes_a_group() {
         assert!(plugin.exited().await.0.success());
     });
     assert!(fleet::vapps(&server).is_empty());
+}
+
+/// Phrases that documents do not use: the glossary in CONTRIBUTING.md has the word for each. A phrase is found in lower case
+/// and as whole words. What follows a `|` is where the phrase is right.
+const BANNED: &[&str] = &[
+    "ailment",
+    "anew",
+    "ask|ask the|ask for a|so ask",
+    "asked",
+    "asks|asks for confirmation|asks the plugin|runner asks",
+    "at a time",
+    "at it",
+    "awaited",
+    "be rid of",
+    "fitting",
+    "half made",
+    "half-made",
+    "hold up",
+    "holds up",
+    "ill|(unhealthy)",
+    "look is",
+    "looked at",
+    "looks at",
+    "a look",
+    "of ours",
+    "ours",
+    "not ours",
+    "made",
+    "passed over",
+    "passes over",
+    "patience",
+    "refuses to start",
+    "removal",
+    "removes it",
+    "scrap",
+    "shut|shut down|shut it down",
+    "so long",
+    "so many",
+    "so much",
+    "so often",
+    "so old",
+    "stranger",
+    "take in",
+    "taken in",
+    "takes in",
+    "tell apart",
+    "the host|the host name|the host of",
+    "the hosts",
+    "the host's",
+    "the mark",
+    "told",
+    "under way",
+    "whose it is",
+    "whose they are",
+    "with a look",
+];
+
+/// The lines of a document that are searched for banned phrases, with their numbers. Left out are the glossary, fenced blocks,
+/// and what stands in backquotes: names and the program's own texts. For other files, such as sources, the caller gives lines.
+fn own_words(name: &str, text: &str) -> Vec<(usize, String)> {
+    let mut lines = Vec::new();
+    let (mut glossary, mut fenced) = (false, false);
+    for (number, line) in text.lines().enumerate() {
+        glossary |= line == "<!-- glossary -->";
+        glossary &= line != "<!-- /glossary -->";
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+            continue;
+        }
+        if glossary || (fenced && !name.ends_with(".toml")) {
+            continue;
+        }
+        // Between backquotes stand words of programs.
+        let plain: String = line.split('`').step_by(2).collect::<Vec<_>>().join("`");
+        lines.push((number + 1, plain.to_lowercase()));
+    }
+    lines
+}
+
+/// The banned phrase in a line, if there is one.
+fn banned(line: &str) -> Option<&'static str> {
+    let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '-');
+    BANNED.iter().find_map(|rule| {
+        let mut parts = rule.split('|');
+        let phrase = parts.next()?;
+        let allowed: Vec<&str> = parts.collect();
+        let found = line.match_indices(phrase).any(|(at, _)| {
+            let (before, after) = (&line[..at], &line[at + phrase.len()..]);
+            !is_word(before.chars().next_back()) && !is_word(after.chars().next())
+        });
+        (found && !allowed.iter().any(|right| line.contains(right))).then_some(phrase)
+    })
+}
+
+#[test]
+fn documents_use_the_words_of_the_glossary() {
+    let others = ["config.example.toml", "docs/alerts.yml", "docs/grafana-dashboard.json"];
+    let mut wrong = Vec::new();
+    for name in DOCUMENTS.iter().chain(&others) {
+        let text = document(name).unwrap_or_else(|| panic!("{name} is there"));
+        for (number, line) in own_words(name, &text) {
+            wrong.extend(banned(&line).map(|phrase| format!("{name}:{number}: {phrase:?}: {line}")));
+        }
+    }
+    assert!(wrong.is_empty(), "{} lines with banned phrases:\n{}", wrong.len(), wrong.join("\n"));
+    let glossary = document("CONTRIBUTING.md").unwrap();
+    let (_, glossary) = glossary.split_once("<!-- glossary -->").unwrap();
+    let glossary = glossary.split("<!-- /glossary -->").next().unwrap();
+    assert!(glossary.lines().filter(|line| line.starts_with("| ")).count() > 25);
+}
+
+/// The man page and the completions know each command and option that `--help` shows.
+#[test]
+fn the_man_page_and_the_completions_know_what_help_shows() {
+    let commands = manual::commands();
+    assert_eq!(commands.len(), 6);
+    let pages = ["man", "bash", "zsh", "fish"].map(|kind| (kind, manual::page(kind).unwrap()));
+    for (command, options) in &commands {
+        let output = Command::new(BINARY).args([command, "--help"]).output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        let words = help.split(|c: char| c != '-' && !c.is_ascii_alphanumeric()).filter(|word| *word != "--");
+        let shown: std::collections::BTreeSet<&str> = words.filter(|word| word.starts_with("--")).collect();
+        assert_eq!(shown, options.iter().map(String::as_str).collect(), "{command}");
+        for (kind, page) in &pages {
+            for option in options {
+                let written = match *kind {
+                    "man" => option.replace('-', "\\-"),
+                    "fish" => option.replace("--", "-l "),
+                    _ => option.clone(),
+                };
+                assert!(page.contains(&written), "{kind}: {command} {option}");
+            }
+            assert!(page.contains(command.as_str()), "{kind}: {command}");
+        }
+    }
+    // What completes them in bash, which is everywhere.
+    let script = format!(
+        "{}\nCOMP_WORDS=(x check --of) COMP_CWORD=2\n_fleeting_plugin_vcd\necho \"${{COMPREPLY[*]}}\"",
+        pages[1].1
+    );
+    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "--offline\n");
 }

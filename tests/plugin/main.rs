@@ -9,6 +9,8 @@ mod common;
 mod fleet;
 #[path = "../common/live.rs"]
 mod live;
+#[path = "../common/manual.rs"]
+mod manual;
 #[cfg(target_os = "linux")]
 #[path = "../common/proxy.rs"]
 mod proxy;

@@ -204,21 +204,21 @@ fn cases() -> Vec<Case> {
     let late = "found in VCD: the create had worked";
     vec![
         all("every request answered 503 for a while (maintenance)", &[], busy.clone(), "VCD answered 503").long(),
-        all("every question answered 500 for a while", &["query", "task", "vapp"], broken, "VCD answered 500"),
+        all("every query answered 500 for a while", &["query", "task", "vapp"], broken, "VCD answered 500"),
         all(
-            "every question's answer cut after 40 bytes",
+            "every query's answer cut after 40 bytes",
             &["query", "task"],
             json!({"truncate": 40}),
             "did not come whole",
         ),
         all(
-            "every question answered by a proxy's page of HTML",
+            "every query answered with an HTML page of a proxy",
             &["query", "task"],
             json!({"html": true}),
             "a web page came",
         ),
         all(
-            "every question's connection reset",
+            "every query's connection reset",
             &["query", "task"],
             json!({"reset_before": true}),
             "Connection reset by peer",
@@ -228,40 +228,30 @@ fn cases() -> Vec<Case> {
         once("create: reset before VCD acts", "instantiate", json!({"reset_before": true}), "Connection reset by peer")
             .long(),
         once("create: reset after VCD has acted", "instantiate", json!({"reset_after": true}), late),
-        once("create: 500 though VCD has acted", "instantiate", json!({"answer_after": {"status": 500}}), late),
-        once("create: 503, and VCD has not acted", "instantiate", busy.clone(), "the create had not worked").long(),
+        once("create: 500 after VCD has acted", "instantiate", json!({"answer_after": {"status": 500}}), late),
+        once("create: 503 before VCD acts", "instantiate", busy.clone(), "the create had not worked").long(),
         once("create: the answer is cut after 40 bytes", "instantiate", json!({"truncate": 40}), late),
-        once("create: the answer is a page of HTML", "instantiate", json!({"html": true}), late),
+        once("create: the answer is an HTML page", "instantiate", json!({"html": true}), late),
         once(
-            "create: refused once for too many requests (429)",
+            "create: rejected once for too many requests (429)",
             "instantiate",
             json!({"answer_before": {"status": 429, "retry_after": 1}}),
             "all changes pause for",
         ),
         once("delete: reset before VCD acts", "delete", json!({"reset_before": true}), "Connection reset by peer"),
         once("delete: reset after VCD has acted", "delete", json!({"reset_after": true}), "Connection reset by peer"),
-        once(
-            "delete: 500 though VCD has acted",
-            "delete",
-            json!({"answer_after": {"status": 500}}),
-            "VCD answered 500",
-        ),
-        once("delete: 503, and VCD has not acted", "delete", busy, "VCD answered 503"),
+        once("delete: 500 after VCD has acted", "delete", json!({"answer_after": {"status": 500}}), "VCD answered 500"),
+        once("delete: 503 before VCD acts", "delete", busy, "VCD answered 503"),
         once("delete: the answer is cut after 40 bytes", "delete", json!({"truncate": 40}), "did not come whole"),
-        all("polls come back empty for a while", &["query:vm", "query:vApp"], json!({"query": "empty"}), ""),
+        all("polls return no VMs for a while", &["query:vm", "query:vApp"], json!({"query": "empty"}), ""),
         all("every other record is missing for a while", &["query:vm"], json!({"query": "partial"}), ""),
-        all(
-            "polls tell what was 20 s ago, for a while",
-            &["query:vm"],
-            json!({"query": "stale", "stale_ms": 20_000}),
-            "",
-        )
-        .until_running(),
+        all("polls are 20 s old for a while", &["query:vm"], json!({"query": "stale", "stale_ms": 20_000}), "")
+            .until_running(),
         Case::new(VCD, "every fifth request hit by some fault for 10 s", Fault::Random(0.2), "")
             .ends(Ends::After(Duration::from_secs(10)))
             .long()
             .keys(json!({"create_timeout": "30s"})),
-        create("create: its task fails while it copies", json!({"task_fails": {"step": 0}}), "next try in"),
+        create("create: its task fails during the copy", json!({"task_fails": {"step": 0}}), "next try in"),
         create(
             "create: its task fails at the power-on",
             json!({"task_fails": {"step": 1}}),
@@ -286,14 +276,15 @@ fn cases() -> Vec<Case> {
         create("guest: customization fails", json!({"guest": "gc_failed"}), "guest customization failed (GC_FAILED)"),
         create("guest: customization stays pending", json!({"guest": "gc_pending"}), "not ready within ready_timeout")
             .keys(json!({"ready_timeout": "4s"})),
-        create("guest: customized, but its Tools never say so", json!({"guest": "gc_silent"}), "taken as it is").long(),
+        create("guest: customized, but VMware Tools never report it", json!({"guest": "gc_silent"}), "taken as it is")
+            .long(),
         create("guest: no address", json!({"guest": "no_address"}), "not ready within ready_timeout")
             .keys(json!({"ready_timeout": "4s", "ip_allocation_mode": "DHCP"})),
         create("guest: its login port never answers", json!({"guest": "no_ssh"}), "not ready within ready_timeout")
             .keys(json!({"ready_timeout": "4s"})),
-        create("guest: shuts itself down while it boots", json!({"guest": "shuts_down"}), "it is powered off"),
+        create("guest: shuts down during its boot", json!({"guest": "shuts_down"}), "it is powered off"),
         admin(
-            "the token is revoked and the sessions ended; later it is restored",
+            "the token is revoked and the sessions are ended; later the token is restored",
             |model, _| {
                 model.admin_revoke_token("sim-api-token");
                 model.admin_expire_bearers();
@@ -306,7 +297,7 @@ fn cases() -> Vec<Case> {
         ),
         Case::new(PEOPLE, "all sessions are ended", Fault::Admin(|model, _| model.admin_expire_bearers(), nothing), ""),
         admin(
-            "others use up the organization's limit of operations",
+            "others use up the organization's operation limit",
             |model, _| model.orgs.values_mut().for_each(|org| org.max_running = Some(0)),
             |model, _| model.orgs.values_mut().for_each(|org| org.max_running = None),
             "all changes pause for",
@@ -356,7 +347,7 @@ fn cases() -> Vec<Case> {
         ),
         Case::new(
             PEOPLE,
-            "somebody deletes a VM that is being made",
+            "somebody deletes a VM during its create",
             Fault::AdminLate(|model, names| model.admin_delete_vapp(vapp(model, &names.added[0]))),
             "next try in",
         ),
@@ -371,9 +362,9 @@ fn cases() -> Vec<Case> {
         network("accepted, but never answered (half open)", Fault::Network(Mode::Hold), "timeout: global").long(),
         network("each connection is reset", Fault::Network(Mode::Reset), "Connection reset by peer").long(),
         network("each connection is closed after 100 bytes", Fault::Network(Mode::Cut(100)), "Peer disconnected"),
-        network("answers drip: a byte each millisecond", Fault::Network(Mode::Drip(Duration::from_millis(1))), "")
+        network("slow answers: one byte per millisecond", Fault::Network(Mode::Drip(Duration::from_millis(1))), "")
             .until_running(),
-        network("answers drip: a byte each second", Fault::Network(Mode::Drip(DRIP)), "timeout: global").long(),
+        network("slow answers: one byte per second", Fault::Network(Mode::Drip(DRIP)), "timeout: global").long(),
         network(
             "TLS: the certificate has expired",
             Fault::Shows(Certificate::Expired),
@@ -390,7 +381,7 @@ fn cases() -> Vec<Case> {
             "invalid peer certificate: certificate not valid for name",
         ),
         network(
-            "TLS: the certificate is of an unknown CA",
+            "TLS: the certificate is from an unknown CA",
             Fault::Shows(Certificate::OtherCa),
             "invalid peer certificate: UnknownIssuer",
         ),
@@ -398,7 +389,7 @@ fn cases() -> Vec<Case> {
         network("TLS: accepted, but never answered", Fault::NetworkTls(Mode::Hold), "timeout").long(),
         network("plain HTTP on the TLS port", Fault::PlainHttp, "TLS handshake"),
         network(
-            "the host's name does not resolve for 40 s (an address is kept for 30 s)",
+            "the host name does not resolve for 40 s (an address is kept for 30 s)",
             Fault::NoName(Resolver::Refused),
             "failed to lookup address",
         )
@@ -416,7 +407,7 @@ fn cases() -> Vec<Case> {
         Case::new(TIME, "the process is stopped (SIGSTOP) for 3 s", Fault::Stop, "").lasts(),
         Case::new(
             TIME,
-            "the process is stopped (SIGSTOP) for 150 s, longer than any request may take",
+            "the process is stopped (SIGSTOP) for 150 s, longer than the timeout of any request",
             Fault::Stop,
             "",
         )
@@ -676,7 +667,7 @@ impl Host<'_> {
                 let again = self.client.update().await.unwrap();
                 lost = answer.is_err() && again.contains(&(name.clone(), State::Running));
                 if *name == self.names.stays && (answer.is_ok() || lost) {
-                    let said = answer.err().map_or("well".to_owned(), |status| {
+                    let said = answer.err().map_or("healthy".to_owned(), |status| {
                         status.message().replace(&format!("instance {name}: "), "").trim().to_owned()
                     });
                     if self.heartbeats.last() != Some(&said) {
@@ -808,9 +799,9 @@ async fn play(case: &Case) -> Row {
     assert_eq!(host.accepted.iter().filter(|n| **n == 0).count(), 0, "{}: Increase always accepts", case.name);
 
     let new: Vec<String> = host.names.added.iter().map(|name| host.path(name)).collect();
-    let mut new = new.join("; another: ");
+    let mut new = new.join("; replacement: ");
     if matches!(case.ends, Ends::After(_)) && meanwhile == "`creating`" {
-        new = new.replacen("`creating`", "`creating` while it lasts", 1);
+        new = new.replacen("`creating`", "`creating` during the fault", 1);
     }
     let made = match case.fault {
         Fault::Random(_) => "-".to_owned(),
@@ -875,10 +866,17 @@ fn rounded(took: Duration) -> String {
 }
 
 /// The tables' head; the last column is not compared.
-const HEAD: [&str; 7] =
-    ["fault", "one that runs", "the new one", "the removed one", "VMs made", "the log says", "normal again after"];
+const HEAD: [&str; 7] = [
+    "fault",
+    "existing instance",
+    "new instance",
+    "deleted instance",
+    "VMs created",
+    "log line contains",
+    "normal after",
+];
 /// The same for faults at Init.
-const START_HEAD: [&str; 5] = ["fault", "Init answers", "and says", "once it is over", "answered after"];
+const START_HEAD: [&str; 5] = ["fault", "Init returns", "message contains", "after the fault", "answered after"];
 
 /// One section of the document.
 struct Section {
@@ -990,9 +988,9 @@ fn starts() -> Vec<Start> {
         start("packets are dropped", Fault::Network(Mode::Drop), unavailable, "timeout: connect"),
         start("accepted, but never answered", Fault::Network(Mode::Hold), unavailable, "timeout: global"),
         start("each connection is reset", Fault::Network(Mode::Reset), unavailable, "Connection reset by peer"),
-        start("answers drip: a byte each second", Fault::Network(Mode::Drip(DRIP)), unavailable, "timeout: global"),
+        start("slow answers: one byte per second", Fault::Network(Mode::Drip(DRIP)), unavailable, "timeout: global"),
         start(
-            "the host's name does not resolve",
+            "the host name does not resolve",
             Fault::NoName(Resolver::Refused),
             unavailable,
             "failed to lookup address",
@@ -1016,7 +1014,7 @@ fn starts() -> Vec<Start> {
             "not valid for name",
         ),
         start(
-            "TLS: the certificate is of an unknown CA",
+            "TLS: the certificate is from an unknown CA",
             Fault::Shows(Certificate::OtherCa),
             unavailable,
             "UnknownIssuer",
@@ -1035,7 +1033,7 @@ fn starts() -> Vec<Start> {
             unavailable,
             "VCD answered 503",
         ),
-        start("every answer is a page of HTML", rule(json!({"html": true})), unavailable, "a web page came"),
+        start("every answer is an HTML page", rule(json!({"html": true})), unavailable, "a web page came"),
         start("every answer cut after 40 bytes", rule(json!({"truncate": 40})), unavailable, "did not come whole"),
         start(
             "polls answered 500",
@@ -1065,7 +1063,7 @@ async fn play_start(start: &Start) -> Row {
     plugin.quit().await.unwrap();
     assert!(plugin.exited().await.0.success(), "{}", start.name);
     assert_eq!(place.server.accepted("instantiate"), 0);
-    let cells = [&format!("`{:?}`", start.code), &format!("`{}`", start.says), "Init works, in the same process"];
+    let cells = [&format!("`{:?}`", start.code), &format!("`{}`", start.says), "Init works in the same process"];
     Row { cells: cells.map(String::from).to_vec(), took }
 }
 

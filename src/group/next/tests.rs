@@ -51,18 +51,18 @@ type Observing = fn() -> Instance;
 /// Every kind of what is observed, in words.
 const OBSERVED: [(&str, Observing); 9] = [
     ("nothing", without_vapp),
-    ("made, off", || with_vapp(Power::Off, Guest::New)),
-    ("boots", || with_vapp(Power::On, booting())),
-    ("runs", || with_vapp(Power::On, Guest::Ready)),
-    ("runs, marked", || {
+    ("created, off", || with_vapp(Power::Off, Guest::New)),
+    ("booting", || with_vapp(Power::On, booting())),
+    ("running", || with_vapp(Power::On, Guest::Ready)),
+    ("running, marked", || {
         let mut i = with_vapp(Power::On, Guest::Ready);
         i.vapp_mut().unwrap().mark = Mark::Written;
         i
     }),
     ("suspended", || with_vapp(Power::Suspended, Guest::Ready)),
-    ("suspended, to come back", || with_vapp(Power::Suspended, returning(false))),
-    ("boots again", || with_vapp(Power::On, returning(true))),
-    ("its create failed", || {
+    ("suspended, to be resumed", || with_vapp(Power::Suspended, returning(false))),
+    ("resumed, booting", || with_vapp(Power::On, returning(true))),
+    ("create failed", || {
         let mut i = with_vapp(Power::Failed, Guest::New);
         i.vapp_mut().unwrap().doomed = true;
         i
@@ -81,7 +81,7 @@ fn step_of(i: &Instance) -> Step {
 fn words(step: &Step) -> String {
     match step {
         Step::Wait => "–".into(),
-        Step::End => "it has ended".into(),
+        Step::End => "end".into(),
         Step::Begin(Kind::Create { .. }) => "create".into(),
         Step::Begin(Kind::Configure) => "configure".into(),
         Step::Begin(Kind::AddTpm) => "add a TPM".into(),
@@ -89,7 +89,7 @@ fn words(step: &Step) -> String {
         Step::Begin(Kind::Suspend) => "suspend".into(),
         Step::Begin(Kind::Resume) => "resume".into(),
         Step::Begin(Kind::Mark(true)) => "mark, then suspend".into(),
-        Step::Begin(Kind::Mark(false)) => "take the mark away".into(),
+        Step::Begin(Kind::Mark(false)) => "clear the suspend mark".into(),
         Step::Begin(Kind::Delete(_)) => "delete".into(),
         Step::Ask(question) => format!("{question:?}").to_lowercase(),
         Step::Probe(_) => "probe".into(),

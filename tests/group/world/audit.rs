@@ -1,4 +1,4 @@
-//! What may never happen, checked after every event. The numbers are those of the list in `ARCHITECTURE.md`.
+//! What must never happen, checked after every event. The numbers are those of the list in `ARCHITECTURE.md`.
 
 use super::pace::Pace;
 use super::plan::{MINUTE, Tuning};

@@ -1,8 +1,8 @@
 //! Groups, the simulated VCD and their hosts, in virtual time and in one thread: no sockets, no sleeping, all chance from
-//! one seed. After every event it is checked that what may never happen has not happened.
+//! one seed. After every event it is checked that what must never happen has not happened.
 //!
 //! This file lets time pass and begins and ends the plugins' processes. What happens to them is in `acts`, what VCD answers
-//! in `vcd`, what may never happen in `audit` and `pace`.
+//! in `vcd`, what must never happen in `audit` and `pace`.
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
 

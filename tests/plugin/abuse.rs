@@ -218,12 +218,15 @@ const CORES_ALLOWED: &str = "ulimit -S -c \"$(ulimit -H -c)\"";
 async fn left_beside_a_plugin(directory: &Path) -> Vec<String> {
     let mut command = command(BINARY);
     command.env("PLUGIN_UNIX_SOCKET_DIR", directory);
-    let plugin = PluginProcess::start(command).await;
+    let mut plugin = PluginProcess::start(command).await;
     plugin.health("plugin").await.unwrap();
     let own = plugin.address().parent().unwrap().to_owned();
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).filter(|path| *path != own);
     let mut names: Vec<String> = entries.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
     names.sort();
+    // It takes its directory with it. One that is killed leaves it, and the next plugin might find it still running.
+    plugin.quit().await.unwrap();
+    plugin.exited().await;
     names
 }
 

@@ -2,8 +2,8 @@
 //!
 //!     cargo run --release --example demo
 //!
-//! Scales a group 0 -> 3 -> 1 -> 0 and shows the plugin's own table of instances whenever it changes. Exits 0 when VCD is
-//! empty again, else 1 with the reason.
+//! Scales a group 0 -> 3 -> 1 -> 0, shows the plugin's own table of instances whenever it changes, and logs in to what runs,
+//! where there is an OpenSSH server for guests. Exits 0 when VCD is empty again, else 1 with the reason.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -11,11 +11,14 @@ mod common;
 mod fleet;
 
 use common::{PluginProcess, command};
-use fleeting_plugin_vcd::host::proto::fleeting::State;
+use fleeting_plugin_vcd::host::proto::fleeting::{ConnectInfoResponse, ConnectorConfig, State};
 use smol::Timer;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{IsTerminal, Write};
-use std::process::ExitCode;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
+use vcd_sim::{GuestKind, Options, Server};
 
 /// The simulator's clock runs so many times as fast as a real VCD's.
 const SCALE: f64 = 10.0;
@@ -39,8 +42,11 @@ async fn run() -> Result<Duration, String> {
     println!("building the plugin");
     let binary = fleet::release_binary()?;
     let began = Instant::now();
-    let (server, guest_port) = fleet::simulator(SCALE);
+    let guest_port = fleet::free_port();
+    let options = Options { scale: SCALE, guest_port, guests: GuestKind::Auto, ..Options::default() };
+    let server = Server::start(options).map_err(|error| format!("the simulator: {error}"))?;
     println!("a simulated VCD at {}/api, its clock {SCALE} times as fast", server.url());
+    println!("its guests: {}", server.guests());
 
     let debug = format!("127.0.0.1:{}", fleet::free_port());
     let mut config = fleet::plugin_config(&server);
@@ -48,7 +54,10 @@ async fn run() -> Result<Duration, String> {
         config.insert("debug_server_addr".into(), debug.as_str().into());
     }
     let mut plugin = PluginProcess::start(command(&binary)).await;
-    let init = plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await;
+    // Without static credentials: the plugin makes a key for each guest.
+    let username = server.guest_user().unwrap_or("root").to_owned();
+    let connector = ConnectorConfig { username, protocol_port: guest_port.into(), ..ConnectorConfig::default() };
+    let init = plugin.init(config.to_string().as_bytes(), connector).await;
     let init = init.map_err(|status| format!("Init: {}", status.message()))?;
     println!("{} {} serves {}, at most {} instances", binary.display(), init.version, init.id, init.max_size);
     println!("its debug page: http://{debug}/\n");
@@ -56,7 +65,7 @@ async fn run() -> Result<Duration, String> {
     let mut view = View { page: format!("http://{debug}/"), shown: String::new(), began };
     for size in [3, 1, 0] {
         println!("--- the runner wants {size} {}", if size == 1 { "instance" } else { "instances" });
-        scale(&plugin, size, &mut view).await?;
+        scale(&plugin, size, server.guest_user().is_some(), &mut view).await?;
     }
 
     plugin.shutdown().await.map_err(|status| format!("Shutdown: {}", status.message()))?;
@@ -71,8 +80,8 @@ async fn run() -> Result<Duration, String> {
     }
 }
 
-/// Brings the group to `size` as a runner does, and waits until it is there.
-async fn scale(plugin: &PluginProcess, size: usize, view: &mut View) -> Result<(), String> {
+/// Brings the group to `size` as a runner does, waits until it is there, and logs in to what runs.
+async fn scale(plugin: &PluginProcess, size: usize, logs_in: bool, view: &mut View) -> Result<(), String> {
     let text = |status: tonic::Status| status.message().to_string();
     let instances = plugin.update().await.map_err(text)?;
     let live: Vec<&str> =
@@ -99,10 +108,45 @@ async fn scale(plugin: &PluginProcess, size: usize, view: &mut View) -> Result<(
     for (name, state) in plugin.update().await.map_err(text)? {
         if state == State::Running {
             let info = plugin.connect_info(&name).await.map_err(text)?;
-            println!("    {name} is to be reached at {} as root", info.internal_addr);
+            let user = info.connector.as_ref().map(|connector| connector.username.as_str()).unwrap_or_default();
+            if logs_in {
+                log_in(&info)?;
+                println!("    logged in to {name} at {} as {user}", info.internal_addr);
+            } else {
+                println!("    {name} is to be reached at {} as {user}", info.internal_addr);
+            }
         }
     }
     Ok(())
+}
+
+/// Logs in with the system's ssh and what the plugin says.
+fn log_in(info: &ConnectInfoResponse) -> Result<(), String> {
+    let connector = info.connector.as_ref().ok_or("no way to log in was told")?;
+    let folder = std::env::temp_dir().join(format!("vcd-demo-{}", std::process::id()));
+    let key = folder.join("key");
+    let write = || {
+        DirBuilder::new().mode(0o700).create(&folder)?;
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&key)?.write_all(&connector.key)
+    };
+    write().map_err(|error| format!("write {}: {error}", key.display()))?;
+    let mut ssh = Command::new("ssh");
+    ssh.args([
+        "-F/dev/null",
+        "-oBatchMode=yes",
+        "-oIdentitiesOnly=yes",
+        "-oStrictHostKeyChecking=no",
+        "-oLogLevel=ERROR",
+    ]);
+    ssh.args(["-oUserKnownHostsFile=/dev/null", &format!("-p{}", connector.protocol_port), "-i"]).arg(&key);
+    let output = ssh.args([&format!("-l{}", connector.username), &info.internal_addr, "true"]).output();
+    let removed = std::fs::remove_dir_all(&folder);
+    let output = output.map_err(|error| format!("run ssh: {error}"))?;
+    removed.map_err(|error| format!("remove {}: {error}", folder.display()))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("no login at {}: {}", info.internal_addr, String::from_utf8_lossy(&output.stderr).trim())),
+    }
 }
 
 /// The plugin's debug page, shown anew when more than ages has changed.

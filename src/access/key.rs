@@ -4,11 +4,11 @@
 use crate::cloud::Secret;
 use pem_rfc7468::LineEnding;
 use pkcs1::RsaPrivateKey;
-use pkcs8::{AlgorithmIdentifierRef, ObjectIdentifier, PrivateKeyInfo};
+use pkcs8::{ObjectIdentifier, PrivateKeyInfo};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use sec1::EcPrivateKey;
+use sec1::der;
 use sec1::der::asn1::OctetStringRef;
-use sec1::der::{self, Encode as _};
 use ssh_encoding::Decode;
 use ssh_key::private::{Ed25519Keypair, RsaKeypair};
 use ssh_key::public::{EcdsaPublicKey, Ed25519PublicKey, KeyData, RsaPublicKey};
@@ -64,15 +64,29 @@ impl Key {
         Ok(Key { private: Secret::new(format!("{block}\n")), public: public.and_then(line).map_err(unreadable)? })
     }
 
-    /// The Ed25519 key that these bytes stand for. It never fails: what is written is of fixed size.
+    /// The Ed25519 key that these bytes stand for, in OpenSSH's format: of all that Go reads, the one that OpenSSH's own client
+    /// reads, too. It never fails: any 32 bytes are a key.
     pub fn from_seed(seed: &[u8; 32]) -> Option<Key> {
-        let (mut inner, mut outer) = ([0; 34], [0; 64]);
-        let inner = OctetStringRef::new(seed).and_then(|seed| seed.encode_to_slice(&mut inner)).ok()?;
-        let algorithm = AlgorithmIdentifierRef { oid: ED25519, parameters: None };
-        let der = PrivateKeyInfo::new(algorithm, inner).encode_to_slice(&mut outer).ok()?;
-        let pem = pem_rfc7468::encode_string("PRIVATE KEY", LineEnding::LF, der).ok()?;
+        let pair = Ed25519KeyPair::from_seed_unchecked(seed).ok()?;
+        let (name, point) = (b"ssh-ed25519".as_slice(), pair.public_key().as_ref());
+        let public = fields(&[name, point]);
+        // It begins with two equal numbers, by which one sees that it was decrypted well.
+        let mut private = [0; 8].to_vec();
+        private.extend(fields(&[name, point, &[seed, point].concat(), b""]));
+        // Filled up to blocks of 8 bytes, those of no cipher.
+        let padding = private.len().next_multiple_of(8) - private.len();
+        private.extend((1_u8..).take(padding));
+        let count = 1_u32.to_be_bytes();
+        let all = [OPENSSH_MAGIC, &fields(&[b"none", b"none", b""]), &count, &fields(&[&public, &private])].concat();
+        let pem = pem_rfc7468::encode_string("OPENSSH PRIVATE KEY", LineEnding::LF, &all).ok()?;
         Some(Key { private: Secret::new(pem), public: ed25519(seed).and_then(line).ok()? })
     }
+}
+
+/// Each field after its length, as SSH writes them.
+fn fields(fields: &[&[u8]]) -> Vec<u8> {
+    let length = |field: &[u8]| u32::try_from(field.len()).unwrap_or_default().to_be_bytes();
+    fields.iter().flat_map(|field| [length(field).as_slice(), field].concat()).collect()
 }
 
 /// The first private key's label and its block, from BEGIN to END.

@@ -333,35 +333,25 @@ fn a_check_whose_login_is_refused_names_the_scripts_first() {
     assert!(fleet::vapps(&server).is_empty());
 }
 
-/// From the first command of the README to a login: the simulator as a process of its own, the example's configuration, and
-/// OpenSSH in its guests. It lets in the user that it runs as.
+/// OpenSSH in its guests lets in who has the key of a guest's script, and who runs the simulator.
 #[test]
-fn a_first_users_check_makes_a_vm_logs_in_and_deletes_it() {
-    let ids = Command::new("id").arg("-un").output().unwrap();
-    let user = String::from_utf8(ids.stdout).unwrap();
-    if !std::path::Path::new("/usr/sbin/sshd").exists() {
-        println!("left out: there is no OpenSSH server");
-        return;
-    }
+fn a_check_logs_in_to_openssh_by_a_static_key_and_says_at_once_that_it_is_refused() {
     let guest_port = fleet::free_port();
-    let options = vcd_sim::Options { scale: SCALE, guest_port, guest_openssh: true, ..Default::default() };
+    let options = vcd_sim::Options { scale: SCALE, guest_port, guests: vcd_sim::GuestKind::Auto, ..Default::default() };
     let server = Server::start(options).unwrap();
-    let example = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/simulator.toml")).unwrap();
-    let example = example.replace("http://127.0.0.1:8080", &server.url()).replace("2222", &guest_port.to_string());
-    let folder = Folder::new("first");
+    let Some(user) = server.guest_user() else { return println!("left out: guests are {}", server.guests()) };
+    let folder = Folder::new("openssh");
     let key = folder.0.join("key");
     let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().unwrap();
     assert!(made.success());
-    let password = "password = \"only-for-the-simulator\"";
-    assert!(example.contains(password));
-    let example = example.replace(password, &format!("key_path = {key:?}"));
-    let example = example.replace("\"root\"", &format!("{:?}", user.trim()));
-    let file = File(std::env::temp_dir().join(format!("vcd-commands-first-{}.toml", std::process::id())));
-    std::fs::write(&file.0, example).unwrap();
-    assert_eq!(run(&file, &["check"]).0, 0);
+    let runner = runner(&server, guest_port, "vcd", json!({}), json!({}));
+    let password = "password = \"s3cret-Pa55word\"";
+    assert!(runner.contains(password));
+    let runner = runner.replace(password, &format!("key_path = {key:?}")).replace("\"root\"", &format!("{user:?}"));
+    let file = file("openssh", &[runner]);
     let (status, stdout, stderr) = run(&file, &["check", "--create"]);
     assert_eq!(status, 0, "{stdout}{stderr}");
-    assert!(found(&stdout, "ok", "SSH")[0].starts_with(&format!("logged in as {}@127.0.10.", user.trim())), "{stdout}");
+    assert!(found(&stdout, "ok", "SSH")[0].starts_with(&format!("logged in as {user}@127.0.10.")), "{stdout}");
     assert_eq!((found(&stdout, "ok", "delete").len(), fleet::vapps(&server).len()), (1, 0), "{stdout}");
 
     // A guest that ran no script lets nobody in, and says so at once.

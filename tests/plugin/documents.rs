@@ -13,7 +13,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use vcd_sim::{Options, Server};
+use vcd_sim::{GuestKind, Options, Server};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -243,6 +243,49 @@ fn shell_blocks_run() {
     }
 }
 
+/// The README's way to a first VM, with the simulator as a process of its own and a login to its guest. Of the commands only
+/// `cargo` is a stub, and `sleep`, which waits until the simulator says that it is there.
+#[test]
+fn the_readmes_first_check_makes_a_vm_logs_in_and_deletes_it() {
+    let simulator =
+        std::env::var_os("SIM_BIN").map_or_else(|| Path::new(BINARY).with_file_name("vcd-sim"), PathBuf::from);
+    let options = Options { guest_port: fleet::free_port(), guests: GuestKind::Auto, ..Options::default() };
+    let trial = Server::start(options).unwrap();
+    let Some(user) = trial.guest_user() else { return println!("left out: guests are {}", trial.guests()) };
+    if !simulator.exists() {
+        return println!("left out: {} is made by cargo build --workspace", simulator.display());
+    }
+    let block = of("sh").into_iter().find(|block| block.text.contains("vcd-sim")).unwrap();
+    let sandbox = Sandbox::new("first-check");
+    let [vcd, control, guests] = [(); 3].map(|()| fleet::free_port());
+    let example = fs::read_to_string(Path::new(ROOT).join("examples/simulator.toml")).unwrap();
+    assert!(example.contains("8080") && example.contains("2222"));
+    let example = example.replace("8080", &vcd.to_string()).replace("2222", &guests.to_string());
+    sandbox.write("work/examples/simulator.toml", &example, 0o600);
+    sandbox.write("stubs/cargo", "#!/bin/sh\n", 0o755);
+    sandbox.write("stubs/sleep", "#!/bin/sh\nuntil grep -q ^control \"$SAID\"; do /bin/sleep 0.1; done\n", 0o755);
+    let ports = format!("--listen 127.0.0.1:{vcd} --control 127.0.0.1:{control} --guest-port {guests}");
+    let simulator = format!("#!/bin/sh\nexec {} \"$@\" {ports} >\"$SAID\"\n", simulator.display());
+    sandbox.write("work/target/release/vcd-sim", &simulator, 0o755);
+    let plugin = format!("#!/bin/sh\nexec {BINARY} \"$@\"\n");
+    sandbox.write("work/target/release/fleeting-plugin-vcd", &plugin, 0o755);
+    let said = sandbox.write("said", "", 0o644);
+
+    let path = format!("{}:{}", sandbox.0.join("stubs").display(), std::env::var("PATH").unwrap());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("set -eu\ntrap 'kill $! 2>/dev/null || :' EXIT\n{}", block.text)]);
+    shell.current_dir(sandbox.0.join("work"));
+    let output = shell.env("PATH", path).env("SAID", &said).output().unwrap();
+    let said = fs::read_to_string(said).unwrap() + &String::from_utf8_lossy(&output.stderr);
+    let checks = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}: {}\n{said}{checks}", block.place, output.status);
+    assert!(said.contains(&format!("guests: OpenSSH, which lets {user} in by key\n")), "{said}");
+    for line in [format!("  ok    SSH              logged in as {user}@127.0.10."), "  ok    delete ".into()] {
+        assert!(checks.contains(&line), "{line}\n{checks}");
+    }
+    assert_eq!(checks.matches("\nit works, ").count(), 2, "{checks}");
+}
+
 /// Run elsewhere: by the scripts in release, by a test above, and, for fewer seeds, by `tests/group/lives.rs`. What only prints figures
 /// is built by the lints.
 const CARGO_ELSEWHERE: [&str; 8] = [
@@ -268,10 +311,12 @@ fn prepare(sandbox: &Sandbox, server: &Server, guest_port: u16) {
     sandbox.write("work/examples/simulator.toml", &example, 0o600);
     sandbox.write("etc/gitlab-runner/config.toml", &example, 0o600);
     let file = sandbox.0.join("etc/gitlab-runner/config.toml");
-    // The plugin, reading the sandbox's configuration where the block names none. A real login needs real guests, which the
-    // tests with GitLab's own library have.
+    // The plugin, reading the sandbox's configuration where the block names none. A real login needs real guests, which the test
+    // below and those with GitLab's own library have.
     let plugin = format!(
-        "#!/bin/sh\necho \"${{0##*/}} $*\" >> \"$LOG\"\ncase \"$*\" in\n  *--config*|version) exec {BINARY} \"$@\" ;;\n  \
+        "#!/bin/sh\necho \"${{0##*/}} $*\" >> \"$LOG\"\ncase \"$*\" in\n  \
+         'check --create --config '*) shift 2; exec {BINARY} check \"$@\" ;;\n  \
+         *--config*|version) exec {BINARY} \"$@\" ;;\n  \
          'check --create') exec {BINARY} check --config {file} ;;\n  *) exec {BINARY} \"$@\" --config {file} ;;\nesac\n",
         file = file.display()
     );

@@ -9,14 +9,18 @@ use smol::net::{TcpListener, TcpStream};
 use smol::{Async, LocalExecutor, Task, Timer};
 use socket2::{Domain, Socket, Type};
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::DirBuilder;
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Weak;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, io};
 
 /// Connections to one guest at once; more are closed at once.
 const MAX_CONNECTIONS: usize = 16;
@@ -25,45 +29,141 @@ const HOLD: Duration = Duration::from_secs(2);
 /// What a guest says.
 const BANNER: &[u8] = b"SSH-2.0-vcd-sim\r\n";
 
+/// What guests are, if nothing is forwarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GuestKind {
+    /// OpenSSH where a login works, else a banner.
+    Auto,
+    /// OpenSSH; where no login works, the server does not start.
+    OpenSsh,
+    /// A banner only.
+    #[default]
+    Banner,
+}
+
+impl FromStr for GuestKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(GuestKind::Auto),
+            "openssh" => Ok(GuestKind::OpenSsh),
+            "banner" => Ok(GuestKind::Banner),
+            _ => Err("auto, openssh or banner".into()),
+        }
+    }
+}
+
 /// What is at a guest's port.
 #[derive(Clone)]
 pub enum Login {
-    /// A banner only.
-    Banner,
+    /// A banner only, and why.
+    Banner(String),
     /// A server elsewhere.
     Forward(SocketAddr),
     /// The system's OpenSSH.
     OpenSsh(Arc<OpenSsh>),
 }
 
-/// OpenSSH's server, one process for each connection. It lets the user in that runs this program, or whom root may be, by the
-/// guest's keys, and runs no command of theirs.
-pub struct OpenSsh {
-    folder: PathBuf,
+impl Login {
+    /// As the kind says; `forward` goes first.
+    pub fn new(kind: GuestKind, forward: Option<SocketAddr>) -> io::Result<Login> {
+        if let Some(server) = forward {
+            return Ok(Login::Forward(server));
+        }
+        match kind {
+            GuestKind::Banner => Ok(Login::Banner("no others were asked for".into())),
+            GuestKind::OpenSsh => OpenSsh::new().map(|server| Login::OpenSsh(Arc::new(server))),
+            GuestKind::Auto => Ok(match OpenSsh::new() {
+                Ok(server) => Login::OpenSsh(Arc::new(server)),
+                Err(error) => Login::Banner(error.to_string()),
+            }),
+        }
+    }
+
+    /// The user whom guests let in.
+    pub fn user(&self) -> Option<&str> {
+        match self {
+            Login::OpenSsh(server) => Some(&server.user),
+            Login::Banner(_) | Login::Forward(_) => None,
+        }
+    }
 }
 
-/// Where OpenSSH's server is.
-const SSHD: &str = "/usr/sbin/sshd";
-/// Nothing of the system's own configuration.
+impl fmt::Display for Login {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Login::Banner(why) => write!(f, "an SSH banner only, as {why}"),
+            Login::Forward(server) => write!(f, "the SSH server at {server}"),
+            Login::OpenSsh(server) => write!(f, "OpenSSH, which lets {} in by key", server.user),
+        }
+    }
+}
+
+/// OpenSSH's server, one process for each connection. It lets the user in that runs this program, root or not, by the
+/// guest's keys, and runs no command of theirs. There are no passwords: those are the system's.
+pub struct OpenSsh {
+    folder: PathBuf,
+    server: &'static str,
+    user: String,
+}
+
+/// Where OpenSSH's server may be. It must be called by its whole path.
+const SSHD: [&str; 3] = ["/usr/sbin/sshd", "/usr/local/sbin/sshd", "/usr/bin/sshd"];
+/// Nothing of the system's own configuration. The folder of keys lies where others may write, but is not theirs.
 const SSHD_CONFIG: &str = "UsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n\
-                           StrictModes no\nUseDNS no\nForceCommand true\nDisableForwarding yes\nLogLevel QUIET\n";
+                           StrictModes no\nUseDNS no\nForceCommand true\nDisableForwarding yes\nLoginGraceTime 20\n\
+                           LogLevel QUIET\n";
 /// What a public key begins with.
 const KEYS: [&str; 4] = ["ssh-ed25519 ", "ssh-rsa ", "ecdsa-sha2-", "sk-ssh-ed25519"];
+/// The name of the key that is tried, and of the file that knows it.
+const TRIED: &str = "tried";
+
+/// Runs a program; the error is the last line of what it says.
+fn run(program: &mut Command) -> Result<String, String> {
+    let name = program.get_program().display().to_string();
+    let output = program.stdin(Stdio::null()).output().map_err(|error| format!("{name} cannot be run: {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).lines().last().unwrap_or_default().trim().to_owned();
+    match output.status.success() {
+        true => Ok(text(&output.stdout)),
+        false => Err(format!("{name} said: {}", text(&output.stderr))),
+    }
+}
 
 impl OpenSsh {
-    /// Makes a host key in a folder of its own.
+    /// Makes a host key in a folder of its own, and tries a login. The error is a reason, such as "there is no sshd".
     pub fn new() -> io::Result<OpenSsh> {
-        let folder = std::env::temp_dir().join(format!("vcd-sim-sshd-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
+        let server = SSHD.into_iter().find(|place| Path::new(place).exists());
+        let server = server.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, "there is no sshd: install openssh-server for logins")
+        })?;
+        let user = run(Command::new("id").arg("-un")).map_err(io::Error::other)?;
+        let random = RandomState::new().hash_one(0);
+        let folder = std::env::temp_dir().join(format!("vcd-sim-{random:016x}"));
+        DirBuilder::new().mode(0o700).create(&folder)?;
         // For its unprivileged part, where it is root's.
         let _ = std::fs::create_dir_all("/run/sshd");
-        let host_key = folder.join("host_key");
-        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&host_key).status()?;
-        if !made.success() || !Path::new(SSHD).exists() {
-            return Err(io::Error::other("OpenSSH's server and ssh-keygen are needed"));
+        let openssh = OpenSsh { folder, server, user };
+        openssh.prepare().map_err(io::Error::other)?;
+        Ok(openssh)
+    }
+
+    fn prepare(&self) -> Result<(), String> {
+        let [host_key, tried] = ["host_key", TRIED].map(|name| self.folder.join(name));
+        for key in [&host_key, &tried] {
+            run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(key))?;
         }
-        std::fs::write(folder.join("config"), format!("HostKey {}\n{SSHD_CONFIG}", host_key.display()))?;
-        Ok(OpenSsh { folder })
+        let config = self.folder.join("config");
+        let written = std::fs::write(&config, format!("HostKey {}\n{SSHD_CONFIG}", host_key.display()));
+        written.map_err(|error| format!("write {}: {error}", config.display()))?;
+        // With no network in between: ssh speaks to a server that it starts itself.
+        let (keys, config) = (self.folder.join(format!("{TRIED}.pub")), config.display());
+        let server = format!("ProxyCommand={} -i -f {config} -oAuthorizedKeysFile={}", self.server, keys.display());
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-F", "/dev/null", "-oBatchMode=yes", "-oIdentitiesOnly=yes", "-oIdentityAgent=none"]);
+        ssh.args(["-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oLogLevel=ERROR"]);
+        ssh.args(["-o", &server, "-l", &self.user, "-i"]).arg(&tried).args(["guest", "true"]);
+        run(&mut ssh).map(drop).map_err(|why| format!("a login of {} does not work: {why}", self.user))
     }
 
     /// Lets in who has a key in the script.
@@ -77,7 +177,7 @@ impl OpenSsh {
         client.set_nonblocking(false)?;
         let keys = format!("-oAuthorizedKeysFile={}", self.folder.join(address.to_string()).display());
         let (input, output) = (OwnedFd::from(client.try_clone()?), OwnedFd::from(client));
-        Command::new(SSHD)
+        Command::new(self.server)
             .args(["-i", "-f"])
             .arg(self.folder.join("config"))
             .arg(keys)
@@ -163,7 +263,7 @@ async fn listen(executor: Weak<LocalExecutor<'static>>, listener: TcpListener, a
             // The client's end of the connection is no error.
             let _ = match login {
                 Login::Forward(server) => pass_on(client, address, server).await,
-                Login::Banner => say_banner(client).await,
+                Login::Banner(_) => say_banner(client).await,
                 Login::OpenSsh(server) => hand_over(client, address, server).await,
             };
         }));

@@ -56,5 +56,6 @@ mod server;
 mod tls;
 mod view;
 
+pub use guests::GuestKind;
 pub use server::{Options, Server};
 pub use tls::Certificate;

@@ -1,11 +1,16 @@
 //! `vcd-sim`: a simulated VMware Cloud Director, until it is killed.
 
 use argh::FromArgs;
+use async_signal::{Signal, Signals};
+use smol::stream::StreamExt as _;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+use vcd_sim::GuestKind;
 use vcd_sim::model::{HardwareInCreate, Model};
 
-/// A simulated VMware Cloud Director. Prints its URLs, one a line, and serves until it is killed.
+/// A simulated VMware Cloud Director. Prints its URLs and what its guests are, one a line, and serves until it is
+/// killed.
 #[derive(FromArgs)]
 struct Flags {
     /// address for HTTP (127.0.0.1:8080)
@@ -26,12 +31,13 @@ struct Flags {
     /// port on which guests listen at their own addresses (2222)
     #[argh(option, default = "2222")]
     guest_port: u16,
-    /// a real SSH server behind all guests (none: they only say a banner)
+    /// a real SSH server behind all guests (none)
     #[argh(option)]
     guest_forward: Option<SocketAddr>,
-    /// the system's OpenSSH behind all guests: it lets this program's user in by the keys that guests were given
-    #[argh(switch)]
-    guest_openssh: bool,
+    /// what guests are: openssh lets this program's user in by the keys that guests were given, banner nobody, auto is openssh
+    /// where that works (auto)
+    #[argh(option, default = "GuestKind::Auto")]
+    guests: GuestKind,
     /// what becomes of hardware in a create: apply, ignore or refuse (apply)
     #[argh(option, default = "HardwareInCreate::Apply")]
     hardware_in_create: HardwareInCreate,
@@ -40,8 +46,17 @@ struct Flags {
     ca_out: Option<std::path::PathBuf>,
 }
 
-fn main() -> std::io::Result<()> {
-    let flags: Flags = argh::from_env();
+fn main() -> ExitCode {
+    match run(argh::from_env()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vcd-sim: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(flags: Flags) -> std::io::Result<()> {
     let mut model = Model::standard(flags.seed);
     model.settings.hardware_in_create = flags.hardware_in_create;
     let server = vcd_sim::Server::start(vcd_sim::Options {
@@ -52,21 +67,23 @@ fn main() -> std::io::Result<()> {
         seed: flags.seed,
         guest_port: flags.guest_port,
         guest_forward: flags.guest_forward,
-        guest_openssh: flags.guest_openssh,
+        guests: flags.guests,
         model: Some(model),
         ..Default::default()
     })?;
     if let (Some(path), Some(pem)) = (flags.ca_out, server.ca_pem()) {
         std::fs::write(path, pem)?;
     }
+    let ended = Signals::new([Signal::Term, Signal::Int])?;
     let mut out = std::io::stdout();
     writeln!(out, "vcd {}", server.url())?;
     if let Some(url) = server.https_url() {
         writeln!(out, "https {url}")?;
     }
+    writeln!(out, "guests: {}", server.guests())?;
     writeln!(out, "control {}", server.control_url())?;
     out.flush()?;
-    loop {
-        std::thread::park();
-    }
+    // What the server has made for itself goes with it.
+    smol::block_on({ ended }.next());
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::faults::{Faults, Rule};
 use crate::front::{self, Listeners, Shared, World};
-use crate::guests::{Guests, Login, OpenSsh};
+use crate::guests::{GuestKind, Guests, Login};
 use crate::model::Model;
 use crate::routes::Api;
 use crate::tls::{Acceptor, Authority, Certificate};
@@ -27,10 +27,10 @@ pub struct Options {
     pub seed: u64,
     /// The port on which guests listen, at their own addresses. Two servers at once need two ports, or pools apart.
     pub guest_port: u16,
-    /// A real SSH server behind all guests, which tells them apart by the address that they come from.
+    /// What guests are.
+    pub guests: GuestKind,
+    /// A real SSH server behind all guests instead, which tells them apart by the address that they come from.
     pub guest_forward: Option<SocketAddr>,
-    /// The system's OpenSSH behind all guests.
-    pub guest_openssh: bool,
     /// The world to begin with; `None` is [`Model::standard`].
     pub model: Option<Model>,
     /// Versions and XML prefixes.
@@ -47,8 +47,8 @@ impl Default for Options {
             scale: 1.0,
             seed: 1,
             guest_port: 2222,
+            guests: GuestKind::default(),
             guest_forward: None,
-            guest_openssh: false,
             model: None,
             api: Api::default(),
         }
@@ -62,12 +62,15 @@ pub struct Server {
     https: Option<SocketAddr>,
     control: SocketAddr,
     tls: Option<(Authority, Acceptor)>,
+    guests: String,
+    guest_user: Option<String>,
     stop: channel::Sender<()>,
     thread: Option<JoinHandle<()>>,
 }
 
 fn listen(at: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(at)?;
+    let listener =
+        TcpListener::bind(at).map_err(|error| io::Error::new(error.kind(), format!("listen on {at}: {error}")))?;
     let address = listener.local_addr()?;
     Ok((listener, address))
 }
@@ -94,19 +97,16 @@ impl Server {
         let (shared, heard) = Shared::new(world);
         let (stop, stopped) = channel::bounded(1);
         let listeners = Listeners { http: http_listener, https: https_listener, control: control_listener };
-        let login = match options.guest_forward {
-            Some(server) => Login::Forward(server),
-            None if options.guest_openssh => Login::OpenSsh(Arc::new(OpenSsh::new()?)),
-            None => Login::Banner,
-        };
-        let guests = Guests::new(options.guest_port, login);
+        let login = Login::new(options.guests, options.guest_forward)?;
+        let (guests, guest_user) = (login.to_string(), login.user().map(str::to_owned));
+        let behind = Guests::new(options.guest_port, login);
         let on_thread = shared.clone();
         let thread = std::thread::Builder::new().name("vcd-sim".into()).spawn(move || {
-            if let Err(error) = front::run(&on_thread, &heard, listeners, guests, &stopped) {
+            if let Err(error) = front::run(&on_thread, &heard, listeners, behind, &stopped) {
                 eprintln!("vcd-sim: {error}");
             }
         })?;
-        Ok(Server { shared, http, https, control, tls, stop, thread: Some(thread) })
+        Ok(Server { shared, http, https, control, tls, guests, guest_user, stop, thread: Some(thread) })
     }
 
     /// `http://127.0.0.1:PORT`; the API is below `/api`.
@@ -122,6 +122,16 @@ impl Server {
     /// The control port's URL.
     pub fn control_url(&self) -> String {
         format!("http://{}", self.control)
+    }
+
+    /// What its guests are, and why, in words.
+    pub fn guests(&self) -> &str {
+        &self.guests
+    }
+
+    /// The user whom its guests let in by key, if they are OpenSSH.
+    pub fn guest_user(&self) -> Option<&str> {
+        self.guest_user.as_deref()
     }
 
     /// The CA's certificate, if HTTPS is served.

@@ -9,8 +9,9 @@
 )]
 
 use roxmltree::Document;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use vcd_sim::faults::Rule;
 use vcd_sim::model::{Disk, HardwareShown, Model, Nic, Reach, Right, Status, Target};
@@ -802,4 +803,20 @@ fn networks_tell_whose_they_are() {
     assert_eq!(of(Reach::GroupAlone), (String::new(), false, false, false, true));
     assert_eq!(of(Reach::GroupByVdc), (there(), false, false, false, true));
     assert_ne!(own, other);
+}
+
+#[test]
+fn the_binary_says_what_its_guests_are_and_ends_when_it_is_told_to() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vcd-sim"));
+    command.args(["--listen", "127.0.0.1:0", "--control", "127.0.0.1:0", "--guests", "banner"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let said: Vec<String> = lines.take(3).map(Result::unwrap).collect();
+    let at = said[0].strip_prefix("vcd http://").unwrap();
+    assert_eq!(said[1], "guests: an SSH banner only, as no others were asked for");
+    let taken = Command::new(env!("CARGO_BIN_EXE_vcd-sim")).args(["--listen", at]).output().unwrap();
+    let why = String::from_utf8_lossy(&taken.stderr);
+    assert!(!taken.status.success() && why.starts_with(&format!("vcd-sim: listen on {at}: ")), "{why}");
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
 }

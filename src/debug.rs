@@ -337,7 +337,7 @@ fn facts(status: &Status<'_>) -> Vec<Fact> {
     let result = match &polls.result {
         None => "none yet".to_owned(),
         Some(Ok(1)) => "1 VM".to_owned(),
-        Some(Ok(vms)) => format!("{vms} VMs"),
+        Some(Ok(vms)) => counted(*vms as u64, "VM"),
         Some(Err(error)) => format!(
             "FAILED ({} in a row, the last good one {} ago): {error}",
             standing.failed_polls,
@@ -370,17 +370,17 @@ fn facts(status: &Status<'_>) -> Vec<Fact> {
     );
     fact("in use", words, "");
     let words = format!(
-        "{} creates, {} deletes, {} requests to VCD",
-        standing.creates_waiting,
-        standing.deletes_waiting,
-        wire.waiting + wire.changes_waiting
+        "{}, {}, {} to VCD",
+        counted(standing.creates_waiting.into(), "create"),
+        counted(standing.deletes_waiting.into(), "delete"),
+        counted((wire.waiting + wire.changes_waiting) as u64, "request")
     );
     fact("waiting", words, "");
     if standing.stuck > 0 {
         let longest = short(standing.stuck_for.unwrap_or_default());
         let words = format!(
-            "{} instances, for up to {longest}: VCD does not end or refuses what is done to them",
-            standing.stuck
+            "{}, for up to {longest}: VCD does not end or refuses what is done there",
+            counted(standing.stuck.into(), "instance")
         );
         fact("stuck", words, "docs/troubleshooting.md#what-an-instance-waits-for");
     }
@@ -405,6 +405,11 @@ fn facts(status: &Status<'_>) -> Vec<Fact> {
         fact("process", format!("{memory} MB, {} s of CPU, {threads} threads", tenths(cpu)), "");
     }
     all
+}
+
+/// Such as "1 create", "2 creates".
+fn counted(count: u64, of: &str) -> String {
+    format!("{count} {of}{}", if count == 1 { "" } else { "s" })
 }
 
 fn limit(of: Limit) -> String {

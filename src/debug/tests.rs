@@ -381,13 +381,14 @@ fn an_hour_of_being_stuck_is_a_failure() {
             ..view(n as u64, Phase::PendingDelete, 90, "the next try")
         };
         scene.views = minutes.iter().enumerate().map(view).collect();
+        scene.standing.deletes_waiting = 1;
         (scene.standing.stuck, scene.standing.stuck_for) = (minutes.len() as u32, Some(Duration::from_secs(3660)));
         (scene.show(|status| status.ailments()), scene.show(|status| text::overview(status, 120)))
     };
     assert_eq!(stuck(&[59]).0, [""; 0]);
     let (ailments, page) = stuck(&[61, 59]);
     assert_eq!(ailments, ["instance ci-00000000 has been stuck for 61 minutes: delete vApp: VCD answered 403: no"]);
-    assert!(page.contains("2 instances, for up to 61m"), "{page}");
+    assert!(page.contains("2 instances, for up to 61m") && page.contains(" 0 creates, 1 delete, "), "{page}");
     let (ailments, _) = stuck(&[60; 7]);
     assert_eq!((ailments.len(), &*ailments[5]), (6, "2 more instances are stuck"));
 }

@@ -148,8 +148,12 @@ impl Browser {
         }
     }
 
+    /// A picture of the whole page, down to its end.
     fn screenshot(&mut self, file: &Path) {
-        let shot = self.ask("Page.captureScreenshot", json!({"format": "png"}));
+        let page = &self.ask("Page.getLayoutMetrics", json!({}))["cssContentSize"];
+        let whole = json!({"x": 0, "y": 0, "width": page["width"], "height": page["height"], "scale": 1});
+        let shot = json!({"format": "png", "clip": whole, "captureBeyondViewport": true});
+        let shot = self.ask("Page.captureScreenshot", shot);
         let image = base64::engine::general_purpose::STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
         assert!(image.len() > 5_000, "an empty picture: {} bytes", image.len());
         std::fs::write(file, image).unwrap();

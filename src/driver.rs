@@ -207,7 +207,7 @@ impl Plugin {
             let left = driver.group.borrow().left();
             log::error!(
                 "shutdown: not yet gone from VCD when the host's time was up: {}; VCD goes on with what it has begun, and the \
-                 next start deletes the rest. Raise shutdown_timeout to 80",
+                 next start deletes the rest. Raise shutdown_timeout in config.toml to 80",
                 left.join(", ")
             );
         }

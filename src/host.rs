@@ -58,7 +58,7 @@ pub async fn serve(executor: Rc<LocalExecutor<'static>>, plugin: Rc<Plugin>) -> 
     match started {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
-            ::log::error!("cannot start: {reason}");
+            ::log::error!("cannot start, so that GitLab Runner gets no VMs: {reason}");
             ExitCode::FAILURE
         }
     }
@@ -73,7 +73,7 @@ async fn run(executor: Rc<LocalExecutor<'static>>, plugin: Rc<Plugin>, handshake
     let address = socket.address();
     handshake
         .answer(socket::NETWORK, &address)
-        .map_err(|error| format!("cannot tell the host where to connect: {error}"))?;
+        .map_err(|error| format!("cannot tell the host on stdout where to connect: {error}"))?;
     ::log::debug!("listening on {address}");
 
     let accepting = async {

@@ -256,8 +256,8 @@ impl Group {
         }
         self.remember_foreign(vapp);
         let text = format!(
-            "vApp {name} was made by another plugin that has the same name, group and prefix: left alone; give each runner \
-             another name"
+            "vApp {name} was made by another plugin that has the same name, group and prefix: it is left alone. VMs of the two \
+             are taken for one another's when either starts: give each runner another name in plugin_config"
         );
         self.say_plain(Level::Error, text);
     }

@@ -70,7 +70,7 @@ async fn told_to_stop(
             }
             Some(Some(Ok(signal))) => log::debug!("{signal:?}: ignored, the host decides when to stop"),
             Some(Some(Err(error))) => {
-                log::warn!("cannot read signals: {error}");
+                log::warn!("cannot read signals: {error}; tried again in {} s", SIGNAL_PAUSE.as_secs());
                 Timer::after(SIGNAL_PAUSE).await;
             }
             Some(None) => smol::future::pending().await,

@@ -49,7 +49,9 @@ impl Handshake {
         if let Some(offered) = variable("PLUGIN_PROTOCOL_VERSIONS")
             && !offered.split(',').any(|version| version.trim().parse() == Ok(APP_PROTOCOL))
         {
-            log::warn!("the host speaks none of this plugin's protocol versions: it knows {APP_PROTOCOL} only");
+            log::warn!(
+                "the host offers the protocol versions {offered:?}, and this plugin speaks {APP_PROTOCOL} only: tried anyway"
+            );
         }
         Ok(Handshake {
             socket_dir: variable("PLUGIN_UNIX_SOCKET_DIR"),

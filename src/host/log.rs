@@ -45,7 +45,10 @@ pub fn init() {
         let message = payload.downcast_ref::<&str>().copied();
         let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
         let location = panic.location().map_or_else(|| "unknown place".to_owned(), |place| place.to_string());
-        log::error!("panic at {location}: {message}");
+        log::error!(
+            "panic at {location}: {message}. This is a mistake in the plugin, which ends; its VMs stay, and are taken over when \
+             GitLab Runner starts it anew. Please report this line"
+        );
     }));
 }
 

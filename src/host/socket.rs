@@ -48,7 +48,9 @@ impl Socket {
         let path = dir.join(SOCKET);
         // The mode comes with the making: at no moment can another user enter.
         let made = DirBuilder::new().mode(0o700).create(&dir);
-        made.map_err(|error| format!("cannot make the socket's directory {}: {error}", dir.display()))?;
+        made.map_err(|error| {
+            format!("cannot make the socket's directory {}: {error}; set TMPDIR to another place", dir.display())
+        })?;
         let socket = listen(&dir, group).map_err(|error| {
             let _ = fs::remove_file(&path);
             let _ = fs::remove_dir(&dir);

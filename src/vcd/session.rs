@@ -178,8 +178,12 @@ impl Session {
             }
             (Err(e), Some(pass)) => {
                 let said = errors::finish(e.clone(), &http.shown().secrets());
-                log::warn!("{said}");
-                state.renew_at = Instant::now() + asked.unwrap_or(RENEW_PAUSE);
+                let pause = asked.unwrap_or(RENEW_PAUSE);
+                log::warn!(
+                    "{said}; the session still serves, and the next try to renew it is in {} s",
+                    pause.as_secs()
+                );
+                state.renew_at = Instant::now() + pause;
                 state.failure = Some(e);
                 Ok(pass)
             }
@@ -285,7 +289,8 @@ impl State {
             ),
         };
         let why = "VCD takes this token once, as one of a service account, which token and VCD_TOKEN cannot keep";
-        let error = errors::own(ErrorKind::Auth, trade.what(), format!("{why}; {place}"));
+        let text = format!("{why}; {place}. No login works until then");
+        let error = errors::own(ErrorKind::Auth, trade.what(), text);
         // Uncut.
         log::error!("{error}");
         Err(error)
@@ -308,7 +313,10 @@ impl State {
         let held = Held::take(path, trade.deadline).map_err(|refused| match refused {
             token::Refused::File(why) => wrong(why),
             token::Refused::Busy => {
-                let text = format!("other processes log in with token_file {} all the time", path.display());
+                let text = format!(
+                    "other processes log in with token_file {} all the time: give each plugin a token of its own",
+                    path.display()
+                );
                 errors::own(ErrorKind::Unavailable, trade.what(), text)
             }
         })?;
@@ -355,12 +363,16 @@ impl State {
         if let Err(why) = written {
             let rescue = token::rescue(next);
             let place = match &rescue {
-                Ok(rescue) => format!("it is in {}, for its owner alone: move it to token_file", rescue.display()),
-                Err(why) => format!("it is in this process alone ({why}): let it be written, before the process ends"),
+                Ok(rescue) => format!("if the plugin ends before that, move {} to token_file", rescue.display()),
+                Err(why) => {
+                    format!("the plugin alone has it ({why}): if it ends before that, make another token in VCD")
+                }
             };
             let path = path.display();
             let text = format!(
-                "token_file {path}: VCD takes the token in it no more, and the next one could not be written ({why}); {place}"
+                "token_file {path}: VCD takes the token in it no more, and the next one could not be written ({why}). The plugin \
+                 goes on with it, and tries again to write it every {} s: let it write this file and its folder; {place}",
+                SAVE_PAUSE.as_secs()
             );
             let error = errors::own(ErrorKind::Auth, what, text);
             log::error!("{error}");

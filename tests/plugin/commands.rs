@@ -1009,7 +1009,7 @@ fn a_next_token_that_cannot_be_written_is_kept_elsewhere_and_told() {
     let (status, stdout, stderr) = said(closed.command(), &file, &["check"]);
     let kept = files(&closed.home, "vcd-token-");
     assert_eq!((status, kept.len()), (1, 1), "{stdout}{stderr}");
-    let words = format!("it is in {}, for its owner alone: move it to token_file", kept[0].display());
+    let words = format!("if the plugin ends before that, move {} to token_file", kept[0].display());
     assert_told(&stdout, "token", &words, "let the user that the runner runs as write");
     assert!(stdout.contains("Permission denied"), "{stdout}");
     // The check went on with the session that it had, and the token is where it says.
@@ -1030,7 +1030,7 @@ fn a_token_that_could_not_be_written_is_written_when_it_can_be() {
         config["reconcile_interval"] = "1s".into();
         let mut plugin = PluginProcess::start(common::hosted(closed.command().into())).await;
         plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
-        plugin.logged("for its owner alone: move it to token_file").await;
+        plugin.logged("tries again to write it every 10 s: let it write this file and its folder; if ").await;
         let kept = files(&closed.home, "vcd-token-");
         assert!(kept.len() == 1 && server.requests("login") == 1);
         closed.open();

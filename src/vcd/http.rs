@@ -134,6 +134,13 @@ impl Site {
 
     /// True if `href` is on this origin: the only place where our session may be shown.
     pub(super) fn holds(&self, href: &str) -> bool {
+        // Nearly all links are such, and a poll has thousands: what follows the root begins with a slash, which ends the
+        // authority, and holds nothing that a path may not.
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'-' | b'_' | b'.' | b':');
+        let below = href.strip_prefix(&self.root).filter(|path| path.starts_with('/'));
+        if below.is_some_and(|path| path.bytes().all(is_plain)) {
+            return true;
+        }
         let Ok(uri) = href.parse::<Uri>() else { return false };
         let plain = uri.authority().is_some_and(|a| !a.as_str().contains('@'));
         plain && origin(&uri).is_some_and(|(s, h, p)| s == self.scheme && h == self.host && p == self.port)

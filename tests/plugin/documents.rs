@@ -243,10 +243,10 @@ fn shell_blocks_run() {
     }
 }
 
-/// The README's way to a first VM, with the simulator as a process of its own and a login to its guest. Of the commands only
+/// The quick start's way to a first VM without a VCD, with the simulator as a process of its own and a login to its guest. Of the commands only
 /// `cargo` is a stub, and `sleep`, which waits until the simulator says that it is there.
 #[test]
-fn the_readmes_first_check_makes_a_vm_logs_in_and_deletes_it() {
+fn a_first_check_without_a_vcd_makes_a_vm_logs_in_and_deletes_it() {
     let simulator =
         std::env::var_os("SIM_BIN").map_or_else(|| Path::new(BINARY).with_file_name("vcd-sim"), PathBuf::from);
     let options = Options { guest_port: fleet::free_port(), guests: GuestKind::Auto, ..Options::default() };

@@ -172,7 +172,8 @@ fn show(now: &BTreeMap<&'static str, f64>, write: bool) -> Result<(), String> {
 fn deciding(figures: &Figures) -> Result<(), String> {
     const GROUPS: usize = 20;
     const POLLS: u32 = 200;
-    let poll = Poll { now: Some(1), vms: (0..MANY).map(running_vm).collect(), vapps: Some(Vec::new()) };
+    let poll =
+        Poll { now: Some(1), vms: (0..MANY).map(running_vm).collect(), vapps: Some(Vec::new()), ..Poll::default() };
     let before = status_of("self", "VmRSS:")?;
     let mut groups: Vec<Group> = (0..GROUPS).map(|_| Group::new(policy(), 1, Time(0), &poll)).collect();
     let after = status_of("self", "VmRSS:")?;

@@ -20,6 +20,9 @@ const MAX_WINDOWS_NAME: usize = 15;
 /// The part at the end of an instance's name that tells it from the others: `-` and 8 characters.
 const UNIQUE_TAIL: usize = 9;
 
+/// Bytes of the hash that tells guests of other credentials or scripts apart.
+const SOURCE_BYTES: usize = 8;
+
 /// How a runner logs in to a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -127,6 +130,18 @@ pub fn login(settings: &Settings, guest_os: &str, name: &str) -> Login {
 pub fn fingerprint(settings: &Settings) -> String {
     let user = settings.username.as_deref().unwrap_or_default();
     settings.seed.as_ref().and_then(|seed| seed.fingerprint(user)).unwrap_or_default()
+}
+
+/// Tells guests of other credentials or scripts apart, whatever their OS: a hash, 16 hexadecimal digits.
+pub fn source(settings: &Settings) -> String {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    for guest_os in ["", "windows"] {
+        let guest = guest(settings, guest_os, "");
+        for part in [&guest.password, &guest.script] {
+            context.update(part.as_ref().map_or(&b"\0"[..], |part| part.reveal().as_bytes()));
+        }
+    }
+    context.finish().as_ref().iter().take(SOURCE_BYTES).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What the user should know before the first instance is made, once the template's guest OS is known.

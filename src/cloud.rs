@@ -89,13 +89,12 @@ pub enum Request {
         /// The vApp.
         vapp: Href,
     },
-    /// Writes on a vApp that a suspend of ours is on its way, or is over: what is found suspended later was not suspended by
-    /// somebody else. Changes, may be repeated. Answered by [`Reply::Started`].
+    /// Writes on a vApp what it means if it is found suspended. Changes, may be repeated. Answered by [`Reply::Started`].
     Mark {
         /// The vApp.
         vapp: Href,
-        /// It is about to be suspended.
-        suspended: bool,
+        /// What it means.
+        mark: Mark,
     },
     /// Suspends a vApp: its memory goes to disk. Changes. Answered by [`Reply::Started`].
     Suspend {
@@ -202,6 +201,47 @@ pub enum Reply {
     Done,
 }
 
+/// What it means if a vApp is found suspended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// Nothing: the plugin did not suspend it, or has resumed it since.
+    Running,
+    /// GitLab Runner had it suspended.
+    Suspended,
+    /// It is a standby VM: complete, suspended by the plugin, and never used.
+    Standby {
+        /// What it was created from ([`Poll::source`]).
+        source: Arc<str>,
+    },
+}
+
+/// A [`Mark`] as metadata holds it. Older versions know the first two.
+const MARK_WORDS: [&str; 3] = ["no", "yes", "standby"];
+
+impl Mark {
+    /// The mark in metadata. What is not ours, or of another version, means nothing.
+    pub fn read(value: &str) -> Mark {
+        let [_, suspended, standby] = MARK_WORDS;
+        let mut words = value.split(' ');
+        match (words.next(), words.next(), words.next()) {
+            (Some(word), None, None) if word == suspended => Mark::Suspended,
+            (Some(word), Some(source), None) if word == standby => Mark::Standby { source: source.into() },
+            _ => Mark::Running,
+        }
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [running, suspended, standby] = MARK_WORDS;
+        match self {
+            Mark::Running => f.write_str(running),
+            Mark::Suspended => f.write_str(suspended),
+            Mark::Standby { source } => write!(f, "{standby} {source}"),
+        }
+    }
+}
+
 /// The end of one request.
 pub type Answer = Result<Reply, VcdError>;
 
@@ -214,6 +254,9 @@ pub struct Poll {
     pub vms: Vec<Vm>,
     /// The vApp records, if asked for.
     pub vapps: Option<Vec<Vapp>>,
+    /// What new VMs are created from now, in one word without secrets: template, hardware, network, guest and scripts. It
+    /// changes when one of these does. Empty if that is not known.
+    pub source: Arc<str>,
 }
 
 /// One VM of a poll (`VMRecord`).
@@ -294,6 +337,8 @@ pub struct Vapp {
     pub tasks: Vec<Href>,
     /// One of them deletes it.
     pub deleting: bool,
+    /// One of them suspends it.
+    pub suspending: bool,
     /// The VMs in it; in a poll, those of its VM records that the poll shows.
     pub vms: Vec<Href>,
     /// The VM that has its name, or its first; `None` if it has none yet, or when it came from a query record.
@@ -302,15 +347,17 @@ pub struct Vapp {
     pub created: Option<UnixMs>,
     /// It carries the metadata label `vcd-instance-group` with our group's name (only asked by [`Request::Poll`] with vApps).
     pub labelled: bool,
-    /// It carries the mark of [`Request::Mark`] (only asked by a look at one that is suspended).
-    pub marked: bool,
+    /// What its mark says (only asked by a look at one that is suspended, or is being suspended).
+    pub mark: Mark,
 }
 
 /// What a changing request that VCD accepted has begun.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Started {
     /// The vApp, for a create.
     pub vapp: Option<Href>,
+    /// What it is created from ([`Poll::source`]), for a create.
+    pub source: Arc<str>,
     /// The task that does it; `None` if it was done at once (a delete of what is gone already).
     pub task: Option<Href>,
 }
@@ -467,4 +514,19 @@ pub enum ErrorKind {
     Failed,
     /// VCD broke the task off, as it does when one of its cells restarts.
     Aborted,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written_and_any_other_text_means_nothing() {
+        for mark in [Mark::Running, Mark::Suspended, Mark::Standby { source: "0a1b".into() }] {
+            assert_eq!(Mark::read(&mark.to_string()), mark);
+        }
+        for text in ["", "yes ", "no", "maybe", "standby", "standby 0a1b x"] {
+            assert_eq!(Mark::read(text), Mark::Running, "{text:?}");
+        }
+    }
 }

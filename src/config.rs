@@ -334,6 +334,13 @@ pub const KEYS: &[ConfigKey] = {
             "Maximum time that a VM stays suspended. After that the plugin deletes it. 0: no limit.",
         ),
         key(
+            "standby_count",
+            whole(0, 1000),
+            Some("0"),
+            "Number of suspended VMs kept ready for the next jobs, in addition to max_size; 0: none.",
+        ),
+        key("standby_max_age", span(0, 366 * DAY), Some("24h"), "An older standby VM is replaced; 0: never."),
+        key(
             "on_shutdown",
             NAME,
             Some("delete"),
@@ -426,6 +433,8 @@ impl Config {
             lease,
             session_refresh: reading.span("session_refresh_interval"),
             poll_interval: reading.span("reconcile_interval"),
+            standby: reading.whole("standby_count") > 0,
+            guest_source: access::source(&access),
         };
         let policy = group::Policy {
             manager: reading.text("name"),
@@ -442,6 +451,8 @@ impl Config {
             max_instance_age: reading.span("max_instance_age"),
             suspended_max_age: reading.span("suspended_max_age"),
             suspend_resume: reading.flag("suspend_resume"),
+            standby_count: reading.whole("standby_count"),
+            standby_max_age: reading.span("standby_max_age"),
             credentials: access::fingerprint(&access),
             labels: match reading.text("metadata_label").as_str() {
                 "true" => group::Labels::All,
@@ -715,12 +726,13 @@ impl Reading {
     /// How long VCD lets a vApp be that nobody removes: longer than the garbage collection does, awake and asleep.
     fn lease(&mut self) -> Option<vcd::Lease> {
         let awake = self.span("max_instance_age").saturating_mul(2);
-        let asleep = self.span("suspended_max_age");
-        let storage = match self.flag("suspend_resume") {
-            true if asleep.is_zero() => None,
-            true => Some(awake.max(asleep)),
-            false => Some(awake),
-        };
+        let asleep = [
+            self.flag("suspend_resume").then(|| self.span("suspended_max_age")),
+            (self.whole("standby_count") > 0).then(|| self.span("standby_max_age")),
+        ];
+        let asleep = asleep.into_iter().flatten();
+        let forever = asleep.clone().any(|span| span.is_zero());
+        let storage = (!forever).then(|| asleep.fold(awake, Duration::max));
         let with_extra = |span: Duration| span.saturating_add(LEASE_EXTRA);
         match self.text("lease").as_str() {
             "auto" if awake.is_zero() => None,

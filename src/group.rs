@@ -21,6 +21,7 @@ mod owner;
 mod pace;
 mod policy;
 mod polls;
+mod standby;
 mod time;
 mod turn;
 mod vapp;
@@ -36,7 +37,7 @@ pub use view::{Glance, Limit, Phase, Standing, View};
 
 use crate::cloud::{Answer, Href, Poll, Request, UnixMs, VcdError};
 use instance::{Desired, Instance, Observed, Origin, Stage};
-use limits::{Breaker, Rng, Slots, Throttle};
+use limits::{Backoff, Breaker, Rng, Slots, Throttle};
 use pace::Pace;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -144,6 +145,12 @@ pub struct Group {
     /// When that began, and whether a poll that was sent since has been answered: what it shows of ours has to go, too.
     stopping_since: Time,
     swept: bool,
+    /// How making VMs for the standby pool has failed.
+    pool_backoff: Backoff,
+    /// VCD has refused a delete by force for its right: VMs are stopped first from then on.
+    no_force: bool,
+    /// What VMs are created from now; empty if that is not known.
+    source: Arc<str>,
     /// When the group began, by VCD's clock.
     vcd_start: Option<UnixMs>,
     /// vApps that look like ours and are not.
@@ -202,6 +209,9 @@ impl Group {
             stopping: false,
             stopping_since: now,
             swept: false,
+            pool_backoff: Backoff::default(),
+            no_force: false,
+            source: first.source.clone(),
             vcd_start: first.now,
             foreign: BTreeSet::new(),
             past: VecDeque::new(),
@@ -215,13 +225,15 @@ impl Group {
 
     // What the host asks.
 
-    /// Increase: accepts up to `n` new instances, as many as `max_size` allows. Each has an id at once.
+    /// Increase: accepts up to `n` new instances, as many as `max_size` allows. Each has an id at once. VMs of the standby
+    /// pool go first.
     pub fn increase(&mut self, now: Time, n: u32) -> u32 {
         self.now = now;
         let live = self.names.values().filter(|key| self.instances.get(key).is_some_and(|i| i.ended.is_none())).count();
         let room = (self.policy.max_size as usize).saturating_sub(live);
         let accepted = if self.stopping { 0 } else { room.min(n as usize) };
-        for _ in 0..accepted {
+        let taken = self.hand_out(accepted);
+        for _ in taken..accepted {
             let name = self.fresh_name();
             let instance = Instance::new(name.clone(), Origin::Requested, now, self.sight.at(now));
             self.say(log::Level::Info, &instance, "accepted");
@@ -374,7 +386,7 @@ impl Group {
                 operation.slot = None;
             }
             // What is not known yet is decided when it is.
-            let kept = keep && (i.has_run() || i.origin == Origin::Found);
+            let kept = keep && (i.has_run() || i.stands_by() || i.origin == Origin::Found);
             if !kept {
                 self.delete_for(key, Cause::Shutdown);
             }
@@ -384,7 +396,7 @@ impl Group {
 
     /// True when [`Group::shutdown`] was called and nothing is left to do for it, as far as one last poll shows.
     pub fn stopped(&self) -> bool {
-        let kept = |i: &Instance| i.has_run() && !i.desired.is_deleted() && !i.on_wire();
+        let kept = |i: &Instance| (i.has_run() || i.stands_by()) && !i.desired.is_deleted() && !i.on_wire();
         self.stopping && self.swept && self.instances.values().all(|i| i.ended.is_some() || kept(i))
     }
 
@@ -457,7 +469,7 @@ impl Group {
     fn fresh_name(&mut self) -> Name {
         loop {
             let name = self.owner.name(&mut self.rng);
-            if !self.names.contains_key(&name) {
+            if !self.names.contains_key(&name) && !self.instances.values().any(|i| i.name == name) {
                 return name;
             }
         }

@@ -125,6 +125,10 @@ pub struct Life {
     pub dropped: u64,
     /// It was made here; else it was found.
     made_here: bool,
+    /// The host knows it.
+    reported: bool,
+    /// It was handed out when it was complete.
+    taken: bool,
     /// The task that is awaited: which, of which operation, since when.
     task: Option<(Href, &'static str, Time)>,
     /// Something went wrong since it last came to rest: what happens again from here on is a repeat.
@@ -403,7 +407,9 @@ impl Life {
             brief: false,
             steps: Vec::new(),
             dropped: 0,
-            made_here: view.reported && matches!(view.phase, Phase::PendingCreate | Phase::Creating),
+            made_here: matches!(view.phase, Phase::PendingCreate | Phase::Creating),
+            reported: view.reported,
+            taken: false,
             task: None,
             trouble: false,
             retries: 0,
@@ -422,6 +428,12 @@ impl Life {
 
     /// Takes in how the instance is now; `first` if nothing was known of it.
     fn follow(&mut self, view: &Glance<'_>, first: bool, now: Time, shown: Shown, notes: &[Note], tally: &mut Tally) {
+        if view.reported && !self.reported && view.cause.is_none() {
+            // It was made for the standby pool, and is the runner's from now on.
+            self.taken = matches!(self.phase, Phase::Standby | Phase::Suspending);
+            (self.reported, self.made_here, self.began, self.noticed) = (true, true, now, Duration::ZERO);
+            self.create_asked = self.create_asked.map(|_| now);
+        }
         if view.retries > self.retries {
             for _ in self.retries..view.retries {
                 tally.fail("create");
@@ -465,10 +477,14 @@ impl Life {
             Phase::Running if self.made_here && self.created.is_none() => {
                 self.created = Some(now);
                 tally.created += 1;
+                if self.taken {
+                    return tally.standby.add(now - self.began);
+                }
                 tally.creation.add(now - self.began);
                 tally.queued.add(self.create_asked.unwrap_or(now) - self.began);
                 tally.noticed.add(self.noticed);
             }
+            Phase::Standby => tally.standby_created += u64::from(self.made_here),
             Phase::Deleting => {
                 self.delete_asked.get_or_insert(now);
             }
@@ -785,7 +801,7 @@ mod tests {
         for turn in 0..1_000_u64 {
             let views: Vec<View> = (turn..turn + 200)
                 .map(|key| {
-                    View::example(key, &format!("ci-{key:08}"), Phase::ALL[(key + turn) as usize % Phase::ALL.len()])
+                    View::example(key, &format!("ci-{key:08}"), Phase::ALL[(key * turn) as usize % Phase::ALL.len()])
                 })
                 .collect();
             journal.turn(seconds(turn), Shown::Poll, vec![], vec![], &views);
@@ -825,7 +841,7 @@ mod tests {
         turn(2, &|key| if key < 1500 { Phase::Deleted } else { Phase::Running }, &mut journal);
         turn(3, &|key| if key < 1500 { Phase::Deleted } else { Phase::Running }, &mut journal);
         assert_eq!((journal.tally.deleted, journal.lives.len(), journal.ended.len()), (1500, 500, MAX_ENDED));
-        assert_eq!(journal.samples.last().map(|sample| sample.counts), Some([0, 0, 500, 0, 0, 0, 0, 0, 1500]));
+        assert_eq!(journal.samples.last().map(|sample| sample.counts), Some([0, 0, 500, 0, 0, 0, 0, 0, 0, 1500]));
         assert!(journal.life(1499).is_some_and(|life| life.phase == Phase::Deleted) && journal.life(0).is_none());
     }
 }

@@ -34,6 +34,8 @@ impl Histogram {
 
 /// Buckets of creates: from 30 s, which is what VCD needs at least.
 const CREATION: &[f64] = &[30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 900.0, 1200.0];
+/// Buckets of resumes, which take VCD seconds.
+const STANDBY: &[f64] = &[5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 1200.0];
 const DELETION: &[f64] = &[10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0];
 const GC: &[f64] = &[1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 const RECONCILE: &[f64] = &[0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0];
@@ -52,6 +54,10 @@ pub struct Tally {
     pub failed: Vec<(&'static str, u64)>,
     /// From Increase to running.
     pub creation: Histogram,
+    /// VMs that were created for the standby pool, and are in it or were.
+    pub standby_created: u64,
+    /// From Increase to running, of VMs that were taken from standby: these are not in `creation`.
+    pub standby: Histogram,
     /// From the wish to remove it until VCD does not have it any more.
     pub deletion: Histogram,
     /// The part of `creation` until VCD was first asked.
@@ -81,6 +87,8 @@ impl Default for Tally {
             deleted: 0,
             failed: ["create", "delete", "resume", "suspend", "timeout"].map(|operation| (operation, 0)).into(),
             creation: Histogram::new(CREATION),
+            standby_created: 0,
+            standby: Histogram::new(STANDBY),
             deletion: Histogram::new(DELETION),
             queued: Histogram::new(OVERHEAD),
             noticed: Histogram::new(OVERHEAD),

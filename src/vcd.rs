@@ -135,6 +135,10 @@ pub struct Settings {
     pub session_refresh: Duration,
     /// Pause between two polls when nothing is awaited: a connection idles for so long.
     pub poll_interval: Duration,
+    /// VMs are kept in standby: whether a newer template is there is asked for even without a create.
+    pub standby: bool,
+    /// Tells guests of other credentials or scripts apart: a hash.
+    pub guest_source: String,
 }
 
 impl Settings {
@@ -190,6 +194,15 @@ struct Known {
     at: Instant,
     /// VCD did not find something of them: look them up before the next create.
     stale: bool,
+    /// [`Poll::source`](crate::cloud::Poll::source) of what is created from them.
+    source: Arc<str>,
+}
+
+impl Known {
+    /// Looked up now.
+    fn new(names: Arc<Names>, settings: &Settings) -> Known {
+        Known { source: create::source(settings, &names), names, at: Instant::now(), stale: false }
+    }
 }
 
 /// One call of the caller's, which may take several HTTP requests.
@@ -244,7 +257,12 @@ impl Client {
             http.shown().token = Some(token.clone());
         }
         Ok(Client {
-            names: Mutex::new(Known { names: Arc::new(Names::default()), at: Instant::now(), stale: true }),
+            names: Mutex::new(Known {
+                names: Arc::new(Names::default()),
+                at: Instant::now(),
+                stale: true,
+                source: Arc::default(),
+            }),
             http,
             session: Session::new(),
             resolving: Mutex::new(()),
@@ -262,7 +280,7 @@ impl Client {
     #[cfg(fuzzing)]
     pub fn anew(&self) -> Result<Client, VcdError> {
         let client = Client::new(self.settings.clone())?;
-        *client.known() = Known { names: self.names(), at: Instant::now(), stale: false };
+        *client.known() = Known::new(self.names(), &client.settings);
         Ok(client)
     }
 
@@ -281,7 +299,8 @@ impl Client {
                     no_suspend: names.no_suspend(),
                     token: client.session.token().0,
                 };
-                *client.known() = Known { names: Arc::new(names), at: Instant::now(), stale: false };
+                let known = Known::new(Arc::new(names), &client.settings);
+                *client.known() = known;
                 Ok((client, environment))
             }
             Err(all) => {
@@ -308,7 +327,7 @@ impl Client {
             Request::AddTpm { vm } => self.add_tpm(&call, vm),
             Request::PowerOn { vapp } => self.power(&call, vapp, "powerOn"),
             Request::Suspend { vapp } => self.power(&call, vapp, "suspend"),
-            Request::Mark { vapp, suspended } => self.mark(&call, vapp, *suspended),
+            Request::Mark { vapp, mark } => self.mark(&call, vapp, mark),
             Request::Delete { vapp } => self.delete(&call, vapp, true),
             Request::Undeploy { vapp } => self.undeploy(&call, vapp),
             Request::DeleteStopped { vapp } => self.delete(&call, vapp, false),
@@ -530,7 +549,8 @@ impl Client {
         if new.href != old.href {
             log::info!("new VMs are made from template {:?} in catalog {:?}", new.name, new.catalog);
         }
-        *self.known() = Known { names: names.clone(), at: Instant::now(), stale: false };
+        let known = Known::new(names.clone(), &self.settings);
+        *self.known() = known;
         Ok(names)
     }
 

@@ -11,6 +11,7 @@ use fleeting_plugin_vcd_fuzz::{init, log_is_shown};
 use libfuzzer_sys::fuzz_target;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Steps in one life.
@@ -101,7 +102,8 @@ impl Life {
         let owner = Owner::new(&policy);
         let max_creates = policy.max_creates as usize;
         let seed = u64::from(input.byte());
-        let policy = Policy { labels: if seed & 1 == 0 { Labels::All } else { Labels::Found }, ..policy };
+        let standby_count = if seed & 6 == 0 { 2 } else { 0 };
+        let policy = Policy { standby_count, labels: if seed & 1 == 0 { Labels::All } else { Labels::Found }, ..policy };
         let empty = Group::new(policy.clone(), seed, Time(0), &Poll::default());
         let mut life = Life {
             group: empty,
@@ -315,11 +317,20 @@ impl Life {
         }
     }
 
+    /// What VMs are created from: one of two, or not known.
+    fn source(from: Option<UnixMs>) -> Arc<str> {
+        match from {
+            None => "".into(),
+            Some(0) => "s1".into(),
+            _ => "s0".into(),
+        }
+    }
+
     fn poll(&mut self, input: &mut Input, vapps: bool) -> Poll {
         let now = Self::vcd_time(input);
         let vms = (0..input.below(5)).map(|_| self.vm(input)).collect();
         let vapps = vapps.then(|| (0..input.below(5)).map(|_| self.vapp(input, true)).collect());
-        Poll { now, vms, vapps }
+        Poll { now, vms, vapps, source: Self::source(now) }
     }
 
     fn vm(&mut self, input: &mut Input) -> Vm {
@@ -372,6 +383,7 @@ impl Life {
                 guest_os: String::new(),
             }),
         });
+        let (created, tasks_empty) = (Self::vcd_time(input), tasks.is_empty());
         Vapp {
             href: href_,
             name,
@@ -382,9 +394,14 @@ impl Life {
             tasks,
             vms: made.iter().map(|made| made.vm.clone()).chain((more & 4 != 0).then(|| href("vm", n ^ 1))).collect(),
             made,
-            created: Self::vcd_time(input),
+            created,
             labelled,
-            marked: more & 1 == 1,
+            suspending: !tasks_empty && more & 2 != 0,
+            mark: match more & 3 {
+                1 => Mark::Suspended,
+                3 => Mark::Standby { source: Self::source(created) },
+                _ => Mark::Running,
+            },
         }
     }
 
@@ -489,7 +506,7 @@ impl Life {
                     }
                     self.ours.extend(task.clone());
                 }
-                Reply::Started(Started { vapp, task })
+                Reply::Started(Started { vapp, task, source: "s0".into() })
             }
         })
     }

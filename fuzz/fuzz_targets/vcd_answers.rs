@@ -1,7 +1,7 @@
 //! VCD's answers of every kind: to one call of the client's, or to the beginning of everything.
 #![no_main]
 
-use fleeting_plugin_vcd::cloud::{MAX_TASKS_ASKED, Request};
+use fleeting_plugin_vcd::cloud::{MAX_TASKS_ASKED, Mark, Request};
 use fleeting_plugin_vcd::vcd::inspect::Inspector;
 use fleeting_plugin_vcd::vcd::{Client, IpMode};
 use fleeting_plugin_vcd_fuzz::vcd::*;
@@ -25,7 +25,7 @@ fuzz_target!(init: start(), |data: &[u8]| {
                 "tpm" => Request::AddTpm { vm },
                 "power-on" => Request::PowerOn { vapp },
                 "suspend" => Request::Suspend { vapp },
-                "mark" => Request::Mark { vapp, suspended: true },
+                "mark" => Request::Mark { vapp, mark: Mark::Suspended },
                 "delete" => Request::Delete { vapp },
                 "undeploy" => Request::Undeploy { vapp },
                 "delete-stopped" => Request::DeleteStopped { vapp },

@@ -1,7 +1,7 @@
 //! `/metrics` in the Prometheus text format. The names are those of the Go plugin, and more; docs/monitoring.md lists them.
 //! No label takes a value from outside but the group's name: their number is bounded.
 
-use crate::group::{Phase, State, Time};
+use crate::group::{Phase, State, Time, View};
 use crate::status::Status;
 use crate::tally::Histogram;
 use crate::vcd::{SessionState, TOOK_BOUNDS};
@@ -116,7 +116,8 @@ fn gather(status: &Status<'_>) -> Moment {
     let states: Vec<(&'static str, f64)> =
         Phase::ALL.iter().map(|phase| phase.name()).zip(counts.map(f64::from)).collect();
     let by_state = State::ALL.map(|state| {
-        let known = status.views.iter().filter(|view| !view.undecided && view.state == state);
+        let seen = |view: &&View| !view.undecided && view.phase != Phase::Standby && view.state == state;
+        let known = status.views.iter().filter(seen);
         (state.name(), known.count() as f64)
     });
     let epoch = |time: Time| status.wall(time).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
@@ -127,6 +128,10 @@ fn gather(status: &Status<'_>) -> Moment {
     all.counters("instances_failed", help, "operation", &tally.failed);
     all.gauges("instances_current", "Instances by phase", "state", &states);
     all.histogram("instance_creation_duration_seconds", "From Increase to running", &tally.creation);
+    let help = "From Increase to running, of VMs taken from standby, which the creation duration does not hold";
+    all.histogram("standby_taken_duration_seconds", help, &tally.standby);
+    all.counter("standby_created", "VMs created for the standby pool that came into it", tally.standby_created);
+    all.counter("standby_taken", "VMs taken from standby that came to running", tally.standby.count);
     let help = "From the wish to remove an instance until VCD does not have it any more";
     all.histogram("instance_deletion_duration_seconds", help, &tally.deletion);
 

@@ -1,10 +1,10 @@
 //! vApps that a poll shows and no instance stands for: an earlier life's, or made by a request that was given up. What is
 //! complete when Init answers is adopted; what is ours and shows later is deleted, as GitLab Runner would trust it as new.
 
-use super::instance::{Cause, Desired, Observed, Origin};
+use super::instance::{Cause, Desired, Mark, Observed, Origin};
 use super::next::CUSTOMIZATION_USUAL;
 use super::owner::{Owner, Ownership};
-use super::vapp::{CHECKS, Guest, Mark, Record, Vapp};
+use super::vapp::{CHECKS, Guest, Record, Vapp};
 use super::{Group, Instance, Key, Labels, MAX_FOREIGN, Name, OnShutdown};
 use crate::cloud::{self, Customization, Href, Poll, Power, UnixMs, Vm};
 use log::Level;
@@ -64,7 +64,7 @@ impl Group {
         if self.instances.values().any(|i| i.href() == Some(found.vapp) || i.last_vapp.as_ref() == Some(found.vapp)) {
             return;
         }
-        if self.named(found.name).is_some_and(Instance::may_have_made) {
+        if self.is_being_made(found.name) {
             return;
         }
         let verdict = self.owner.judge_record(found.name, found.description);
@@ -103,13 +103,18 @@ impl Group {
         }
     }
 
+    /// A create of this name is on the wire, or its outcome is not known.
+    fn is_being_made(&self, name: &str) -> bool {
+        self.instances.values().any(|i| *i.name == *name && i.may_have_made())
+    }
+
     /// A direct look at a vApp of which it was not known whose it is.
     pub(super) fn undecided_seen(&mut self, key: Key, seen: Option<cloud::Vapp>) {
         let Some(i) = self.instances.get(&key) else { return };
         let Some(seen) = seen else { return self.forget_undecided(key) };
         // By now the create that made it may have been answered or looked up.
         let claimed = self.instances.iter().any(|(other, i)| *other != key && i.href() == Some(&seen.href));
-        if claimed || self.named(&i.name).is_some_and(Instance::may_have_made) {
+        if claimed || self.is_being_made(&i.name) {
             return self.forget_undecided(key);
         }
         let labelled = i.vapp().is_some_and(|vapp| vapp.labelled);
@@ -135,8 +140,9 @@ impl Group {
         }
         if let Some(vapp) = i.vapp_mut() {
             vapp.proven = true;
-            if seen.marked {
-                vapp.mark = Mark::Written;
+            vapp.shared = seen.vms.len() > 1;
+            if seen.mark == cloud::Mark::Suspended {
+                vapp.mark = Some(Mark::Suspended);
             }
             let made = seen.made.as_ref();
             vapp.external = made.and_then(|made| made.external);
@@ -148,9 +154,15 @@ impl Group {
                 vapp.record = Some(Record::of_look(guest, seen.busy, vapp.record.as_ref(), now));
             }
         }
-        let adopted = match seen.power {
+        // What is being suspended is as good as suspended: its mark tells for whom.
+        let power = if seen.suspending { Power::Suspended } else { seen.power };
+        let adopted = match power {
+            Power::Suspended if seen.suspending && seen.mark != cloud::Mark::Suspended => false,
             Power::On => found && self.adopt(key, Power::On),
-            Power::Suspended => found && suspends && seen.marked && self.adopt(key, Power::Suspended),
+            Power::Suspended if seen.mark == cloud::Mark::Suspended => {
+                found && suspends && self.adopt(key, Power::Suspended)
+            }
+            Power::Suspended => found && self.adopt_standby(key, &seen),
             _ => false,
         };
         if !adopted {

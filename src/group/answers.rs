@@ -2,12 +2,13 @@
 //! follows from a failure in `failures.rs`.
 
 use super::failures::will_not_pass;
-use super::instance::{Desired, Kind, Operation, Question, Stage};
+use super::instance::{Desired, Kind, Mark, Operation, Question, Stage};
 use super::limits::{DELETE_RETRY_MAX, Lane, RETRY_BASE, RETRY_MAX, doubled};
 use super::next::CANCEL_PATIENCE;
 use super::time::Stopwatch;
-use super::vapp::{Label, Mark, Removal, Vapp};
-use super::{Group, Key};
+use super::vapp::{Guest, Label, Removal, Vapp};
+
+use super::{Group, Instance, Key};
 use crate::cloud::{Answer, ErrorKind, Reply, Started, VcdError};
 use log::Level;
 use std::time::Duration;
@@ -71,11 +72,11 @@ impl Group {
         let (now, seen, stopping) = (self.now, self.sight.at(self.now), self.stopping);
         let Some(i) = self.instances.get_mut(&key) else { return Ok(()) };
         if let Kind::Create { whole } = kind {
-            let Started { vapp: Some(href), .. } = &started else {
+            let Started { vapp: Some(href), source, .. } = &started else {
                 return Err(wrong_reply("create", &Reply::Started(started)));
             };
             let mut vapp = Vapp::new(href.clone(), now);
-            vapp.build.whole = whole;
+            (vapp.build.whole, vapp.source) = (whole, source.clone());
             i.observe(vapp);
         }
         if let Some(vapp) = i.vapp_mut() {
@@ -208,10 +209,10 @@ impl Group {
             ErrorKind::NotFound => self.vanished(key),
             ErrorKind::Unavailable | ErrorKind::Auth => self.change_failed(key, error),
             ErrorKind::Busy => self.busy(key),
-            _ if kind == Kind::Mark(false) => self.not_unmarked(key, error),
+            _ if kind == Kind::Mark(Mark::Running) => self.not_unmarked(key, error),
             _ if kind == Kind::Resume => {
                 // It may be on: an earlier request was carried out late.
-                self.change_failed(key, error);
+                self.not_resumed(key, error);
                 let Some(i) = self.instances.get_mut(&key) else { return };
                 i.attempts.look.next = i.attempts.change.next;
                 i.vapp_mut().into_iter().for_each(|vapp| vapp.doubt = true);
@@ -220,8 +221,8 @@ impl Group {
                 if let Some(vapp) = i.vapp_mut() {
                     // It may be suspended already.
                     vapp.doubt = kind == Kind::Suspend;
-                    if kind == Kind::Mark(true) {
-                        vapp.mark = Mark::Absent;
+                    if let Kind::Mark(_) = kind {
+                        vapp.mark = Some(Mark::Running);
                     }
                 }
                 self.not_suspended(key, error);
@@ -229,23 +230,40 @@ impl Group {
         }
     }
 
-    /// A suspend failed for good: the instance runs on.
+    /// A suspend failed for good: the instance runs on, or is no use for the standby pool.
     pub(super) fn not_suspended(&mut self, key: Key, error: &VcdError) {
-        if let Some(i) = self.instances.get_mut(&key)
-            && i.desired == Desired::Suspended
-        {
-            i.desired = Desired::Running;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        match i.desired {
+            Desired::Standby => return self.pool_failed(key, error),
+            Desired::Suspended => i.desired = Desired::Running,
+            Desired::Running | Desired::Deleted(_) => {}
         }
         self.blame(key, error, "not suspended, it runs on");
     }
 
+    /// A resume failed: it is tried again; what nobody has used yet is created anew instead.
+    pub(super) fn not_resumed(&mut self, key: Key, error: &VcdError) {
+        let fresh = |i: &&mut Box<Instance>| i.vapp().is_some_and(|vapp| vapp.guest == Guest::Standby) && !i.goes();
+        if let Some(i) = self.instances.get_mut(&key).filter(fresh) {
+            i.vapp_mut().into_iter().for_each(|vapp| vapp.doomed = true);
+            // Its time begins with the request for the new one.
+            (i.attempts.create.next, i.creating) = (self.now, None);
+            return self.blame(key, error, "a new VM is created in place of the standby VM");
+        }
+        self.change_failed(key, error);
+    }
+
     /// Nothing depends on a mark that stays on what runs.
     pub(super) fn not_unmarked(&mut self, key: Key, error: &VcdError) {
+        if self.instances.get(&key).is_some_and(|i| i.vapp().is_some_and(|vapp| vapp.guest == Guest::Standby)) {
+            // It must not be used before its mark is gone.
+            return self.not_resumed(key, error);
+        }
         self.change_failed(key, error);
         let Some(i) = self.instances.get_mut(&key) else { return };
         if i.attempts.change.tries >= LABEL_TRIES {
             i.attempts.change.reset();
-            i.vapp_mut().into_iter().for_each(|vapp| vapp.mark = Mark::Absent);
+            i.vapp_mut().into_iter().for_each(|vapp| vapp.mark = Some(Mark::Running));
         }
     }
 
@@ -266,6 +284,7 @@ impl Group {
             }
             (ErrorKind::Forbidden | ErrorKind::Invalid | ErrorKind::State, Removal::Force) => {
                 vapp.removal = Removal::Stop;
+                self.no_force |= error.kind == ErrorKind::Forbidden;
                 self.say_of(Level::Warn, key, format!("{error}; it is stopped first, then deleted"));
             }
             // What is off may have to be stopped all the same, if its guest did that: only VCD knows.

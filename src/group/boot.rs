@@ -27,7 +27,8 @@ impl Group {
     pub(super) fn probe_answered(&mut self, key: Key, result: Result<(), String>) {
         let (now, labels) = (self.now, self.labels);
         let Some(i) = self.instances.get_mut(&key) else { return };
-        let wanted = i.desired == Desired::Running;
+        let stands_by = i.desired == Desired::Standby;
+        let wanted = i.desired == Desired::Running || stands_by;
         let Some(vapp) = i.vapp_mut() else { return };
         let record = vapp.record.clone();
         let silent = record.as_ref().is_some_and(Record::silent);
@@ -42,6 +43,13 @@ impl Group {
             // A poll must have shown it so at the end of that time: they may have failed meanwhile.
             Ok(()) if silent && record.is_some_and(|r| r.seen < *answers.get_or_insert(now) + r.grace()) => {
                 i.attempts.look.next = now + STEADY_PROBE_PAUSE;
+            }
+            Ok(()) if stands_by => {
+                vapp.guest = Guest::Standby;
+                (i.error, self.progress) = (None, now);
+                self.breaker.success(now);
+                i.attempts.create.reset();
+                self.say_of(Level::Info, key, "ready, and to be suspended for standby".into());
             }
             Ok(()) => {
                 vapp.guest = Guest::Ready;

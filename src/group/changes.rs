@@ -1,12 +1,12 @@
 //! How an operation ends: what an instance is after VCD's task has succeeded, failed, or was forgotten.
 
 use super::answers::wrong_reply;
-use super::instance::{Desired, Kind, Stage};
+use super::instance::{Desired, Kind, Mark, Stage};
 use super::next::UNKNOWN_WINDOW;
 use super::pace::Course;
 use super::polls::watch_backoff;
 use super::time::Stopwatch;
-use super::vapp::{Guest, Mark, Removal};
+use super::vapp::{Guest, Removal};
 use super::{Group, Instance, Key, Time};
 use crate::cloud::{Answer, ErrorKind, Power, Reply, TaskState, VcdError};
 use log::Level;
@@ -109,11 +109,13 @@ impl Group {
             }
             Kind::Suspend => self.asleep(key),
             Kind::Resume => self.woke(key),
-            Kind::Mark(marked) => {
+            Kind::Mark(mark) => {
                 i.operation = None;
                 i.attempts.change.reset();
-                let mark = if marked { Mark::Written } else { Mark::Absent };
-                i.vapp_mut().into_iter().for_each(|vapp| vapp.mark = mark);
+                i.vapp_mut().into_iter().for_each(|vapp| vapp.mark = Some(mark));
+                if i.stands_by() {
+                    self.came_to_rest(key);
+                }
             }
             Kind::Delete(_) => self.look_what_became(key),
             Kind::Other => self.over(key),
@@ -136,18 +138,18 @@ impl Group {
                 self.no_tpm(key, error);
             }
             Kind::Create { .. } | Kind::Configure | Kind::PowerOn => self.made_badly(key, error),
-            Kind::Suspend | Kind::Mark(true) => {
+            Kind::Suspend | Kind::Mark(Mark::Suspended | Mark::Standby) => {
                 i.operation = None;
-                i.never_slept();
+                self.stayed_on(key);
                 self.not_suspended(key, error);
             }
-            Kind::Mark(false) => {
+            Kind::Mark(Mark::Running) => {
                 self.over(key);
                 self.not_unmarked(key, error);
             }
             Kind::Resume => {
                 self.over(key);
-                self.change_failed(key, error);
+                self.not_resumed(key, error);
             }
             Kind::Delete(removal) => {
                 i.operation = None;
@@ -179,7 +181,7 @@ impl Group {
         let Some(vapp) = i.vapp_mut() else { return };
         vapp.settle(Power::Suspended, now);
         vapp.unhealthy = None;
-        if wanted {
+        if wanted && vapp.guest.has_run() {
             // Not desired so, or not any more: it is resumed.
             vapp.guest = Guest::Returning { since: None, answers: None, probing: false };
         }
@@ -193,9 +195,25 @@ impl Group {
         i.operation = None;
         i.attempts.change.reset();
         let Some(vapp) = i.vapp_mut() else { return };
-        vapp.settle(Power::On, now);
         (vapp.record, vapp.unhealthy) = (None, None);
+        if vapp.guest == Guest::Standby {
+            return vapp.first_use(now, seen);
+        }
+        vapp.settle(Power::On, now);
         vapp.guest = Guest::Returning { since: Some(Stopwatch::start(seen)), answers: None, probing: false };
+    }
+
+    /// Its suspend did not work, or was not begun, and it is wanted by now: there is nothing to resume.
+    pub(super) fn stayed_on(&mut self, key: Key) {
+        let (now, seen) = (self.now, self.sight.at(self.now));
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let wanted = i.desired == Desired::Running;
+        let Some(vapp) = i.vapp_mut().filter(|vapp| vapp.power == Power::On) else { return };
+        match vapp.guest {
+            Guest::Returning { since: None, .. } => vapp.guest = Guest::Ready,
+            Guest::Standby if wanted => vapp.first_use(now, seen),
+            _ => {}
+        }
     }
 }
 
@@ -207,14 +225,6 @@ impl Instance {
         let Some(vapp) = self.vapp_mut() else { return };
         if suspends || vapp.power == Power::Suspended {
             vapp.guest = Guest::Returning { since: None, answers: None, probing: false };
-        }
-    }
-
-    /// Its suspend did not work, and the host has changed its mind meanwhile: there is nothing to resume.
-    pub(super) fn never_slept(&mut self) {
-        let Some(vapp) = self.vapp_mut() else { return };
-        if let (Guest::Returning { since: None, .. }, Power::On) = (&vapp.guest, vapp.power) {
-            vapp.guest = Guest::Ready;
         }
     }
 

@@ -1,7 +1,8 @@
 //! What follows when something fails or is gone: how it is tried again, what counts for the breaker, and how an instance ends.
 
-use super::instance::{Attempts, Desired, Observed};
+use super::instance::{Attempts, Desired, Observed, Origin};
 use super::limits::{Backoff, DELETE_RETRY_MAX, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
+use super::vapp::Guest;
 use super::{Group, Key, MAX_PAST, PRUNE_AFTER, Time};
 use crate::cloud::{ErrorKind, VcdError};
 use log::Level;
@@ -31,7 +32,7 @@ impl Group {
 
     pub(super) fn forget(&mut self, key: Key) {
         if let Some(i) = self.instances.remove(&key)
-            && i.is_reported()
+            && (i.is_reported() || i.origin == Origin::Standby)
         {
             self.names.remove(&i.name);
             if self.past.len() >= MAX_PAST {
@@ -51,9 +52,13 @@ impl Group {
         i.attempts.delete.reset();
         i.attempts.change.reset();
         (i.attempts.look.next, i.attempts.change.next) = (now, now);
-        let (wanted, lost) = (!i.desired.is_deleted() && !was.doomed, was.guest.has_run());
+        let lost = was.guest.has_run() || i.origin == Origin::Adopted;
+        let wanted = !i.desired.is_deleted() && !was.doomed;
         let left_over_quota = was.doomed && i.refused == Some(ErrorKind::Quota);
+        let of_pool = i.desired == Desired::Standby && was.guest == Guest::Standby;
         match () {
+            // Another takes its place, with an id of its own.
+            _ if of_pool => self.delete_for(key, super::Cause::Spoiled),
             _ if wanted && lost => self.delete_for(key, super::Cause::Lost),
             // It went while it was being made, not by us.
             _ if wanted => self.create_failed(key, None),
@@ -76,6 +81,10 @@ impl Group {
     /// A create failed, for a reason of VCD's or of the configuration.
     pub(super) fn count_create_failure(&mut self, key: Key, aborted: bool) {
         let Some(i) = self.instances.get(&key) else { return };
+        if i.origin == Origin::Standby && self.breaker.allows(self.now) == u32::MAX {
+            // Nobody waits for it. If the breaker is open, it is the one create that is tried.
+            return;
+        }
         let why = i.error.clone().unwrap_or_else(|| "no reason is known".into());
         if let Some(pause) = self.breaker.failure(self.now, i.create_began, aborted) {
             let text = format!(
@@ -153,7 +162,7 @@ impl Group {
     pub(super) fn create_left(&mut self, key: Key, error: &VcdError, counts: bool) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.operation = None;
-        let wanted = i.desired == Desired::Running;
+        let wanted = !i.desired.is_deleted();
         if let Some(vapp) = i.vapp_mut() {
             (vapp.doomed, vapp.build.slot) = (true, None);
         }

@@ -20,6 +20,8 @@ pub(super) enum Origin {
     Found,
     /// Ours, and nobody's: deleted, never reported.
     Leftover,
+    /// For the standby pool: the host does not know of it.
+    Standby,
 }
 
 /// What is desired of an instance.
@@ -27,6 +29,8 @@ pub(super) enum Origin {
 pub(super) enum Desired {
     Running,
     Suspended,
+    /// Complete, suspended, and kept for a later Increase.
+    Standby,
     Deleted(Cause),
 }
 
@@ -53,6 +57,10 @@ pub enum Cause {
     Aged,
     /// An earlier process began it, or a request that was given up.
     Leftover,
+    /// It cannot be in standby: it may have been used, cannot be suspended, or is older than standby_max_age.
+    Spoiled,
+    /// In standby, and created from what is not configured any more.
+    Outdated,
 }
 
 /// What is observed in VCD.
@@ -75,8 +83,8 @@ pub(super) enum Kind {
     PowerOn,
     Suspend,
     Resume,
-    /// Writes whether a suspend of ours is on its way.
-    Mark(bool),
+    /// Writes what it means if it is found suspended.
+    Mark(Mark),
     Delete(Removal),
     /// Somebody else's task: it is waited for.
     Other,
@@ -92,6 +100,14 @@ impl Kind {
             Kind::Other => None,
         }
     }
+}
+
+/// What it means if a vApp is found suspended, in short ([`cloud::Mark`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mark {
+    Running,
+    Suspended,
+    Standby,
 }
 
 /// The one operation of an instance that is in VCD, or may be.
@@ -208,6 +224,11 @@ impl Instance {
         matches!(self.origin, Origin::Requested | Origin::Adopted)
     }
 
+    /// Nobody's, or not known to be anybody's yet.
+    pub fn is_leftover(&self) -> bool {
+        matches!(self.origin, Origin::Found | Origin::Leftover)
+    }
+
     pub fn vapp(&self) -> Option<&Vapp> {
         match &self.observed {
             Observed::Nothing => None,
@@ -237,6 +258,22 @@ impl Instance {
         self.desired == Desired::Running && self.vapp().is_some_and(|v| matches!(v.guest, Guest::Ready))
     }
 
+    /// It is in standby, and whoever finds it knows that.
+    pub fn stands_by(&self) -> bool {
+        self.desired == Desired::Standby && self.operation.is_none() && self.vapp().is_some_and(Vapp::is_at_rest)
+    }
+
+    /// The slot that an operation of this kind takes.
+    pub fn lane(&self, kind: Kind) -> Option<Lane> {
+        let handed_out = self.desired == Desired::Running && self.vapp().is_some_and(|v| v.guest == Guest::Standby);
+        match kind {
+            Kind::Delete(_) => kind.lane(),
+            _ if self.origin == Origin::Standby => Some(Lane::Standby),
+            Kind::Mark(_) if handed_out => Some(Lane::Resume),
+            _ => kind.lane(),
+        }
+    }
+
     /// It has run: it is kept if running instances are, and lost if it goes.
     pub fn has_run(&self) -> bool {
         self.vapp().is_some_and(|vapp| vapp.guest.has_run())
@@ -245,7 +282,8 @@ impl Instance {
     /// It is on and wanted, and its login port has yet to answer: only polls show how far it is.
     pub fn boots(&self) -> bool {
         let boots = self.vapp().is_some_and(|vapp| vapp.guest.boots());
-        boots && self.ended.is_none() && self.desired == Desired::Running && self.operation.is_none()
+        let wanted = matches!(self.desired, Desired::Running | Desired::Standby);
+        boots && self.ended.is_none() && wanted && self.operation.is_none()
     }
 
     /// It is suspended, as far as operations and looks tell.

@@ -104,9 +104,12 @@ pub(super) enum Lane {
     Resume,
     Delete,
     Suspend,
+    /// All of a VM for the standby pool, but its delete. It counts for no other limit: nobody waits because of it.
+    Standby,
 }
 
 impl Lane {
+    /// Those that count together.
     const ALL: [Lane; 4] = [Lane::Create, Lane::Resume, Lane::Delete, Lane::Suspend];
 
     /// Somebody waits for it.
@@ -117,16 +120,17 @@ impl Lane {
 
 /// How many operations are in VCD, or may be. Each holds a [`Slot`].
 #[derive(Default)]
-pub(super) struct Slots([Rc<Cell<u32>>; 4]);
+pub(super) struct Slots([Rc<Cell<u32>>; 5]);
 
 impl Slots {
     fn count(&self, lane: Lane) -> &Rc<Cell<u32>> {
-        let [create, resume, delete, suspend] = &self.0;
+        let [create, resume, delete, suspend, standby] = &self.0;
         match lane {
             Lane::Create => create,
             Lane::Resume => resume,
             Lane::Delete => delete,
             Lane::Suspend => suspend,
+            Lane::Standby => standby,
         }
     }
 
@@ -141,12 +145,12 @@ impl Slots {
         self.count(lane).get()
     }
 
-    /// In use in all lanes that are urgent, or in all that are not.
+    /// In use in all lanes that are urgent, or in all others that count together.
     pub fn used_by(&self, urgent: bool) -> u32 {
         Lane::ALL.into_iter().filter(|lane| lane.is_urgent() == urgent).map(|lane| self.used(lane)).sum()
     }
 
-    /// In use.
+    /// In use in all lanes that count together.
     pub fn total(&self) -> u32 {
         Lane::ALL.into_iter().map(|lane| self.used(lane)).sum()
     }

@@ -85,6 +85,8 @@ impl Group {
                 }
             }
         }
+        // No create leaves it so: it was taken away, and put back.
+        vapp.doomed = found.power == Power::Suspended;
         i.observe(vapp);
         self.progress = now;
         self.say_of(Level::Info, key, "found in VCD: the create had worked".into());
@@ -196,7 +198,7 @@ impl Group {
     /// Its VM is gone, and its vApp is there: somebody deleted or moved it.
     fn vm_lost(&mut self, key: Key) {
         let Some(i) = self.instances.get_mut(&key) else { return };
-        let had_run = i.has_run();
+        let (had_run, of_pool) = (i.has_run() || i.origin == Origin::Adopted, i.desired == Desired::Standby);
         if let Some(vapp) = i.vapp_mut() {
             vapp.doomed = true;
         }
@@ -204,6 +206,7 @@ impl Group {
         self.say_of(Level::Warn, key, "its VM is not in its vApp any more, and not by us".into());
         match had_run {
             true => self.delete_for(key, Cause::Lost),
+            false if of_pool => self.delete_for(key, Cause::Spoiled),
             false => self.create_failed(key, None),
         }
     }
@@ -274,8 +277,8 @@ impl Group {
             (Kind::Resume, Power::On) => self.woke(key),
             _ if may_come => self.look_again(key),
             (Kind::Suspend, Power::On) => {
-                i.operation = None;
-                i.never_slept();
+                self.over(key);
+                self.stayed_on(key);
             }
             _ => self.over(key),
         }
@@ -340,6 +343,7 @@ impl Group {
         }
         match (&vapp.guest, seen.power) {
             (Guest::New, power) => self.new_seen(key, power, seen),
+            (Guest::Standby, power) => self.looked_at_standby(key, power, seen.busy),
             (Guest::Returning { since: Some(_), .. }, power) if doubt && power != Power::On && !seen.busy => {
                 self.boot_failed(key, "it is off, though it was resumed");
             }
@@ -367,7 +371,7 @@ impl Group {
                     self.woke(key);
                 }
             }
-            (Guest::Returning { since: None, .. }, Power::On) if !seen.busy => i.never_slept(),
+            (Guest::Returning { since: None, .. }, Power::On) if !seen.busy => self.stayed_on(key),
             _ => {
                 vapp.against = 0;
                 if missing && !seen.busy {

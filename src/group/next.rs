@@ -1,11 +1,11 @@
 //! What happens next to an instance: a pure function of what is desired, what is observed, and the operation that is in VCD.
 //! It changes nothing. Whether there is room for the step now is asked in `turn.rs`.
 
-use super::instance::{Cause, Desired, Instance, Kind, Observed, Operation, Origin, Question, Stage};
+use super::instance::{Cause, Desired, Instance, Kind, Mark, Observed, Operation, Origin, Question, Stage};
 use super::limits::Lane;
 use super::time::{Seen, Sight, Time};
-use super::vapp::{Guest, Label, Mark, Removal, Vapp};
-use super::{PRUNE_AFTER, Policy, UNHEALTHY_GRACE};
+use super::vapp::{Guest, Label, Removal, Vapp};
+use super::{LEASE_MARGIN, PRUNE_AFTER, Policy, UNHEALTHY_GRACE};
 use crate::cloud::{Href, Power};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -25,6 +25,9 @@ pub const UNKNOWN_WINDOW: Duration = Duration::from_secs(60);
 /// Customization usually ends in this time: before that, a port that answers may be that of a template that will reboot.
 pub const CUSTOMIZATION_USUAL: Duration = Duration::from_secs(60);
 
+/// After its resume a guest's clock is wrong for a moment, until VMware Tools set it.
+pub const RESUME_SETTLE: Duration = Duration::from_secs(1);
+
 /// What the step depends on beside the instance.
 pub(super) struct At<'a> {
     pub now: Time,
@@ -33,6 +36,8 @@ pub(super) struct At<'a> {
     pub policy: &'a Policy,
     /// The host goes: nothing is begun but what clears up.
     pub stopping: bool,
+    /// VCD has refused a delete by force for its right.
+    pub no_force: bool,
 }
 
 /// The next step of an instance.
@@ -50,6 +55,8 @@ pub(super) enum Step {
     NotReady,
     /// Its operation hangs: it gives back its slot.
     Stick,
+    /// It was about to be suspended for standby, and is wanted now.
+    Use,
     Ask(Question),
     Begin(Kind),
     Probe(IpAddr),
@@ -120,13 +127,19 @@ impl From<'_> {
             (Observed::Vapp(_), _) if i.origin == Origin::Found => self.look(i),
             (Observed::Vapp(vapp), _) if i.goes() => self.delete(i, vapp),
             (Observed::Vapp(vapp), Desired::Suspended) => self.suspend(i, vapp),
+            (Observed::Vapp(vapp), Desired::Standby) if vapp.guest == Guest::Standby => self.stand_by(i, vapp),
             (Observed::Vapp(vapp), _) => self.run(i, vapp),
         }
     }
 
     /// It has not come to running in its time.
     fn is_overdue(&mut self, i: &Instance) -> bool {
-        if i.desired != Desired::Running || i.origin != Origin::Requested || i.has_run() {
+        let made = match i.desired {
+            Desired::Running => i.origin == Origin::Requested && !i.has_run(),
+            Desired::Standby => i.creating.is_some() && i.vapp().is_none_or(|vapp| vapp.guest != Guest::Standby),
+            Desired::Suspended | Desired::Deleted(_) => false,
+        };
+        if !made {
             return false;
         }
         let timeout = self.at.policy.create_timeout;
@@ -185,15 +198,19 @@ impl From<'_> {
         if !self.reached(i.attempts.delete.next) {
             return Step::Wait;
         }
+        let removal = match vapp.removal {
+            Removal::Force if self.at.no_force => Removal::Stop,
+            other => other,
+        };
         let unclear = vapp.doubt
             || i.origin != Origin::Requested
-            || vapp.removal != Removal::Force
+            || removal != Removal::Force
             || i.attempts.delete.tries > 0
             || vapp.record.as_ref().is_some_and(|record| record.busy);
         if !vapp.proven || vapp.shared || vapp.is_missing() || (unclear && vapp.document.is_none()) {
             return self.look(i);
         }
-        Step::Begin(Kind::Delete(vapp.removal))
+        Step::Begin(Kind::Delete(removal))
     }
 
     fn run(&mut self, i: &Instance, vapp: &Vapp) -> Step {
@@ -213,6 +230,13 @@ impl From<'_> {
             }
             Guest::Returning { since: None, .. } => match self.rest(i, vapp) {
                 Some(step) => step,
+                None => self.change(i, vapp, Kind::Resume),
+            },
+            // Whoever finds it from now on must not take it for unused.
+            Guest::Standby => match self.rest(i, vapp) {
+                Some(step) => step,
+                None if vapp.power == Power::On => Step::Use,
+                None if vapp.mark != Some(Mark::Running) => self.change(i, vapp, Kind::Mark(Mark::Running)),
                 None => self.change(i, vapp, Kind::Resume),
             },
             Guest::Ready => match self.rest(i, vapp) {
@@ -243,6 +267,9 @@ impl From<'_> {
         }
         let Some(record) = &vapp.record else { return Step::Wait };
         let Some(address) = record.address else { return Step::Wait };
+        if vapp.build.customized && !self.reached(vapp.known + RESUME_SETTLE) {
+            return Step::Wait;
+        }
         let usual = vapp.known + CUSTOMIZATION_USUAL;
         let ready = record.complete() || (record.silent() && self.reached(usual));
         if ready && !probing && self.reached(i.attempts.look.next) { Step::Probe(address) } else { Step::Wait }
@@ -264,10 +291,27 @@ impl From<'_> {
     fn suspend(&mut self, i: &Instance, vapp: &Vapp) -> Step {
         match self.rest(i, vapp) {
             Some(step) => step,
-            None if vapp.power == Power::Suspended => Step::Wait,
-            None if vapp.mark != Mark::Written => self.change(i, vapp, Kind::Mark(true)),
+            None if vapp.power == Power::Suspended && vapp.mark == Some(Mark::Suspended) => Step::Wait,
+            None if vapp.mark != Some(Mark::Suspended) => self.change(i, vapp, Kind::Mark(Mark::Suspended)),
             None => self.change(i, vapp, Kind::Suspend),
         }
+    }
+
+    /// Its guest has been ready: it is suspended, then marked. Only what is marked is found again as unused.
+    fn stand_by(&mut self, i: &Instance, vapp: &Vapp) -> Step {
+        if let Some(step) = self.rest(i, vapp) {
+            return step;
+        }
+        if vapp.power != Power::Suspended {
+            return self.change(i, vapp, Kind::Suspend);
+        }
+        if vapp.mark != Some(Mark::Standby) {
+            return self.change(i, vapp, Kind::Mark(Mark::Standby));
+        }
+        let longest = self.at.policy.standby_max_age;
+        let old = !longest.is_zero() && self.reached(vapp.known + longest);
+        let ends = vapp.lease_end.is_some_and(|end| self.at.now + LEASE_MARGIN.min(end - vapp.known) >= end);
+        if old || ends { Step::GiveUp(Cause::Spoiled) } else { Step::Wait }
     }
 
     /// A change of what runs or is suspended, once its own document has shown that it is ours.
@@ -281,8 +325,8 @@ impl From<'_> {
 
     /// What nobody waits for: the label, and the mark of a suspend that is over.
     fn tidy(&mut self, i: &Instance, vapp: &Vapp) -> Step {
-        if vapp.mark != Mark::Absent && vapp.power == Power::On {
-            return self.change(i, vapp, Kind::Mark(false));
+        if vapp.mark != Some(Mark::Running) && vapp.power == Power::On {
+            return self.change(i, vapp, Kind::Mark(Mark::Running));
         }
         match vapp.label {
             Label::Wanted { not_before, .. } if !self.at.stopping && self.reached(not_before) => {

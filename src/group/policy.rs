@@ -33,6 +33,10 @@ pub struct Policy {
     pub suspended_max_age: Duration,
     /// Instances are suspended and resumed when the host asks. Without it, what is found suspended is a leftover.
     pub suspend_resume: bool,
+    /// So many VMs are kept in standby, beside `max_size`. 0.
+    pub standby_count: u32,
+    /// A VM that is in standby for longer is replaced. 24 h; zero: never.
+    pub standby_max_age: Duration,
     /// Which vApps are given the metadata label, and what else of metadata is wanted.
     pub labels: Labels,
     /// What becomes of the instances at the host's Shutdown.
@@ -60,6 +64,8 @@ impl Default for Policy {
             max_instance_age: Duration::from_secs(24 * 3600),
             suspended_max_age: Duration::from_secs(72 * 3600),
             suspend_resume: true,
+            standby_count: 0,
+            standby_max_age: Duration::from_secs(24 * 3600),
             labels: Labels::Found,
             on_shutdown: OnShutdown::Delete,
             credentials: String::new(),

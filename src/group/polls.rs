@@ -67,6 +67,7 @@ impl Group {
             other => return self.poll_failed(vapps, other.err()),
         };
         self.unreachable = false;
+        self.source_is(&poll.source);
         if std::mem::take(&mut self.poll.fails) > 0 {
             self.say_plain(Level::Info, "VCD answers polls again".into());
         }
@@ -163,7 +164,7 @@ impl Group {
         let lease = [vm.undeploy_at, vm.delete_at].into_iter().flatten().min().zip(vcd_now);
         vapp.lease_end = lease.map(|(end, vcd_now)| now + Duration::from_millis(end.saturating_sub(vcd_now)));
         let ready = matches!(vapp.guest, Guest::Ready);
-        let mut record = Record::of(vm, vapp.guest.has_run(), now);
+        let mut record = Record::of(vm, vapp.is_customized(), now);
         let old = vapp.record.take();
         let mut lost_address = false;
         if ready && record.address.is_none() && record.power == Power::On {
@@ -191,7 +192,8 @@ impl Group {
         }
         let (power, busy) = (record.power, record.busy);
         let is_over = record.is_final() && !old.as_ref().is_some_and(Record::is_final);
-        if is_over && i.origin == Origin::Requested && matches!(vapp.guest, Guest::Booting { .. }) {
+        let first = matches!(vapp.guest, Guest::Booting { .. }) && !vapp.is_customized();
+        if is_over && first && matches!(i.origin, Origin::Requested | Origin::Standby) {
             self.pace.learn(Course::Boot, now - vapp.known);
         }
         vapp.record = Some(record);
@@ -206,6 +208,7 @@ impl Group {
         let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) else { return };
         match (&vapp.guest, desired) {
             (Guest::New, _) => {}
+            (Guest::Standby, _) => self.seen_standby(key),
             (Guest::Booting { .. }, _) => {
                 let down = down(power, busy);
                 vapp.against = if down.is_some() { vapp.against + 1 } else { 0 };
@@ -245,7 +248,7 @@ impl Group {
                 // By somebody else, or by a request whose answer was lost: a look tells.
                 vapp.doubt |= power == Power::Suspended && !busy && !busy_with;
             }
-            (Guest::Ready, _) => match busy {
+            (Guest::Ready, _) => match busy && power != Power::Other {
                 true => vapp.against = 0,
                 false => self.judge(key, power, failed),
             },

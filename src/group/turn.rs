@@ -1,13 +1,14 @@
 //! One turn: every instance takes the step that is due, as far as limits and pauses allow it now, and VCD is asked for tasks
 //! and polled when that is due. Which step is due is decided in `next.rs`.
 
-use super::instance::{Cause, Desired, Kind, Operation, Origin, Question, Stage};
-use super::limits::Lane;
+use super::instance::{Cause, Desired, Kind, Mark, Operation, Origin, Question, Stage};
+use super::limits::{DELETE_RETRY_MAX, Lane, RETRY_BASE, doubled};
 use super::next::{self, At, Step};
 use super::pace::Course;
-use super::vapp::{Guest, Label, Mark, Removal};
+use super::standby::STANDBY_AT_A_TIME;
+use super::vapp::{Guest, Label, Removal, Vapp};
 use super::{Command, GC_INTERVAL, Group, Instance, Key, MAX_LOOKS, MAX_PROBES, Purpose, Time};
-use crate::cloud::{Href, MAX_NAMES_ASKED, MAX_TASKS_ASKED, Request};
+use crate::cloud::{self, Href, MAX_NAMES_ASKED, MAX_TASKS_ASKED, Request};
 use log::Level;
 use std::time::Duration;
 
@@ -60,6 +61,7 @@ impl Group {
     pub(super) fn advance(&mut self) {
         self.wake = None;
         self.end_adoption_in_time();
+        self.refill();
         let mut load = self.load();
         let mut wishes = Vec::new();
         let mut key = self.instances.keys().next().copied();
@@ -106,7 +108,7 @@ impl Group {
     pub(super) fn held_until(&self) -> Option<Time> {
         let until = self.hold_until.filter(|&until| self.now < until)?;
         let waits = |i: &Instance| i.stuck().is_some() || i.does(|kind| kind == Kind::Other);
-        let goes = |i: &Instance| !i.is_reported() && i.ended.is_none() && !waits(i);
+        let goes = |i: &Instance| i.is_leftover() && i.ended.is_none() && !waits(i);
         self.instances.values().any(|i| goes(i)).then_some(until)
     }
 
@@ -120,8 +122,13 @@ impl Group {
                 sight: &self.sight,
                 policy: &self.policy,
                 stopping: self.stopping,
+                no_force: self.no_force,
             };
             let next = next::next(i, &at);
+            let lane = match next.step {
+                Step::Begin(kind) => i.lane(kind),
+                _ => None,
+            };
             if let Some(wake) = next.wake {
                 self.wake_by(wake);
             }
@@ -135,9 +142,10 @@ impl Group {
                 Step::GiveUp(cause) => self.give_up(key, cause),
                 Step::NotReady => self.not_ready(key),
                 Step::Stick => self.stick(key),
+                Step::Use => self.stayed_on(key),
                 Step::Ask(question) => return self.ask_question(key, question, load),
                 Step::Begin(kind) => {
-                    if let Some(lane) = kind.lane() {
+                    if let Some(lane) = lane {
                         wishes.push(Wish { key, kind, lane });
                     }
                     return;
@@ -178,6 +186,10 @@ impl Group {
         let made = |kind: Kind| kind.lane() == Some(Lane::Create);
         let hangs = i.operation.as_ref().is_some_and(|o| made(o.kind) && o.task().is_some());
         let boots = i.operation.is_none() && i.vapp().is_some_and(|vapp| !vapp.doomed && !vapp.guest.has_run());
+        if i.origin == Origin::Standby && cause == Cause::Timeout {
+            let pause = doubled(RETRY_BASE, self.pool_backoff.tries, DELETE_RETRY_MAX);
+            self.pool_backoff.fail(self.now, &mut self.rng, pause);
+        }
         self.delete_for(key, cause);
         if cause == Cause::Timeout && (hangs || boots) {
             self.count_create_failure(key, false);
@@ -213,12 +225,13 @@ impl Group {
         }
         let held = self.held_until();
         let allowed: Vec<&Wish> = wishes.iter().filter(|wish| self.may_begin(wish, held)).collect();
-        let idle_waits = allowed.iter().any(|wish| !wish.lane.is_urgent());
+        let is_idle = |wish: &&&Wish| !wish.lane.is_urgent() && wish.lane != Lane::Standby;
+        let idle_waits = allowed.iter().any(|wish| is_idle(&wish));
         let mut urgent_waits = false;
         for wish in allowed.iter().filter(|wish| wish.lane.is_urgent()) {
             // The last slot is for what nobody waits for, if nothing of that is under way.
             let kept = u32::from(idle_waits && self.slots.used_by(false) == 0 && self.policy.max_operations > 1);
-            let room = self.slots.total() + kept < self.policy.max_operations || self.has_slot(wish.key);
+            let room = self.slots.total() + kept < self.policy.max_operations || self.has_slot(wish);
             if room && self.has_lane(wish, load) {
                 self.operate(wish);
             } else {
@@ -226,10 +239,18 @@ impl Group {
                 urgent_waits |= self.has_lane(wish, load);
             }
         }
-        for wish in allowed.iter().filter(|wish| !wish.lane.is_urgent()) {
+        for wish in allowed.iter().filter(is_idle) {
             let most = if urgent_waits { 1 } else { self.policy.max_operations };
             let room = self.slots.total() < self.policy.max_operations && self.slots.used_by(false) < most;
             if room && self.has_lane(wish, load) {
+                self.operate(wish);
+            }
+        }
+        let holds_up = |wish: &Wish| wish.lane.is_urgent() && !allowed.iter().any(|other| other.key == wish.key);
+        let urgent_waits = urgent_waits || wishes.iter().any(holds_up);
+        for wish in allowed.iter().filter(|wish| wish.lane == Lane::Standby) {
+            let room = !urgent_waits && self.slots.total() < self.policy.max_operations;
+            if (room && self.has_lane(wish, load)) || self.has_slot(wish) {
                 self.operate(wish);
             }
         }
@@ -257,36 +278,46 @@ impl Group {
     fn has_lane(&self, wish: &Wish, load: &Load) -> bool {
         let used = self.slots.used(wish.lane);
         match wish.lane {
-            _ if self.has_slot(wish.key) => true,
+            _ if self.has_slot(wish) => true,
             Lane::Create => {
                 let allowed = self.breaker.allows(self.now);
                 // The one that the breaker lets through decides: no other follows before its guest is ready.
-                let guests = match wish.kind {
-                    Kind::Create { .. } if allowed == 1 => load.guests,
+                let others = match wish.kind {
+                    Kind::Create { .. } if allowed == 1 => load.guests + self.slots.used(Lane::Standby),
                     _ => 0,
                 };
-                used + guests < self.policy.max_creates.min(allowed)
+                used + others < self.policy.max_creates.min(allowed)
             }
             Lane::Delete => used < self.policy.max_deletes,
+            Lane::Standby => {
+                let decides = matches!(wish.kind, Kind::Create { .. }) && self.breaker.allows(self.now) == 1;
+                let others = if decides { load.guests + self.slots.used(Lane::Create) } else { 0 };
+                used + others < STANDBY_AT_A_TIME as u32
+            }
             Lane::Resume | Lane::Suspend => true,
         }
     }
 
-    /// It has one from the step before.
-    fn has_slot(&self, key: Key) -> bool {
-        self.instances.get(&key).and_then(|i| i.vapp()).is_some_and(|vapp| vapp.build.slot.is_some())
+    /// It has one from the step before, which was a part of its create, too.
+    fn has_slot(&self, wish: &Wish) -> bool {
+        let has = |i: &Instance| i.vapp().is_some_and(|vapp| vapp.build.slot.is_some());
+        matches!(wish.lane, Lane::Create | Lane::Standby) && self.instances.get(&wish.key).is_some_and(|i| has(i))
     }
 
     /// Hands out the request that begins an operation.
     fn operate(&mut self, wish: &Wish) {
         let (now, seen, key) = (self.now, self.sight.at(self.now), wish.key);
         let kept = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()?.build.slot.take());
+        let kept = kept.filter(|_| matches!(wish.lane, Lane::Create | Lane::Standby));
         let slot = kept.unwrap_or_else(|| self.slots.take(wish.lane));
         if self.steps_until.is_some_and(|until| now >= until) {
             (self.steps_until, self.whole, self.whole_failures) = (None, true, 0);
         }
         let whole = self.whole;
         let Some(i) = self.instances.get_mut(&key) else { return };
+        if let (Kind::Mark(_), Some(vapp)) = (wish.kind, i.vapp_mut()) {
+            vapp.mark = None;
+        }
         let href = i.href().cloned();
         let vm = || i.vapp().and_then(|v| Some(v.document.as_ref()?.made.as_ref()?.vm.clone()));
         let request = match wish.kind {
@@ -298,7 +329,9 @@ impl Group {
             Kind::AddTpm => vm().map(|vm| Request::AddTpm { vm }),
             Kind::PowerOn | Kind::Resume => href.map(|vapp| Request::PowerOn { vapp }),
             Kind::Suspend => href.map(|vapp| Request::Suspend { vapp }),
-            Kind::Mark(suspended) => href.map(|vapp| Request::Mark { vapp, suspended }),
+            Kind::Mark(mark) => {
+                i.vapp().map(|vapp| Request::Mark { vapp: vapp.href.clone(), mark: mark_of(mark, vapp) })
+            }
             Kind::Delete(removal) => href.map(|vapp| match removal {
                 Removal::Force => Request::Delete { vapp },
                 Removal::Stop => Request::Undeploy { vapp },
@@ -315,9 +348,6 @@ impl Group {
             }
             other => other,
         };
-        if let (Kind::Mark(_), Some(vapp)) = (kind, i.vapp_mut()) {
-            vapp.mark = Mark::Unclear;
-        }
         i.operation = Some(Operation::new(kind, Stage::Sent, Some(slot), now, seen));
         self.ask(Purpose::Operation(key), request);
     }
@@ -397,7 +427,7 @@ impl Group {
         let last = self.poll_some.last;
         let blind = last + self.boot_pause();
         let due = |i: &Instance| {
-            let vapp = i.vapp().filter(|vapp| !vapp.guest.has_run())?;
+            let vapp = i.vapp().filter(|vapp| !vapp.is_customized())?;
             let awaited = vapp.record.as_ref().is_none_or(|record| !record.is_final());
             let age = self.pace.next(Course::Boot, last - vapp.known, load.boots).filter(|_| awaited)?;
             Some(vapp.known + age)
@@ -449,6 +479,15 @@ impl Group {
         self.tasks.on_wire = true;
         self.tasks.last = self.now;
         self.ask(Purpose::Tasks, Request::Tasks { tasks });
+    }
+}
+
+/// A mark as VCD gets it.
+fn mark_of(mark: Mark, vapp: &Vapp) -> cloud::Mark {
+    match mark {
+        Mark::Running => cloud::Mark::Running,
+        Mark::Suspended => cloud::Mark::Suspended,
+        Mark::Standby => cloud::Mark::Standby { source: vapp.source.clone() },
     }
 }
 

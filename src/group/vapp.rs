@@ -1,6 +1,7 @@
 //! What is observed of an instance's vApp, its VM and its guest: by operations, by looks, and by polls, which may lag.
 
 use super::Time;
+use super::instance::Mark;
 use super::limits::Slot;
 use super::time::{Seen, Stopwatch};
 use crate::cloud::{self, Customization, Href, Made, Power, SeenGuest, VcdError, Vm, is_windows};
@@ -61,30 +62,27 @@ pub(super) struct Vapp {
     pub removal: Removal,
     /// When VCD will suspend or delete it by itself.
     pub lease_end: Option<Time>,
+    /// What it was created from; empty if that is not known.
+    pub source: Arc<str>,
     /// Its address outside the NAT of its vApp, if a look at that showed one: the vApps that are made here have no NAT.
     pub external: Option<IpAddr>,
     pub label: Label,
     /// The group's label was on it when it was found, or was written since.
     pub labelled: bool,
-    pub mark: Mark,
-}
-
-/// Whether it carries the mark of a suspend of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mark {
-    Absent,
-    Written,
-    /// A request that writes it, or takes it away, is under way, or its outcome is not known.
-    Unclear,
+    /// What it carries; `None` while a request that writes it is under way, or its outcome is not known.
+    pub mark: Option<Mark>,
 }
 
 /// The guest of a vApp, as far as this process has to do with it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Guest {
     /// It has not been on.
     New,
     /// It is on for the first time: `since` then, and its login port `answers` every probe since.
     Booting { since: Stopwatch, answers: Option<Time>, probing: bool },
+    /// Its login port has answered, and nobody has used it: it is to be suspended, is suspended, or is resumed for the
+    /// first time that it is used.
+    Standby,
     /// Its login port has answered.
     Ready,
     /// It has run, was suspended, and is wanted again: `since` it is on.
@@ -126,6 +124,8 @@ pub(super) struct Build {
     pub configured: bool,
     /// It was given a TPM, or does not take one.
     pub tpm: bool,
+    /// Its guest has been ready before.
+    pub customized: bool,
     /// How often its hardware was asked for, to compare it with the wish; [`CHECKS`] when that is done.
     pub checks: u32,
     /// Its create's task has failed so: a look tells whether it can be used all the same.
@@ -164,11 +164,11 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// `has_run`: its customization was over before, whatever is told of it now.
-    pub fn of(vm: &Vm, has_run: bool, seen: Time) -> Record {
-        let (power, busy) = (vm.power, vm.busy);
-        let customization = if has_run { Customization::Complete } else { vm.customization };
-        Record { seen, power, busy, address: vm.address, customization, guest_os: vm.guest_os.as_str().into() }
+    /// `customized`: its customization was over before, whatever is told of it now.
+    pub fn of(vm: &Vm, customized: bool, seen: Time) -> Record {
+        let (power, busy, address) = (vm.power, vm.busy, vm.address);
+        let customization = if customized { Customization::Complete } else { vm.customization };
+        Record { seen, power, busy, address, customization, guest_os: vm.guest_os.as_str().into() }
     }
 
     /// As a look shows it, which counts for more than what polls have shown before.
@@ -257,8 +257,19 @@ impl Vapp {
             external: None,
             label: Label::Settled,
             labelled: false,
-            mark: Mark::Absent,
+            source: Arc::default(),
+            mark: Some(Mark::Running),
         }
+    }
+
+    /// It is suspended and marked as in standby.
+    pub fn is_at_rest(&self) -> bool {
+        self.guest == Guest::Standby && self.power == Power::Suspended && self.mark == Some(Mark::Standby)
+    }
+
+    /// Its customization is over, whatever records tell of it.
+    pub fn is_customized(&self) -> bool {
+        self.build.customized || self.guest == Guest::Standby || self.guest.has_run()
     }
 
     /// Polls do not show it, and a look is due.
@@ -297,6 +308,12 @@ impl Vapp {
         // No step follows, whoever powered it on.
         self.build.slot = None;
         self.settle(Power::On, now);
+    }
+
+    /// It was in standby, or about to be, and is on for its first use: it may be created anew if it does not come up.
+    pub fn first_use(&mut self, now: Time, seen: Seen) {
+        (self.build.customized, self.build.checks) = (true, CHECKS);
+        self.boots(now, seen);
     }
 
     /// It is known to be so since `now`: what polls said before does not count.

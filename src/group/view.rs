@@ -1,7 +1,7 @@
 //! How the group and its instances look: to the host, which sees states, and to people, who see phases and what an instance
 //! waits for in the log, the debug pages and the metrics. Decides nothing, and nothing is decided by it.
 
-use super::instance::{Cause, Desired, Kind, Origin, Question, Stage};
+use super::instance::{Cause, Desired, Kind, Mark, Origin, Question, Stage};
 use super::limits::Lane;
 use super::vapp::{Guest, Removal, Vapp};
 use super::{Event, Group, Instance, Key, MAX_LOOKS, MAX_PROBES, Name, Observed, Purpose, State, Ticket, Time};
@@ -23,6 +23,8 @@ pub enum Phase {
     Suspending,
     /// Its memory is on disk.
     Suspended,
+    /// Suspended, never used, and kept for a later Increase. The host does not know of it.
+    Standby,
     /// To be resumed, VCD is at it, or its login port does not answer yet.
     Resuming,
     /// To be deleted; VCD has not been asked yet.
@@ -35,12 +37,13 @@ pub enum Phase {
 
 impl Phase {
     /// All, in the order of a life.
-    pub const ALL: [Phase; 9] = [
+    pub const ALL: [Phase; 10] = [
         Phase::PendingCreate,
         Phase::Creating,
         Phase::Running,
         Phase::Suspending,
         Phase::Suspended,
+        Phase::Standby,
         Phase::Resuming,
         Phase::PendingDelete,
         Phase::Deleting,
@@ -50,7 +53,7 @@ impl Phase {
     /// True if an instance may stay in it for as long as it likes: nothing is awaited.
     pub fn rests(self) -> bool {
         match self {
-            Phase::Running | Phase::Suspended | Phase::Deleted => true,
+            Phase::Running | Phase::Suspended | Phase::Standby | Phase::Deleted => true,
             Phase::PendingCreate | Phase::Creating | Phase::PendingDelete | Phase::Deleting => false,
             Phase::Suspending | Phase::Resuming => false,
         }
@@ -64,6 +67,7 @@ impl Phase {
             Phase::Running => "Running",
             Phase::Suspending => "Suspending",
             Phase::Suspended => "Suspended",
+            Phase::Standby => "Standby",
             Phase::Resuming => "Resuming",
             Phase::PendingDelete => "PendingDelete",
             Phase::Deleting => "Deleting",
@@ -83,12 +87,14 @@ impl Cause {
             Cause::Unhealthy => "unhealthy",
             Cause::Aged => "aged",
             Cause::Leftover => "leftover",
+            Cause::Spoiled => "spoiled",
+            Cause::Outdated => "outdated",
         }
     }
 
     /// The plugin decided it by itself.
     pub fn is_collected(self) -> bool {
-        matches!(self, Cause::Unhealthy | Cause::Aged | Cause::Leftover)
+        matches!(self, Cause::Unhealthy | Cause::Aged | Cause::Leftover | Cause::Spoiled | Cause::Outdated)
     }
 
     /// For the log.
@@ -105,6 +111,8 @@ impl Cause {
                 (log::Level::Warn, "older than twice max_instance_age, or suspended past suspended_max_age: deleted")
             }
             Cause::Leftover => (log::Level::Info, "a leftover of ours that nobody uses: deleted"),
+            Cause::Spoiled => (log::Level::Info, "no more use for standby: deleted"),
+            Cause::Outdated => (log::Level::Info, "in standby and created from what has changed since: replaced"),
         }
     }
 }
@@ -282,7 +290,7 @@ impl Group {
             undecided: i.origin == Origin::Found,
             phase: i.phase(),
             cause: match i.desired {
-                Desired::Running | Desired::Suspended => None,
+                Desired::Running | Desired::Suspended | Desired::Standby => None,
                 Desired::Deleted(cause) => Some(cause),
             },
             has_task: i.operation.as_ref().is_some_and(|operation| operation.task().is_some()),
@@ -322,9 +330,10 @@ impl Group {
     pub fn standing(&self, now: Time) -> Standing {
         let live = || self.instances.values().filter(|i| i.ended.is_none());
         let count = |which: &dyn Fn(&Instance) -> bool| live().filter(|i| which(i)).count() as u32;
-        let leftovers = count(&|i| !i.is_reported());
+        let leftovers = count(&Instance::is_leftover);
         let stuck = || live().filter_map(|i| i.stuck());
-        let pending = live().filter(|i| i.phase() == Phase::PendingCreate).map(|i| i.since).min();
+        // Nobody waits for the pool's.
+        let pending = || live().filter(|i| i.is_reported() && i.phase() == Phase::PendingCreate);
         let policy = &self.policy;
         Standing {
             instances: Limit { used: count(&Instance::is_reported), most: policy.max_size },
@@ -338,8 +347,8 @@ impl Group {
             probes: Limit { used: count(&|i| i.vapp().is_some_and(|v| v.guest.is_probed())), most: MAX_PROBES as u32 },
             stuck: stuck().count() as u32,
             stuck_for: stuck().min().map(|since| now - since),
-            oldest_pending: pending.map(|since| now - since),
-            creates_waiting: count(&|i| i.phase() == Phase::PendingCreate),
+            oldest_pending: pending().map(|i| i.since).min().map(|since| now - since),
+            creates_waiting: pending().count() as u32,
             deletes_waiting: count(&|i| i.phase() == Phase::PendingDelete && i.origin != Origin::Found),
             tasks: count(&|i| i.operation.as_ref().is_some_and(|operation| operation.task().is_some())),
             failures: self.breaker.failures(),
@@ -367,6 +376,8 @@ impl Instance {
             Desired::Deleted(_) => State::Deleting,
             Desired::Suspended if self.is_suspended() => State::Suspended,
             Desired::Suspended => State::Suspending,
+            // Nobody reports it.
+            Desired::Standby => State::Suspended,
             Desired::Running => match self.vapp().map(|vapp| &vapp.guest) {
                 Some(Guest::Ready) => State::Running,
                 Some(Guest::Returning { .. }) => State::Resuming,
@@ -379,6 +390,12 @@ impl Instance {
     pub(super) fn phase(&self) -> Phase {
         match self.state() {
             _ if self.ended.is_some() => Phase::Deleted,
+            _ if self.stands_by() => Phase::Standby,
+            _ if self.desired == Desired::Standby => match (&self.observed, &self.operation) {
+                (Observed::Nothing, None) => Phase::PendingCreate,
+                (Observed::Vapp(vapp), _) if vapp.guest == Guest::Standby => Phase::Suspending,
+                _ => Phase::Creating,
+            },
             State::Suspended => Phase::Suspended,
             State::Suspending => Phase::Suspending,
             State::Running => Phase::Running,
@@ -444,6 +461,9 @@ impl Instance {
                 "a free slot to be suspended"
             }
             Guest::Returning { .. } => "a free slot to be resumed",
+            Guest::Standby if self.desired == Desired::Running => "a free slot to be resumed",
+            Guest::Standby if vapp.power != Power::Suspended => "a free slot to be suspended",
+            Guest::Standby if !vapp.is_at_rest() => "its mark",
             _ => "",
         }
     }
@@ -503,9 +523,9 @@ fn accepts(kind: Kind) -> &'static str {
     match kind {
         Kind::Create { .. } => "VCD to accept the create",
         Kind::Configure | Kind::AddTpm | Kind::PowerOn => "VCD to accept its fitting",
-        Kind::Suspend | Kind::Mark(true) => "VCD to accept the suspend",
+        Kind::Suspend | Kind::Mark(Mark::Suspended) => "VCD to accept the suspend",
         Kind::Resume => "VCD to accept the resume",
-        Kind::Mark(false) => "VCD to accept a mark",
+        Kind::Mark(Mark::Running | Mark::Standby) => "VCD to accept a mark",
         Kind::Delete(_) => "VCD to accept the delete",
         Kind::Other => "",
     }
@@ -514,9 +534,9 @@ fn accepts(kind: Kind) -> &'static str {
 fn works(kind: Kind) -> &'static str {
     match kind {
         Kind::Create { .. } | Kind::Configure | Kind::AddTpm | Kind::PowerOn => "the create's task",
-        Kind::Suspend | Kind::Mark(true) => "the suspend's task",
+        Kind::Suspend | Kind::Mark(Mark::Suspended) => "the suspend's task",
         Kind::Resume => "the resume's task",
-        Kind::Mark(false) => "the mark's task",
+        Kind::Mark(Mark::Running | Mark::Standby) => "the mark's task",
         Kind::Delete(Removal::Force | Removal::Stop | Removal::Stopped) => "the delete's task",
         Kind::Other => "a task that holds it",
     }
@@ -533,7 +553,7 @@ impl View {
                 Phase::PendingCreate | Phase::Creating => State::Creating,
                 Phase::Running => State::Running,
                 Phase::Suspending => State::Suspending,
-                Phase::Suspended => State::Suspended,
+                Phase::Suspended | Phase::Standby => State::Suspended,
                 Phase::Resuming => State::Resuming,
                 Phase::PendingDelete | Phase::Deleting => State::Deleting,
                 Phase::Deleted => State::Deleted,

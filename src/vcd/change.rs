@@ -4,18 +4,14 @@
 use super::errors::{self, Stage};
 use super::xml::{self, Writer};
 use super::{Call, Client, NAMESPACE, XSI, hardware, properties};
-use crate::cloud::{ErrorKind, Reply, Started, VcdError};
+use crate::cloud::{ErrorKind, Mark, Reply, Started, VcdError};
 use ureq::http::Method;
 
 /// The metadata key by which a group's vApps can be searched.
 pub const LABEL_KEY: &str = "vcd-instance-group";
 
-/// The metadata key that says whether a suspend of ours is on its way, and its values.
+/// The metadata key of a [`Mark`].
 pub const MARK_KEY: &str = "fleeting-suspend";
-/// It is.
-pub const MARKED: &str = "yes";
-/// It is over.
-const UNMARKED: &str = "no";
 
 const METADATA_TYPE: &str = "application/vnd.vmware.vcloud.metadata+xml";
 
@@ -72,7 +68,7 @@ impl Client {
     pub(super) fn delete(&self, call: &Call, vapp: &str, force: bool) -> Result<Reply, VcdError> {
         let url = if force { format!("{vapp}?force=true") } else { vapp.to_owned() };
         match self.begin(call, Method::DELETE, &url, None) {
-            Err(e) if e.kind == ErrorKind::NotFound => Ok(Reply::Started(Started { vapp: None, task: None })),
+            Err(e) if e.kind == ErrorKind::NotFound => Ok(Reply::Started(Started::default())),
             other => other,
         }
     }
@@ -81,7 +77,7 @@ impl Client {
     fn begin(&self, call: &Call, method: Method, url: &str, content: Option<(&str, &str)>) -> Result<Reply, VcdError> {
         let got = self.send(call, method, url, content)?;
         if got.status == 204 {
-            return Ok(Reply::Started(Started { vapp: None, task: None }));
+            return Ok(Reply::Started(Started::default()));
         }
         let unusable = |why: String| errors::unusable(&call.what, Stage::Change, got.status, why);
         let document = xml::read(&got.body).map_err(unusable)?;
@@ -90,7 +86,7 @@ impl Client {
             return Err(unusable(format!("not a task but {}", xml::local(root))));
         }
         let task = self.link(call, xml::attribute(root, "href"))?;
-        Ok(Reply::Started(Started { vapp: None, task: Some(task) }))
+        Ok(Reply::Started(Started { task: Some(task), ..Started::default() }))
     }
 
     /// Asks for the end of a task; what it has done so far stays.
@@ -98,10 +94,10 @@ impl Client {
         self.send(call, Method::POST, &format!("{task}/action/cancel"), Some(("", ""))).map(|_| Reply::Done)
     }
 
-    /// Writes whether a suspend of ours is on its way.
-    pub(super) fn mark(&self, call: &Call, vapp: &str, suspended: bool) -> Result<Reply, VcdError> {
-        let value = if suspended { MARKED } else { UNMARKED };
-        let body = metadata([(MARK_KEY, value)]).map_err(|element| {
+    /// Writes what it means if the vApp is found suspended.
+    pub(super) fn mark(&self, call: &Call, vapp: &str, mark: &Mark) -> Result<Reply, VcdError> {
+        let value = mark.to_string();
+        let body = metadata([(MARK_KEY, value.as_str())]).map_err(|element| {
             errors::own(ErrorKind::Invalid, call.what.clone(), format!("{element} is not usable"))
         })?;
         self.begin(call, Method::POST, &format!("{vapp}/metadata"), Some((METADATA_TYPE, body.as_str())))

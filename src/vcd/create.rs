@@ -13,6 +13,9 @@ use ureq::http::Method;
 /// VCD takes scripts of at most so many characters.
 pub const MAX_SCRIPT: usize = 49_000;
 
+/// Bytes of the hash that tells what VMs are created from.
+const SOURCE_BYTES: usize = 8;
+
 const INSTANTIATE: &str = "application/vnd.vmware.vcloud.instantiateVAppTemplateParams+xml";
 const COMPOSE: &str = "application/vnd.vmware.vcloud.composeVAppParams+xml";
 const RASD: &str = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData";
@@ -85,7 +88,11 @@ impl Client {
             other => return Err(unusable(format!("neither a vApp nor a task but {other}"))),
         };
         match href(vapp)? {
-            Some(vapp) => Ok(Reply::Started(Started { vapp: Some(vapp), task: href(task)? })),
+            Some(vapp) => Ok(Reply::Started(Started {
+                vapp: Some(vapp),
+                task: href(task)?,
+                source: source(&self.settings, &names),
+            })),
             None => Err(unusable("the answer does not name the vApp".into())),
         }
     }
@@ -172,6 +179,15 @@ fn document(
     w.finish()
 }
 
+/// What VMs are created from, in one word without secrets: a hash of the request, and of what guests are given.
+pub(super) fn source(settings: &Settings, names: &Names) -> Arc<str> {
+    let guest = Guest { computer_name: String::new(), script: None, password: None };
+    let request = document(settings, names, "", "", true, true, &guest).unwrap_or_default();
+    let digest = ring::digest::digest(&ring::digest::SHA256, (request + &settings.guest_source).as_bytes());
+    let word: String = digest.as_ref().iter().take(SOURCE_BYTES).map(|byte| format!("{byte:02x}")).collect();
+    word.into()
+}
+
 fn vapp_network(w: &mut Writer, names: &Names) {
     w.open("NetworkConfigSection", &[]);
     w.leaf("ovf:Info", "The vApp's network");
@@ -243,6 +259,8 @@ pub(super) mod tests {
             lease: None,
             session_refresh: std::time::Duration::from_secs(3600),
             poll_interval: std::time::Duration::from_secs(10),
+            standby: false,
+            guest_source: String::new(),
         }
     }
 

@@ -1,11 +1,11 @@
 //! Looking at vApps and VMs: the poll of a whole group, the search for a name, the look at one vApp. Nothing is changed.
 
-use super::change::{LABEL_KEY, MARK_KEY, MARKED};
+use super::change::{LABEL_KEY, MARK_KEY};
 use super::errors::{self, Stage};
 use super::query::{self, has_prefix, unix_ms};
 use super::tasks::is_over;
 use super::{Call, Client, Settings, hardware, last_part, names, properties, xml};
-use crate::cloud::{ErrorKind, Href, MAX_NAMES_ASKED, Made, Poll, Power, SeenGuest, Vapp, VcdError, Vm};
+use crate::cloud::{ErrorKind, Href, MAX_NAMES_ASKED, Made, Mark, Poll, Power, SeenGuest, Vapp, VcdError, Vm};
 use roxmltree::Node;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -18,6 +18,8 @@ const VAPP_FIELDS: &str = "name,status,isBusy,creationDate";
 
 /// The `operationName` of the task that deletes a vApp.
 const DELETE_VAPP: &str = "vdcDeleteVapp";
+/// That of tasks that suspend a vApp.
+const SUSPEND_VAPP: &str = "vappSuspend";
 
 /// A search for one name looks at no more vApps than this.
 pub const MAX_FOUND: usize = 4;
@@ -26,7 +28,12 @@ impl Client {
     /// All VMs whose vApp carries the prefix, and, with `vapps`, all such vApps.
     pub(super) fn poll(&self, call: &Call, vapps: bool) -> Result<Poll, VcdError> {
         let wanted = format!("{}-*", query::value(&self.settings.vapp_prefix));
-        self.poll_where(call, vapps, &|attribute| format!("{attribute}=={wanted}"))
+        if vapps && self.settings.standby {
+            // Without a create nothing else tells that a newer template is there.
+            let _ = self.names_for_create(call);
+        }
+        let poll = self.poll_where(call, vapps, &|attribute| format!("{attribute}=={wanted}"))?;
+        Ok(Poll { source: self.known().source.clone(), ..poll })
     }
 
     /// The VMs in the vApps of these names; all, where VCD does not take so many in a filter.
@@ -115,11 +122,12 @@ impl Client {
             busy: false,
             tasks: Vec::new(),
             deleting: false,
+            suspending: false,
             vms: Vec::new(),
             made: None,
             created: None,
             labelled: false,
-            marked: false,
+            mark: Mark::Running,
         }));
     }
 
@@ -212,11 +220,13 @@ impl Client {
         let children = xml::child(root, "Children");
         // A task may hold one of the VMs only.
         let held = [root].into_iter().chain(children.into_iter().flat_map(|all| xml::children(all, "Vm")));
-        let (mut tasks, mut deleting) = (Vec::new(), false);
+        let (mut tasks, mut deleting, mut suspending) = (Vec::new(), false, false);
         for task in held.filter_map(|one| xml::child(one, "Tasks")).flat_map(|tasks| xml::children(tasks, "Task")) {
             if !is_over(xml::attribute(task, "status").unwrap_or_default()) {
                 tasks.push(self.link(call, xml::attribute(task, "href"))?);
-                deleting |= xml::attribute(task, "operationName") == Some(DELETE_VAPP);
+                let operation = xml::attribute(task, "operationName");
+                deleting |= operation == Some(DELETE_VAPP);
+                suspending |= operation == Some(SUSPEND_VAPP);
             }
         }
         let name = xml::attribute(root, "name").ok_or_else(|| unusable("the vApp has no name".into()))?;
@@ -226,7 +236,7 @@ impl Client {
         let mut made = own.map(|vm| self.made(call, *vm, name)).transpose()?;
         let vms = vms.iter().map(|vm| self.link(call, xml::attribute(*vm, "href"))).collect::<Result<_, _>>()?;
         let power = query::power_of_number(xml::attribute(root, "status").unwrap_or_default());
-        let marked = power == Power::Suspended && self.is_marked(call, vapp)?;
+        let mark = if suspending || power == Power::Suspended { self.read_mark(call, vapp)? } else { Mark::Running };
         if let (true, Power::On, Some(vm), Some(made)) = (guest, power, own, &mut made) {
             made.guest = Some(self.seen_guest(call, *vm, &made.vm)?);
         }
@@ -238,23 +248,24 @@ impl Client {
             busy: !tasks.is_empty(),
             tasks,
             deleting,
+            suspending,
             vms,
             made,
             created: xml::text(root, "DateCreated").and_then(unix_ms),
             labelled: false,
-            marked,
+            mark,
         }))
     }
 
-    /// True if a suspend of ours is written on the vApp. Who may not read metadata sees none.
-    fn is_marked(&self, call: &Call, vapp: &Href) -> Result<bool, VcdError> {
+    /// The mark on a vApp. Who may not read metadata sees none.
+    fn read_mark(&self, call: &Call, vapp: &Href) -> Result<Mark, VcdError> {
         let got = match self.send(call, Method::GET, &format!("{vapp}/metadata"), None) {
-            Err(e) if is_refusal(&e) => return Ok(false),
+            Err(e) if is_refusal(&e) => return Ok(Mark::Running),
             other => other?,
         };
         let document =
             xml::read(&got.body).map_err(|why| errors::unusable(&call.what, Stage::Read, got.status, why))?;
-        Ok(has_entry(document.root_element(), MARK_KEY, MARKED))
+        Ok(entry(document.root_element(), MARK_KEY).map_or(Mark::Running, Mark::read))
     }
 
     fn seen_guest(&self, call: &Call, vm: Node, href: &Href) -> Result<SeenGuest, VcdError> {
@@ -346,11 +357,12 @@ impl Client {
                     busy: attribute("isBusy") == Some("true"),
                     tasks: Vec::new(),
                     deleting: false,
+                    suspending: false,
                     vms: Vec::new(),
                     made: None,
                     created: attribute("creationDate").and_then(unix_ms),
                     labelled: has_label(&self.settings, record),
-                    marked: false,
+                    mark: Mark::Running,
                 });
             }
             Ok(())
@@ -379,15 +391,13 @@ impl Client {
 
 /// Whether the metadata in a record holds the group's label.
 fn has_label(settings: &Settings, record: Node) -> bool {
-    xml::child(record, "Metadata").is_some_and(|all| has_entry(all, LABEL_KEY, settings.label.trim()))
+    xml::child(record, "Metadata").and_then(|all| entry(all, LABEL_KEY)) == Some(settings.label.trim())
 }
 
-/// Whether metadata holds this entry.
-fn has_entry(metadata: Node, key: &str, value: &str) -> bool {
-    xml::children(metadata, "MetadataEntry").any(|entry| {
-        let held = xml::child(entry, "TypedValue").and_then(|value| xml::text(value, "Value"));
-        xml::text(entry, "Key") == Some(key) && held == Some(value)
-    })
+/// The value of an entry of metadata.
+fn entry<'a>(metadata: Node<'a, '_>, key: &str) -> Option<&'a str> {
+    let entry = xml::children(metadata, "MetadataEntry").find(|entry| xml::text(*entry, "Key") == Some(key))?;
+    xml::text(xml::child(entry, "TypedValue")?, "Value")
 }
 
 /// The primary NIC's `ExternalIpAddress`: VCD shows it in a VM's document, not in its record.

@@ -135,7 +135,7 @@ fn ten_minutes_of_illness_end_it() {
 fn what_somebody_suspends_is_unhealthy_and_never_counts_as_suspended_by_us() {
     for marked in [true, false] {
         let mut play = Play::running();
-        play.documents.get_mut(&href(1)).unwrap().marked = marked;
+        play.documents.get_mut(&href(1)).unwrap().mark = if marked { Mark::Suspended } else { Mark::Running };
         play.to(15 * SECOND).show(Power::Suspended, false).to(30 * SECOND);
         assert_eq!((play.states(), play.health()), (vec![State::Running], Err("it is suspended".into())));
     }
@@ -275,12 +275,12 @@ fn a_mark_that_may_be_gone_is_written_again_before_a_suspend() {
     play.documents.get_mut(&href(1)).unwrap().power = Power::On;
     play.until("mark", 1);
     assert_eq!(play.states(), [State::Running]);
-    assert!(matches!(play.held.last(), Some((_, Request::Mark { suspended: false, .. }))), "{:?}", play.held);
+    assert!(matches!(play.held.last(), Some((_, Request::Mark { mark: Mark::Running, .. }))), "{:?}", play.held);
     play.suspend();
     // Perhaps it was taken away.
     play.fail("mark", ErrorKind::Ambiguous);
     play.until("mark", 2);
-    assert!(matches!(play.held.last(), Some((_, Request::Mark { suspended: true, .. }))), "{:?}", play.held);
+    assert!(matches!(play.held.last(), Some((_, Request::Mark { mark: Mark::Suspended, .. }))), "{:?}", play.held);
     assert_eq!(play.times("suspend"), [0; 0]);
     play.release("mark", None);
     assert_eq!(play.times("suspend").len(), 1);
@@ -477,7 +477,7 @@ fn what_is_complete_at_the_start_is_adopted() {
     for (suspend_resume, marked, kept) in [(true, true, true), (true, false, false), (false, true, false)] {
         let policy = Policy { suspend_resume, ..policy() };
         let mut play = Play::holding(policy, vec![Vm { power: Power::Suspended, ..vm(1) }], &["look"]);
-        play.documents.get_mut(&href(1)).unwrap().marked = marked;
+        play.documents.get_mut(&href(1)).unwrap().mark = if marked { Mark::Suspended } else { Mark::Running };
         play.release("look", None);
         assert_eq!((play.states().len(), play.deleted().len()), (usize::from(kept), usize::from(!kept)));
     }
@@ -638,7 +638,7 @@ fn the_label_needs_a_document_that_does_not_contradict() {
         (false, 1, Some(tag(&name(1))), true),
     ] {
         let record = Vapp { labelled, ..vapp(&odd) };
-        let first = Poll { now: Some(START), vms: vec![odd.clone()], vapps: Some(vec![record]) };
+        let first = Poll { now: Some(START), vms: vec![odd.clone()], vapps: Some(vec![record]), ..Poll::default() };
         let mut group = Group::new(policy(), 1, Time(0), &first);
         assert!(!group.knows_its_own(), "somebody may have edited the VM's text");
         let mut looks = 0;
@@ -692,7 +692,7 @@ fn what_is_half_made_is_a_leftover_as_soon_as_a_look_shows_that() {
             if !listed {
                 // Only the VDC's own document lists it.
                 let record = Vapp { description: None, power: Power::Other, made: None, created: None, ..vapp(&vm(1)) };
-                let first = Poll { now: Some(START), vms: Vec::new(), vapps: Some(vec![record]) };
+                let first = Poll { now: Some(START), vms: Vec::new(), vapps: Some(vec![record]), ..Poll::default() };
                 play.group = Group::new(policy(), 1, Time(0), &first);
                 play.documents.insert(href(1), vapp(&half));
                 play.to(0);
@@ -742,7 +742,7 @@ fn what_polls_do_not_show_yet_is_adopted_by_its_document() {
         let silent = Vm { customization: Customization::Pending, created, ..vm(1) };
         let record = Vapp { description: None, power: Power::Other, made: None, created: None, ..vapp(&silent) };
         let mut play = Play::new(policy(), Vec::new());
-        let first = Poll { now: Some(START), vms: Vec::new(), vapps: Some(vec![record]) };
+        let first = Poll { now: Some(START), vms: Vec::new(), vapps: Some(vec![record]), ..Poll::default() };
         play.group = Group::new(policy(), 1, Time(0), &first);
         play.documents.insert(href(1), vapp(&silent));
         play.to(SECOND).states()
@@ -753,7 +753,12 @@ fn what_polls_do_not_show_yet_is_adopted_by_its_document() {
     let mut play = Play::new(policy(), Vec::new());
     play.vms = vec![Vm { customization: Customization::Pending, ..vm(1) }];
     play.documents.insert(href(1), vapp(&play.vms[0]));
-    play.group = Group::new(policy(), 1, Time(0), &Poll { now: None, vms: play.vms.clone(), vapps: Some(Vec::new()) });
+    play.group = Group::new(
+        policy(),
+        1,
+        Time(0),
+        &Poll { now: None, vms: play.vms.clone(), vapps: Some(Vec::new()), ..Poll::default() },
+    );
     play.serve();
     assert_eq!((play.to(60 * SECOND).states(), play.deleted()), (vec![State::Creating], vec![]));
     assert_eq!((play.to(150 * SECOND).states(), play.deleted()), (vec![State::Running], vec![]));
@@ -1107,7 +1112,7 @@ fn what_a_plugin_of_another_manager_makes_is_no_warning() {
     let theirs = "fleeting-plugin-vcd/1 manager=x group=g id=ci-00000001";
     for (description, level) in [(theirs, Some(log::Level::Debug)), ("another's", None)] {
         let found = Vm { description: description.into(), ..vm(1) };
-        let first = Poll { now: Some(START), vms: vec![found], vapps: None };
+        let first = Poll { now: Some(START), vms: vec![found], ..Poll::default() };
         let mut group = Group::new(policy(), 7, Time(0), &first);
         let said = std::iter::from_fn(|| group.next_command()).find_map(|command| match command {
             Command::Say(event) => Some(event.level),

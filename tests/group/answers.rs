@@ -69,9 +69,7 @@ impl Passing for Play {
                 (ticket, Reply::Tasks(tasks))
             }
             // Done at once.
-            Command::Ask { ticket, request: Request::Mark { .. } } => {
-                (ticket, Reply::Started(Started { vapp: None, task: None }))
-            }
+            Command::Ask { ticket, request: Request::Mark { .. } } => (ticket, Reply::Started(Started::default())),
             Command::Ask { ticket, request } => {
                 if let Request::Create { name, .. } = &request {
                     self.name = name.clone();

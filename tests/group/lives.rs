@@ -127,22 +127,22 @@ fn scenarios() -> Vec<(String, Plan)> {
 
 // One fault each, with what has to come of it.
 
-const SECOND: u64 = 1_000;
-const MINUTE: u64 = 60 * SECOND;
+pub const SECOND: u64 = 1_000;
+pub const MINUTE: u64 = 60 * SECOND;
 
 /// A world in which this happens, at seconds.
-fn world(policy: Tuning, acts: &[(u64, Act)]) -> World {
+pub fn world(policy: Tuning, acts: &[(u64, Act)]) -> World {
     let steps = acts.iter().map(|&(seconds, act)| Step { at: seconds * SECOND, to: 0, act }).collect();
     World::new(&Plan { seed: 1, policy, steps })
 }
 
-fn play(world: &mut World, until: u64) {
+pub fn play(world: &mut World, until: u64) {
     if let Err(violation) = world.play_until(until) {
         panic!("at {} ms: {violation}", world.now);
     }
 }
 
-fn states(world: &World) -> BTreeMap<Name, State> {
+pub fn states(world: &World) -> BTreeMap<Name, State> {
     world.plugins[0]
         .group
         .as_ref()
@@ -150,16 +150,16 @@ fn states(world: &World) -> BTreeMap<Name, State> {
         .unwrap_or_default()
 }
 
-fn count(world: &World, state: State) -> usize {
+pub fn count(world: &World, state: State) -> usize {
     states(world).values().filter(|s| **s == state).count()
 }
 
 /// The vApps that are there.
-fn vapps(world: &World) -> Vec<VappId> {
+pub fn vapps(world: &World) -> Vec<VappId> {
     world.model.vapps.keys().copied().collect()
 }
 
-fn tasks(world: &World, operation: Operation) -> usize {
+pub fn tasks(world: &World, operation: Operation) -> usize {
     world.model.tasks.values().filter(|task| task.operation == operation).count()
 }
 

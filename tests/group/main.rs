@@ -9,4 +9,5 @@ mod answers;
 mod lives;
 mod policy;
 mod readiness;
+mod standby;
 mod steps;

@@ -6,6 +6,7 @@ use fleeting_plugin_vcd::cloud::*;
 use fleeting_plugin_vcd::group::*;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub const SECOND: u64 = 1000;
@@ -24,6 +25,8 @@ pub struct Play {
     pub documents: BTreeMap<Href, Vapp>,
     /// Polls show no VM.
     pub hidden: bool,
+    /// What VMs are created from.
+    pub source: Arc<str>,
     /// Polls fail.
     pub deaf: bool,
     /// What a probe meets.
@@ -105,6 +108,7 @@ pub fn vapp(vm: &Vm) -> Vapp {
         busy: vm.busy,
         tasks: Vec::new(),
         deleting: false,
+        suspending: false,
         vms: vec![vm.vm.clone()],
         made: Some(Made {
             vm: vm.vm.clone(),
@@ -116,7 +120,7 @@ pub fn vapp(vm: &Vm) -> Vapp {
         }),
         created: vm.created,
         labelled: false,
-        marked: vm.power == Power::Suspended,
+        mark: if vm.power == Power::Suspended { Mark::Suspended } else { Mark::Running },
     }
 }
 
@@ -125,7 +129,7 @@ pub fn error(kind: ErrorKind) -> VcdError {
 }
 
 pub fn started(vapp: Option<Href>, task: Option<&str>) -> Answer {
-    Ok(Reply::Started(Started { vapp, task: task.map(Into::into) }))
+    Ok(Reply::Started(Started { vapp, task: task.map(Into::into), ..Started::default() }))
 }
 
 /// A group whose time a test lets pass.
@@ -205,7 +209,7 @@ impl Play {
     }
 
     pub fn holding(policy: Policy, vms: Vec<Vm>, holds: &[&'static str]) -> Play {
-        let first = Poll { now: Some(START), vms: vms.clone(), vapps: Some(Vec::new()) };
+        let first = Poll { now: Some(START), vms: vms.clone(), vapps: Some(Vec::new()), ..Poll::default() };
         let mut play = Play {
             group: Group::new(policy, 1, Time(0), &first),
             now: 0,
@@ -213,6 +217,7 @@ impl Play {
             vms,
             records: Vec::new(),
             hidden: false,
+            source: "s0".into(),
             deaf: false,
             port: true,
             tasks: TaskState::Running,
@@ -276,12 +281,13 @@ impl Play {
             Request::PollSome { names } => Ok(Reply::Poll(Poll {
                 now: Some(START + self.now),
                 vms: self.vms.iter().filter(|vm| names.contains(&vm.vapp_name)).cloned().collect(),
-                vapps: None,
+                ..Poll::default()
             })),
             Request::Poll { vapps } => Ok(Reply::Poll(Poll {
                 now: Some(START + self.now),
                 vms: if self.hidden { Vec::new() } else { self.vms.clone() },
                 vapps: vapps.then(|| self.records.clone()),
+                source: self.source.clone(),
             })),
             Request::Look { vapp, .. } => Ok(Reply::Vapps(self.documents.get(&vapp).cloned().into_iter().collect())),
             Request::Find { name } => {
@@ -291,7 +297,8 @@ impl Play {
                 let made = shown(format!("v/made-{}", self.asked.len()).into(), name);
                 self.documents.insert(made.vapp.clone(), vapp(&made));
                 self.vms.push(made.clone());
-                started(Some(made.vapp), None)
+                let source = self.source.clone();
+                Ok(Reply::Started(Started { vapp: Some(made.vapp), task: None, source }))
             }
             Request::Delete { vapp } => {
                 self.documents.remove(&vapp);

@@ -53,7 +53,7 @@ impl Calm {
         let group = plugin.group.as_mut().unwrap();
         let before = group.update().map(|(name, _)| name.clone()).collect();
         let accepted = group.increase(now, n);
-        plugin.audit.increased(accepted, &before, group);
+        plugin.audit.increased(accepted, &before, group, &self.world.model);
         accepted
     }
 
@@ -237,7 +237,7 @@ fn policy() -> Policy {
 #[test]
 fn init_waits_for_looks_at_what_may_be_ours() {
     let ours = found("ci-00000001", "fleeting-plugin-vcd/1 manager=m group=g id=ci-00000001");
-    let poll = |vms: &[Vm]| Poll { now: Some(1), vms: vms.to_vec(), vapps: None };
+    let poll = |vms: &[Vm]| Poll { now: Some(1), vms: vms.to_vec(), ..Poll::default() };
     let group = Group::new(policy(), 1, Time(0), &poll(std::slice::from_ref(&ours)));
     assert!(group.knows_its_own(), "the record says all");
     assert_eq!(group.update().count(), 1);
@@ -274,7 +274,7 @@ fn a_lease_that_ends_within_the_hour_makes_unhealthy() {
         (45, minutes(15), None, false),
     ] {
         (vm.undeploy_at, vm.delete_at, vm.created) = (undeploy_at, delete_at, Some(now - age * MINUTE));
-        let poll = Poll { now: Some(now), vms: vec![vm.clone()], vapps: None };
+        let poll = Poll { now: Some(now), vms: vec![vm.clone()], ..Poll::default() };
         let mut group = Group::new(Policy { max_instance_age: Duration::ZERO, ..policy() }, 1, Time(0), &poll);
         group.tick(Time(10_000));
         while let Some(command) = group.next_command() {

@@ -876,6 +876,7 @@ fn labels_are_for_those_who_want_them_or_where_the_go_plugin_was() {
             now: Some(START),
             vapps: Some(found.iter().map(|vm| Vapp { labelled: true, description: None, ..vapp(vm) }).collect()),
             vms: found.clone(),
+            ..Poll::default()
         };
         let mut play = Play::new(Policy { labels, ..policy() }, Vec::new());
         let bare = |vm: &Vm| Vapp { description: Some(vm.description.clone()), ..vapp(vm) };

@@ -54,6 +54,8 @@ pub fn settings(server: &Server) -> Settings {
         lease: None,
         session_refresh: Duration::from_secs(3600),
         poll_interval: Duration::from_secs(10),
+        standby: false,
+        guest_source: String::new(),
     }
 }
 

@@ -262,7 +262,7 @@ fn deleting_what_is_gone_is_done_at_once() {
             let id = m.vapps_named("ci-1")[0];
             m.admin_delete_vapp(id);
         });
-        assert_eq!(delete(&client, &vapp), Ok(Started { vapp: None, task: None }));
+        assert_eq!(delete(&client, &vapp), Ok(Started::default()));
         assert_eq!(look(&client, &vapp), Ok(vec![]));
         // A proxy's 404 is no proof.
         fault(

@@ -49,19 +49,30 @@ fn returning(on: bool) -> Guest {
 type Observing = fn() -> Instance;
 
 /// Every kind of what is observed, in words.
-const OBSERVED: [(&str, Observing); 9] = [
+const OBSERVED: [(&str, Observing); 12] = [
     ("nothing", without_vapp),
     ("created, off", || with_vapp(Power::Off, Guest::New)),
     ("booting", || with_vapp(Power::On, booting())),
     ("running", || with_vapp(Power::On, Guest::Ready)),
     ("running, marked", || {
         let mut i = with_vapp(Power::On, Guest::Ready);
-        i.vapp_mut().unwrap().mark = Mark::Written;
+        i.vapp_mut().unwrap().mark = Some(Mark::Suspended);
         i
     }),
-    ("suspended", || with_vapp(Power::Suspended, Guest::Ready)),
+    ("suspended", || {
+        let mut i = with_vapp(Power::Suspended, Guest::Ready);
+        i.vapp_mut().unwrap().mark = Some(Mark::Suspended);
+        i
+    }),
     ("suspended, to be resumed", || with_vapp(Power::Suspended, returning(false))),
     ("resumed, booting", || with_vapp(Power::On, returning(true))),
+    ("ready, and never used", || with_vapp(Power::On, Guest::Standby)),
+    ("suspended, and never used", || with_vapp(Power::Suspended, Guest::Standby)),
+    ("in standby", || {
+        let mut i = with_vapp(Power::Suspended, Guest::Standby);
+        i.vapp_mut().unwrap().mark = Some(Mark::Standby);
+        i
+    }),
     ("create failed", || {
         let mut i = with_vapp(Power::Failed, Guest::New);
         i.vapp_mut().unwrap().doomed = true;
@@ -69,13 +80,17 @@ const OBSERVED: [(&str, Observing); 9] = [
     }),
 ];
 
-const DESIRED: [(&str, Desired); 3] =
-    [("running", Desired::Running), ("suspended", Desired::Suspended), ("deleted", Desired::Deleted(Cause::Asked))];
+const DESIRED: [(&str, Desired); 4] = [
+    ("running", Desired::Running),
+    ("suspended", Desired::Suspended),
+    ("standby", Desired::Standby),
+    ("deleted", Desired::Deleted(Cause::Asked)),
+];
 
 fn step_of(i: &Instance) -> Step {
     let policy = Policy::default();
     let sight = Sight::new(Time(0), Duration::from_secs(24 * 3600));
-    next(i, &At { now: NOW, seen: seen(), sight: &sight, policy: &policy, stopping: false }).step
+    next(i, &At { now: NOW, seen: seen(), sight: &sight, policy: &policy, stopping: false, no_force: false }).step
 }
 
 fn words(step: &Step) -> String {
@@ -88,8 +103,10 @@ fn words(step: &Step) -> String {
         Step::Begin(Kind::PowerOn) => "power on".into(),
         Step::Begin(Kind::Suspend) => "suspend".into(),
         Step::Begin(Kind::Resume) => "resume".into(),
-        Step::Begin(Kind::Mark(true)) => "mark, then suspend".into(),
-        Step::Begin(Kind::Mark(false)) => "clear the suspend mark".into(),
+        Step::Begin(Kind::Mark(Mark::Suspended)) => "mark, then suspend".into(),
+        Step::Begin(Kind::Mark(Mark::Standby)) => "mark as in standby".into(),
+        Step::Begin(Kind::Mark(Mark::Running)) => "clear the mark".into(),
+        Step::Use => "use it".into(),
         Step::Begin(Kind::Delete(_)) => "delete".into(),
         Step::Ask(question) => format!("{question:?}").to_lowercase(),
         Step::Probe(_) => "probe".into(),
@@ -101,13 +118,16 @@ fn words(step: &Step) -> String {
 fn can_be(i: &Instance, desired: Desired) -> bool {
     match desired {
         Desired::Suspended => matches!(i.vapp().map(|v| &v.guest), Some(Guest::Ready)),
+        Desired::Standby => !i.has_run(),
         Desired::Running => !(i.is_suspended() && matches!(i.vapp().map(|v| &v.guest), Some(Guest::Ready))),
         Desired::Deleted(_) => true,
     }
 }
 
 fn table() -> String {
-    let mut table = String::from("| observed | desired: running | suspended | deleted |\n| --- | --- | --- | --- |\n");
+    let mut table = String::from(
+        "| observed | desired: running | suspended | standby | deleted |\n| --- | --- | --- | --- | --- |\n",
+    );
     for (observed, make) in OBSERVED {
         let cells = DESIRED.map(|(_, desired)| {
             let mut i = make();
@@ -145,8 +165,9 @@ fn an_operation_keeps_all_others_away() {
         Kind::PowerOn,
         Kind::Suspend,
         Kind::Resume,
-        Kind::Mark(true),
-        Kind::Mark(false),
+        Kind::Mark(Mark::Suspended),
+        Kind::Mark(Mark::Standby),
+        Kind::Mark(Mark::Running),
         Kind::Delete(Removal::Force),
         Kind::Delete(Removal::Stop),
         Kind::Delete(Removal::Stopped),

@@ -18,6 +18,7 @@ impl World {
             }
             Act::AbortAll => self.model.admin_abort_all(),
             Act::VmLimit(most) => self.limit_vms(most),
+            Act::NewSource => self.source = format!("s{}", self.now).into(),
             Act::Admin(admin, which) => self.admin(n, admin, which),
             Act::Stuck(stuck, which) => self.stick(n, stuck, which),
             Act::Crash(down) => {
@@ -73,7 +74,7 @@ impl World {
             Act::Increase(count) => {
                 let before: BTreeSet<Name> = ids.iter().cloned().collect();
                 let accepted = group.increase(time, count);
-                audit.increased(accepted, &before, group);
+                audit.increased(accepted, &before, group, &self.model);
                 self.score.created += u64::from(accepted);
             }
             Act::Decrease(which) => {

@@ -2,9 +2,9 @@
 
 use super::pace::Pace;
 use super::plan::{MINUTE, Tuning};
-use super::vcd::{href, task_of, vapp_id};
+use super::vcd::{MARK, href, task_of, vapp_id};
 use fleeting_plugin_vcd::cloud::Request;
-use fleeting_plugin_vcd::group::{Group, Name, State, Ticket, Time};
+use fleeting_plugin_vcd::group::{Group, Name, Phase, State, Ticket, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use vcd_sim::model::{Faults, GcStatus, Model, Operation, Power, TaskId, TaskStatus, Vapp, VappId, VmId};
 
@@ -13,6 +13,11 @@ pub const SLOT_PATIENCE: u64 = 10 * MINUTE;
 pub const CANCEL_PATIENCE: u64 = 2 * MINUTE;
 /// So long a VM of somebody's can be in a vApp of ours before we have to know: polls may lag.
 const NOTICE: u64 = 2 * MINUTE;
+
+/// It says that it is in standby.
+fn is_marked_standby(vapp: &Vapp) -> bool {
+    vapp.metadata.get(MARK).is_some_and(|(_, value)| value.starts_with("standby "))
+}
 
 /// Part of a create.
 pub fn is_create(operation: Operation) -> bool {
@@ -55,6 +60,10 @@ pub struct Audit {
     /// Ids that the host asked to suspend, and to resume, in any life.
     asked_to_suspend: BTreeSet<Name>,
     asked_to_resume: BTreeSet<Name>,
+    /// Ids that were suspended for the pool.
+    rested: BTreeSet<Name>,
+    /// Powered on after its rest, by a request of its own.
+    used: BTreeSet<VappId>,
     /// Ids that had reached running when last seen, and how they were.
     running: BTreeMap<Name, State>,
     /// Ids that an Increase brought, with the state seen last.
@@ -65,6 +74,12 @@ pub struct Audit {
     first: Option<BTreeSet<Name>>,
     /// Made by an earlier process, and not reported in the first Update: not to be used, so it may be deleted.
     missed: BTreeSet<Name>,
+    /// What an Increase should not have handed out.
+    broken: Option<String>,
+    /// Ids that a host has ever been told.
+    told: BTreeSet<Name>,
+    /// In standby by its mark, and on all the same: what had been seen when it was first so while a process lived.
+    woken: BTreeMap<VappId, u64>,
     /// Changing requests on the wire.
     wire: BTreeMap<Ticket, Request>,
     pub(super) life: u32,
@@ -93,6 +108,7 @@ impl Audit {
     /// comes later as new. `known`: the group says that there is nothing more to find out.
     pub fn first_update(&mut self, group: &Group, model: &Model, known: bool, now: u64) -> Result<(), String> {
         let first: BTreeSet<Name> = group.update().map(|(name, _)| name.clone()).collect();
+        self.told.extend(first.iter().cloned());
         let could = (known && self.pace.early(now)) || (self.pace.clear && self.pace.look_failed.is_none());
         let time = Time(0);
         let lost: Vec<(Name, State)> =
@@ -127,12 +143,64 @@ impl Audit {
         self.touched.insert(id);
     }
 
-    pub fn increased(&mut self, accepted: u32, before: &BTreeSet<Name>, group: &Group) {
+    pub fn increased(&mut self, accepted: u32, before: &BTreeSet<Name>, group: &Group, model: &Model) {
         let new: Vec<Name> =
             group.update().map(|(name, _)| name.clone()).filter(|name| !before.contains(name)).collect();
         assert_eq!(new.len(), accepted as usize, "every accepted request has an id in the next Update");
+        for name in &new {
+            // One that was not resumed when the process that handed it out died is as good as before.
+            let mut ids = self.by_name.get(name).into_iter().flatten();
+            let unused =
+                self.rested.contains(name) && !self.own.contains(name) && ids.all(|id| !self.used.contains(id));
+            if !self.told.insert(name.clone()) && !unused {
+                self.broken = Some(format!("15: {name} is handed out again"));
+            }
+            let mut ids = self.by_name.get(name).into_iter().flatten();
+            if ids.any(|id| model.vapps.contains_key(id) && self.is_known_to_be_woken(*id)) {
+                self.broken = Some(format!("15: {name} has been on since its suspension, and is handed out"));
+            }
+        }
         self.own.extend(new.iter().cloned());
         self.accepted.extend(new.into_iter().map(|name| (name, State::Creating)));
+    }
+
+    /// Polls have shown for long enough that it is on.
+    fn is_known_to_be_woken(&self, id: VappId) -> bool {
+        self.woken.get(&id).is_some_and(|at| self.pace.seen_clearly >= at + NOTICE)
+    }
+
+    /// What is in standby has not been on since its suspension.
+    pub fn check_pool(&mut self, group: &Group, model: &Model, time: Time) -> Result<(), String> {
+        if let Some(broken) = self.broken.take() {
+            return Err(broken);
+        }
+        for (id, (name, _)) in &self.ours {
+            let Some(vapp) = model.vapps.get(id).filter(|vapp| is_marked_standby(vapp)) else { continue };
+            let on = |vm: &VmId| model.vms.get(vm).is_some_and(|vm| vm.power == Power::On && !vm.host_down);
+            let own = |vm: &&VmId| !self.foreign_vms.contains_key(vm);
+            if !self.told.contains(name) && vapp.vms.iter().filter(own).any(on) {
+                self.woken.entry(*id).or_insert(self.pace.seen_clearly);
+            }
+        }
+        let glances = group.glances(time);
+        for glance in glances.iter().filter(|glance| glance.phase == Phase::Standby) {
+            let mut ids = self.by_name.get(glance.name).into_iter().flatten();
+            if ids.any(|id| self.is_known_to_be_woken(*id) && model.vapps.contains_key(id)) {
+                return Err(format!("15: {} has been on since its suspension, and is kept in standby", glance.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// VCD is asked to power a vApp on: whoever finds it suspended later must know that it is used.
+    pub fn powers_on(&mut self, id: VappId, model: &Model) -> Result<(), String> {
+        if self.ours.get(&id).is_some_and(|(name, _)| self.rested.contains(name)) {
+            self.used.insert(id);
+        }
+        match model.vapps.get(&id) {
+            Some(vapp) if is_marked_standby(vapp) => Err(format!("15: {} is resumed as one in standby", vapp.name)),
+            _ => Ok(()),
+        }
     }
 
     pub fn decreased(&mut self, asked: &[Name], done: &[Name]) {
@@ -186,6 +254,12 @@ impl Audit {
         self.count(request, now)?;
         if request.changes() {
             self.wire.insert(ticket, request.clone());
+        }
+        if let Request::Suspend { vapp } = request
+            && let Some((name, _)) = self.ours.get(&vapp_id(vapp))
+            && !self.told.contains(name)
+        {
+            self.rested.insert(name.clone());
         }
         match request {
             Request::Create { name, .. } => {
@@ -254,7 +328,10 @@ impl Audit {
     fn check_load(&self, model: &Model, tuning: &Tuning, now: u64) -> Result<(), String> {
         let (creates, deletes, others) = self.load(model, now);
         let sum = creates + deletes + others;
-        let over = creates > tuning.max_creates || deletes > tuning.max_deletes || sum > tuning.max_operations;
+        // One for the pool, which may be handed out meanwhile.
+        let pool = u32::from(tuning.standby > 0);
+        let over =
+            creates > tuning.max_creates + pool || deletes > tuning.max_deletes || sum > tuning.max_operations + pool;
         if over && !self.shutdown {
             let counts = format!("{creates} creates, {deletes} deletes, {others} suspends and resumes");
             return Err(format!("4: {counts} at a time ({tuning:?})"));
@@ -290,8 +367,9 @@ impl Audit {
             }
             let task = task_of(model, *id).filter(|task| !self.is_given_up(*task, model, now));
             match task.and_then(|task| model.tasks.get(&task)).map(|task| task.operation) {
-                Some(Operation::Instantiate | Operation::Compose) => _ = creates.insert(name),
                 // Nobody could know.
+                Some(Operation::Instantiate | Operation::Compose) if self.late.contains(id) => {}
+                Some(Operation::Instantiate | Operation::Compose) => _ = creates.insert(name),
                 Some(Operation::UpdateVm | Operation::Deploy | Operation::Suspend) if self.late.contains(id) => {}
                 Some(Operation::UpdateVm) => _ = creates.insert(name),
                 Some(Operation::Deploy) if !self.was_suspended(name) => _ = creates.insert(name),
@@ -319,13 +397,23 @@ impl Audit {
         vms.iter().copied().find(|vm| self.foreign_vms.contains_key(vm) && self.is_noticed(*vm))
     }
 
+    /// Creates wait for a delete that VCD is asked for, and has not answered: for their slot, or for leftovers to be gone.
+    pub fn waits_for_deletes(&self, group: &Group, time: Time) -> bool {
+        let standing = group.standing(time);
+        let full = standing.operations.used >= standing.operations.most;
+        let deletes = |request: &Request| {
+            matches!(request, Request::Delete { .. } | Request::DeleteStopped { .. } | Request::Undeploy { .. })
+        };
+        (full || standing.hold.is_some()) && self.wire.values().any(deletes)
+    }
+
     pub fn cancelled(&mut self, task: TaskId, now: u64) {
         self.cancelled.entry(task).or_insert(now);
     }
 
-    /// The host asked to suspend or to resume it, ever: powering it on is no part of a create.
+    /// It was suspended, ever: powering it on is no part of a create.
     fn was_suspended(&self, name: &Name) -> bool {
-        self.asked_to_suspend.contains(name) || self.asked_to_resume.contains(name)
+        self.rested.contains(name) || self.asked_to_suspend.contains(name) || self.asked_to_resume.contains(name)
     }
 
     /// The answer to a request has come back.
@@ -345,6 +433,9 @@ impl Audit {
         }
         if life != self.life && self.shutdown {
             self.unknowable.insert(id);
+        }
+        if late {
+            self.late.insert(id);
         }
         self.ours.insert(id, (name.clone(), life));
         self.by_name.entry(name.clone()).or_default().push(id);
@@ -508,10 +599,12 @@ impl Audit {
 
     /// vApps of ours that are there, but for what is stuck, and those of `group`'s running and suspended instances.
     pub fn left(&self, model: &Model, group: Option<&Group>) -> Vec<Name> {
-        let running: BTreeSet<&Name> = group
+        let mut running: BTreeSet<&Name> = group
             .iter()
             .flat_map(|group| group.update().filter(|(_, state)| has_run(*state)).map(|(name, _)| name))
             .collect();
+        let glances = group.map(|group| group.glances(Time(0))).unwrap_or_default();
+        running.extend(glances.iter().filter(|glance| glance.phase == Phase::Standby).map(|glance| glance.name));
         let ours = self.ours.iter().filter(|(id, (name, _))| {
             model.vapps.get(id).is_some_and(|vapp| !self.is_stuck_vapp(vapp))
                 && !self.taken.contains(id)

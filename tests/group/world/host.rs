@@ -7,6 +7,7 @@ use super::plan::{Dice, MINUTE};
 use super::{Happening, World};
 use fleeting_plugin_vcd::group::{Group, Name, State, Time};
 use std::collections::{BTreeMap, BTreeSet};
+use vcd_sim::model::Model;
 
 /// Between two turns while something is awaited, and while nothing is.
 const BUSY_TURN: u64 = 2_000;
@@ -83,7 +84,15 @@ impl Host {
     }
 
     /// One turn: Decrease, Update, Increase, and jobs. Says how long to wait for the next.
-    fn turn(&mut self, group: &mut Group, audit: &mut Audit, time: Time, now: u64, jobs: bool) -> Result<u64, String> {
+    fn turn(
+        &mut self,
+        group: &mut Group,
+        audit: &mut Audit,
+        model: &Model,
+        time: Time,
+        now: u64,
+        jobs: bool,
+    ) -> Result<u64, String> {
         self.ask_removals(group, audit, time, now);
         self.update(group)?;
         self.jobs(group, time, now, jobs);
@@ -91,7 +100,7 @@ impl Host {
         if live < self.wished {
             let before: BTreeSet<Name> = group.update().map(|(name, _)| name.clone()).collect();
             let accepted = group.increase(time, self.wished - live);
-            audit.increased(accepted, &before, group);
+            audit.increased(accepted, &before, group, model);
             self.pending += accepted;
         } else if live > self.wished {
             let idle = self.known.iter_mut().filter(|(_, known)| known.counts() && known.job <= now);
@@ -175,7 +184,7 @@ impl World {
         }
         if let (Some(host), Some(group)) = (&mut plugin.host, &mut plugin.group) {
             let before = host.pending;
-            let pause = host.turn(group, &mut plugin.audit, time, now, jobs)?;
+            let pause = host.turn(group, &mut plugin.audit, &self.model, time, now, jobs)?;
             self.score.created += u64::from(host.pending.saturating_sub(before));
             self.at(now + pause, Happening::HostTurn { whom });
         }

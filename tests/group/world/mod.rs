@@ -15,7 +15,7 @@ mod vcd;
 
 use audit::Audit;
 use fleeting_plugin_vcd::cloud::{Answer, Reply, Request};
-use fleeting_plugin_vcd::group::{Command, Group, Labels, OnShutdown, Policy, State, Ticket, Time};
+use fleeting_plugin_vcd::group::{Command, Group, Labels, OnShutdown, Phase, Policy, State, Ticket, Time};
 use host::Host;
 use plan::{Dice, Fault, MINUTE, Plan, Suspends};
 use std::cmp::Reverse;
@@ -172,6 +172,8 @@ pub struct World {
     vdc: model::VdcId,
     template: model::TemplateId,
     network: model::NetworkId,
+    /// What VMs are created from.
+    source: std::sync::Arc<str>,
     plan: Plan,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     happenings: BTreeMap<u64, Happening>,
@@ -228,6 +230,7 @@ impl World {
             vdc,
             template,
             network,
+            source: "s0".into(),
             plan: plan.clone(),
             queue: BinaryHeap::new(),
             happenings: BTreeMap::new(),
@@ -499,6 +502,8 @@ impl World {
             max_instance_age: Duration::from_secs(tuning.max_age * 60),
             suspended_max_age: Duration::from_secs(tuning.max_age * 180),
             suspend_resume: self.may_suspend(n),
+            standby_count: tuning.standby,
+            standby_max_age: Duration::from_secs(tuning.max_age * 120),
             on_shutdown: if tuning.keep { OnShutdown::Keep } else { OnShutdown::Delete },
             credentials: String::new(),
             labels: Labels::All,
@@ -622,6 +627,9 @@ impl World {
         }
         let plugin = &mut self.plugins[n];
         let Some(group) = &plugin.group else { return Ok(()) };
+        if self.plan.policy.standby > 0 {
+            plugin.audit.check_pool(group, &self.model, Time(now - plugin.began))?;
+        }
         plugin.audit.check(group, &self.model, Time(now - plugin.began), now)
     }
 
@@ -633,9 +641,19 @@ impl World {
             let rest = |(name, state)| rests(state) || audit.is_stuck(name, &self.model);
             // What is stuck counts towards max_size: the host may not get all that it wishes for.
             let host = self.host_rests(plugin);
-            host && group.update().all(rest) && audit.orphans(group, &self.model).is_empty()
+            host && self.pool_rests(plugin) && group.update().all(rest) && audit.orphans(group, &self.model).is_empty()
         };
         self.plugins.iter().all(rests)
+    }
+
+    /// As many VMs are in standby as should be.
+    fn pool_rests(&self, plugin: &Plugin) -> bool {
+        let rests = |group: &Group| {
+            let glances = group.glances(Time(self.now - plugin.began));
+            glances.iter().filter(|glance| glance.phase == Phase::Standby).count()
+        };
+        let full = plugin.group.as_ref().is_some_and(|group| rests(group) == self.plan.policy.standby as usize);
+        full || plugin.audit.shutdown || plugin.audit.any_stuck(&self.model)
     }
 
     fn host_rests(&self, plugin: &Plugin) -> bool {
@@ -656,6 +674,9 @@ impl World {
             }
             if !self.host_rests(plugin) {
                 return Err(format!("{number}: the host has not what it wishes for long after the last fault"));
+            }
+            if !self.pool_rests(plugin) {
+                return Err(format!("{number}: the standby pool is not full long after the last fault"));
             }
             if let Some(orphan) = plugin.audit.orphans(group, &self.model).first() {
                 let number = if stuck { 9 } else { 2 };

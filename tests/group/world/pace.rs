@@ -25,6 +25,8 @@ const BREAKER: usize = 3;
 const BREAKER_WINDOW: u64 = 10 * MINUTE;
 /// A task that has gone on for so long is slow, or hangs.
 const OLD: u64 = 30_000;
+/// A request that VCD takes its time for takes at most so long, there and back.
+const SLOW: u64 = 40_000;
 /// Requests about one instance in one hour.
 const CHANGES_AN_HOUR: usize = 60;
 const LOOKS_AN_HOUR: usize = 500;
@@ -63,7 +65,7 @@ pub struct Pace {
     mistaken: BTreeMap<Name, u64>,
     idle: Option<u64>,
     /// There is a reason for creates to wait until then.
-    excused: u64,
+    pub excused: u64,
     /// Creates that failed, but for those of one event.
     failures: VecDeque<u64>,
     /// The breaker may be open: the next create decides, however late.
@@ -109,8 +111,9 @@ impl Pace {
         (now - self.began).saturating_sub(self.seen_without_fail)
     }
 
-    /// A look tells too late what there is, or never.
+    /// A look tells too late what there is, or never, and slots are given back late.
     pub fn delayed(&mut self, now: u64, request: &Request) {
+        self.excused = self.excused.max(now + SLOW);
         if matches!(request, Request::Look { .. } | Request::Find { .. }) {
             self.look_failed = Some(now);
         }
@@ -359,6 +362,9 @@ impl Audit {
         // Leftovers that nothing is wrong with, and that go as fast as requests do.
         let fine = !model.vapps.values().any(is_faulty);
         if fine && group.standing(time).hold.is_some() {
+            return true;
+        }
+        if self.waits_for_deletes(group, time) {
             return true;
         }
         let left = self.orphans(group, model).len();

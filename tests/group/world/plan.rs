@@ -81,6 +81,8 @@ pub enum Act {
     AbortAll,
     /// The VDC takes so many VMs at most; 0: as many as anybody likes.
     VmLimit(u32),
+    /// From now on VMs are created from another template.
+    NewSource,
 }
 
 /// What an administrator, or the infrastructure, does to the n-th vApp of ours, or beside them.
@@ -263,6 +265,8 @@ pub struct Tuning {
     pub tpm: bool,
     /// What is wrong with single vApps is mended when everything else heals.
     pub mended: bool,
+    /// VMs that are kept in standby.
+    pub standby: u32,
     /// Seconds that the clock of VCD's answers is ahead of the one that dates vApps.
     pub skew: i64,
     /// Plugins of so many managers share the VDC.
@@ -288,6 +292,7 @@ impl Default for Tuning {
             no_force: false,
             tpm: false,
             mended: false,
+            standby: 0,
             skew: 0,
             managers: 1,
             fleeting: None,
@@ -298,6 +303,7 @@ impl Default for Tuning {
 /// Swarm: each seed has its own mix of faults, administrators and habits of the host.
 pub fn plan(seed: u64) -> Plan {
     let mut dice = Dice(seed ^ 0x5eed_91a1);
+    let mut pool = Dice(seed ^ 0x57a9_db7c);
     let large = dice.percent(3);
     let fleeting = dice.pick(&[None, None, None, Some(false), Some(true)]);
     // A host that replaces what is old would never rest.
@@ -321,6 +327,7 @@ pub fn plan(seed: u64) -> Plan {
         no_force: dice.percent(20),
         tpm: dice.percent(10),
         mended: dice.percent(50),
+        standby: if pool.percent(30) { pool.between(1, 3) as u32 } else { 0 },
         skew: if dice.percent(20) { dice.between(0, 360) as i64 - 180 } else { 0 },
         managers: if dice.percent(10) { 2 } else { 1 },
         fleeting,
@@ -333,6 +340,9 @@ pub fn plan(seed: u64) -> Plan {
     swarm.starts();
     swarm.administrators();
     swarm.one_alone();
+    if policy.standby > 0 && pool.percent(30) {
+        swarm.steps.push(Step { at: pool.below(swarm.length), to: 0, act: Act::NewSource });
+    }
     let mut steps = swarm.steps;
     steps.sort_by_key(|step| step.at);
     Plan { seed, policy, steps }

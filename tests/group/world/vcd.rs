@@ -24,7 +24,7 @@ const READ_TIMEOUT: u64 = 60_000;
 pub const CHANGE_TIMEOUT: u64 = 120_000;
 
 /// The metadata key of [`Request::Mark`].
-const MARK: &str = "fleeting-suspend";
+pub const MARK: &str = "fleeting-suspend";
 
 /// Memory of the VMs that are wished for, which is not the template's.
 pub const MEMORY_MB: u32 = 8192;
@@ -225,6 +225,9 @@ impl World {
             plugin.audit.pace.answered(now, &sending.request, &answer);
             plugin.audit.tasks_ended(&answer, &self.model, now);
         }
+        if plugin.group.as_ref().is_some_and(|group| plugin.audit.waits_for_deletes(group, time)) {
+            plugin.audit.pace.excused = plugin.audit.pace.excused.max(now);
+        }
         plugin.audit.answered(ticket);
         if let Some(group) = &mut plugin.group {
             group.answer(time, ticket, answer);
@@ -262,7 +265,7 @@ impl World {
                 let vms = vms.iter().filter(|vm| names.contains(&vm.vapp_name)).map(|vm| self.vm(vm)).collect();
                 let clock = self.model.unix(self.now).saturating_add_signed(self.plan.policy.skew * 1000);
                 let now = (!self.has(Fault::NoDate)).then_some(clock);
-                Ok(Reply::Poll(cloud::Poll { now, vms, vapps: None }))
+                Ok(Reply::Poll(cloud::Poll { now, vms, ..cloud::Poll::default() }))
             }
             Request::Poll { vapps } => {
                 let shown = |name: &str| name.starts_with(PREFIX) && name[PREFIX.len()..].starts_with('-');
@@ -283,7 +286,7 @@ impl World {
                 });
                 let clock = self.model.unix(self.now).saturating_add_signed(self.plan.policy.skew * 1000);
                 let now = (!self.has(Fault::NoDate)).then_some(clock);
-                Ok(Reply::Poll(cloud::Poll { now, vms, vapps }))
+                Ok(Reply::Poll(cloud::Poll { now, vms, vapps, source: self.source.clone() }))
             }
             Request::Find { name } => {
                 let records = self.model.query_vapps(self.who, fault);
@@ -318,7 +321,10 @@ impl World {
                             }
                         }
                         self.plugins[n].audit.made(vapp, name, from.life, &self.model, late)?;
-                        Ok(Reply::Started(cloud::Started { vapp: Some(href(vapp)), task: Some(task_href(task)) }))
+                        {
+                            let (vapp, task, source) = (Some(href(vapp)), Some(task_href(task)), self.source.clone());
+                            Ok(Reply::Started(cloud::Started { vapp, task, source }))
+                        }
                     }
                     Err(refusal) => Err(refused(&refusal, what)),
                 }
@@ -330,11 +336,11 @@ impl World {
                 let deleted = self.model.delete_vapp(self.who, vapp_id(vapp), forced);
                 self.model.inject = model::Inject::default();
                 match deleted {
-                    Ok(task) => Ok(Reply::Started(cloud::Started { vapp: None, task: Some(task_href(task)) })),
+                    Ok(task) => {
+                        Ok(Reply::Started(cloud::Started { task: Some(task_href(task)), ..cloud::Started::default() }))
+                    }
                     Err(refusal) => match refused(&refusal, what) {
-                        error if error.kind == ErrorKind::NotFound => {
-                            Ok(Reply::Started(cloud::Started { vapp: None, task: None }))
-                        }
+                        error if error.kind == ErrorKind::NotFound => Ok(Reply::Started(cloud::Started::default())),
                         error => Err(error),
                     },
                 }
@@ -369,6 +375,9 @@ impl World {
                 if late {
                     self.plugins[n].audit.came_late(id);
                 }
+                if let (Request::PowerOn { .. }, false) = (request, late) {
+                    self.plugins[n].audit.powers_on(id, &self.model)?;
+                }
                 self.inject(n, false);
                 let task = match request {
                     Request::PowerOn { .. } => self.model.power(self.who, target, model::PowerAction::On),
@@ -378,13 +387,12 @@ impl World {
                 self.model.inject = model::Inject::default();
                 started(task, what)
             }
-            Request::Mark { vapp, suspended } => {
+            Request::Mark { vapp, mark } => {
                 self.plugins[n].audit.changes(vapp_id(vapp), &self.model, what)?;
                 if late {
                     self.plugins[n].audit.came_late(vapp_id(vapp));
                 }
-                let value = if *suspended { "yes" } else { "no" };
-                let value = (std::borrow::Cow::Borrowed("MetadataStringValue"), Arc::from(value));
+                let value = (std::borrow::Cow::Borrowed("MetadataStringValue"), Arc::from(mark.to_string()));
                 let target = model::Target::Vapp(vapp_id(vapp));
                 self.inject(n, false);
                 let task = self.model.set_metadata(self.who, target, vec![(MARK.into(), Some(value))]);
@@ -516,17 +524,19 @@ impl World {
             busy: vapp.busy,
             tasks: Vec::new(),
             deleting: false,
+            suspending: false,
             vms: Vec::new(),
             made: None,
             created: Some(self.model.unix(vapp.created)),
             labelled: label,
-            marked: false,
+            mark: cloud::Mark::Running,
         }
     }
 
     fn document(&self, id: VappId) -> Option<cloud::Vapp> {
         let vapp = self.model.get_vapp(self.who, id).ok()?;
         let task = task_of(&self.model, id);
+        let suspending = task.is_some_and(|task| self.model.tasks[&task].operation == model::Operation::Suspend);
         let own = |id: &&VmId| self.model.vms.get(id).is_some_and(|vm| vm.name == vapp.name);
         let vm = vapp.vms.iter().find(own).or(vapp.vms.first()).and_then(|id| Some((*id, self.model.vms.get(id)?)));
         let made = vm.map(|(id, vm)| cloud::Made {
@@ -549,13 +559,18 @@ impl World {
             busy: self.model.is_busy(model::Target::Vapp(id)),
             tasks: task.into_iter().map(task_href).collect(),
             deleting: task.is_some_and(|task| self.model.tasks[&task].operation == model::Operation::Delete),
+            suspending,
             vms: vapp.vms.iter().map(|id| vm_href(*id)).collect(),
             made,
             created: Some(self.model.unix(vapp.created)),
             labelled: false,
             // That is asked for only where it counts.
-            marked: power(self.model.vapp_status(vapp)) == cloud::Power::Suspended
-                && vapp.metadata.get(MARK).is_some_and(|(_, value)| &**value == "yes"),
+            mark: match vapp.metadata.get(MARK) {
+                Some((_, value)) if suspending || power(self.model.vapp_status(vapp)) == cloud::Power::Suspended => {
+                    cloud::Mark::read(value)
+                }
+                _ => cloud::Mark::Running,
+            },
         })
     }
 
@@ -590,11 +605,12 @@ fn unlisted(href: Href, name: Arc<str>) -> cloud::Vapp {
         busy: false,
         tasks: Vec::new(),
         deleting: false,
+        suspending: false,
         vms: Vec::new(),
         made: None,
         created: None,
         labelled: false,
-        marked: false,
+        mark: cloud::Mark::Running,
     }
 }
 
@@ -605,7 +621,7 @@ fn wish() -> model::Hardware {
 /// The answer to what begins a task.
 fn started(task: Result<TaskId, Refusal>, what: &str) -> Answer {
     match task {
-        Ok(task) => Ok(Reply::Started(cloud::Started { vapp: None, task: Some(task_href(task)) })),
+        Ok(task) => Ok(Reply::Started(cloud::Started { task: Some(task_href(task)), ..cloud::Started::default() })),
         Err(refusal) => Err(refused(&refusal, what)),
     }
 }

@@ -1,0 +1,192 @@
+//! The standby pool: VMs that are complete and suspended, so that an Increase gets one in the time of a resume. The host does not
+//! know of them before they are handed out. A VM that may have been used, or has been on since its suspension, is never
+//! handed out: it is deleted.
+
+use super::instance::{Cause, Desired, Instance, Mark, Origin};
+use super::limits::{DELETE_RETRY_MAX, RETRY_BASE, doubled};
+use super::time::Stopwatch;
+use super::vapp::{Guest, Vapp};
+use super::{Group, Key, Name};
+use crate::cloud::{self, ErrorKind, Power, VcdError};
+use log::Level;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Polls may lag by this: what they show of a VM in the first time after its suspension is settled by a look.
+pub const STANDBY_LAG: Duration = Duration::from_secs(60);
+/// A VM that was created from what has changed since is replaced when it has been in standby for so long: what changes to
+/// and fro costs no more than that.
+pub const STANDBY_RENEWAL: Duration = Duration::from_secs(10 * 60);
+/// VMs that are made ready for the pool at a time, from their create to their rest.
+pub const STANDBY_AT_A_TIME: usize = 1;
+
+impl Group {
+    /// Makes up to `n` VMs of the pool the runner's: first those at rest, then those in the making, the oldest first.
+    pub(super) fn hand_out(&mut self, n: usize) -> usize {
+        let pool = || self.instances.iter().filter(|(_, i)| i.desired == Desired::Standby && !i.goes());
+        let sound = |vapp: &Vapp| !vapp.doubt && !vapp.shared && vapp.unhealthy.is_none();
+        let rests = pool().filter(|(_, i)| i.stands_by() && i.vapp().is_some_and(sound));
+        // One that waits for its create would only be later than a new one.
+        let begun = |i: &Instance| i.vapp().map_or(i.operation.is_some(), sound);
+        let begun = pool().filter(|(_, i)| !i.stands_by() && begun(i));
+        let keys: Vec<Key> = rests.chain(begun).map(|(key, _)| *key).take(n).collect();
+        for key in &keys {
+            self.hand_out_one(*key);
+        }
+        keys.len()
+    }
+
+    fn hand_out_one(&mut self, key: Key) {
+        let (now, seen) = (self.now, self.sight.at(self.now));
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        (i.origin, i.desired) = (Origin::Requested, Desired::Running);
+        // It begins to age now: a suspended VM does nothing.
+        (i.since, i.age_before, i.error) = (now, Duration::ZERO, None);
+        (i.accepted, i.create_began) = (Stopwatch::start(seen), now);
+        i.creating = i.creating.map(|_| i.accepted).or_else(|| i.vapp().map(|_| i.accepted));
+        (i.attempts.change.next, i.attempts.look.next) = (now, now);
+        let text = match (i.is_suspended(), i.vapp().is_some_and(|vapp| vapp.guest == Guest::Standby)) {
+            (true, _) => "accepted: taken from standby",
+            (false, true) => "accepted: it was about to be suspended for standby",
+            (false, false) => "accepted: it was being created for standby",
+        };
+        let name: Name = i.name.clone();
+        self.names.insert(name, key);
+        self.say_of(Level::Info, key, text.into());
+    }
+
+    /// Begins the next VM of the pool if one is missing, and replaces one that is outdated. Whatever the runner waits for
+    /// comes first, and nothing is begun while VCD refuses creates.
+    pub(super) fn refill(&mut self) {
+        if self.policy.standby_count == 0 || self.stopping || self.adopt_until.is_some() {
+            return;
+        }
+        if let Some(until) = self.held_until().max(self.breaker.until(self.now)).max(self.throttle.until(self.now)) {
+            return self.wake_by(until);
+        }
+        if self.unreachable {
+            return;
+        }
+        let pool = || self.instances.iter().filter(|(_, i)| i.origin == Origin::Standby && i.ended.is_none());
+        let wanted = |i: &Instance| !i.desired.is_deleted();
+        let size = pool().filter(|(_, i)| wanted(i)).count();
+        let busy = pool().filter(|(_, i)| wanted(i) && !i.stands_by()).count();
+        if busy >= STANDBY_AT_A_TIME {
+            return;
+        }
+        if size < self.policy.standby_count as usize {
+            if self.now < self.pool_backoff.next {
+                return self.wake_by(self.pool_backoff.next);
+            }
+            let (now, seen) = (self.now, self.sight.at(self.now));
+            let mut i = Instance::new(self.fresh_name(), Origin::Standby, now, seen);
+            i.desired = Desired::Standby;
+            self.say(Level::Info, &i, "to be created for standby");
+            self.insert(i);
+            return;
+        }
+        let differs = |vapp: &Vapp| !vapp.source.is_empty() && vapp.source != self.source;
+        let old = |vapp: &Vapp| self.now - vapp.known >= STANDBY_RENEWAL;
+        let outdated = |i: &Instance| i.stands_by() && i.vapp().is_some_and(|vapp| differs(vapp) && old(vapp));
+        let goes = pool().any(|(_, i)| i.desired == Desired::Deleted(Cause::Outdated));
+        if let Some(key) = pool().find(|(_, i)| outdated(i)).map(|(key, _)| *key).filter(|_| !goes) {
+            self.delete_for(key, Cause::Outdated);
+        }
+    }
+
+    /// VCD says what VMs are created from now.
+    pub(super) fn source_is(&mut self, source: &Arc<str>) {
+        if !source.is_empty() {
+            self.source = source.clone();
+        }
+    }
+
+    /// A VM is in standby.
+    pub(super) fn came_to_rest(&mut self, key: Key) {
+        self.pool_backoff.reset();
+        self.say_of(Level::Info, key, "in standby".into());
+    }
+
+    /// A VM cannot be made ready for the pool: it is deleted, and the next one is begun later.
+    pub(super) fn pool_failed(&mut self, key: Key, error: &VcdError) {
+        let pause = doubled(RETRY_BASE, self.pool_backoff.tries, DELETE_RETRY_MAX);
+        let pause = self.pool_backoff.fail(self.now, &mut self.rng, pause);
+        let text = format!("it cannot be in standby and is deleted; the next is tried in {} s", pause.as_secs());
+        self.blame(key, error, &text);
+        self.delete_for(key, Cause::Spoiled);
+    }
+
+    /// It may have been used, or has been on: it is never handed out.
+    pub(super) fn spoil(&mut self, key: Key, why: &str) {
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        match i.desired {
+            Desired::Standby => {
+                self.say_of(Level::Warn, key, format!("{why}, not by the plugin: it is not used, and deleted"));
+                self.delete_for(key, Cause::Spoiled);
+            }
+            // It was just handed out: another takes its place.
+            _ => {
+                let (kind, what) = (ErrorKind::Failed, format!("resume {}", i.name));
+                let (text, code) = (why.to_string(), String::new());
+                self.not_resumed(key, &VcdError { kind, what, status: 0, code, text, retry_after: None });
+            }
+        }
+    }
+
+    /// What a poll shows of a VM that is ready for the pool, or in it.
+    pub(super) fn seen_standby(&mut self, key: Key) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let at_work = i.operation.is_some() || i.desired != Desired::Standby;
+        let Some(vapp) = i.vapp_mut() else { return };
+        let Some(record) = &vapp.record else { return };
+        if at_work || record.busy {
+            return;
+        }
+        match (vapp.power, record.power) {
+            _ if vapp.shared => self.spoil(key, "another VM is in its vApp"),
+            (_, Power::Other) => self.judge(key, Power::Other, false),
+            (was, is) if was == is => (vapp.against, vapp.unhealthy) = (0, None),
+            (Power::Suspended, _) if now - vapp.known > STANDBY_LAG => self.spoil(key, "it is not suspended any more"),
+            // A look tells: polls lag.
+            _ => vapp.doubt = true,
+        }
+    }
+
+    /// A look at a VM that is ready for the pool, or in it, or was just handed out.
+    pub(super) fn looked_at_standby(&mut self, key: Key, power: Power, busy: bool) {
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let wanted = i.desired == Desired::Running;
+        let Some(vapp) = i.vapp_mut() else { return };
+        vapp.against = 0;
+        match (vapp.power, power) {
+            _ if busy || power == Power::Other => {}
+            (was, is) if was == is => {}
+            (Power::Suspended, Power::On) if wanted => self.woke(key),
+            (Power::Suspended, _) => self.spoil(key, "it is not suspended any more"),
+            _ => self.spoil(key, "it does not run any more"),
+        }
+    }
+
+    /// A vApp of an earlier life that says it is in standby. False if it is none that can be used.
+    pub(super) fn adopt_standby(&mut self, key: Key, seen: &cloud::Vapp) -> bool {
+        let cloud::Mark::Standby { source } = &seen.mark else { return false };
+        let (now, most) = (self.now, self.policy.standby_count as usize);
+        let others = self.instances.values().filter(|i| i.origin == Origin::Standby).count();
+        let is_current = *source == self.source || self.source.is_empty();
+        let is_another = |(other, i): (&Key, &Box<Instance>)| *other != key && i.name == seen.name;
+        let is_double = self.instances.iter().any(is_another);
+        let Some(i) = self.instances.get_mut(&key) else { return false };
+        let locked_out = i.locked_out;
+        let Some(vapp) = i.vapp_mut() else { return false };
+        if others >= most || !is_current || is_double || locked_out || vapp.shared || seen.busy {
+            return false;
+        }
+        vapp.guest = Guest::Standby;
+        vapp.settle(Power::Suspended, now);
+        (vapp.mark, vapp.source) = (Some(Mark::Standby), source.clone());
+        (i.origin, i.desired) = (Origin::Standby, Desired::Standby);
+        self.say_of(Level::Info, key, "found in standby: kept".into());
+        true
+    }
+}

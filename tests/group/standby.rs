@@ -1,0 +1,272 @@
+//! The standby pool: what is in it, what an Increase gets from it, and what never is.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use crate::lives::{MINUTE, SECOND, count, play, states, vapps, world};
+use crate::play::{self, Play};
+use crate::world::World;
+use crate::world::plan::{Act, Admin, Stuck, Suspends, Tuning};
+use fleeting_plugin_vcd::cloud::*;
+use fleeting_plugin_vcd::group::*;
+use std::collections::BTreeMap;
+
+/// The runner may not suspend: the pool needs no word of it.
+fn pool(standby: u32) -> Tuning {
+    Tuning { standby, suspends: Suspends::Never, ..Tuning::default() }
+}
+
+fn phases(world: &World) -> BTreeMap<Name, Phase> {
+    let time = world.time(0);
+    let group = world.plugins[0].group.as_ref();
+    group.map(|group| group.glances(time).iter().map(|i| (i.name.clone(), i.phase)).collect()).unwrap_or_default()
+}
+
+fn in_standby(world: &World) -> Vec<Name> {
+    phases(world).into_iter().filter(|(_, phase)| *phase == Phase::Standby).map(|(name, _)| name).collect()
+}
+
+/// A world whose pool is full after six minutes, in which this happens then, at seconds.
+fn full(policy: Tuning, acts: &[(u64, Act)]) -> World {
+    let mut world = world(policy, acts);
+    play(&mut world, 6 * MINUTE);
+    assert_eq!(in_standby(&world).len(), policy.standby as usize);
+    world
+}
+
+fn group(world: &mut World) -> &mut Group {
+    world.plugins[0].group.as_mut().unwrap()
+}
+
+#[test]
+fn the_pool_is_filled_one_after_another_and_not_reported() {
+    let mut world = world(pool(3), &[]);
+    for at in (0..6 * 60).step_by(5) {
+        play(&mut world, at * SECOND);
+        let making = phases(&world).values().filter(|phase| **phase != Phase::Standby).count();
+        assert!(making <= 1, "{at} s: {:?}", phases(&world));
+        assert!(states(&world).is_empty());
+    }
+    assert_eq!((in_standby(&world).len(), vapps(&world).len()), (3, 3));
+    let standing = group(&mut world).standing(Time(0));
+    assert_eq!((standing.instances.used, standing.leftovers, standing.creates_waiting), (0, 0, 0));
+    // It costs no request beside the polls.
+    let requests = world.score.requests;
+    play(&mut world, 6 * MINUTE + 60 * MINUTE);
+    assert!(world.score.requests - requests <= 6 * 60 + 1);
+}
+
+#[test]
+fn an_increase_gets_the_oldest_first_and_what_is_missing_is_created() {
+    let mut world = full(pool(2), &[(400, Act::Increase(3))]);
+    let oldest = in_standby(&world);
+    play(&mut world, 401 * SECOND + 500);
+    let told = states(&world);
+    assert_eq!(told.values().filter(|state| **state == State::Creating).count(), 3);
+    assert!(oldest.iter().all(|name| told.contains_key(name)));
+    play(&mut world, 430 * SECOND);
+    let running: Vec<Name> =
+        states(&world).into_iter().filter(|(_, state)| *state == State::Running).map(|(name, _)| name).collect();
+    assert_eq!(running, oldest, "in the time of a resume");
+    assert!(oldest.iter().all(|name| group(&mut world).reach(name).is_ok()));
+    play(&mut world, 500 * SECOND);
+    assert_eq!(count(&world, State::Running), 3);
+    play(&mut world, 800 * SECOND);
+    assert_eq!((count(&world, State::Running), in_standby(&world).len()), (3, 2), "and the pool is full again");
+}
+
+#[test]
+fn what_is_on_its_way_into_the_pool_is_handed_out_too() {
+    // While VCD creates it, while its guest boots, while it is suspended.
+    for at in [10, 45, 70] {
+        let mut world = world(pool(1), &[(at, Act::Increase(1))]);
+        play(&mut world, at * SECOND);
+        let first = phases(&world).into_keys().next();
+        play(&mut world, (at + 2) * SECOND);
+        assert_eq!(states(&world).into_keys().next(), first, "{at} s");
+        play(&mut world, 110 * SECOND);
+        assert_eq!(count(&world, State::Running), 1, "{at} s: {:?}", states(&world));
+    }
+}
+
+#[test]
+fn the_pool_comes_on_top_of_max_size_and_takes_no_slot_of_the_runners() {
+    let policy = Tuning { max_size: 4, max_creates: 2, max_operations: 2, ..pool(2) };
+    let mut with = world(policy, &[(1, Act::Increase(4))]);
+    let mut without = world(Tuning { standby: 0, ..policy }, &[(1, Act::Increase(4))]);
+    for at in (0..200).step_by(2) {
+        play(&mut with, at * SECOND);
+        play(&mut without, at * SECOND);
+        let running = [&with, &without].map(|world| count(world, State::Running));
+        assert!(running[0] >= running[1], "{at} s: {running:?}");
+    }
+    play(&mut with, 12 * MINUTE);
+    assert_eq!((count(&with, State::Running), in_standby(&with).len()), (4, 2));
+}
+
+#[test]
+fn a_restart_keeps_what_is_in_standby_and_deletes_what_is_not() {
+    // After the hand-out nothing of it can be in standby again.
+    for (crash, kept) in [(400, 2), (404, 1), (408, 1)] {
+        let mut world = full(pool(2), &[(401, Act::Increase(1)), (crash, Act::Crash(1_000))]);
+        let before = in_standby(&world);
+        play(&mut world, (crash + 3) * SECOND);
+        let after = in_standby(&world);
+        assert!(after.iter().all(|name| before.contains(name)));
+        assert_eq!(after.len(), kept, "dead at {crash} s: {:?}", phases(&world));
+    }
+    // Half made, or about to be suspended: it is a leftover, or the runner decides.
+    for crash in [20, 50, 68] {
+        let mut world = world(pool(1), &[(crash, Act::Crash(1_000))]);
+        play(&mut world, 20 * MINUTE);
+        assert_eq!(in_standby(&world).len(), 1, "dead at {crash} s: {:?}", phases(&world));
+    }
+}
+
+#[test]
+fn one_that_somebody_powers_on_is_never_handed_out() {
+    for admin in [Admin::PowerOn, Admin::PowerOff, Admin::AddVm, Admin::DeleteVm, Admin::Rename] {
+        let mut world = full(pool(1), &[(390, Act::Admin(admin, 0)), (450, Act::Increase(1))]);
+        // What is suspended cannot be powered off in one step.
+        if admin == Admin::PowerOff {
+            let id = vapps(&world)[0];
+            world.model.admin_power(id, vcd_sim::model::Power::On);
+        }
+        let spoiled = in_standby(&world);
+        play(&mut world, 452 * SECOND);
+        assert!(!states(&world).contains_key(&spoiled[0]), "{admin:?}");
+        play(&mut world, 15 * MINUTE);
+        assert_eq!(
+            (count(&world, State::Running), in_standby(&world).len()),
+            (1, 1),
+            "{admin:?}: {:?}",
+            phases(&world)
+        );
+        assert!(!in_standby(&world).contains(&spoiled[0]), "{admin:?}");
+    }
+}
+
+#[test]
+fn what_is_created_from_another_source_is_replaced_one_after_another() {
+    let mut world = full(pool(2), &[(400, Act::NewSource)]);
+    let old = in_standby(&world);
+    for at in (400..1600).step_by(5) {
+        play(&mut world, at * SECOND);
+        assert!(!in_standby(&world).is_empty(), "{at} s");
+    }
+    assert_eq!(in_standby(&world).len(), 2);
+    assert!(old.iter().all(|name| !in_standby(&world).contains(name)));
+
+    // At a start all of them go: nobody knows whether they can be used.
+    let mut world = full(pool(2), &[(400, Act::Crash(10_000)), (401, Act::NewSource)]);
+    play(&mut world, 420 * SECOND);
+    assert_eq!(in_standby(&world).len(), 0);
+    play(&mut world, 15 * MINUTE);
+    assert_eq!((in_standby(&world).len(), vapps(&world).len()), (2, 2));
+}
+
+#[test]
+fn a_vcd_that_does_not_suspend_leaves_the_pool_empty_and_creates_go_on() {
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["suspend"]);
+    for second in 1..3600 {
+        play.to(second * SECOND);
+        if !play.held.is_empty() {
+            play.fail("suspend", ErrorKind::Forbidden);
+        }
+    }
+    let tries = play.times("suspend").len();
+    assert!((6..=12).contains(&tries), "{tries} in an hour");
+    assert_eq!(play.deleted().len(), tries);
+    play.increase(2);
+    play.to(3700 * SECOND);
+    assert_eq!(play.states(), [State::Running, State::Running]);
+}
+
+#[test]
+fn shutdown_keeps_or_deletes_the_pool() {
+    for keep in [false, true] {
+        let mut world = full(Tuning { keep, ..pool(2) }, &[(400, Act::Restart(1_000))]);
+        let before = in_standby(&world);
+        play(&mut world, 440 * SECOND);
+        let kept = before.iter().filter(|name| in_standby(&world).contains(name)).count();
+        assert_eq!(kept, if keep { 2 } else { 0 });
+    }
+}
+
+#[test]
+fn what_hangs_on_its_way_into_the_pool_holds_up_nobody() {
+    let acts = [(10, Act::Stuck(Stuck::Hangs, 0)), (400, Act::Increase(3))];
+    let mut world = world(pool(2), &acts);
+    play(&mut world, 60 * MINUTE);
+    // The one that hangs was handed out, as it was being created.
+    assert_eq!(count(&world, State::Running), 2, "{:?}", states(&world));
+    assert_eq!(in_standby(&world).len(), 2);
+}
+
+// To the request.
+
+fn standby_policy() -> Policy {
+    Policy { standby_count: 1, ..play::policy() }
+}
+
+fn marks(play: &Play) -> Vec<Mark> {
+    let marks = play.asked.iter().filter_map(|(_, _, request)| match request {
+        Some(Request::Mark { mark, .. }) => Some(mark.clone()),
+        _ => None,
+    });
+    marks.collect()
+}
+
+/// One in standby. What takes its place is not suspended.
+fn at_rest() -> Play {
+    let mut play = Play::new(standby_policy(), Vec::new());
+    play.tasks = TaskState::Success;
+    play.holds = vec!["suspend"];
+    play.to(20 * SECOND);
+    for vapp in play.documents.values_mut() {
+        vapp.power = Power::Suspended;
+    }
+    play.show(Power::Suspended, false);
+    play.release("suspend", None);
+    play.to(40 * SECOND);
+    assert_eq!(play.view().phase, Phase::Standby, "{:?} {:?}", play.said, play.asked);
+    play
+}
+
+#[test]
+fn it_is_marked_after_its_suspension_and_again_before_its_resume() {
+    let mut play = at_rest();
+    assert_eq!(marks(&play), [Mark::Standby { source: "s0".into() }]);
+    play.holds.push("mark");
+    play.increase(1);
+    assert_eq!((play.states(), marks(&play).last()), (vec![State::Creating], Some(&Mark::Running)));
+    play.to(60 * SECOND);
+    assert_eq!(play.times("power_on"), [0; 0], "not before the mark is written");
+    play.release("mark", None);
+    assert_eq!(play.times("power_on"), [60 * SECOND]);
+}
+
+#[test]
+fn a_resume_that_fails_leads_to_a_new_vm_of_the_same_id() {
+    let mut play = at_rest();
+    play.holds.push("power_on");
+    play.increase(1);
+    let name = play.names()[0].clone();
+    play.to(41 * SECOND).fail("power_on", ErrorKind::Invalid);
+    play.to(60 * SECOND);
+    let created = play
+        .asked
+        .iter()
+        .filter(|(_, _, request)| matches!(request, Some(Request::Create { name: created, .. }) if *created == name));
+    assert_eq!((play.deleted().len(), created.count(), play.states()), (1, 2, vec![State::Running]), "{:?}", play.said);
+    assert_eq!(play.group.standing(Time(play.now)).failures, 0, "creates work");
+}
+
+#[test]
+fn one_that_was_in_standby_for_long_is_replaced() {
+    let mut play = at_rest();
+    let (first, day) = (play.view().name, 24 * 3600 * SECOND);
+    play.before(day);
+    assert_eq!(play.view().name, first);
+    play.to(day + 120 * SECOND);
+    assert!(play.said("no more use for standby") == 1 && play.view().name != first, "{:?}", play.said);
+}

@@ -462,8 +462,7 @@ impl Instance {
             }
             Guest::Returning { .. } => "a free slot to be resumed",
             Guest::Standby if self.desired == Desired::Running => "a free slot to be resumed",
-            Guest::Standby if vapp.power != Power::Suspended => "a free slot to be suspended",
-            Guest::Standby if !vapp.is_at_rest() => "its mark",
+            Guest::Standby if !vapp.is_at_rest() => "a free slot to be suspended",
             _ => "",
         }
     }

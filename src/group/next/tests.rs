@@ -105,7 +105,7 @@ fn words(step: &Step) -> String {
         Step::Begin(Kind::Resume) => "resume".into(),
         Step::Begin(Kind::Mark(Mark::Suspended)) => "mark, then suspend".into(),
         Step::Begin(Kind::Mark(Mark::Standby)) => "mark as in standby".into(),
-        Step::Begin(Kind::Mark(Mark::Running)) => "clear the mark".into(),
+        Step::Begin(Kind::Mark(Mark::Running)) => "clear its mark".into(),
         Step::Use => "use it".into(),
         Step::Begin(Kind::Delete(_)) => "delete".into(),
         Step::Ask(question) => format!("{question:?}").to_lowercase(),

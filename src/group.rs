@@ -304,6 +304,7 @@ impl Group {
             match change(i) {
                 Ok(said) => {
                     i.attempts.change.next = now;
+                    i.attempts.busy.reset();
                     outcome.succeeded.push(name.clone());
                     if let Some(said) = said {
                         self.say_of(log::Level::Info, key, said.into());
@@ -491,6 +492,7 @@ impl Group {
         instance.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
         // Pauses were for what was desired before.
         (instance.attempts.look.next, instance.attempts.change.next) = (self.now, self.now);
+        instance.attempts.busy.reset();
         let (level, text) = cause.words();
         let event = instance.event(level, text.to_string() + &why);
         self.commands.push_back(Command::Say(event));

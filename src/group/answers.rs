@@ -84,6 +84,7 @@ impl Group {
             vapp.build.configured |= kind == Kind::Configure;
             vapp.build.tpm |= kind == Kind::AddTpm;
         }
+        i.attempts.busy.reset();
         self.throttle.accepted();
         self.progress = now;
         if let Some(text) = began(kind) {
@@ -185,10 +186,9 @@ impl Group {
     fn busy(&mut self, key: Key) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
-        let change = &mut i.attempts.change;
-        let until = now + doubled(BUSY_PAUSE, change.tries, RETRY_MAX);
-        change.note(now);
-        (change.next, i.attempts.look.next) = (until, until);
+        let until = now + doubled(BUSY_PAUSE, i.attempts.busy.tries, RETRY_MAX);
+        i.attempts.busy.note(now);
+        (i.attempts.change.next, i.attempts.look.next) = (until, until);
         if let Some(vapp) = i.vapp_mut() {
             vapp.document = None;
             vapp.doubt |= vapp.guest.has_run();
@@ -234,7 +234,7 @@ impl Group {
     pub(super) fn not_suspended(&mut self, key: Key, error: &VcdError) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         match i.desired {
-            Desired::Standby => return self.pool_failed(key, error),
+            Desired::Standby => return self.pool_failed(key, Some(error)),
             Desired::Suspended => i.desired = Desired::Running,
             Desired::Running | Desired::Deleted(_) => {}
         }
@@ -276,8 +276,8 @@ impl Group {
             (ErrorKind::NotFound, _) => self.vanished(key),
             (ErrorKind::Busy, _) => {
                 (vapp.doubt, vapp.document) = (true, None);
-                let pause = doubled(BUSY_PAUSE, i.attempts.delete.tries, DELETE_RETRY_MAX);
-                i.attempts.delete.note(now);
+                let pause = doubled(BUSY_PAUSE, i.attempts.busy.tries, DELETE_RETRY_MAX);
+                i.attempts.busy.note(now);
                 i.attempts.delete.next = now + pause;
                 let text = format!("{error}; what holds it is looked at in {} s", pause.as_secs());
                 self.blame_quietly(key, error, text);

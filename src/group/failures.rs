@@ -51,6 +51,7 @@ impl Group {
         i.operation = None;
         i.attempts.delete.reset();
         i.attempts.change.reset();
+        i.attempts.busy.reset();
         (i.attempts.look.next, i.attempts.change.next) = (now, now);
         let lost = was.guest.has_run() || i.origin == Origin::Adopted;
         let wanted = !i.desired.is_deleted() && !was.doomed;
@@ -100,6 +101,10 @@ impl Group {
     pub(super) fn create_failed(&mut self, key: Key, error: Option<&VcdError>) {
         let (now, timeout, seen) = (self.now, self.policy.create_timeout, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
+        if i.desired == Desired::Standby {
+            // Another takes its place, with an id of its own.
+            return self.pool_failed(key, error);
+        }
         let tries = i.attempts.create.tries;
         let kind = error.map(|error| error.kind);
         i.refused = kind;

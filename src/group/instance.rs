@@ -163,6 +163,8 @@ pub(super) struct Attempts {
     /// Configure, power on, suspend, resume.
     pub change: Backoff,
     pub delete: Backoff,
+    /// Deletes and changes that VCD refused because a task holds the vApp.
+    pub busy: Backoff,
     pub look: Backoff,
 }
 
@@ -283,7 +285,7 @@ impl Instance {
     pub fn boots(&self) -> bool {
         let boots = self.vapp().is_some_and(|vapp| vapp.guest.boots());
         let wanted = matches!(self.desired, Desired::Running | Desired::Standby);
-        boots && self.ended.is_none() && wanted && self.operation.is_none()
+        boots && self.ended.is_none() && wanted && !self.goes() && self.operation.is_none()
     }
 
     /// It is suspended, as far as operations and looks tell.
@@ -316,7 +318,7 @@ impl Instance {
         }
         let hangs = self.operation.as_ref().and_then(|operation| operation.stuck);
         let fails = if self.goes() { self.attempts.delete.since } else { self.attempts.change.since };
-        hangs.into_iter().chain(fails).min()
+        hangs.into_iter().chain(fails).chain(self.attempts.busy.since).min()
     }
 
     pub fn age(&self, now: Time) -> Duration {

@@ -108,11 +108,14 @@ impl Group {
     }
 
     /// A VM cannot be made ready for the pool: it is deleted, and the next one is begun later.
-    pub(super) fn pool_failed(&mut self, key: Key, error: &VcdError) {
+    pub(super) fn pool_failed(&mut self, key: Key, error: Option<&VcdError>) {
         let pause = doubled(RETRY_BASE, self.pool_backoff.tries, DELETE_RETRY_MAX);
         let pause = self.pool_backoff.fail(self.now, &mut self.rng, pause);
         let text = format!("it cannot be in standby and is deleted; the next is tried in {} s", pause.as_secs());
-        self.blame(key, error, &text);
+        match error {
+            Some(error) => self.blame(key, error, &text),
+            None => self.say_of(Level::Warn, key, format!("gone from VCD while it was being made; {text}")),
+        }
         self.delete_for(key, Cause::Spoiled);
     }
 

@@ -469,10 +469,11 @@ impl Instance {
 
     /// Failed tries of what is done to it now.
     fn retries(&self) -> u32 {
-        match self.goes() {
+        let failed = match self.goes() {
             true => self.attempts.delete.tries,
             false => self.attempts.create.tries.max(self.attempts.change.tries),
-        }
+        };
+        failed + self.attempts.busy.tries
     }
 
     /// When its next try is made.

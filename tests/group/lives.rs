@@ -42,7 +42,7 @@ fn thousands_of_seeds() {
 }
 
 /// Points of death that were covered when this was written; fewer would mean that the scenarios have shrunk.
-const POINTS: u64 = 5_500;
+const POINTS: u64 = 12_000;
 
 /// One run of the scenario, with or without a death.
 fn scenario(what: &str, plan: &Plan, crash_at: Option<(CrashAt, u64)>) -> crate::world::Score {
@@ -90,6 +90,10 @@ fn scenarios() -> Vec<(String, Plan)> {
     }
     let policy = Tuning { no_force: true, ..Tuning::default() };
     add_with("removal without force".into(), policy, &[(0, Act::Increase(1)), (150, Act::Decrease(0))]);
+    for keep in [false, true] {
+        let policy = Tuning { standby: 1, suspends: Suspends::Never, keep, ..Tuning::default() };
+        add_with(format!("from standby, keep: {keep}"), policy, &[(150, Act::Increase(1))]);
+    }
     let mut add =
         |what: String, keep: bool, acts: &[(u64, Act)]| add_with(what, Tuning { keep, ..Tuning::default() }, acts);
     for n in [1, 3] {

@@ -201,6 +201,11 @@ pub enum Reply {
     Done,
 }
 
+/// What VMs are created from, as a hash without secrets: template, hardware, network, guest and scripts. It changes when one
+/// of these does. 0 if that is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Source(pub u64);
+
 /// What it means if a vApp is found suspended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mark {
@@ -210,8 +215,8 @@ pub enum Mark {
     Suspended,
     /// It is a standby VM: complete, suspended by the plugin, and never used.
     Standby {
-        /// What it was created from ([`Poll::source`]).
-        source: Arc<str>,
+        /// What it was created from.
+        source: Source,
     },
 }
 
@@ -225,7 +230,10 @@ impl Mark {
         let mut words = value.split(' ');
         match (words.next(), words.next(), words.next()) {
             (Some(word), None, None) if word == suspended => Mark::Suspended,
-            (Some(word), Some(source), None) if word == standby => Mark::Standby { source: source.into() },
+            (Some(word), Some(source), None) if word == standby => match u64::from_str_radix(source, 16) {
+                Ok(source) => Mark::Standby { source: Source(source) },
+                Err(_) => Mark::Running,
+            },
             _ => Mark::Running,
         }
     }
@@ -237,7 +245,7 @@ impl fmt::Display for Mark {
         match self {
             Mark::Running => f.write_str(running),
             Mark::Suspended => f.write_str(suspended),
-            Mark::Standby { source } => write!(f, "{standby} {source}"),
+            Mark::Standby { source } => write!(f, "{standby} {:016x}", source.0),
         }
     }
 }
@@ -254,9 +262,8 @@ pub struct Poll {
     pub vms: Vec<Vm>,
     /// The vApp records, if asked for.
     pub vapps: Option<Vec<Vapp>>,
-    /// What new VMs are created from now, in one word without secrets: template, hardware, network, guest and scripts. It
-    /// changes when one of these does. Empty if that is not known.
-    pub source: Arc<str>,
+    /// What new VMs are created from now.
+    pub source: Source,
 }
 
 /// One VM of a poll (`VMRecord`).
@@ -356,8 +363,8 @@ pub struct Vapp {
 pub struct Started {
     /// The vApp, for a create.
     pub vapp: Option<Href>,
-    /// What it is created from ([`Poll::source`]), for a create.
-    pub source: Arc<str>,
+    /// What it is created from, for a create.
+    pub source: Source,
     /// The task that does it; `None` if it was done at once (a delete of what is gone already).
     pub task: Option<Href>,
 }
@@ -522,10 +529,10 @@ mod tests {
 
     #[test]
     fn a_mark_is_read_as_it_was_written_and_any_other_text_means_nothing() {
-        for mark in [Mark::Running, Mark::Suspended, Mark::Standby { source: "0a1b".into() }] {
+        for mark in [Mark::Running, Mark::Suspended, Mark::Standby { source: Source(0x0a1b) }] {
             assert_eq!(Mark::read(&mark.to_string()), mark);
         }
-        for text in ["", "yes ", "no", "maybe", "standby", "standby 0a1b x"] {
+        for text in ["", "yes ", "no", "maybe", "standby", "standby 0a1b x", "standby xyz"] {
             assert_eq!(Mark::read(text), Mark::Running, "{text:?}");
         }
     }

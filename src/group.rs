@@ -35,7 +35,7 @@ pub use policy::{Labels, OnShutdown, Policy};
 pub use time::Time;
 pub use view::{Glance, Limit, Phase, Standing, View};
 
-use crate::cloud::{Answer, Href, Poll, Request, UnixMs, VcdError};
+use crate::cloud::{Answer, Href, Poll, Request, Source, UnixMs, VcdError};
 use instance::{Desired, Instance, Observed, Origin, Stage};
 use limits::{Backoff, Breaker, Rng, Slots, Throttle};
 use pace::Pace;
@@ -149,8 +149,8 @@ pub struct Group {
     pool_backoff: Backoff,
     /// VCD has refused a delete by force for its right: VMs are stopped first from then on.
     no_force: bool,
-    /// What VMs are created from now; empty if that is not known.
-    source: Arc<str>,
+    /// What VMs are created from now.
+    source: Source,
     /// When the group began, by VCD's clock.
     vcd_start: Option<UnixMs>,
     /// vApps that look like ours and are not.
@@ -211,7 +211,7 @@ impl Group {
             swept: false,
             pool_backoff: Backoff::default(),
             no_force: false,
-            source: first.source.clone(),
+            source: first.source,
             vcd_start: first.now,
             foreign: BTreeSet::new(),
             past: VecDeque::new(),
@@ -304,7 +304,7 @@ impl Group {
             match change(i) {
                 Ok(said) => {
                     i.attempts.change.next = now;
-                    i.attempts.busy.reset();
+                    i.attempts.not_busy();
                     outcome.succeeded.push(name.clone());
                     if let Some(said) = said {
                         self.say_of(log::Level::Info, key, said.into());
@@ -492,7 +492,7 @@ impl Group {
         instance.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
         // Pauses were for what was desired before.
         (instance.attempts.look.next, instance.attempts.change.next) = (self.now, self.now);
-        instance.attempts.busy.reset();
+        instance.attempts.not_busy();
         let (level, text) = cause.words();
         let event = instance.event(level, text.to_string() + &why);
         self.commands.push_back(Command::Say(event));

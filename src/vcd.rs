@@ -34,7 +34,7 @@ pub use tls::read_certificates;
 pub use token::Token;
 pub use watch::MAX_FOUND;
 
-use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, Secret, TaskState, VcdError};
+use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, Secret, Source, TaskState, VcdError};
 use errors::Stage;
 use http::{Ask, Http, Received, Site};
 use names::Names;
@@ -194,8 +194,8 @@ struct Known {
     at: Instant,
     /// VCD did not find something of them: look them up before the next create.
     stale: bool,
-    /// [`Poll::source`](crate::cloud::Poll::source) of what is created from them.
-    source: Arc<str>,
+    /// What is created from them.
+    source: Source,
 }
 
 impl Known {
@@ -261,7 +261,7 @@ impl Client {
                 names: Arc::new(Names::default()),
                 at: Instant::now(),
                 stale: true,
-                source: Arc::default(),
+                source: Source::default(),
             }),
             http,
             session: Session::new(),

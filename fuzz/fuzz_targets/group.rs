@@ -11,7 +11,6 @@ use fleeting_plugin_vcd_fuzz::{init, log_is_shown};
 use libfuzzer_sys::fuzz_target;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Steps in one life.
@@ -318,11 +317,11 @@ impl Life {
     }
 
     /// What VMs are created from: one of two, or not known.
-    fn source(from: Option<UnixMs>) -> Arc<str> {
+    fn source(from: Option<UnixMs>) -> Source {
         match from {
-            None => "".into(),
-            Some(0) => "s1".into(),
-            _ => "s0".into(),
+            None => Source::default(),
+            Some(0) => Source(2),
+            _ => Source(1),
         }
     }
 
@@ -506,7 +505,7 @@ impl Life {
                     }
                     self.ours.extend(task.clone());
                 }
-                Reply::Started(Started { vapp, task, source: "s0".into() })
+                Reply::Started(Started { vapp, task, source: Source(1) })
             }
         })
     }

@@ -76,7 +76,7 @@ impl Group {
                 return Err(wrong_reply("create", &Reply::Started(started)));
             };
             let mut vapp = Vapp::new(href.clone(), now);
-            (vapp.build.whole, vapp.source) = (whole, source.clone());
+            (vapp.build.whole, vapp.source) = (whole, *source);
             i.observe(vapp);
         }
         if let Some(vapp) = i.vapp_mut() {
@@ -84,7 +84,7 @@ impl Group {
             vapp.build.configured |= kind == Kind::Configure;
             vapp.build.tpm |= kind == Kind::AddTpm;
         }
-        i.attempts.busy.reset();
+        i.attempts.not_busy();
         self.throttle.accepted();
         self.progress = now;
         if let Some(text) = began(kind) {
@@ -186,8 +186,9 @@ impl Group {
     fn busy(&mut self, key: Key) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
-        let until = now + doubled(BUSY_PAUSE, i.attempts.busy.tries, RETRY_MAX);
-        i.attempts.busy.note(now);
+        let until = now + doubled(BUSY_PAUSE, i.attempts.busy, RETRY_MAX);
+        i.attempts.busy += 1;
+        i.attempts.change.since.get_or_insert(now);
         (i.attempts.change.next, i.attempts.look.next) = (until, until);
         if let Some(vapp) = i.vapp_mut() {
             vapp.document = None;
@@ -276,8 +277,9 @@ impl Group {
             (ErrorKind::NotFound, _) => self.vanished(key),
             (ErrorKind::Busy, _) => {
                 (vapp.doubt, vapp.document) = (true, None);
-                let pause = doubled(BUSY_PAUSE, i.attempts.busy.tries, DELETE_RETRY_MAX);
-                i.attempts.busy.note(now);
+                let pause = doubled(BUSY_PAUSE, i.attempts.busy, DELETE_RETRY_MAX);
+                i.attempts.busy += 1;
+                i.attempts.delete.since.get_or_insert(now);
                 i.attempts.delete.next = now + pause;
                 let text = format!("{error}; what holds it is looked at in {} s", pause.as_secs());
                 self.blame_quietly(key, error, text);

@@ -45,14 +45,15 @@ impl Group {
                 i.attempts.look.next = now + STEADY_PROBE_PAUSE;
             }
             Ok(()) if stands_by => {
-                vapp.guest = Guest::Standby;
+                (vapp.guest, vapp.document) = (Guest::Standby, None);
                 (i.error, self.progress) = (None, now);
                 self.breaker.success(now);
                 i.attempts.create.reset();
                 self.say_of(Level::Info, key, "ready, and to be suspended for standby".into());
             }
             Ok(()) => {
-                vapp.guest = Guest::Ready;
+                // What was seen while it was made says nothing of later.
+                (vapp.guest, vapp.document) = (Guest::Ready, None);
                 if !returns && labels {
                     vapp.label = Label::Wanted { tries: 0, not_before: now + LABEL_DELAY };
                 }

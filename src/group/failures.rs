@@ -51,7 +51,7 @@ impl Group {
         i.operation = None;
         i.attempts.delete.reset();
         i.attempts.change.reset();
-        i.attempts.busy.reset();
+        i.attempts.not_busy();
         (i.attempts.look.next, i.attempts.change.next) = (now, now);
         let lost = was.guest.has_run() || i.origin == Origin::Adopted;
         let wanted = !i.desired.is_deleted() && !was.doomed;

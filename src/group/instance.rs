@@ -163,9 +163,19 @@ pub(super) struct Attempts {
     /// Configure, power on, suspend, resume.
     pub change: Backoff,
     pub delete: Backoff,
-    /// Deletes and changes that VCD refused because a task holds the vApp.
-    pub busy: Backoff,
+    /// How often in a row VCD refused a delete or change because a task holds the vApp.
+    pub busy: u32,
     pub look: Backoff,
+}
+
+impl Attempts {
+    /// No task of somebody's holds the vApp any more.
+    pub fn not_busy(&mut self) {
+        self.busy = 0;
+        for backoff in [&mut self.change, &mut self.delete] {
+            backoff.since = backoff.since.filter(|_| backoff.tries > 0);
+        }
+    }
 }
 
 /// One instance.
@@ -318,7 +328,7 @@ impl Instance {
         }
         let hangs = self.operation.as_ref().and_then(|operation| operation.stuck);
         let fails = if self.goes() { self.attempts.delete.since } else { self.attempts.change.since };
-        hangs.into_iter().chain(fails).chain(self.attempts.busy.since).min()
+        hangs.into_iter().chain(fails).min()
     }
 
     pub fn age(&self, now: Time) -> Duration {

@@ -12,7 +12,7 @@ use super::vapp::{Guest, Record, Unhealthy};
 use super::{Group, Key, Time};
 use crate::cloud::{ALLOW_SCRIPTS, Answer, Customization, ErrorKind, Power, Reply, UnixMs, VcdError, Vm, is_windows};
 use log::Level;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// A VM that so many polls in a row show otherwise than it should be is so indeed.
@@ -28,12 +28,12 @@ pub const WATCH_ASKED_MAX: Duration = Duration::from_secs(60);
 struct Shown<'a> {
     vms: &'a [Vm],
     /// The first record of each vApp, how many there are, and whether an instance stands for it.
-    vapps: BTreeMap<&'a str, (usize, usize, bool)>,
+    vapps: HashMap<&'a str, (usize, usize, bool)>,
 }
 
 impl<'a> Shown<'a> {
     fn new(vms: &'a [Vm]) -> Shown<'a> {
-        let mut vapps: BTreeMap<&str, (usize, usize, bool)> = BTreeMap::new();
+        let mut vapps: HashMap<&str, (usize, usize, bool)> = HashMap::with_capacity(vms.len());
         for (at, vm) in vms.iter().enumerate() {
             vapps.entry(&vm.vapp).or_insert((at, 0, false)).1 += 1;
         }
@@ -67,7 +67,7 @@ impl Group {
             other => return self.poll_failed(vapps, other.err()),
         };
         self.unreachable = false;
-        self.source_is(&poll.source);
+        self.source_is(poll.source);
         if std::mem::take(&mut self.poll.fails) > 0 {
             self.say_plain(Level::Info, "VCD answers polls again".into());
         }

@@ -7,9 +7,8 @@ use super::limits::{DELETE_RETRY_MAX, RETRY_BASE, doubled};
 use super::time::Stopwatch;
 use super::vapp::{Guest, Vapp};
 use super::{Group, Key, Name};
-use crate::cloud::{self, ErrorKind, Power, VcdError};
+use crate::cloud::{self, ErrorKind, Power, Source, VcdError};
 use log::Level;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Polls may lag by this: what they show of a VM in the first time after its suspension is settled by a look.
@@ -85,7 +84,7 @@ impl Group {
             self.insert(i);
             return;
         }
-        let differs = |vapp: &Vapp| !vapp.source.is_empty() && vapp.source != self.source;
+        let differs = |vapp: &Vapp| vapp.source != Source::default() && vapp.source != self.source;
         let old = |vapp: &Vapp| self.now - vapp.known >= STANDBY_RENEWAL;
         let outdated = |i: &Instance| i.stands_by() && i.vapp().is_some_and(|vapp| differs(vapp) && old(vapp));
         let goes = pool().any(|(_, i)| i.desired == Desired::Deleted(Cause::Outdated));
@@ -95,9 +94,9 @@ impl Group {
     }
 
     /// VCD says what VMs are created from now.
-    pub(super) fn source_is(&mut self, source: &Arc<str>) {
-        if !source.is_empty() {
-            self.source = source.clone();
+    pub(super) fn source_is(&mut self, source: Source) {
+        if source != Source::default() {
+            self.source = source;
         }
     }
 
@@ -176,7 +175,7 @@ impl Group {
         let cloud::Mark::Standby { source } = &seen.mark else { return false };
         let (now, most) = (self.now, self.policy.standby_count as usize);
         let others = self.instances.values().filter(|i| i.origin == Origin::Standby).count();
-        let is_current = *source == self.source || self.source.is_empty();
+        let is_current = *source == self.source || self.source == Source::default();
         let is_another = |(other, i): (&Key, &Box<Instance>)| *other != key && i.name == seen.name;
         let is_double = self.instances.iter().any(is_another);
         let Some(i) = self.instances.get_mut(&key) else { return false };
@@ -187,7 +186,7 @@ impl Group {
         }
         vapp.guest = Guest::Standby;
         vapp.settle(Power::Suspended, now);
-        (vapp.mark, vapp.source) = (Some(Mark::Standby), source.clone());
+        (vapp.mark, vapp.source) = (Some(Mark::Standby), *source);
         (i.origin, i.desired) = (Origin::Standby, Desired::Standby);
         self.say_of(Level::Info, key, "found in standby: kept".into());
         true

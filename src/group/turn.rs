@@ -487,7 +487,7 @@ fn mark_of(mark: Mark, vapp: &Vapp) -> cloud::Mark {
     match mark {
         Mark::Running => cloud::Mark::Running,
         Mark::Suspended => cloud::Mark::Suspended,
-        Mark::Standby => cloud::Mark::Standby { source: vapp.source.clone() },
+        Mark::Standby => cloud::Mark::Standby { source: vapp.source },
     }
 }
 

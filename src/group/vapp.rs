@@ -4,7 +4,7 @@ use super::Time;
 use super::instance::Mark;
 use super::limits::Slot;
 use super::time::{Seen, Stopwatch};
-use crate::cloud::{self, Customization, Href, Made, Power, SeenGuest, VcdError, Vm, is_windows};
+use crate::cloud::{self, Customization, Href, Made, Power, SeenGuest, Source, VcdError, Vm, is_windows};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub(super) struct Vapp {
     /// What the last poll that showed the VM said.
     pub record: Option<Record>,
     /// What the last direct look showed, until something is done to it.
-    pub document: Option<Document>,
+    pub document: Option<Box<Document>>,
     /// Something does not fit: a look settles it.
     pub doubt: bool,
     /// Another VM than ours is in it.
@@ -62,8 +62,8 @@ pub(super) struct Vapp {
     pub removal: Removal,
     /// When VCD will suspend or delete it by itself.
     pub lease_end: Option<Time>,
-    /// What it was created from; empty if that is not known.
-    pub source: Arc<str>,
+    /// What it was created from.
+    pub source: Source,
     /// Its address outside the NAT of its vApp, if a look at that showed one: the vApps that are made here have no NAT.
     pub external: Option<IpAddr>,
     pub label: Label,
@@ -218,8 +218,8 @@ pub(super) struct Document {
 }
 
 impl Document {
-    pub fn of(seen: &cloud::Vapp, at: Time) -> Document {
-        Document { at, busy: seen.busy, made: seen.made.clone() }
+    pub fn of(seen: &cloud::Vapp, at: Time) -> Box<Document> {
+        Box::new(Document { at, busy: seen.busy, made: seen.made.clone() })
     }
 }
 
@@ -257,7 +257,7 @@ impl Vapp {
             external: None,
             label: Label::Settled,
             labelled: false,
-            source: Arc::default(),
+            source: Source::default(),
             mark: Some(Mark::Running),
         }
     }
@@ -299,7 +299,7 @@ impl Vapp {
 
     /// What a look showed, if that counts still.
     pub fn document(&self, now: Time) -> Option<&Document> {
-        self.document.as_ref().filter(|document| now - document.at <= DOCUMENT_AGE)
+        self.document.as_deref().filter(|document| now - document.at <= DOCUMENT_AGE)
     }
 
     /// It is on for the first time.

@@ -473,7 +473,7 @@ impl Instance {
             true => self.attempts.delete.tries,
             false => self.attempts.create.tries.max(self.attempts.change.tries),
         };
-        failed + self.attempts.busy.tries
+        failed + self.attempts.busy
     }
 
     /// When its next try is made.

@@ -5,16 +5,13 @@ use super::errors::{self, Stage};
 use super::names::Names;
 use super::xml::{self, Writer};
 use super::{Call, Client, NAMESPACE, OVF, Settings, XSI, hardware, properties};
-use crate::cloud::{ErrorKind, Guest, Href, Reply, Started, VcdError};
+use crate::cloud::{ErrorKind, Guest, Href, Reply, Source, Started, VcdError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use ureq::http::Method;
 
 /// VCD takes scripts of at most so many characters.
 pub const MAX_SCRIPT: usize = 49_000;
-
-/// Bytes of the hash that tells what VMs are created from.
-const SOURCE_BYTES: usize = 8;
 
 const INSTANTIATE: &str = "application/vnd.vmware.vcloud.instantiateVAppTemplateParams+xml";
 const COMPOSE: &str = "application/vnd.vmware.vcloud.composeVAppParams+xml";
@@ -179,13 +176,12 @@ fn document(
     w.finish()
 }
 
-/// What VMs are created from, in one word without secrets: a hash of the request, and of what guests are given.
-pub(super) fn source(settings: &Settings, names: &Names) -> Arc<str> {
+/// What VMs are created from: a hash of the request, and of what guests are given.
+pub(super) fn source(settings: &Settings, names: &Names) -> Source {
     let guest = Guest { computer_name: String::new(), script: None, password: None };
     let request = document(settings, names, "", "", true, true, &guest).unwrap_or_default();
     let digest = ring::digest::digest(&ring::digest::SHA256, (request + &settings.guest_source).as_bytes());
-    let word: String = digest.as_ref().iter().take(SOURCE_BYTES).map(|byte| format!("{byte:02x}")).collect();
-    word.into()
+    Source(digest.as_ref().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes)))
 }
 
 fn vapp_network(w: &mut Writer, names: &Names) {

@@ -33,7 +33,7 @@ impl Client {
             let _ = self.names_for_create(call);
         }
         let poll = self.poll_where(call, vapps, &|attribute| format!("{attribute}=={wanted}"))?;
-        Ok(Poll { source: self.known().source.clone(), ..poll })
+        Ok(Poll { source: self.known().source, ..poll })
     }
 
     /// The VMs in the vApps of these names; all, where VCD does not take so many in a filter.

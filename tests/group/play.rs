@@ -6,7 +6,6 @@ use fleeting_plugin_vcd::cloud::*;
 use fleeting_plugin_vcd::group::*;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 pub const SECOND: u64 = 1000;
@@ -26,7 +25,7 @@ pub struct Play {
     /// Polls show no VM.
     pub hidden: bool,
     /// What VMs are created from.
-    pub source: Arc<str>,
+    pub source: Source,
     /// Polls fail.
     pub deaf: bool,
     /// What a probe meets.
@@ -217,7 +216,7 @@ impl Play {
             vms,
             records: Vec::new(),
             hidden: false,
-            source: "s0".into(),
+            source: Source(1),
             deaf: false,
             port: true,
             tasks: TaskState::Running,
@@ -287,7 +286,7 @@ impl Play {
                 now: Some(START + self.now),
                 vms: if self.hidden { Vec::new() } else { self.vms.clone() },
                 vapps: vapps.then(|| self.records.clone()),
-                source: self.source.clone(),
+                source: self.source,
             })),
             Request::Look { vapp, .. } => Ok(Reply::Vapps(self.documents.get(&vapp).cloned().into_iter().collect())),
             Request::Find { name } => {
@@ -297,7 +296,7 @@ impl Play {
                 let made = shown(format!("v/made-{}", self.asked.len()).into(), name);
                 self.documents.insert(made.vapp.clone(), vapp(&made));
                 self.vms.push(made.clone());
-                let source = self.source.clone();
+                let source = self.source;
                 Ok(Reply::Started(Started { vapp: Some(made.vapp), task: None, source }))
             }
             Request::Delete { vapp } => {

@@ -235,7 +235,7 @@ fn at_rest() -> Play {
 #[test]
 fn it_is_marked_after_its_suspension_and_again_before_its_resume() {
     let mut play = at_rest();
-    assert_eq!(marks(&play), [Mark::Standby { source: "s0".into() }]);
+    assert_eq!(marks(&play), [Mark::Standby { source: Source(1) }]);
     play.holds.push("mark");
     play.increase(1);
     assert_eq!((play.states(), marks(&play).last()), (vec![State::Creating], Some(&Mark::Running)));

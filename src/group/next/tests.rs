@@ -28,7 +28,7 @@ fn with_vapp(power: Power, guest: Guest) -> Instance {
         guest_os: "Debian".into(),
     });
     let made = Made { vm: "m/1".into(), own: true, differs: None, lacks_tpm: false, external: None, guest: None };
-    vapp.document = Some(Document { at: NOW, busy: false, made: Some(made) });
+    vapp.document = Some(Box::new(Document { at: NOW, busy: false, made: Some(made) }));
     let mut i = Instance::new("ci-00000001".into(), Origin::Requested, NOW, seen());
     i.observe(vapp);
     i

@@ -18,7 +18,7 @@ impl World {
             }
             Act::AbortAll => self.model.admin_abort_all(),
             Act::VmLimit(most) => self.limit_vms(most),
-            Act::NewSource => self.source = format!("s{}", self.now).into(),
+            Act::NewSource => self.source.0 += 1,
             Act::Admin(admin, which) => self.admin(n, admin, which),
             Act::Stuck(stuck, which) => self.stick(n, stuck, which),
             Act::Crash(down) => {

@@ -173,7 +173,7 @@ pub struct World {
     template: model::TemplateId,
     network: model::NetworkId,
     /// What VMs are created from.
-    source: std::sync::Arc<str>,
+    source: fleeting_plugin_vcd::cloud::Source,
     plan: Plan,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     happenings: BTreeMap<u64, Happening>,
@@ -230,7 +230,7 @@ impl World {
             vdc,
             template,
             network,
-            source: "s0".into(),
+            source: fleeting_plugin_vcd::cloud::Source(1),
             plan: plan.clone(),
             queue: BinaryHeap::new(),
             happenings: BTreeMap::new(),

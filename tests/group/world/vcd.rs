@@ -286,7 +286,7 @@ impl World {
                 });
                 let clock = self.model.unix(self.now).saturating_add_signed(self.plan.policy.skew * 1000);
                 let now = (!self.has(Fault::NoDate)).then_some(clock);
-                Ok(Reply::Poll(cloud::Poll { now, vms, vapps, source: self.source.clone() }))
+                Ok(Reply::Poll(cloud::Poll { now, vms, vapps, source: self.source }))
             }
             Request::Find { name } => {
                 let records = self.model.query_vapps(self.who, fault);
@@ -322,7 +322,7 @@ impl World {
                         }
                         self.plugins[n].audit.made(vapp, name, from.life, &self.model, late)?;
                         {
-                            let (vapp, task, source) = (Some(href(vapp)), Some(task_href(task)), self.source.clone());
+                            let (vapp, task, source) = (Some(href(vapp)), Some(task_href(task)), self.source);
                             Ok(Reply::Started(cloud::Started { vapp, task, source }))
                         }
                     }

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// A VM that so many polls in a row show otherwise than it should be is so indeed.
 pub const AGAINST_POLLS: u32 = 3;
+/// The same while a task holds it, which may have to do with that.
+pub const AGAINST_BUSY: u32 = 12;
 /// First pause after a failed poll or question for tasks; doubles with each further one.
 pub const WATCH_RETRY: Duration = Duration::from_secs(2);
 /// Longest such pause.
@@ -248,10 +250,15 @@ impl Group {
                 // By somebody else, or by a request whose answer was lost: a look tells.
                 vapp.doubt |= power == Power::Suspended && !busy && !busy_with;
             }
-            (Guest::Ready, _) => match busy && power != Power::Other {
-                true => vapp.against = 0,
-                false => self.judge(key, power, failed),
-            },
+            (Guest::Ready, _) => {
+                // A task may do that, and end; one that hangs hides nothing for ever.
+                let by_task = busy && power != Power::Other && vapp.against < AGAINST_BUSY;
+                match by_task {
+                    true if down(power, false).is_some() => vapp.against += 1,
+                    true => vapp.against = 0,
+                    false => self.judge(key, power, failed),
+                }
+            }
         }
     }
 

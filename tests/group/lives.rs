@@ -386,6 +386,17 @@ fn an_instance_whose_host_is_down_is_unhealthy() {
 }
 
 #[test]
+fn a_task_that_hangs_hides_no_vm_that_is_off() {
+    let acts = [(0, Act::Increase(1)), (80, Act::Stuck(Stuck::Hangs, 0)), (200, Act::Admin(Admin::PowerOff, 0))];
+    let mut world = world(Tuning::default(), &acts);
+    play(&mut world, 300 * SECOND);
+    let name = states(&world).into_keys().next().unwrap_or_default();
+    assert!(healthy(&mut world, &name), "the task of its label may end, and explain it");
+    play(&mut world, 340 * SECOND);
+    assert!(!healthy(&mut world, &name));
+}
+
+#[test]
 fn an_instance_whose_vm_was_described_otherwise_is_still_ours() {
     let acts = [(0, Act::Increase(2)), (75, Act::Admin(Admin::DescribeVm, 0)), (80, Act::Crash(1_000))];
     let mut world = world(Tuning::default(), &acts);

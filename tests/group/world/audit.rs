@@ -481,7 +481,8 @@ impl Audit {
             // delete what runs; but a process that only finds it so has to take it for half made.
             Power::On if earlier && (vm.gc == GcStatus::Failed || vm.address_hidden) => false,
             // After a resume that worked, a guest that does not answer is given up in the end.
-            Power::On => !vm.host_down && (vm.ssh || !resumed),
+            // Nor can one be used whose address VCD does not tell.
+            Power::On => !vm.host_down && ((vm.ssh && !vm.address_hidden) || !resumed),
             Power::Suspended => suspended,
             Power::Off | Power::Unresolved => false,
         };

@@ -81,8 +81,11 @@ impl Group {
         }
         if let Some(vapp) = i.vapp_mut() {
             vapp.document = None;
-            vapp.build.configured |= kind == Kind::Configure;
-            vapp.build.tpm |= kind == Kind::AddTpm;
+            match kind {
+                Kind::Configure => vapp.build.configured = true,
+                Kind::AddTpm => vapp.build.tpm = true,
+                _ => {}
+            }
         }
         i.attempts.not_busy();
         self.throttle.accepted();

@@ -2,7 +2,6 @@
 
 use super::instance::{Attempts, Desired, Observed, Origin};
 use super::limits::{Backoff, DELETE_RETRY_MAX, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
-use super::vapp::Guest;
 use super::{Group, Key, MAX_PAST, PRUNE_AFTER, Time};
 use crate::cloud::{ErrorKind, VcdError};
 use log::Level;
@@ -56,7 +55,7 @@ impl Group {
         let lost = was.guest.has_run() || i.origin == Origin::Adopted;
         let wanted = !i.desired.is_deleted() && !was.doomed;
         let left_over_quota = was.doomed && i.refused == Some(ErrorKind::Quota);
-        let of_pool = i.desired == Desired::Standby && was.guest == Guest::Standby;
+        let of_pool = i.desired == Desired::Standby;
         match () {
             // Another takes its place, with an id of its own.
             _ if of_pool => self.delete_for(key, super::Cause::Spoiled),

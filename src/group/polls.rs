@@ -252,9 +252,9 @@ impl Group {
             }
             (Guest::Ready, _) => {
                 // A task may do that, and end; one that hangs hides nothing for ever.
-                let by_task = busy && power != Power::Other && vapp.against < AGAINST_BUSY;
-                match by_task {
-                    true if down(power, false).is_some() => vapp.against += 1,
+                let held = busy && power != Power::Other;
+                vapp.held = if held && power != Power::On { vapp.held.saturating_add(1) } else { 0 };
+                match held && vapp.held <= AGAINST_BUSY {
                     true => vapp.against = 0,
                     false => self.judge(key, power, failed),
                 }

@@ -52,6 +52,8 @@ pub(super) struct Vapp {
     pub patience: u32,
     /// Polls in a row that contradict what is believed of it.
     pub against: u32,
+    /// Polls in a row that show it down while a task holds it.
+    pub held: u32,
     /// The record shows no address any more: the last one is kept.
     pub address_kept: bool,
     /// When its login port was probed first, since nothing else is missing.
@@ -249,6 +251,7 @@ impl Vapp {
             missed: 0,
             patience: MISSED_POLLS,
             against: 0,
+            held: 0,
             address_kept: false,
             probed: None,
             unhealthy: None,

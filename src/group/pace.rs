@@ -101,6 +101,16 @@ mod tests {
     }
 
     #[test]
+    fn the_more_times_differ_the_longer_is_it_watched_closely() {
+        let close = |apart: u64| {
+            let mut pace = Pace::default();
+            (0..40).for_each(|n| pace.learn(CREATE, ms(if n % 2 == 0 { 30_000 - apart } else { 30_000 + apart })));
+            looks(&pace, 40_000).windows(2).filter(|two| two[1] - two[0] <= 500).count()
+        };
+        assert_eq!([0, 500, 1_000, 10_000].map(close), [6, 7, 12, 15]);
+    }
+
+    #[test]
     fn what_is_awaited_together_is_not_looked_at_more_often() {
         let mut pace = Pace::default();
         pace.learn(CREATE, ms(30_000));

@@ -99,10 +99,13 @@ impl Life {
             ..Policy::default()
         };
         let owner = Owner::new(&policy);
-        let max_creates = policy.max_creates as usize;
+        let mut max_creates = policy.max_creates as usize;
         let seed = u64::from(input.byte());
         let standby_count = if seed & 6 == 0 { 2 } else { 0 };
-        let policy = Policy { standby_count, labels: if seed & 1 == 0 { Labels::All } else { Labels::Found }, ..policy };
+        // One for the pool, which takes no slot of the runner's.
+        max_creates += usize::from(standby_count > 0);
+        let policy =
+            Policy { standby_count, labels: if seed & 1 == 0 { Labels::All } else { Labels::Found }, ..policy };
         let empty = Group::new(policy.clone(), seed, Time(0), &Poll::default());
         let mut life = Life {
             group: empty,

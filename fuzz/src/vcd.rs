@@ -72,6 +72,8 @@ pub fn settings() -> Settings {
         lease: Some(Lease { runtime: Duration::from_secs(3600), storage: Some(Duration::from_secs(7200)) }),
         session_refresh: Duration::from_secs(3600),
         poll_interval: Duration::from_secs(10),
+        standby: true,
+        guest_source: String::new(),
     }
 }
 

@@ -252,7 +252,7 @@ impl Group {
                 Some(key) => self.delete_for(key, Cause::Asked),
                 // Gone before the host noticed: that is what it wants.
                 None => {
-                    self.say_plain(log::Level::Debug, format!("asked to remove {name}, which is not there any more"))
+                    self.say_plain(log::Level::Debug, format!("GitLab Runner deletes {name}, which no longer exists"))
                 }
             }
         }
@@ -266,7 +266,7 @@ impl Group {
         self.for_each_named(now, names, |i| match i.desired {
             Desired::Running if i.is_running() => {
                 i.desired = Desired::Suspended;
-                Ok(Some("to be suspended, as the host asked"))
+                Ok(Some("GitLab Runner requested a suspend"))
             }
             Desired::Suspended => Ok(None),
             _ => Err("suspended"),
@@ -279,7 +279,7 @@ impl Group {
         self.for_each_named(now, names, |i| match i.desired {
             Desired::Suspended => {
                 i.wake_up();
-                Ok(Some("to be resumed, as the host asked"))
+                Ok(Some("GitLab Runner requested a resume"))
             }
             Desired::Running if i.has_run() => Ok(None),
             _ => Err("resumed"),
@@ -333,14 +333,17 @@ impl Group {
             Some((vapp, address, guest_os)) => {
                 Ok(Reach { address, external: vapp.external.unwrap_or(address), guest_os })
             }
-            None => Err(format!("instance {name} is {} and has no address to log in at", instance.phase().name())),
+            None => Err(format!("instance {name} is {} and has no address to log in to", instance.phase().name())),
         }
     }
 
     /// Heartbeat: why the instance is not healthy. An id that is not known is no error.
     pub fn heartbeat(&mut self, now: Time, name: &str) -> Result<(), String> {
         let Some(instance) = self.named(name) else {
-            self.say_plain(log::Level::Warn, format!("heartbeat of {name}, which is not known"));
+            self.say_plain(
+                log::Level::Warn,
+                format!("Heartbeat for {name}, which the plugin does not know: answered as healthy"),
+            );
             return Ok(());
         };
         let vapp = instance.vapp();
@@ -356,7 +359,10 @@ impl Group {
             return Err(format!("instance {name} is {}", instance.phase().name()));
         }
         if instance.locked_out {
-            return Err(format!("instance {name} was made with other credentials than those that are generated now"));
+            return Err(format!(
+                "instance {name} was created with other credentials than the current ones (token, credentials_seed or \
+                 username)"
+            ));
         }
         let limit = self.policy.max_instance_age;
         if !limit.is_zero() && instance.age(now) >= limit {
@@ -424,7 +430,7 @@ impl Group {
             Some(Purpose::Label(key)) => self.label_answered(key, answer),
             Some(Purpose::Operation(key)) => self.operation_answered(key, answer),
             Some(Purpose::Question(key)) => self.question_answered(key, answer),
-            Some(Purpose::Probe(_)) | None => debug_assert!(false, "an answer that nobody waits for"),
+            Some(Purpose::Probe(_)) | None => debug_assert!(false, "an answer without a request"),
         }
         self.advance();
     }
@@ -484,7 +490,7 @@ impl Group {
         }
         // An error is understood alone.
         let why = match (cause, &instance.error) {
-            (Cause::Timeout, Some(error)) => format!(". What failed last: {error}"),
+            (Cause::Timeout, Some(error)) => format!(". Last error: {error}"),
             (Cause::Timeout, None) => format!(". It waited for {}", instance.waits_for(self.now)),
             _ => String::new(),
         };

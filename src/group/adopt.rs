@@ -194,10 +194,8 @@ impl Group {
         let text = match power {
             Power::Suspended => "found suspended: adopted",
             _ if complete => "found running: adopted",
-            _ if silent => {
-                "found on, its guest customization reported as pending: adopted, and its login port waited for"
-            }
-            _ => "found on and without an address: adopted, and waited for",
+            _ if silent => "found powered on, guest customization pending: adopted, waiting for its login port",
+            _ => "found powered on without an address: adopted, waiting for its guest",
         };
         if complete || power == Power::Suspended {
             vapp.guest = Guest::Ready;
@@ -212,7 +210,8 @@ impl Group {
         self.names.insert(name, key);
         self.say_of(Level::Info, key, text.into());
         if locked_out {
-            let text = "made with other credentials than those of now (token, credentials_seed or username): unhealthy";
+            let text =
+                "created with other credentials than the current ones (token, credentials_seed or username): unhealthy";
             self.say_of(Level::Warn, key, text.into());
         }
         true
@@ -249,8 +248,10 @@ impl Group {
             unseen += 1;
         }
         if unseen > 0 {
-            let text =
-                format!("{unseen} vApps that may be ours could not be looked at in time: those that are are deleted");
+            let text = format!(
+                "{unseen} vApps that may belong to this group could not be looked up in time: the plugin deletes those \
+                 that do"
+            );
             self.say_plain(Level::Warn, text);
         }
     }
@@ -258,7 +259,11 @@ impl Group {
     /// Mentioned once, then ignored.
     fn left_alone(&mut self, level: Level, vapp: &Href, name: &str) {
         let level = if self.remember_foreign(vapp) { level } else { Level::Debug };
-        self.say_plain(level, format!("vApp {name} is named like ours but is not: left alone"));
+        let text = format!(
+            "vApp {name} matches vapp_name_prefix but has no owner tag of this group: the plugin ignores it. To avoid name \
+             conflicts, use a vapp_name_prefix of your own"
+        );
+        self.say_plain(level, text);
     }
 
     /// Two plugins that take each other's for their own would delete them without end.
@@ -268,8 +273,8 @@ impl Group {
         }
         self.remember_foreign(vapp);
         let text = format!(
-            "vApp {name} was made by another plugin that has the same name, group and prefix: it is left alone. VMs of the two \
-             are taken for one another's when either starts: give each runner another name in plugin_config"
+            "vApp {name} was created by another plugin that has the same name, group and prefix: this plugin ignores it. When one \
+             of the two starts, it takes the VMs of the other for its own: give each runner its own name in plugin_config"
         );
         self.say_plain(Level::Error, text);
     }

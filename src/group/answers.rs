@@ -131,8 +131,8 @@ impl Group {
         }
         match kind {
             Kind::Delete(_) => {}
-            Kind::Create { .. } => self.blame(key, error, "whether it was made is looked up by name"),
-            _ => self.blame(key, error, "whether it worked is looked up"),
+            Kind::Create { .. } => self.blame(key, error, "a lookup by name shows whether VCD created it"),
+            _ => self.blame(key, error, "a lookup shows whether it worked"),
         }
     }
 
@@ -177,7 +177,7 @@ impl Group {
             // Its VM is gone, or all of it.
             ErrorKind::NotFound => {
                 i.vapp_mut().into_iter().for_each(|vapp| vapp.document = None);
-                self.blame(key, error, "it is looked at");
+                self.blame(key, error, "a lookup follows");
             }
             // A template may have one without telling.
             _ if kind == Kind::AddTpm => self.no_tpm(key, error),
@@ -203,7 +203,7 @@ impl Group {
         if let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) {
             (vapp.build.tpm, vapp.document) = (true, None);
         }
-        self.blame(key, error, "powered on as it is");
+        self.blame(key, error, "powered on without a new TPM");
     }
 
     fn change_refused(&mut self, key: Key, kind: Kind, error: &VcdError) {
@@ -242,7 +242,7 @@ impl Group {
             Desired::Suspended => i.desired = Desired::Running,
             Desired::Running | Desired::Deleted(_) => {}
         }
-        self.blame(key, error, "not suspended, it runs on");
+        self.blame(key, error, "not suspended, the VM keeps running");
     }
 
     /// A resume failed: it is tried again; what nobody has used yet is created anew instead.
@@ -284,18 +284,18 @@ impl Group {
                 i.attempts.busy += 1;
                 i.attempts.delete.since.get_or_insert(now);
                 i.attempts.delete.next = now + pause;
-                let text = format!("{error}; what holds it is looked at in {} s", pause.as_secs());
+                let text = format!("{error}; next lookup in {} s", pause.as_secs());
                 self.blame_quietly(key, error, text);
             }
             (ErrorKind::Forbidden | ErrorKind::Invalid | ErrorKind::State, Removal::Force) => {
                 vapp.removal = Removal::Stop;
                 self.no_force |= error.kind == ErrorKind::Forbidden;
-                self.say_of(Level::Warn, key, format!("{error}; it is stopped first, then deleted"));
+                self.say_of(Level::Warn, key, format!("{error}; the plugin stops the vApp first, then deletes it"));
             }
             // What is off may have to be stopped all the same, if its guest did that: only VCD knows.
             (ErrorKind::Invalid | ErrorKind::State, Removal::Stop) => {
                 vapp.removal = Removal::Stopped;
-                self.say_of(Level::Debug, key, format!("{error}; it need not be stopped, and is deleted"));
+                self.say_of(Level::Debug, key, format!("{error}; no stop is needed, the plugin deletes it"));
             }
             // What cannot be deleted may run, or needs force after all.
             (ErrorKind::Invalid | ErrorKind::State, Removal::Stopped) => {
@@ -359,27 +359,27 @@ impl Group {
         let pause = self.rng.jitter(doubled(RETRY_BASE, tries, RETRY_MAX), 25);
         vapp.label = if again { Label::Wanted { tries: tries + 1, not_before: now + pause } } else { Label::Settled };
         let follows = match again {
-            true => "tried again",
-            false => "the VM stays without the label, which only the Go plugin needs",
+            true => "the plugin tries again",
+            false => "the plugin gives up. Only the Go plugin needs the entry",
         };
         // Where VCD cannot be asked at all other lines say so, of what matters.
         let unasked = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Auth);
         let level = if unasked { Level::Debug } else { Level::Warn };
-        self.say_of(level, key, format!("{error}; {follows}"));
+        self.say_of(level, key, format!("metadata entry not written: {error}; {follows}"));
     }
 }
 
 /// What VCD does now, in words.
 fn began(kind: Kind) -> Option<&'static str> {
     match kind {
-        Kind::Create { .. } => Some("VCD makes it"),
-        Kind::Configure => Some("VCD sets its hardware"),
-        Kind::AddTpm => Some("VCD gives it a TPM"),
-        Kind::PowerOn => Some("VCD powers it on"),
-        Kind::Suspend => Some("VCD suspends it"),
-        Kind::Resume => Some("VCD resumes it"),
-        Kind::Delete(Removal::Stop) => Some("VCD stops it"),
-        Kind::Delete(_) => Some("VCD deletes it"),
+        Kind::Create { .. } => Some("create task started"),
+        Kind::Configure => Some("reconfigure task started"),
+        Kind::AddTpm => Some("TPM task started"),
+        Kind::PowerOn => Some("power-on task started"),
+        Kind::Suspend => Some("suspend task started"),
+        Kind::Resume => Some("resume task started"),
+        Kind::Delete(Removal::Stop) => Some("stop task started"),
+        Kind::Delete(_) => Some("delete task started"),
         Kind::Mark(_) | Kind::Other => None,
     }
 }
@@ -388,10 +388,10 @@ pub(super) fn wrong_reply(what: &str, reply: &Reply) -> VcdError {
     let kind = match reply {
         Reply::Poll(_) => "a poll",
         Reply::Vapps(_) => "vApps",
-        Reply::Started(_) => "a start without a vApp",
+        Reply::Started(_) => "a started operation without a vApp",
         Reply::Tasks(_) => "tasks",
         Reply::Done => "nothing",
     };
-    let text = format!("the answer holds {kind}");
+    let text = format!("the answer contains {kind}");
     VcdError { kind: ErrorKind::Protocol, what: what.into(), status: 0, code: String::new(), text, retry_after: None }
 }

@@ -49,7 +49,7 @@ impl Group {
                 (i.error, self.progress) = (None, now);
                 self.breaker.success(now);
                 i.attempts.create.reset();
-                self.say_of(Level::Info, key, "ready, and to be suspended for standby".into());
+                self.say_of(Level::Info, key, "guest ready, to be suspended for standby".into());
             }
             Ok(()) => {
                 // What was seen while it was made says nothing of later.
@@ -66,8 +66,8 @@ impl Group {
                 let took = i.age(now).as_secs();
                 self.breaker.success(now);
                 if silent {
-                    let text = "its login port answers steadily, but VCD still shows its guest customization as pending: \
-                                taken as it is; newer VMware Tools in the template would report it";
+                    let text = "the login port answers steadily, but VCD still shows guest customization as pending: \
+                                the plugin accepts the VM. Newer VMware Tools in the template would report the end";
                     self.say_of(Level::Warn, key, text.into());
                 }
                 self.say_of(Level::Info, key, format!("running, {took} s after it was accepted"));
@@ -89,17 +89,17 @@ impl Group {
     pub(super) fn not_ready(&mut self, key: Key) {
         let Some(i) = self.instances.get(&key) else { return };
         let seen = i.error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
-        let why = format!("not ready within ready_timeout, it still waits for {}{seen}", i.waits_for(self.now));
+        let why = format!("not ready within ready_timeout, still waiting for {}{seen}", i.waits_for(self.now));
         self.boot_failed(key, &why);
     }
 
     /// A guest that cannot come to running any more: cleared away, then made anew; one that another process made is given up.
     pub(super) fn boot_failed(&mut self, key: Key, why: &str) {
         let Some(i) = self.instances.get_mut(&key) else { return };
-        let what = format!("boot {}", i.name);
+        let what = format!("VM {}", i.name);
         if i.has_run() || i.origin == Origin::Adopted {
             i.error = Some(why.into());
-            self.say_of(Level::Warn, key, format!("{why}: given up"));
+            self.say_of(Level::Warn, key, format!("{why}: the plugin gives it up"));
             return self.delete_for(key, Cause::Unhealthy);
         }
         let text = why.to_string();
@@ -118,10 +118,10 @@ impl Group {
             // What has booted once cannot be changed as it could before.
             vapp.doomed = true;
             i.attempts.create.next = now;
-            self.say_of(Level::Warn, key, format!("{differs}: made anew"));
-            self.take_apart(&format!("VCD ignores a part of what a create asks for ({differs})"), None);
+            self.say_of(Level::Warn, key, format!("{differs}: the plugin creates the VM again"));
+            self.take_apart(&format!("VCD ignores a part of the create request ({differs})"), None);
         } else {
-            self.say_of(Level::Warn, key, format!("{differs}: VCD gives no other, it is used as it is"));
+            self.say_of(Level::Warn, key, format!("{differs}: VCD does not change that, the VM is used as it is"));
         }
     }
 }

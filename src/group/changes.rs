@@ -33,7 +33,7 @@ impl Group {
     fn tasks_failed(&mut self, error: &VcdError) {
         self.tasks.fails += 1;
         self.tasks.not_before = self.now + watch_backoff(self.tasks.fails, error);
-        self.say_plain(Level::Warn, format!("{error}; asked again soon"));
+        self.say_plain(Level::Warn, format!("{error}; next query soon"));
     }
 
     fn task_ended(&mut self, key: Key, state: &TaskState) {
@@ -96,7 +96,7 @@ impl Group {
                 if kind == (Kind::Create { whole: true }) {
                     self.whole_failures = 0;
                 }
-                self.say_of(Level::Info, key, "made and powered on; waits for its guest".into());
+                self.say_of(Level::Info, key, "VM powered on, waiting for the guest".into());
             }
             Kind::Create { whole: false } | Kind::Configure | Kind::AddTpm => {
                 let slot = i.operation.take().and_then(|operation| operation.slot);
@@ -131,7 +131,7 @@ impl Group {
                 if let Some(vapp) = i.vapp_mut() {
                     vapp.build.failed = Some(Box::new(error.clone()));
                 }
-                self.say_of(Level::Warn, key, format!("{error}; what it made is looked at"));
+                self.say_of(Level::Warn, key, format!("{error}; a lookup shows what VCD created"));
             }
             Kind::AddTpm => {
                 self.over(key);

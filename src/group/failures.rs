@@ -85,10 +85,11 @@ impl Group {
             // Nobody waits for it. If the breaker is open, it is the one create that is tried.
             return;
         }
-        let why = i.error.clone().unwrap_or_else(|| "no reason is known".into());
+        let why = i.error.clone().unwrap_or_else(|| "unknown reason".into());
         if let Some(pause) = self.breaker.failure(self.now, i.create_began, aborted) {
             let text = format!(
-                "creates fail: no VM is created for {} s, then one is tried; deletes go on. The last failure, of {}: {why}",
+                "creates fail: no VM is created for {} s, then one is tried; deletes continue. Fix the last error (see \
+                 docs/troubleshooting.md), of {}: {why}",
                 pause.as_secs(),
                 i.name
             );
@@ -114,7 +115,7 @@ impl Group {
         let pause = i.attempts.create.fail(now, &mut self.rng, pause);
         let left = i.creating.map(|watch| watch.end(timeout) - seen);
         let follows = if i.desired.is_deleted() {
-            "it is to be removed anyway".to_string()
+            "no further try, it is no longer wanted".to_string()
         } else if left.is_some_and(|left| pause >= left) {
             "no further try before create_timeout".to_string()
         } else {
@@ -122,7 +123,7 @@ impl Group {
         };
         match error {
             Some(error) => self.blame(key, error, &follows),
-            None => self.say_of(Level::Warn, key, format!("gone from VCD while it was being made; {follows}")),
+            None => self.say_of(Level::Warn, key, format!("the vApp disappeared during its create; {follows}")),
         }
     }
 
@@ -157,7 +158,7 @@ impl Group {
     pub(super) fn take_apart(&mut self, why: &str, until: Option<Time>) {
         if std::mem::take(&mut self.whole) {
             self.steps_until = until;
-            let text = format!("{why}; from now on VMs are made in three steps: compose, reconfigure, power on");
+            let text = format!("{why}; VMs are now created in three steps: compose, reconfigure, power on");
             self.say_plain(Level::Warn, text);
         }
     }

@@ -50,14 +50,14 @@ impl Group {
         }
         if vapps.iter().any(|v| !owns(v)) {
             self.over(key);
-            self.say_of(Level::Error, key, "another owner's vApp has this name, and is left alone: the runner asks for another VM; if this comes again, use a \
-                 vapp_name_prefix of your own"
-                    .into());
+            let text = "a vApp of another owner has this name: the plugin ignores it, and GitLab Runner requests another \
+                        VM. If this comes again, use a vapp_name_prefix of your own";
+            self.say_of(Level::Error, key, text.into());
             return self.delete_for(key, Cause::Timeout);
         }
         if now - since >= UNKNOWN_WINDOW && looks >= UNKNOWN_LOOKS {
             self.over(key);
-            self.say_of(Level::Info, key, "not found in VCD: the create had not worked".into());
+            self.say_of(Level::Info, key, "not found in VCD: the create did not work".into());
         } else {
             self.look_again(key);
         }
@@ -89,7 +89,7 @@ impl Group {
         vapp.doomed = found.power == Power::Suspended;
         i.observe(vapp);
         self.progress = now;
-        self.say_of(Level::Info, key, "found in VCD: the create had worked".into());
+        self.say_of(Level::Info, key, "found in VCD: the create worked".into());
     }
 
     /// An instance stands for this vApp already.
@@ -142,7 +142,7 @@ impl Group {
         match i.checked_in_vain() {
             Some(checks) => {
                 i.attempts.look.next = now + LOOK_PAUSE;
-                let follows = if checks < CHECKS { "asked again" } else { "its hardware is not compared" };
+                let follows = if checks < CHECKS { "the lookup is repeated" } else { "its hardware is not checked" };
                 self.blame(key, error, follows);
             }
             None => self.look_failed(key, error),
@@ -151,8 +151,10 @@ impl Group {
 
     /// A vApp that was ours carries another name or description now: whoever did that has it.
     fn released(&mut self, key: Key, vapp: &cloud::Vapp) {
-        let text =
-            format!("its vApp is named {:?} now and does not say that it is ours: left alone from now on", vapp.name);
+        let text = format!(
+            "its vApp is now named {:?} and has no owner tag of this instance: the plugin no longer manages it",
+            vapp.name
+        );
         self.say_of(Level::Warn, key, text);
         self.remember_foreign(&vapp.href);
         self.vanished(key);
@@ -203,7 +205,7 @@ impl Group {
             vapp.doomed = true;
         }
         i.operation = None;
-        self.say_of(Level::Warn, key, "its VM is not in its vApp any more, and not by us".into());
+        self.say_of(Level::Warn, key, "its VM is no longer in its vApp, and the plugin did not delete it".into());
         match had_run {
             true => self.delete_for(key, Cause::Lost),
             false if of_pool => self.delete_for(key, Cause::Spoiled),
@@ -291,7 +293,7 @@ impl Group {
             // A lost answer has had its pause.
             return;
         }
-        let text = "VCD has ended its task, and it is still there".to_string();
+        let text = "VCD has ended its task, and the vApp still exists".to_string();
         let what = format!("delete vApp {}", i.name);
         let error = VcdError { kind: ErrorKind::Failed, what, status: 0, code: String::new(), text, retry_after: None };
         self.delete_failed(key, &error);
@@ -309,7 +311,8 @@ impl Group {
         }
         if vapp.shared {
             let name = i.name.clone();
-            let text = "another VM is in it: it is not deleted before that is moved out".to_string();
+            let text =
+                "it contains another VM, so the plugin does not delete it. Move that VM to another vApp".to_string();
             let what = format!("delete vApp {name}");
             let kind = ErrorKind::State;
             let pause = doubled(RETRY_BASE, i.attempts.delete.tries, DELETE_RETRY_MAX);
@@ -318,7 +321,7 @@ impl Group {
                 vapp.document = None;
             }
             let error = VcdError { kind, what, status: 0, code: String::new(), text, retry_after: None };
-            return self.blame(key, &error, "looked at again later");
+            return self.blame(key, &error, "next lookup later");
         }
         if let Some(task) = seen.tasks.into_iter().next() {
             let stage = Stage::Task { task, cancelled: false, found: true };
@@ -345,10 +348,10 @@ impl Group {
             (Guest::New, power) => self.new_seen(key, power, seen),
             (Guest::Standby, power) => self.looked_at_standby(key, power, seen.busy),
             (Guest::Returning { since: Some(_), .. }, power) if doubt && power != Power::On && !seen.busy => {
-                self.boot_failed(key, "it is off, though it was resumed");
+                self.boot_failed(key, "it is powered off after its resume");
             }
             (Guest::Booting { .. }, power) if doubt && power != Power::On && !seen.busy => {
-                self.boot_failed(key, down(power, false).unwrap_or("it is not on"));
+                self.boot_failed(key, down(power, false).unwrap_or("it is not powered on"));
             }
             (Guest::Booting { .. }, _) if vapp.is_unchecked() => {
                 let differs = seen.made.as_ref().and_then(|made| made.differs.clone());
@@ -361,7 +364,7 @@ impl Group {
             }
             (Guest::Ready | Guest::Returning { since: None, .. }, Power::On) if vapp.power == Power::Suspended => {
                 if doubt {
-                    let text = "on again, not by us: reported as running when its login port answers";
+                    let text = "resumed outside the plugin: reported as running when its login port answers";
                     if wants_suspended {
                         self.say_of(Level::Warn, key, text.into());
                     }
@@ -396,7 +399,11 @@ impl Group {
             if power == Power::Off && seen.made.is_some() && error.kind != ErrorKind::Aborted {
                 // VCD made it, and could not power it on: that is tried once more.
                 vapp.settle(power, now);
-                return self.say_of(Level::Info, key, "it was made, but not powered on: that is done now".into());
+                return self.say_of(
+                    Level::Info,
+                    key,
+                    "VCD created the VM but did not power it on: the plugin powers it on".into(),
+                );
             }
             let counts = self.whole_failed(&error);
             return self.create_left(key, &error, counts);

@@ -97,7 +97,7 @@ impl Group {
                 self.poll_some.fails += 1;
                 let error = other.err().unwrap_or_else(|| wrong_reply("a poll", &Reply::Done));
                 self.poll_some.not_before = self.now + watch_backoff(self.poll_some.fails, &error);
-                return self.say_plain(Level::Debug, format!("{error}; a poll of all tells soon"));
+                return self.say_plain(Level::Debug, format!("{error}; the next full poll follows soon"));
             }
         };
         self.poll_some.fails = 0;
@@ -117,7 +117,7 @@ impl Group {
         if let Some(error) = error {
             self.unreachable = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Auth);
             self.poll.not_before = self.now + watch_backoff(self.poll.fails, &error);
-            self.say_plain(Level::Warn, format!("{error}; instances are reported as they were last known"));
+            self.say_plain(Level::Warn, format!("{error}; instances are reported in their last known state"));
         }
     }
 
@@ -200,7 +200,7 @@ impl Group {
         }
         vapp.record = Some(record);
         if lost_address {
-            let text = "VCD shows no address for it any more: the last one is kept";
+            let text = "VCD no longer shows its address: the plugin uses the last one";
             self.say_of(Level::Warn, key, text.into());
         }
         if going {
@@ -216,8 +216,8 @@ impl Group {
                 vapp.against = if down.is_some() { vapp.against + 1 } else { 0 };
                 if failed {
                     let hint = match is_windows(&vm.guest_os) {
-                        true => "a password that the guest's policy refuses is a usual cause".into(),
-                        false => format!("as a rule the template lacks `{ALLOW_SCRIPTS}`"),
+                        true => "often the password policy of the guest rejects the password".into(),
+                        false => format!("often the template needs `{ALLOW_SCRIPTS}`"),
                     };
                     self.boot_failed(key, &format!("guest customization failed (GC_FAILED); {hint}"));
                 } else {
@@ -239,7 +239,11 @@ impl Group {
                     (Power::Off | Power::Failed, Some(down)) if vapp.unhealthy.is_none() => {
                         let since = Stopwatch::start(self.sight.at(now));
                         vapp.unhealthy = Some(Unhealthy { since, why: down, ends: true });
-                        self.say_of(Level::Warn, key, format!("{down}, not by us: its memory is lost"));
+                        self.say_of(
+                            Level::Warn,
+                            key,
+                            format!("{down}, not by the plugin: unhealthy, its memory is lost"),
+                        );
                     }
                     (Power::Suspended, _) => vapp.unhealthy = None,
                     _ => {}
@@ -269,21 +273,21 @@ impl Group {
         vapp.against = if power == Power::Other { vapp.against + 1 } else { 0 };
         let wrong = match power {
             // Taken before its customization reported. A job may run on it.
-            Power::On if failed => Some(("guest customization failed after all (GC_FAILED)", false)),
+            Power::On if failed => Some(("guest customization failed after the VM was ready (GC_FAILED)", false)),
             Power::On => None,
             Power::Suspended if vapp.power == Power::Suspended => None,
             Power::Other if vapp.against < AGAINST_POLLS => None,
-            Power::Other => Some(("VCD does not know its power state: its host may be down", true)),
+            Power::Other => Some(("VCD does not know its power state: its ESXi host may be down", true)),
             _ => down(power, false).map(|down| (down, true)),
         };
         match (wrong, vapp.unhealthy) {
             (Some((why, ends)), old) if old.is_none_or(|old| old.ends != ends) => {
                 vapp.unhealthy = Some(Unhealthy { since, why, ends });
-                self.say_of(Level::Warn, key, format!("{why}, not by us: unhealthy"));
+                self.say_of(Level::Warn, key, format!("{why}, not by the plugin: unhealthy"));
             }
             (None, Some(_)) if power == Power::On => {
                 vapp.unhealthy = None;
-                self.say_of(Level::Info, key, "on again".into());
+                self.say_of(Level::Info, key, "powered on again".into());
             }
             _ => {}
         }

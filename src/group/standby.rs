@@ -110,10 +110,10 @@ impl Group {
     pub(super) fn pool_failed(&mut self, key: Key, error: Option<&VcdError>) {
         let pause = doubled(RETRY_BASE, self.pool_backoff.tries, DELETE_RETRY_MAX);
         let pause = self.pool_backoff.fail(self.now, &mut self.rng, pause);
-        let text = format!("it cannot be in standby and is deleted; the next is tried in {} s", pause.as_secs());
+        let text = format!("it cannot be used for standby and is deleted; the next is tried in {} s", pause.as_secs());
         match error {
             Some(error) => self.blame(key, error, &text),
-            None => self.say_of(Level::Warn, key, format!("gone from VCD while it was being made; {text}")),
+            None => self.say_of(Level::Warn, key, format!("the vApp disappeared during its create; {text}")),
         }
         self.delete_for(key, Cause::Spoiled);
     }
@@ -123,7 +123,7 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         match i.desired {
             Desired::Standby => {
-                self.say_of(Level::Warn, key, format!("{why}, not by the plugin: it is not used, and deleted"));
+                self.say_of(Level::Warn, key, format!("{why}, not by the plugin: the plugin deletes it without use"));
                 self.delete_for(key, Cause::Spoiled);
             }
             // It was just handed out: another takes its place.
@@ -146,10 +146,10 @@ impl Group {
             return;
         }
         match (vapp.power, record.power) {
-            _ if vapp.shared => self.spoil(key, "another VM is in its vApp"),
+            _ if vapp.shared => self.spoil(key, "its vApp contains another VM"),
             (_, Power::Other) => self.judge(key, Power::Other, false),
             (was, is) if was == is => (vapp.against, vapp.unhealthy) = (0, None),
-            (Power::Suspended, _) if now - vapp.known > STANDBY_LAG => self.spoil(key, "it is not suspended any more"),
+            (Power::Suspended, _) if now - vapp.known > STANDBY_LAG => self.spoil(key, "it is no longer suspended"),
             // A look tells: polls lag.
             _ => vapp.doubt = true,
         }
@@ -165,8 +165,8 @@ impl Group {
             _ if busy || power == Power::Other => {}
             (was, is) if was == is => {}
             (Power::Suspended, Power::On) if wanted => self.woke(key),
-            (Power::Suspended, _) => self.spoil(key, "it is not suspended any more"),
-            _ => self.spoil(key, "it does not run any more"),
+            (Power::Suspended, _) => self.spoil(key, "it is no longer suspended"),
+            _ => self.spoil(key, "it is no longer running"),
         }
     }
 
@@ -188,7 +188,7 @@ impl Group {
         vapp.settle(Power::Suspended, now);
         (vapp.mark, vapp.source) = (Some(Mark::Standby), *source);
         (i.origin, i.desired) = (Origin::Standby, Desired::Standby);
-        self.say_of(Level::Info, key, "found in standby: kept".into());
+        self.say_of(Level::Info, key, "found in standby: adopted".into());
         true
     }
 }

@@ -358,7 +358,8 @@ impl Group {
         let Some(operation) = self.instances.get_mut(&key).and_then(|i| i.operation.as_mut()) else { return };
         operation.slot = None;
         operation.stuck = Some(now);
-        let text = "VCD does not end what it does to it: that counts no more, and is looked at from time to time";
+        let text = "the task in VCD hangs: it no longer counts toward the limits, and lookups continue. If it lasts, have the \
+                    provider end it";
         self.say_of(Level::Warn, key, text.into());
     }
 

@@ -100,19 +100,26 @@ impl Cause {
     /// For the log.
     pub fn words(self) -> (log::Level, &'static str) {
         match self {
-            Cause::Asked => (log::Level::Info, "removal asked for by the host"),
-            Cause::Shutdown => (log::Level::Info, "removed because the host shuts down"),
-            Cause::Timeout => {
-                (log::Level::Error, "not running within create_timeout: given up, what it left is deleted")
+            Cause::Asked => (log::Level::Info, "GitLab Runner requested the delete"),
+            Cause::Shutdown => (log::Level::Info, "shutdown: the plugin deletes it"),
+            Cause::Timeout => (
+                log::Level::Error,
+                "not running within create_timeout: given up, and its vApp is deleted. Fix the cause (see \
+                 docs/troubleshooting.md) or raise create_timeout",
+            ),
+            Cause::Lost => (log::Level::Warn, "no longer in VCD: reported as deleted"),
+            Cause::Unhealthy => {
+                (log::Level::Warn, "powered off, failed or not ready after a resume for too long: deleted")
             }
-            Cause::Lost => (log::Level::Warn, "VCD does not have it any more: reported as deleted"),
-            Cause::Unhealthy => (log::Level::Warn, "off, broken or not back from its suspension for too long: deleted"),
-            Cause::Aged => {
-                (log::Level::Warn, "older than twice max_instance_age, or suspended past suspended_max_age: deleted")
+            Cause::Aged => (
+                log::Level::Warn,
+                "older than twice max_instance_age, or suspended for longer than suspended_max_age: deleted",
+            ),
+            Cause::Leftover => (log::Level::Info, "leftover that nobody uses: deleted"),
+            Cause::Spoiled => (log::Level::Info, "no longer usable for standby: deleted"),
+            Cause::Outdated => {
+                (log::Level::Info, "in standby, but created from an older template or configuration: replaced")
             }
-            Cause::Leftover => (log::Level::Info, "a leftover of ours that nobody uses: deleted"),
-            Cause::Spoiled => (log::Level::Info, "no more use for standby: deleted"),
-            Cause::Outdated => (log::Level::Info, "in standby and created from what has changed since: replaced"),
         }
     }
 }
@@ -128,7 +135,7 @@ pub struct View {
     pub state: State,
     /// The host knows it; else it is a leftover.
     pub reported: bool,
-    /// It is named like ours, and whether it is ours is not known yet.
+    /// Its name matches, and its owner is not known yet.
     pub undecided: bool,
     /// Where it is in its life.
     pub phase: Phase,
@@ -310,8 +317,8 @@ impl Group {
         }
         let deletes = i.goes() && i.vapp().is_some_and(|v| v.proven) && i.attempts.delete.next <= now;
         match () {
-            _ if creates && self.breaker.allows(now) < u32::MAX => Some("the breaker on creates"),
-            _ if creates && self.held_until().is_some() => Some("leftovers to be gone"),
+            _ if creates && self.breaker.allows(now) < u32::MAX => Some("the create breaker"),
+            _ if creates && self.held_until().is_some() => Some("leftovers to be deleted"),
             _ if (creates || deletes) && self.throttle.until(now).is_some() => Some("VCD's operation limit"),
             _ if (creates || deletes) && self.unreachable => Some("VCD to answer polls"),
             _ => None,
@@ -421,25 +428,25 @@ impl Instance {
         }
         match (self.question, &self.operation, &self.observed) {
             (Some(Question::Cancel), ..) => "VCD to cancel its task",
-            (Some(Question::Find), ..) => "a look whether the create worked",
-            (Some(Question::Look), ..) => "a direct look",
+            (Some(Question::Find), ..) => "a lookup after a lost answer",
+            (Some(Question::Look), ..) => "a lookup",
             (None, Some(operation), _) => match &operation.stage {
                 Stage::Sent => accepts(operation.kind),
                 Stage::Task { .. } if operation.stuck.is_some() => "a task that hangs",
                 Stage::Task { cancelled: true, .. } => "its task to stop",
                 Stage::Task { .. } => works(operation.kind),
                 Stage::Unknown { .. } if matches!(operation.kind, Kind::Create { .. }) => {
-                    "a look whether the create worked"
+                    "a lookup after a lost answer"
                 }
-                Stage::Unknown { .. } => "a direct look",
+                Stage::Unknown { .. } => "a lookup",
             },
             (None, None, Observed::Nothing) if self.attempts.create.next > now => "the next try",
             (None, None, Observed::Nothing) => "a free create slot",
-            (None, None, Observed::Vapp(_)) if self.origin == Origin::Found => "a direct look",
+            (None, None, Observed::Vapp(_)) if self.origin == Origin::Found => "a lookup",
             (None, None, Observed::Vapp(vapp)) if self.goes() => match () {
                 _ if self.attempts.delete.next > now => "the next try",
                 _ if vapp.proven => "a free delete slot",
-                _ => "a direct look",
+                _ => "a lookup",
             },
             (None, None, Observed::Vapp(vapp)) => self.rests_for(vapp, now),
         }
@@ -449,20 +456,20 @@ impl Instance {
     fn rests_for(&self, vapp: &Vapp, now: Time) -> &'static str {
         match &vapp.guest {
             _ if self.attempts.change.next > now && !matches!(vapp.guest, Guest::Ready) => "the next try",
-            Guest::New => "a look at what it lacks",
+            Guest::New => "a lookup of its hardware",
             guest if guest.boots() => match &vapp.record {
                 Some(record) if record.complete() => "the login port",
                 Some(record) if record.power == Power::On && record.address.is_some() => "guest customization",
                 Some(record) if record.power == Power::On => "an address",
                 _ => "power on",
             },
-            _ if vapp.wants_look() => "a direct look",
+            _ if vapp.wants_look() => "a lookup",
             Guest::Ready if self.desired == Desired::Suspended && vapp.power != Power::Suspended => {
-                "a free slot to be suspended"
+                "a free suspend slot"
             }
-            Guest::Returning { .. } => "a free slot to be resumed",
-            Guest::Standby if self.desired == Desired::Running => "a free slot to be resumed",
-            Guest::Standby if !vapp.is_at_rest() => "a free slot to be suspended",
+            Guest::Returning { .. } => "a free resume slot",
+            Guest::Standby if self.desired == Desired::Running => "a free resume slot",
+            Guest::Standby if !vapp.is_at_rest() => "a free suspend slot",
             _ => "",
         }
     }
@@ -522,10 +529,10 @@ impl Instance {
 fn accepts(kind: Kind) -> &'static str {
     match kind {
         Kind::Create { .. } => "VCD to accept the create",
-        Kind::Configure | Kind::AddTpm | Kind::PowerOn => "VCD to accept its fitting",
+        Kind::Configure | Kind::AddTpm | Kind::PowerOn => "VCD to accept a step of the create",
         Kind::Suspend | Kind::Mark(Mark::Suspended) => "VCD to accept the suspend",
         Kind::Resume => "VCD to accept the resume",
-        Kind::Mark(Mark::Running | Mark::Standby) => "VCD to accept a mark",
+        Kind::Mark(Mark::Running | Mark::Standby) => "VCD to accept the suspend mark",
         Kind::Delete(_) => "VCD to accept the delete",
         Kind::Other => "",
     }
@@ -536,9 +543,9 @@ fn works(kind: Kind) -> &'static str {
         Kind::Create { .. } | Kind::Configure | Kind::AddTpm | Kind::PowerOn => "the create's task",
         Kind::Suspend | Kind::Mark(Mark::Suspended) => "the suspend's task",
         Kind::Resume => "the resume's task",
-        Kind::Mark(Mark::Running | Mark::Standby) => "the mark's task",
+        Kind::Mark(Mark::Running | Mark::Standby) => "the suspend mark's task",
         Kind::Delete(Removal::Force | Removal::Stop | Removal::Stopped) => "the delete's task",
-        Kind::Other => "a task that holds it",
+        Kind::Other => "another task on the VM",
     }
 }
 

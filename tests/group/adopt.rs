@@ -44,7 +44,7 @@ fn a_vapp_that_was_given_another_name_of_ours_is_left_alone() {
     }
     play.to(60 * SECOND);
     assert_eq!((play.states(), play.deleted()), (vec![State::Deleted], vec![]));
-    assert_eq!(play.said("does not say that it is ours: left alone from now on"), 1);
+    assert_eq!(play.said("has no owner tag of this instance: the plugin no longer manages it"), 1);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn failed_polls_are_repeated_later_and_later_and_the_end_of_it_is_told_once() {
     play.to(240 * SECOND);
     assert_eq!(play.times("poll"), [10, 20, 30, 40, 50, 60, 76, 108, 140, 172, 204, 236].map(|s| s * SECOND));
     assert_eq!(play.group.standing(Time(play.now)).failed_polls, 10);
-    assert_eq!((play.states(), play.said("as they were last known")), (vec![State::Running], 10));
+    assert_eq!((play.states(), play.said("in their last known state")), (vec![State::Running], 10));
     play.deaf = false;
     play.to(300 * SECOND);
     assert_eq!(play.said("VCD answers polls again"), 1);
@@ -90,7 +90,12 @@ fn what_a_poll_shows_of_a_running_one_makes_it_ill_or_not() {
     for (power, busy, customization, ill) in [
         (Power::On, false, complete, None),
         (Power::On, true, complete, None),
-        (Power::On, false, Customization::Failed, Some("guest customization failed after all (GC_FAILED)")),
+        (
+            Power::On,
+            false,
+            Customization::Failed,
+            Some("guest customization failed after the VM was ready (GC_FAILED)"),
+        ),
         (Power::Off, false, complete, Some("it is powered off")),
         (Power::Off, false, Customization::Failed, Some("it is powered off")),
         (Power::Off, true, complete, None),
@@ -107,7 +112,7 @@ fn what_a_poll_shows_of_a_running_one_makes_it_ill_or_not() {
         play.to(1800 * SECOND);
         assert_eq!(play.health().err().as_deref(), ill, "{power:?} {busy} {customization:?}");
         assert_eq!((play.states(), play.times("look")), (vec![State::Running], Vec::new()));
-        assert_eq!(play.said(", not by us: unhealthy"), usize::from(ill.is_some()));
+        assert_eq!(play.said(", not by the plugin: unhealthy"), usize::from(ill.is_some()));
         // Only what is on is well again.
         play.vms[0].customization = complete;
         for (power, busy) in [(Power::Other, false), (Power::Off, true), (Power::Other, false)] {
@@ -117,7 +122,7 @@ fn what_a_poll_shows_of_a_running_one_makes_it_ill_or_not() {
         }
         let next = play.now + 10 * SECOND;
         play.show(Power::On, false).to(next);
-        assert_eq!((play.health(), play.said("on again")), (Ok(()), usize::from(ill.is_some())));
+        assert_eq!((play.health(), play.said("powered on again")), (Ok(()), usize::from(ill.is_some())));
     }
 }
 
@@ -195,11 +200,11 @@ fn what_somebody_has_taken_over_is_left_alone() {
         (document.name, document.description) = (renamed.clone(), Some(description.clone()));
         (play.vms[0].vapp_name, play.vms[0].description) = (renamed, description);
         play.to(15 * SECOND).decrease(&[name(1)]);
-        assert_eq!((play.states(), play.said("left alone from now on")), (vec![State::Deleted], 1));
+        assert_eq!((play.states(), play.said("the plugin no longer manages it")), (vec![State::Deleted], 1));
         // Not even mentioned when its id is forgotten.
         play.to(900 * SECOND);
         assert_eq!((play.times("look"), play.deleted()), (vec![15 * SECOND], vec![]));
-        assert_eq!((play.said("left alone"), play.strays().len()), (1, 0));
+        assert_eq!((play.said("no longer manages it") + play.said("plugin ignores it"), play.strays().len()), (1, 0));
     }
 }
 
@@ -221,7 +226,7 @@ fn three_polls_that_show_a_suspended_one_on_ask_for_a_look() {
     assert_eq!(play.times("look").len(), 2);
     play.to(160 * SECOND);
     assert_eq!(play.times("look"), [0, 130 * SECOND, 160 * SECOND]);
-    assert_eq!((play.states(), play.said("on again, not by us")), (vec![State::Resuming], 1));
+    assert_eq!((play.states(), play.said("resumed outside the plugin")), (vec![State::Resuming], 1));
     assert_eq!(play.to(162 * SECOND).states(), [State::Running]);
 }
 
@@ -257,7 +262,7 @@ fn looks_alone_tell_whether_a_suspended_one_is_so_still() {
     play.hidden = true;
     play.to(1200 * SECOND);
     assert!(play.times("look").len() > 3, "{:?}", play.times("look"));
-    assert_eq!((play.states(), play.health(), play.said("not by us")), (vec![State::Suspended], health, 0));
+    assert_eq!((play.states(), play.health(), play.said("not by the plugin")), (vec![State::Suspended], health, 0));
     play.documents.get_mut(&href(1)).unwrap().power = Power::Off;
     let looks = play.times("look").len();
     play.until("look", looks + 1);
@@ -314,7 +319,7 @@ fn a_resumed_one_is_looked_at_when_three_polls_show_it_down() {
     play.until("poll", first + 5);
     assert_eq!(play.times("look").len(), 2);
     play.until("poll", first + 6);
-    assert_eq!((play.view().cause, play.said("it is off, though it was resumed")), (Some(Cause::Unhealthy), 1));
+    assert_eq!((play.view().cause, play.said("it is powered off after its resume")), (Some(Cause::Unhealthy), 1));
 }
 
 #[test]
@@ -500,7 +505,7 @@ fn credentials_of_another_day_make_unhealthy() {
             }
             assert_eq!(play.states(), [State::Running]);
             assert_eq!(play.health().is_ok(), of_today);
-            assert_eq!(play.said("made with other credentials"), usize::from(!of_today));
+            assert_eq!(play.said("created with other credentials"), usize::from(!of_today));
         }
     }
 }
@@ -530,9 +535,9 @@ fn what_a_record_does_not_tell_is_told_by_a_look() {
     }
     others.release("look", None);
     others.release("look", None);
-    assert_eq!((others.states(), others.strays(), others.said("left alone")), (vec![], vec![], 2));
+    assert_eq!((others.states(), others.strays(), others.said("plugin ignores it")), (vec![], vec![], 2));
     others.to(100 * SECOND);
-    assert_eq!((others.times("look").len(), others.said("left alone"), others.deleted()), (2, 2, vec![]));
+    assert_eq!((others.times("look").len(), others.said("plugin ignores it"), others.deleted()), (2, 2, vec![]));
 
     // It is gone.
     play.holds = vec!["look"];
@@ -540,7 +545,7 @@ fn what_a_record_does_not_tell_is_told_by_a_look() {
     gone.documents.clear();
     gone.vms.clear();
     gone.release("look", None);
-    assert_eq!((gone.states(), gone.strays(), gone.said("left alone")), (vec![], vec![], 0));
+    assert_eq!((gone.states(), gone.strays(), gone.said("plugin ignores it")), (vec![], vec![], 0));
     assert!(gone.group.knows_its_own());
 }
 
@@ -589,7 +594,7 @@ fn nothing_is_done_to_a_vapp_that_only_a_record_calls_ours() {
         act(&mut play);
         let now = play.now;
         play.to(now + 30 * SECOND);
-        assert_eq!((play.times("look").len(), play.said("left alone")), (1, 1));
+        assert_eq!((play.times("look").len(), play.said("no longer manages it")), (1, 1));
         assert_eq!(changes(&play), [""; 0]);
         assert_ne!(play.states().first(), Some(&State::Running));
     }
@@ -599,7 +604,7 @@ fn nothing_is_done_to_a_vapp_that_only_a_record_calls_ours() {
     play.documents.insert(href(1), vapp(&vm(1)));
     others(&mut play);
     play.to(100 * SECOND);
-    assert_eq!((changes(&play), play.times("look").len(), play.said("left alone")), (vec![], 1, 1));
+    assert_eq!((changes(&play), play.times("look").len(), play.said("plugin ignores it")), (vec![], 1, 1));
 }
 
 /// Made here and looked at since; then a poll shows it as another's.
@@ -670,8 +675,8 @@ fn what_is_named_otherwise_is_none_of_ours() {
     play.to(3700 * SECOND);
     assert_eq!((play.states(), play.strays()), (vec![State::Running], vec![]));
     assert_eq!(play.times("look"), [0, 10 * SECOND], "each once");
-    assert_eq!(play.said("ci-00000002 is named like ours but is not: left alone"), 1);
-    assert_eq!(play.said("left alone"), 2);
+    assert_eq!(play.said("ci-00000002 matches vapp_name_prefix but has no owner tag of this group"), 1);
+    assert_eq!(play.said("plugin ignores it"), 2);
 }
 
 /// An earlier process's create goes on, or its guest boots.
@@ -792,7 +797,7 @@ fn what_cannot_be_looked_at_in_time_is_a_leftover() {
     assert_eq!((play.group.knows_its_own(), play.states()), (false, vec![]));
     play.to(init);
     assert!(play.group.knows_its_own());
-    assert_eq!(play.said("1 vApps that may be ours could not be looked at in time"), 1);
+    assert_eq!(play.said("1 vApps that may belong to this group could not be looked up in time"), 1);
     play.release("look", None);
     assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]), "a host would trust it as new");
 }
@@ -842,8 +847,11 @@ fn what_was_made_long_after_the_start_under_an_id_of_nobody_is_another_plugins()
             play.vms.push(late);
             play.to(after + 100 * SECOND);
             assert_eq!((play.states(), play.deleted().len()), (vec![], usize::from(deleted)), "{after} {description}");
-            let text =
-                if description.is_empty() { "is named like ours" } else { "another plugin that has the same name" };
+            let text = if description.is_empty() {
+                "matches vapp_name_prefix"
+            } else {
+                "another plugin that has the same name"
+            };
             assert_eq!(play.said(text), usize::from(!deleted), "{after} {description}");
             assert_eq!(play.times("look").is_empty(), !deleted);
         }
@@ -933,7 +941,7 @@ fn what_a_create_may_have_made_is_left_to_it() {
     play.to(65 * SECOND);
     assert_eq!((play.states(), play.deleted(), play.strays().len()), (vec![State::Running], vec![], 0));
     assert!(play.said.iter().any(|said| said == "accepted"));
-    assert_eq!(play.said("the create had worked"), 1);
+    assert_eq!(play.said("the create worked"), 1);
 
     // One that has its vApp did not make another.
     play.vms.push(shown(href(2), name));
@@ -949,7 +957,7 @@ fn late() -> Play {
     play.release("create", Some(Err(error(ErrorKind::Ambiguous))));
     play.deaf = true;
     play.to(100 * SECOND);
-    assert_eq!((play.said("the create had not worked"), play.times("create").len()), (1, 1));
+    assert_eq!((play.said("the create did not work"), play.times("create").len()), (1, 1));
     let late = shown(href(1), play.view().name);
     play.documents.insert(href(1), vapp(&late));
     play.vms.push(late);
@@ -1095,15 +1103,15 @@ fn as_many_foreign_ones_are_remembered_as_fit_while_they_are_there() {
     };
     for (count, again) in [(MAX_FOREIGN, false), (MAX_FOREIGN + 1, true)] {
         let mut play = Play::new(policy(), others(1, count));
-        assert_eq!(play.said("left alone"), count, "each once");
+        assert_eq!(play.said("plugin ignores it"), count, "each once");
         play.to(60 * SECOND);
-        assert_eq!(play.said("left alone") > count, again, "{count}");
+        assert_eq!(play.said("plugin ignores it") > count, again, "{count}");
         // Others have come for them, which the hourly look at the vApps tells.
         play.vms = others(10_000, MAX_FOREIGN);
         play.to(3700 * SECOND);
-        let said = play.said("left alone");
+        let said = play.said("plugin ignores it");
         play.to(3800 * SECOND);
-        assert_eq!(play.said("left alone"), said, "{count}");
+        assert_eq!(play.said("plugin ignores it"), said, "{count}");
     }
 }
 

@@ -482,7 +482,7 @@ fn a_delete_is_repeated_or_done_without_force() {
     play.expect("look", LONG);
     play.sees(|vapp| vapp.name = "kept".into());
     play.expect("create", AT_ONCE);
-    assert!(play.said("left alone from now on"));
+    assert!(play.said("the plugin no longer manages it"));
 }
 
 #[test]
@@ -748,7 +748,7 @@ fn what_goes_while_it_is_made_is_made_anew_after_a_pause() {
         let mut play = begin();
         play.sees_nothing();
         play.expect("create", BACKOFF);
-        assert!(play.said("gone from VCD while it was being made; next try in"));
+        assert!(play.said("the vApp disappeared during its create; next try in"));
     }
     // What is not wanted any more is gone for good.
     let mut play = boots();
@@ -811,7 +811,7 @@ fn a_lost_create_is_taken_as_it_is_found() {
     play.made = false;
     assert_eq!(play.state(), State::Timeout);
     play.quiet(60_000);
-    assert!(play.said("another owner's vApp has this name"));
+    assert!(play.said("a vApp of another owner has this name"));
     // Found twice: one is used, the other deleted.
     let mut play = lost(true);
     let twin = |href: &str| Vapp { href: href.into(), ..play.vapp(false, false) };
@@ -912,7 +912,7 @@ fn a_create_that_failed_counts_unless_it_was_to_go_anyway() {
         }
         // That VMs made in steps do not fail is not known yet.
         assert_eq!(play.failures(), 0);
-        assert_eq!(play.said("it is to be removed anyway"), !wanted);
+        assert_eq!(play.said("no further try, it is no longer wanted"), !wanted);
     }
 }
 
@@ -926,15 +926,15 @@ fn hardware_is_compared_once_and_never_after_a_resume() {
     play.expect("look", AT_ONCE);
     play.answer(failed(ErrorKind::Unavailable));
     play.after(5_000, "look");
-    assert!(play.said("asked again") && !play.said("not compared"));
+    assert!(play.said("the lookup is repeated") && !play.said("not checked"));
     play.answer(failed(ErrorKind::Unavailable));
     play.after(5_000, "look");
-    assert!(!play.said("not compared"));
+    assert!(!play.said("not checked"));
     play.answer(failed(ErrorKind::Unavailable));
     // Polls do not show it: the looks that follow are of another kind.
     play.made = false;
     play.expect("look", 2_000..=10_000);
-    assert!(play.said("its hardware is not compared"));
+    assert!(play.said("its hardware is not checked"));
     play.answer(failed(ErrorKind::Unavailable));
     play.expect("look", BACKOFF);
     play.shows(true, false);
@@ -1054,7 +1054,7 @@ fn a_suspend_that_failed_and_worked_is_resumed_however_long_that_takes() {
     play.task = TaskState::Success;
     play.power = Power::Suspended;
     play.expect("power_on", 0..=3_000);
-    assert!(play.said("VCD suspends it") && !play.said("VCD resumes it"));
+    assert!(play.said("suspend task started") && !play.said("resume task started"));
     assert_eq!(play.state(), State::Resuming);
 }
 

@@ -138,7 +138,7 @@ fn only_what_runs_can_be_reached() {
     let mut calm = Calm::new(Tuning::default(), &steps);
     let name = calm.at(SECOND + 1).names().remove(0);
     let refused = calm.group().reach(&name).unwrap_err();
-    assert_eq!(refused, format!("instance {name} is Creating and has no address to log in at"));
+    assert_eq!(refused, format!("instance {name} is Creating and has no address to log in to"));
     let reach = calm.at(2 * MINUTE).group().reach(&name).unwrap();
     assert!(reach.address.to_string().starts_with("127.0.10."), "{reach:?}");
     assert_eq!(&*reach.guest_os, "Ubuntu Linux (64-bit)");

@@ -147,7 +147,7 @@ fn a_guest_that_answers_steadily_but_never_reports_is_taken_with_a_warning() {
     assert_eq!(life.state(), State::Creating);
     life.play(15, world);
     assert_eq!(life.state(), State::Running);
-    assert!(life.warned("its login port answers steadily"));
+    assert!(life.warned("the login port answers steadily"));
 
     // A Windows is given more time.
     let mut life = Life::new("Microsoft Windows Server 2022");
@@ -202,9 +202,9 @@ fn polls_that_fail_say_nothing_of_customization() {
 #[test]
 fn what_is_not_ready_in_time_is_made_anew_with_the_reason() {
     for (customization, port, reason) in [
-        (Customization::Working, true, "it still waits for guest customization"),
-        (Customization::Pending, false, "it still waits for guest customization (login port: refused)"),
-        (Customization::Complete, false, "it still waits for the login port (login port: refused)"),
+        (Customization::Working, true, "still waiting for guest customization"),
+        (Customization::Pending, false, "still waiting for guest customization (login port: refused)"),
+        (Customization::Complete, false, "still waiting for the login port (login port: refused)"),
     ] {
         let mut life = Life::new("Debian");
         life.play(599, |_| shows(customization, port));
@@ -222,7 +222,7 @@ fn a_failed_customization_ends_the_create_at_once() {
         life.play(20, |_| shows(Customization::Failed, true));
         assert_eq!((life.state(), life.made.len()), (State::Creating, 2));
         assert!(life.warned("guest customization failed (GC_FAILED)"), "{:?}", life.said);
-        assert_eq!(life.warned("a password that the guest's policy refuses"), hint);
+        assert_eq!(life.warned("often the password policy of the guest rejects the password"), hint);
     }
 }
 

@@ -268,5 +268,5 @@ fn one_that_was_in_standby_for_long_is_replaced() {
     play.before(day);
     assert_eq!(play.view().name, first);
     play.to(day + 120 * SECOND);
-    assert!(play.said("no more use for standby") == 1 && play.view().name != first, "{:?}", play.said);
+    assert!(play.said("no longer usable for standby") == 1 && play.view().name != first, "{:?}", play.said);
 }

@@ -98,7 +98,7 @@ fn a_create_holds_its_slot_until_its_guest_boots() {
     let document = Vapp { power: Power::Off, ..vapp(&shown(href(1), first)) };
     let busy = Vapp { tasks: vec!["t/1".into()], ..document.clone() };
     play.release("find", Some(Ok(Reply::Vapps(vec![busy]))));
-    assert_eq!(play.counts(["create", "tasks"]), [1, 1], "VCD makes it");
+    assert_eq!(play.counts(["create", "tasks"]), [1, 1], "create task started");
     play.release("tasks", Some(Ok(Reply::Tasks(vec![Task { href: "t/1".into(), state: TaskState::Success }]))));
     assert_eq!(play.counts(["create", "look"]), [2, 1], "it boots");
 }
@@ -326,7 +326,7 @@ fn after_three_failures_one_create_at_a_time_is_tried() {
         assert_eq!(play.group.standing(Time(play.now)).failures, failures);
     }
     let (opened, tried) = (play.now, play.times("create").len());
-    assert_eq!(play.said("no VM is created for 60 s, then one is tried; deletes go on. The last failure, of "), 1);
+    assert_eq!(play.said("no VM is created for 60 s, then one is tried; deletes continue. Fix the last error"), 1);
     play.before(opened + MINUTE);
     assert_eq!(play.times("create").len(), tried);
     play.to(opened + 3 * MINUTE);
@@ -435,7 +435,7 @@ fn a_create_is_given_up_so_long_after_its_first_try() {
         // The first cause counts.
         let names = play.names();
         play.decrease(&names);
-        assert_eq!((play.states(), play.said("removal asked for")), (vec![State::Timeout], 0), "{place}");
+        assert_eq!((play.states(), play.said("requested the delete")), (vec![State::Timeout], 0), "{place}");
     }
     // Each further try is within the same time.
     let mut play = Play::holding(policy, Vec::new(), &["create"]);
@@ -544,7 +544,7 @@ fn a_task_that_does_not_end_is_cancelled_after_half_an_hour_and_left_after_anoth
     let mut play = Play::new(lone(), fleet(1));
     play.to(7 * SECOND).suspend();
     play.first("cancel", 7 * SECOND + 30 * MINUTE);
-    assert_eq!(play.said("VCD does not end what it does to it"), 1);
+    assert_eq!(play.said("the task in VCD hangs"), 1);
     // Its slot was given back after ten minutes. It is looked at, and VCD has forgotten the task: it is suspended anew.
     play.to(play.now + 3 * MINUTE);
     assert_eq!(play.times("suspend"), [7 * SECOND, 7 * SECOND + 32 * MINUTE]);
@@ -620,7 +620,7 @@ fn questions_for_tasks_that_fail_are_repeated_later_and_later() {
     for (asked, pause) in [(10, 32), (50, 50), (70, 60)] {
         assert_eq!(again(Some(asked), ErrorKind::Limit), pause);
     }
-    assert_eq!(play.said("asked again soon"), 10);
+    assert_eq!(play.said("next query soon"), 10);
     play.release("tasks", None);
     play.until("tasks", 12);
     play.fail("tasks", ErrorKind::Unavailable);
@@ -680,7 +680,7 @@ fn creates_whose_one_task_fails_are_tried_in_steps_once() {
         play.to(play.now + 3 * SECOND);
     };
     made(&mut play, 1, Power::Off);
-    assert_eq!((play.times("power_on").len(), play.said("it was made, but not powered on")), (1, 1));
+    assert_eq!((play.times("power_on").len(), play.said("VCD created the VM but did not power it on")), (1, 1));
     // That has failed, too. What it makes then cannot be used, twice: in steps after that, and the breaker does not count
     // before these fail.
     made(&mut play, 2, Power::Failed);

@@ -50,7 +50,7 @@ fn the_throttle_counts_and_ends_to_the_moment() {
     let until = Time(1000) + pause;
     let just_before = Time(until.0 - 1);
     assert_eq!((throttle.until(just_before), throttle.until(until)), (Some(until), None));
-    // What ends within the pause is no reason for a longer one; what ends after it is.
+    // A rejection within the pause does not make the next pause longer. A later one does.
     assert_eq!(throttle.refused(just_before, &mut rng, Some(Duration::from_millis(1))), None);
     assert_eq!(throttle.pauses(), 1);
     let longer = throttle.refused(just_before, &mut rng, Some(Duration::from_secs(100))).unwrap();
@@ -58,7 +58,7 @@ fn the_throttle_counts_and_ends_to_the_moment() {
     assert_eq!((throttle.pauses(), throttle.until(just_before)), (2, Some(just_before + longer)));
     let most = throttle.refused(just_before, &mut rng, Some(Duration::from_secs(1000))).unwrap();
     assert_eq!((most, throttle.pauses()), (THROTTLE_PAUSE_MAX, 3));
-    // One that VCD takes makes the next pause short again.
+    // An accepted change makes the next pause short again.
     throttle.accepted();
     let now = throttle.until(just_before).unwrap();
     secs(throttle.refused(now, &mut rng, None).unwrap(), 50, 15);
@@ -105,7 +105,7 @@ fn a_slot_is_given_back_by_whoever_drops_it() {
     assert_eq!(slots.total(), 0);
 }
 
-/// Creates that begin and fail one after another, a second each.
+/// Creates that start and fail one after another, a second each.
 fn fail(breaker: &mut Breaker, times: u64, at: &mut Time) -> Vec<Option<Duration>> {
     let one = |_| {
         let began = *at + Duration::from_millis(1);
@@ -173,7 +173,7 @@ fn the_breaker_pauses_longer_and_longer_and_lets_one_through() {
         assert_eq!(fail(&mut breaker, 1, &mut now), [Some(minutes(pause))]);
         let until = now + minutes(pause);
         assert_eq!((breaker.until(now), breaker.allows(now)), (Some(until), 0));
-        // What was under way says nothing new.
+        // Concurrent creates do not count again.
         assert_eq!(breaker.failure(now, Time(0), false), None);
         now = Time(until.0 - 1);
         assert_eq!((breaker.until(now), breaker.allows(now)), (Some(until), 0));

@@ -1,4 +1,4 @@
-//! Whose a vApp is, by its record and by its document.
+//! The owner of a vApp, by its record and by its document.
 
 use super::*;
 

@@ -96,7 +96,7 @@ pub enum Request {
     Mark {
         /// The vApp.
         vapp: Href,
-        /// The mark.
+        /// The suspend mark.
         mark: Mark,
     },
     /// Suspends a vApp: its memory goes to disk. Changes. Answered by [`Reply::Started`].
@@ -226,7 +226,7 @@ pub enum Mark {
 const MARK_WORDS: [&str; 3] = ["no", "yes", "standby"];
 
 impl Mark {
-    /// The mark in metadata. A foreign value, or one of another version, means nothing.
+    /// Reads a suspend mark from metadata. A foreign value, or one of another version, means nothing.
     pub fn read(value: &str) -> Mark {
         let [_, suspended, standby] = MARK_WORDS;
         let mut words = value.split(' ');

@@ -116,7 +116,7 @@ pub struct Group {
     slots: Slots,
     breaker: Breaker,
     throttle: Throttle,
-    /// Creates use the combined request, until VCD rejects it, ignores the hardware, or fails at it.
+    /// Creates use the combined request, until VCD rejects it, ignores the hardware, or its task fails.
     whole: bool,
     /// Combined creates that failed since the last one that succeeded.
     whole_failures: u32,

@@ -324,7 +324,7 @@ impl From<'_> {
         }
     }
 
-    /// Work that nobody waits for: the metadata entry, and the mark of a suspend that has ended.
+    /// Work that nobody waits for: the metadata entry, and the end of a suspend mark.
     fn tidy(&mut self, i: &Instance, vapp: &Vapp) -> Step {
         if vapp.mark != Some(Mark::Running) && vapp.power == Power::On {
             return self.change(i, vapp, Kind::Mark(Mark::Running));

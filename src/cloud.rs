@@ -203,8 +203,8 @@ pub enum Reply {
     Done,
 }
 
-/// What VMs are created from, as a hash without secrets: template, hardware, network, guest and scripts. It changes when one
-/// of these does. 0 if that is not known.
+/// What new VMs are created from, as a hash without secrets: template, hardware, network, guest and scripts. It changes when
+/// one of these changes. 0 if unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Source(pub u64);
 

@@ -52,7 +52,7 @@ impl Group {
                 self.say_of(Level::Info, key, "guest ready, to be suspended for standby".into());
             }
             Ok(()) => {
-                // What was seen while it was made says nothing of later.
+                // A lookup during its create says nothing about it now.
                 (vapp.guest, vapp.document) = (Guest::Ready, None);
                 if !returns && labels {
                     vapp.label = Label::Wanted { tries: 0, not_before: now + LABEL_DELAY };

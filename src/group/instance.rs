@@ -170,7 +170,7 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    /// No task of somebody's holds the vApp any more.
+    /// No task of another user works on the vApp any more.
     pub fn not_busy(&mut self) {
         self.busy = 0;
         for backoff in [&mut self.change, &mut self.delete] {

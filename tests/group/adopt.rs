@@ -1,5 +1,5 @@
-//! What polls and looks mean, to the millisecond: what is missed, ill, adopted, a leftover or another's, and what the end
-//! waits for.
+//! The results of polls and lookups, to the millisecond: missing, unhealthy, adopted, leftover or foreign vApps, and what
+//! the shutdown waits for.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
@@ -21,7 +21,7 @@ fn three_missed_polls_ask_for_a_look_and_each_look_that_finds_it_doubles_that() 
     assert_eq!(play.to(30 * SECOND).view().missed, 0, "found");
     play.to(300 * SECOND);
     assert_eq!(play.times("look"), [30, 90, 210].map(|s| s * SECOND));
-    // One poll that shows it makes three enough again.
+    // After one poll that shows it, three are needed again.
     play.hidden = false;
     assert_eq!(play.to(310 * SECOND).view().missed, 0);
     play.hidden = true;
@@ -59,7 +59,7 @@ fn a_poll_that_was_sent_before_a_vapp_was_known_says_nothing_of_it() {
     play.release("create", None);
     play.release("poll", None);
     assert_eq!((play.view().missed, play.times("poll")), (0, vec![10 * SECOND, 12 * SECOND]));
-    // Sent in the moment in which it became known.
+    // Sent at the moment when it became known.
     play.release("poll", None);
     assert_eq!(play.view().missed, 0);
     play.to(14 * SECOND).release("poll", None);
@@ -82,7 +82,7 @@ fn failed_polls_are_repeated_later_and_later_and_the_end_of_it_is_told_once() {
     assert_eq!(play.times("poll")[12..], [268, 278, 288, 298].map(|s| s * SECOND));
 }
 
-// Running ones.
+// Running instances.
 
 #[test]
 fn what_a_poll_shows_of_a_running_one_makes_it_ill_or_not() {
@@ -113,7 +113,7 @@ fn what_a_poll_shows_of_a_running_one_makes_it_ill_or_not() {
         assert_eq!(play.health().err().as_deref(), ill, "{power:?} {busy} {customization:?}");
         assert_eq!((play.states(), play.times("look")), (vec![State::Running], Vec::new()));
         assert_eq!(play.said(", not by the plugin: unhealthy"), usize::from(ill.is_some()));
-        // Only what is on is well again.
+        // Only a powered-on VM is healthy again.
         play.vms[0].customization = complete;
         for (power, busy) in [(Power::Other, false), (Power::Off, true), (Power::Other, false)] {
             let next = play.now + 10 * SECOND;
@@ -160,7 +160,7 @@ fn one_that_is_to_be_suspended_is_looked_at_if_it_is_so_already() {
         (Power::Failed, false, 0, 0, true),
         (Power::Other, false, 0, 1, false),
     ] {
-        // It was looked at on start. VCD cannot be asked, so that the suspend waits for a poll.
+        // A lookup at the start has shown it. VCD is not available, so that the suspend waits for a poll.
         let mut play = Play::new(policy(), vec![Vm { description: String::new(), ..vm(1) }]);
         play.holds = vec!["look"];
         play.deaf = true;
@@ -201,14 +201,14 @@ fn what_somebody_has_taken_over_is_left_alone() {
         (play.vms[0].vapp_name, play.vms[0].description) = (renamed, description);
         play.to(15 * SECOND).decrease(&[name(1)]);
         assert_eq!((play.states(), play.said("the plugin no longer manages it")), (vec![State::Deleted], 1));
-        // Not even mentioned when its id is forgotten.
+        // Not even logged when its id is forgotten.
         play.to(900 * SECOND);
         assert_eq!((play.times("look"), play.deleted()), (vec![15 * SECOND], vec![]));
         assert_eq!((play.said("no longer manages it") + play.said("plugin ignores it"), play.strays().len()), (1, 0));
     }
 }
 
-// Suspended ones.
+// Suspended instances.
 
 #[test]
 fn three_polls_that_show_a_suspended_one_on_ask_for_a_look() {
@@ -220,7 +220,7 @@ fn three_polls_that_show_a_suspended_one_on_ask_for_a_look() {
     assert_eq!((play.times("look"), play.states()), (vec![0], vec![State::Suspended]));
     play.to(130 * SECOND);
     assert_eq!((play.times("look"), play.states()), (vec![0, 130 * SECOND], vec![State::Suspended]));
-    // The look showed it suspended: the polls have to say so three times again.
+    // The lookup showed it suspended: three more polls are needed.
     play.documents.get_mut(&href(1)).unwrap().power = Power::On;
     play.before(160 * SECOND);
     assert_eq!(play.times("look").len(), 2);
@@ -282,7 +282,7 @@ fn a_mark_that_may_be_gone_is_written_again_before_a_suspend() {
     assert_eq!(play.states(), [State::Running]);
     assert!(matches!(play.held.last(), Some((_, Request::Mark { mark: Mark::Running, .. }))), "{:?}", play.held);
     play.suspend();
-    // Perhaps it was taken away.
+    // Perhaps it was deleted.
     play.fail("mark", ErrorKind::Ambiguous);
     play.until("mark", 2);
     assert!(matches!(play.held.last(), Some((_, Request::Mark { mark: Mark::Suspended, .. }))), "{:?}", play.held);
@@ -338,12 +338,12 @@ fn one_whose_resume_is_not_known_to_have_failed_is_not_given_up() {
     assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec![]));
 }
 
-// Booting ones.
+// Booting instances.
 
 #[test]
 fn three_polls_in_a_row_that_show_a_booting_one_down_ask_for_a_look_that_ends_its_boot() {
     let mut play = Play::booting(|play| play.port = false);
-    // Polls that lag: a look shows it on.
+    // Polls that lag: a lookup shows it powered on.
     play.show(Power::Off, false).to(20 * SECOND);
     assert_eq!((play.states(), play.times("look").len(), play.deleted()), (vec![State::Creating], 4, vec![]));
     let mut play = Play::booting(|play| play.port = false);
@@ -397,7 +397,7 @@ fn a_silent_guest_is_probed_slowly_until_it_reports() {
     play.vms[0].customization = Customization::Pending;
     play.to(79 * SECOND);
     assert_eq!(play.times("probe"), [60, 65, 70, 75].map(|s| s * SECOND));
-    // The pause between slow probes is over with the poll that shows its report.
+    // The pause between slow probes ends with the poll that shows its report.
     play.vms[0].customization = Customization::Complete;
     play.to(84 * SECOND);
     let probes = play.times("probe");
@@ -444,7 +444,7 @@ fn a_silent_guest_must_stay_so_and_keep_its_address() {
     }
 }
 
-// What is found.
+// Found vApps.
 
 #[test]
 fn what_is_complete_at_the_start_is_adopted() {
@@ -478,7 +478,7 @@ fn what_is_complete_at_the_start_is_adopted() {
         assert_eq!(play.group.knows_its_own(), !states.is_empty());
         assert_eq!(play.said("adopted"), states.len());
     }
-    // Only what carries our mark, and only by a process that may suspend.
+    // Only with the suspend mark, and only by a process that may suspend.
     for (suspend_resume, marked, kept) in [(true, true, true), (true, false, false), (false, true, false)] {
         let policy = Policy { suspend_resume, ..policy() };
         let mut play = Play::holding(policy, vec![Vm { power: Power::Suspended, ..vm(1) }], &["look"]);
@@ -494,7 +494,7 @@ fn what_is_complete_at_the_start_is_adopted() {
 fn credentials_of_another_day_make_unhealthy() {
     for (described, of_today) in [(tag(&name(1)) + " credentials=abcd", true), (tag(&name(1)), false)] {
         for at_once in [true, false] {
-            // By the record, or by the document where the record does not tell.
+            // By the record, or by the document if the record does not show it.
             let record = if at_once { described.clone() } else { String::new() };
             let vms = vec![Vm { description: record, ..vm(1) }];
             let mut play = Play::holding(Policy { credentials: "abcd".into(), ..policy() }, vms, &["look"]);
@@ -519,14 +519,14 @@ fn what_a_record_does_not_tell_is_told_by_a_look() {
     assert!(play.group.knows_its_own());
     assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec![]));
 
-    // Its document says that it is off: a leftover, whatever the record showed.
+    // Its document shows it powered off: a leftover, whatever the record showed.
     let mut play = Play::holding(policy(), vec![untold()], &["look"]);
     play.documents.get_mut(&href(1)).unwrap().power = Power::Off;
     play.release("look", None);
     assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]));
     assert!(play.group.knows_its_own() && play.strays().is_empty());
 
-    // It is another's.
+    // It is foreign.
     let mut play = Play::holding(policy(), vec![untold(), Vm { description: String::new(), ..vm(2) }], &[]);
     assert_eq!(play.states().len(), 2);
     let mut others = Play::holding(policy(), play.vms.clone(), &["look"]);
@@ -549,7 +549,7 @@ fn what_a_record_does_not_tell_is_told_by_a_look() {
     assert!(gone.group.knows_its_own());
 }
 
-/// What an earlier process has begun to delete runs on for a moment, and its record does not tell why it is busy.
+/// A delete of an earlier process continues for a moment, and the record of the vApp does not show why it is busy.
 #[test]
 fn what_is_being_deleted_is_not_adopted() {
     for deleting in [true, false] {
@@ -565,8 +565,8 @@ fn what_is_being_deleted_is_not_adopted() {
     }
 }
 
-/// A record that claims our name and tag with another's vApp, at the start or later, or one of ours that another has taken
-/// over since: whatever the host then asks for, the vApp's own document decides.
+/// A record shows a foreign vApp with the name and tag of this group, at the start or later, or an owned vApp has a new
+/// owner: the vApp's own document decides, whatever the host requests.
 #[test]
 fn nothing_is_done_to_a_vapp_that_only_a_record_calls_ours() {
     let others = |play: &mut Play| {
@@ -598,7 +598,7 @@ fn nothing_is_done_to_a_vapp_that_only_a_record_calls_ours() {
         assert_eq!(changes(&play), [""; 0]);
         assert_ne!(play.states().first(), Some(&State::Running));
     }
-    // It shows up later, and is looked at then.
+    // It appears later, and is looked up then.
     let mut play = Play::new(policy(), Vec::new());
     play.vms.push(vm(1));
     play.documents.insert(href(1), vapp(&vm(1)));
@@ -607,7 +607,7 @@ fn nothing_is_done_to_a_vapp_that_only_a_record_calls_ours() {
     assert_eq!((changes(&play), play.times("look").len(), play.said("plugin ignores it")), (vec![], 1, 1));
 }
 
-/// Made here and looked at since; then a poll shows it as another's.
+/// Created here and looked up; then a poll shows it as foreign.
 #[test]
 fn one_that_a_poll_shows_as_anothers_is_looked_at_before_it_is_deleted() {
     let taken: [fn(&mut Vm); 2] =
@@ -679,7 +679,7 @@ fn what_is_named_otherwise_is_none_of_ours() {
     assert_eq!(play.said("plugin ignores it"), 2);
 }
 
-/// An earlier process's create goes on, or its guest boots.
+/// A create of an earlier process is in progress, or its guest boots.
 #[test]
 fn what_is_half_made_is_a_leftover_as_soon_as_a_look_shows_that() {
     let off = Vm { power: Power::Off, address: None, customization: Customization::Pending, ..vm(1) };
@@ -707,7 +707,7 @@ fn what_is_half_made_is_a_leftover_as_soon_as_a_look_shows_that() {
             play.release("look", None);
             assert!(play.group.knows_its_own(), "{half:?}");
             assert_eq!((play.states(), play.group.standing(Time(0)).leftovers), (vec![], 1), "{half:?}");
-            // Its create ends well.
+            // Its create succeeds.
             (play.vms, play.tasks) = (vec![vm(1)], TaskState::Success);
             play.documents.insert(href(1), vapp(&vm(1)));
             play.holds.clear();
@@ -754,7 +754,7 @@ fn what_polls_do_not_show_yet_is_adopted_by_its_document() {
     };
     assert_eq!((silent(119), silent(120)), (vec![], vec![State::Running]));
 
-    // Nor does VCD always tell what time it is: how old it is then, nobody knows, and its port has to answer steadily.
+    // VCD may not show its time. Then the age is unknown, and the port has to answer steadily.
     let mut play = Play::new(policy(), Vec::new());
     play.vms = vec![Vm { customization: Customization::Pending, ..vm(1) }];
     play.documents.insert(href(1), vapp(&play.vms[0]));
@@ -768,14 +768,14 @@ fn what_polls_do_not_show_yet_is_adopted_by_its_document() {
     assert_eq!((play.to(60 * SECOND).states(), play.deleted()), (vec![State::Creating], vec![]));
     assert_eq!((play.to(150 * SECOND).states(), play.deleted()), (vec![State::Running], vec![]));
 
-    // A guest that is customized and has no address: VCD loses it for a while.
+    // A customized guest without an address: VCD loses it for a while.
     let mut play = Play::new(policy(), vec![Vm { address: None, ..vm(1) }]);
     assert_eq!((play.group.knows_its_own(), play.states()), (true, vec![State::Creating]));
     play.to(15 * SECOND);
     play.vms[0].address = Some(IpAddr::from([10, 0, 0, 1]));
     assert_eq!(play.to(20 * SECOND).states(), [State::Running]);
 
-    // What VCD does not tell in a look it may have told in a poll.
+    // A poll may have shown what the lookup does not.
     for customization in [Customization::Complete, Customization::Pending] {
         let shown = Vm { busy: true, customization, ..vm(1) };
         let mut play = Play::holding(policy(), vec![shown.clone()], &["look"]);
@@ -866,7 +866,7 @@ fn what_was_made_for_an_id_that_was_forgotten_is_deleted_when_it_shows() {
         play.holds = vec!["create"];
         play.group.increase(Time(play.now), forgotten as u32);
         let ids: Vec<Name> = play.group.views(Time(play.now)).into_iter().map(|view| view.name).collect();
-        // The first one's request is on the wire while it is given up.
+        // The request of the first one is on the wire when it is given up.
         for id in &ids {
             play.group.decrease(Time(play.now), std::slice::from_ref(id));
         }
@@ -909,7 +909,7 @@ fn a_record_of_the_vapp_alone_begins_no_second_instance() {
     assert_eq!((play.states(), play.strays().len()), (vec![State::Running], 0));
     assert_eq!(play.deleted(), ["v/2", "v/3"], "what no VM record shows is found by its vApp's");
 
-    // Deleted, and still shown.
+    // Deleted, and polls still show it.
     let mut play = Play::running();
     play.records = vec![vapp(&vm(1))];
     let late = play.vms.clone();
@@ -925,7 +925,7 @@ fn a_record_of_the_vapp_alone_begins_no_second_instance() {
 
 #[test]
 fn what_a_create_may_have_made_is_left_to_it() {
-    // Its answer is awaited.
+    // Its answer is missing.
     let mut play = Play::booting(|play| play.holds = vec!["create"]);
     let name = play.view().name;
     play.vms.push(shown(href(1), name.clone()));
@@ -943,15 +943,15 @@ fn what_a_create_may_have_made_is_left_to_it() {
     assert!(play.said.iter().any(|said| said == "accepted"));
     assert_eq!(play.said("the create worked"), 1);
 
-    // One that has its vApp did not make another.
+    // A create that has its vApp did not create another.
     play.vms.push(shown(href(2), name));
     play.documents.insert(href(2), vapp(&play.vms[1]));
     play.to(80 * SECOND);
     assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec!["v/2"]));
 }
 
-/// One whose create's outcome was lost and that is not found; then polls show it after all, while it is made again: both
-/// that create and the look at what the poll showed are on the wire.
+/// The outcome of a create was lost, and lookups did not find the vApp. Then polls show it while a second create and the
+/// lookup of that vApp are on the wire.
 fn late() -> Play {
     let mut play = Play::booting(|play| play.holds = vec!["create"]);
     play.release("create", Some(Err(error(ErrorKind::Ambiguous))));
@@ -1019,14 +1019,14 @@ fn creates_wait_for_leftovers_and_are_given_up_after_three_timeouts() {
     assert_eq!((play.times("create"), play.states()), (vec![], vec![State::Creating]));
     assert_eq!(play.to(300 * SECOND).states(), [State::Timeout]);
 
-    // What was adopted holds nothing up.
+    // An adopted instance delays nothing.
     let mut play = Play::new(waiting, vec![vm(1)]);
     play.group.increase(Time(0), 1);
     play.to(0);
     assert_eq!(play.times("create"), [0]);
 }
 
-// The end.
+// Shutdown.
 
 #[test]
 fn the_end_waits_for_a_poll_that_was_sent_since() {
@@ -1069,7 +1069,7 @@ fn what_is_found_at_the_end_is_deleted_or_kept() {
         assert_eq!(play.deleted().len(), if kept { 0 } else { 2 });
         assert!(play.group.stopped() && play.strays().is_empty());
 
-        // What is half made goes either way.
+        // An incomplete one is deleted in both cases.
         let half = Vm { customization: Customization::Pending, ..vm(1) };
         let mut play = Play::holding(policy, vec![half], &["look"]);
         play.shutdown();
@@ -1106,7 +1106,7 @@ fn as_many_foreign_ones_are_remembered_as_fit_while_they_are_there() {
         assert_eq!(play.said("plugin ignores it"), count, "each once");
         play.to(60 * SECOND);
         assert_eq!(play.said("plugin ignores it") > count, again, "{count}");
-        // Others have come for them, which the hourly look at the vApps tells.
+        // Others replace them, as the hourly poll with vApps shows.
         play.vms = others(10_000, MAX_FOREIGN);
         play.to(3700 * SECOND);
         let said = play.said("plugin ignores it");

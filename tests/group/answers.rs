@@ -1,5 +1,5 @@
-//! What each answer leads to: one instance in virtual time. The test gives the answer to each request itself, and asserts
-//! the next request and its time. Polls, tasks and probes are answered by the harness.
+//! The reaction to each answer: one instance in virtual time. The test answers each request itself, and asserts the next
+//! request and its time. The harness answers polls, tasks and probes.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
@@ -17,22 +17,22 @@ const BACKOFF_TWICE: RangeInclusive<u64> = 15_000..=25_000;
 const LONG: RangeInclusive<u64> = 225_000..=375_000;
 const QUOTA: RangeInclusive<u64> = 22_500..=37_500;
 const THROTTLED: RangeInclusive<u64> = 7_500..=22_500;
-/// No request is this late.
+/// Later than any request.
 const NEVER: u64 = 3_600_000;
 
 struct Play {
     group: Group,
     now: u64,
-    /// What the test has to answer.
+    /// The request that the test has to answer.
     asked: Option<Request>,
     ticket: Ticket,
     name: Name,
     said: Vec<String>,
-    /// What polls and looks show.
+    /// What polls and lookups show.
     power: Power,
-    /// Polls show it: VCD has made it, or the last look found it.
+    /// Polls show it: VCD has created it, or the last lookup found it.
     made: bool,
-    /// How far each task is.
+    /// The state of each task.
     task: TaskState,
 }
 
@@ -90,7 +90,7 @@ impl Play {
         play
     }
 
-    /// A group that finds a vApp of ours with this name, off, if one.
+    /// A group that finds an owned, powered-off vApp with this name, if one is given.
     fn begin(leftover: Option<&str>) -> Play {
         let policy = Policy { create_timeout: Duration::from_secs(24 * 3600), ..policy() };
         let mut play = Play::playing(policy.clone());
@@ -129,7 +129,7 @@ impl Play {
         self.group.standing(Time(self.now)).failures
     }
 
-    /// The next request that the test has to answer, if it comes within so many milliseconds.
+    /// The next request that the test has to answer, if it comes within this many milliseconds.
     fn within(&mut self, ms: u64) -> Option<Request> {
         self.pass(self.now + ms);
         self.asked.take()
@@ -143,7 +143,7 @@ impl Play {
         Vm { power: self.power, ..shown("v/1".into(), self.name.clone()) }
     }
 
-    /// The next request has this name and comes after such a pause.
+    /// The next request has this name and comes after this pause.
     #[track_caller]
     fn expect(&mut self, operation: &str, pause: RangeInclusive<u64>) -> Request {
         let from = self.now;
@@ -168,14 +168,14 @@ impl Play {
         Vapp { made, ..play::vapp(&self.vm()) }
     }
 
-    /// The answer to what was asked is lost: it is looked at a second later.
+    /// The answer is lost: a lookup follows after a second.
     fn lost(mut self) -> Play {
         self.answer(failed(ErrorKind::Ambiguous));
         self.after(1_000, "look");
         self
     }
 
-    /// The host does not want it any more while a task is at work on it: that is to be cancelled.
+    /// The host deletes it while a task works on it: the task is to be cancelled.
     fn gives_up(&mut self) -> Request {
         self.decrease();
         self.expect("look", AT_ONCE);
@@ -183,7 +183,7 @@ impl Play {
         self.expect("cancel", AT_ONCE)
     }
 
-    /// A task is at work on it.
+    /// A task works on it.
     fn held(&mut self, task: &str) {
         self.sees(|vapp| (vapp.busy, vapp.tasks) = (true, vec![task.into()]));
     }
@@ -193,7 +193,7 @@ impl Play {
         self.answer(Ok(Reply::Vapps(vec![vapp])));
     }
 
-    /// Answers a look or find with what is usual but for this.
+    /// Answers a lookup with the usual result, changed by `change`.
     fn sees(&mut self, change: impl FnOnce(&mut Vapp)) {
         let mut vapp = self.vapp(false, false);
         change(&mut vapp);
@@ -204,13 +204,13 @@ impl Play {
         self.answer(Ok(Reply::Vapps(Vec::new())));
     }
 
-    /// Nothing is asked for so long, then this at once.
+    /// No request for this long, then this one at once.
     #[track_caller]
     fn after(&mut self, ms: u64, operation: &str) {
         self.expect(operation, ms..=ms);
     }
 
-    /// Time passes, and nothing is asked.
+    /// Time passes without a request.
     #[track_caller]
     fn quiet(&mut self, ms: u64) {
         let asked = self.within(ms);
@@ -227,7 +227,7 @@ impl Play {
         assert_eq!(self.group.resume(Time(self.now), &names).succeeded, names);
     }
 
-    /// Up to the first look at a vApp that was made without hardware.
+    /// Until the first lookup of a vApp that was created without hardware.
     fn composed() -> Play {
         let mut play = Play::new();
         play.expect("create", AT_ONCE);
@@ -239,7 +239,7 @@ impl Play {
         play
     }
 
-    /// Up to the first delete of what was made badly.
+    /// Until the first delete of a vApp whose create failed.
     fn scrapped() -> Play {
         let mut play = Play::composed();
         play.shows(true, false);
@@ -249,7 +249,7 @@ impl Play {
         play
     }
 
-    /// Up to the label of one that runs.
+    /// Until the request for the metadata entry of a running instance.
     fn running() -> Play {
         let mut play = Play::new();
         play.expect("create", AT_ONCE);
@@ -260,7 +260,7 @@ impl Play {
         play
     }
 
-    /// Up to the request to resume it.
+    /// Until the resume request.
     fn roused() -> Play {
         let mut play = Play::tired();
         play.answer(started(None));
@@ -272,7 +272,7 @@ impl Play {
         play
     }
 
-    /// Up to the request to suspend it.
+    /// Until the suspend request.
     fn tired() -> Play {
         let mut play = Play::running();
         play.expect("label", 0..=30_000);
@@ -297,7 +297,7 @@ fn a_create_is_repeated_looked_up_or_taken_apart() {
         (State, BACKOFF, 1),
         (Quota, QUOTA, 1),
         (Forbidden, LONG, 1),
-        // In steps it may be taken.
+        // In steps, VCD may accept it.
         (Invalid, LONG, 0),
         (NotFound, LONG, 1),
     ] {
@@ -307,7 +307,7 @@ fn a_create_is_repeated_looked_up_or_taken_apart() {
         let again = play.expect("create", pause);
         assert!(matches!(again, Request::Create { whole, .. } if whole == (kind != TooMuch)), "{kind:?}");
         assert_eq!(play.failures(), failures, "{kind:?}");
-        // A create that carries little and is still too much has failed.
+        // A create without hardware that VCD still rejects has failed.
         if kind == TooMuch {
             play.answer(failed(kind));
             play.expect("create", BACKOFF);
@@ -437,7 +437,7 @@ fn a_delete_is_repeated_or_done_without_force() {
         assert_eq!(play.group.standing(Time(play.now)).throttled, u64::from(kind == Limit), "{kind:?}");
         play.expect(next, pause);
     }
-    // What could not be deleted is looked at before it is tried again.
+    // A lookup follows before the delete is repeated.
     let again = |play: &mut Play, pause, next: &str| {
         play.expect("look", pause);
         play.shows(false, false);
@@ -452,7 +452,7 @@ fn a_delete_is_repeated_or_done_without_force() {
     let mut play = Play::scrapped();
     play.answer(failed(State));
     play.expect("undeploy", AT_ONCE);
-    // It is off, and need not be stopped.
+    // It is powered off, and needs no stop.
     play.answer(failed(State));
     play.expect("delete_stopped", AT_ONCE);
     play.answer(failed(State));
@@ -464,20 +464,20 @@ fn a_delete_is_repeated_or_done_without_force() {
     play.expect("look", AT_ONCE);
     play.power = Power::On;
     play.shows(false, false);
-    // It has not stopped it: that is one more failure.
+    // It did not stop: one more failure.
     again(&mut play, BACKOFF_TWICE, "undeploy");
     play.answer(started(None));
     play.expect("look", AT_ONCE);
     play.power = Power::Off;
     play.shows(false, false);
     play.expect("delete_stopped", AT_ONCE);
-    // What is off may have to be stopped all the same: its guest has shut down, and it is deployed still.
+    // A powered-off vApp may still need a stop: its guest has shut down, and it is still deployed.
     let mut off = Play::scrapped();
     off.answer(failed(Forbidden));
     off.expect("undeploy", AT_ONCE);
     off.answer(failed(Limit));
     again(&mut off, THROTTLED, "undeploy");
-    // Somebody takes it over meanwhile, which polls do not show.
+    // Somebody changes its owner meanwhile, which polls do not show.
     play.answer(failed(Forbidden));
     play.expect("look", LONG);
     play.sees(|vapp| vapp.name = "kept".into());
@@ -509,7 +509,7 @@ fn the_label_is_tried_three_times_unless_it_cannot_work() {
     play.expect("label", BACKOFF_TWICE);
     play.answer(failed(ErrorKind::Unavailable));
     assert!(play.within(NEVER).is_none());
-    // That VCD cannot be asked is said by what matters.
+    // Other lines report that VCD is not available.
     assert!(play.said("DEBUG") && !play.said("WARN"));
 
     let mut play = Play::running();
@@ -537,7 +537,7 @@ fn a_suspend_that_fails_is_repeated_looked_at_or_given_up() {
         assert_eq!(play.state(), if kind == Failed { State::Running } else { State::Suspending }, "{kind:?}");
         play.expect(next, pause);
         if kind == Ambiguous {
-            // It may yet be carried out.
+            // It may still be carried out.
             for _ in 0..12 {
                 play.shows(false, false);
                 play.expect("look", 5_000..=5_000);
@@ -567,7 +567,7 @@ fn a_cancel_is_repeated_unless_the_task_has_ended() {
         play.expect("create", AT_ONCE);
         play.answer(started(Some("t/1")));
         assert!(play.within(10_000).is_none());
-        // What its own document names.
+        // The task in its own document.
         assert_eq!(play.gives_up(), Request::Cancel { task: "t/2".into() });
         play.answer(failed(kind));
         if again {
@@ -588,14 +588,14 @@ fn a_task_that_is_given_up_late_is_not_asked_for_any_more() {
     play.answer(started(Some("t/1")));
     play.gives_up();
     play.answer(Ok(Reply::Done));
-    // The machine slept: the question for tasks is overdue, and so is the end of the patience with this one.
+    // The machine slept: the task query is overdue, and so is the deadline of this task.
     play.now += 31 * 60_000;
     play.group.tick(Time(play.now));
-    // Nobody saw it meanwhile: two minutes that are seen later it counts as stuck, and is looked at.
+    // No poll saw it meanwhile. After two more minutes with polls it counts as stuck, and is looked up.
     play.expect("look", 60_000..=120_000);
 }
 
-/// A create's answer that names another's vApp, or a task that is not its own: nothing is done to either.
+/// A create's answer that names a foreign vApp, or a foreign task: the plugin changes neither.
 #[test]
 fn nothing_is_changed_that_its_own_document_does_not_show_to_be_ours() {
     let made = |task: Option<&str>| {
@@ -610,7 +610,7 @@ fn nothing_is_changed_that_its_own_document_does_not_show_to_be_ours() {
         play.answer(Ok(Reply::Vapps(vec![vapp])));
     };
 
-    // It is to be removed while the task goes on: no cancel, no delete.
+    // It is deleted while the task runs: no cancel, no delete.
     let mut play = made(Some("t/1"));
     let name = play.name.clone();
     play.group.decrease(Time(play.now), &[name]);
@@ -619,14 +619,14 @@ fn nothing_is_changed_that_its_own_document_does_not_show_to_be_ours() {
     assert_eq!(play.state(), State::Deleted);
     assert!(play.within(60_000).is_none(), "nothing more");
 
-    // The task ends in an error: what it left is looked at, and left alone; it is made anew.
+    // The task fails: a lookup of its vApp, no change, and a new create.
     let mut play = made(Some("t/1"));
     play.task = TaskState::Failed(failed(ErrorKind::Failed).unwrap_err());
     play.expect("look", 0..=5_000);
     others(&mut play);
     play.expect("create", BACKOFF);
 
-    // Its document cannot be had: nothing is deleted on a guess.
+    // Its document is not available: no delete on a guess.
     let mut play = made(Some("t/1"));
     play.task = TaskState::Failed(failed(ErrorKind::Failed).unwrap_err());
     play.expect("look", 0..=5_000);
@@ -635,7 +635,7 @@ fn nothing_is_changed_that_its_own_document_does_not_show_to_be_ours() {
     play.shows(false, false);
     play.expect("delete", AT_ONCE);
 
-    // Its document names no task: what the answer named is not cancelled, the vApp is deleted.
+    // Its document names no task: the task of the answer is not cancelled, and the vApp is deleted.
     let mut play = made(Some("t/1"));
     let name = play.name.clone();
     play.group.decrease(Time(play.now), &[name]);
@@ -680,20 +680,20 @@ fn creates_wait_for_leftovers_but_not_for_ever() {
     play.shows(false, false);
     play.expect("delete", AT_ONCE);
     play.answer(started(None));
-    // At the latest with the next poll.
+    // At the next poll at the latest.
     play.expect("create", 0..=10_000);
 
     let mut play = Play::begin(Some("ci-abc12345"));
     play.group.increase(Time(0), 1);
     play.expect("look", AT_ONCE);
     play.shows(false, false);
-    // One that does not go holds nobody up.
+    // One that cannot be deleted delays nobody.
     play.expect("delete", AT_ONCE);
     play.answer(failed(ErrorKind::Unavailable));
     play.expect("create", AT_ONCE);
 }
 
-/// The tickets of all requests of this name that are handed out now.
+/// The tickets of all requests of this operation that are sent now.
 fn asked(group: &mut Group, operation: &str) -> Vec<Ticket> {
     let ask = |command| match command {
         Command::Ask { ticket, request } if request.operation() == operation => Some(ticket),
@@ -750,7 +750,7 @@ fn what_goes_while_it_is_made_is_made_anew_after_a_pause() {
         play.expect("create", BACKOFF);
         assert!(play.said("the vApp disappeared during its create; next try in"));
     }
-    // What is not wanted any more is gone for good.
+    // An unwanted instance is not created again.
     let mut play = boots();
     play.decrease();
     play.sees_nothing();
@@ -785,11 +785,11 @@ fn a_lost_create_is_taken_as_it_is_found() {
         play.after(1_000, "find");
         play
     };
-    // Without hardware it is off: it is fitted.
+    // Without hardware it is powered off: reconfigured.
     let mut play = lost(false);
     play.shows(true, false);
     play.expect("configure", AT_ONCE);
-    // Its task is awaited first.
+    // Its task has to end first.
     for (whole, next) in [(false, "configure"), (true, "")] {
         let mut play = lost(whole);
         play.task = TaskState::Running;
@@ -805,7 +805,7 @@ fn a_lost_create_is_taken_as_it_is_found() {
             play.expect(next, AT_ONCE);
         }
     }
-    // Another's: nobody touches it.
+    // Foreign: not touched.
     let mut play = lost(true);
     play.sees(|vapp| vapp.description = Some("another's".into()));
     play.made = false;
@@ -824,7 +824,7 @@ fn a_lost_create_is_taken_as_it_is_found() {
 
 #[test]
 fn a_vapp_that_goes_already_is_not_taken_for_a_create() {
-    // The first create's outcome was lost; it shows when the second is on its way, and is deleted.
+    // The outcome of the first create was lost. Its vApp appears while the second is in progress, and is deleted.
     let mut play = Play::new();
     play.expect("create", AT_ONCE);
     play.answer(failed(ErrorKind::Ambiguous));
@@ -879,7 +879,7 @@ fn a_fitting_may_be_carried_out_for_a_minute() {
         play.shows(true, false);
         play.after(pause, next);
     }
-    // What is not wanted any more is looked at once, then deleted.
+    // An unwanted vApp is looked up once, then deleted.
     let mut play = Play::composed();
     play.shows(true, false);
     play.expect("configure", AT_ONCE);
@@ -910,13 +910,13 @@ fn a_create_that_failed_counts_unless_it_was_to_go_anyway() {
         } else {
             play.expect("delete", 0..=3_000);
         }
-        // That VMs made in steps do not fail is not known yet.
+        // It is not known yet whether creates in steps fail.
         assert_eq!(play.failures(), 0);
         assert_eq!(play.said("no further try, it is no longer wanted"), !wanted);
     }
 }
 
-// Looks.
+// Lookups.
 
 #[test]
 fn hardware_is_compared_once_and_never_after_a_resume() {
@@ -931,7 +931,7 @@ fn hardware_is_compared_once_and_never_after_a_resume() {
     play.after(5_000, "look");
     assert!(!play.said("not checked"));
     play.answer(failed(ErrorKind::Unavailable));
-    // Polls do not show it: the looks that follow are of another kind.
+    // Polls do not show it: the following lookups have another reason.
     play.made = false;
     play.expect("look", 2_000..=10_000);
     assert!(play.said("its hardware is not checked"));
@@ -957,7 +957,7 @@ fn hardware_is_compared_once_and_never_after_a_resume() {
 #[test]
 fn a_look_tells_what_became_of_a_lost_suspend() {
     let lost = || Play::tired().lost();
-    // Busy, and VCD tells no task: as long as it may be the request, it is looked at again.
+    // Busy without a task: while it may be the request, the lookup is repeated.
     for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "suspend", 0)] {
         for busy in [false, true] {
             let mut play = lost();
@@ -966,7 +966,7 @@ fn a_look_tells_what_became_of_a_lost_suspend() {
             play.after(pause, next);
         }
     }
-    // Its task is awaited, then it is looked at again.
+    // Its task has to end, then a lookup follows.
     let mut play = lost();
     play.task = TaskState::Running;
     play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);
@@ -977,7 +977,7 @@ fn a_look_tells_what_became_of_a_lost_suspend() {
     play.expect("look", 0..=3_000);
     play.shows(false, false);
     assert_eq!(play.state(), State::Suspended);
-    // It is suspended, but VCD is not done with it.
+    // It is suspended, but VCD has not finished.
     for (ms, state) in [(59_999, State::Suspending), (60_000, State::Suspended)] {
         let mut play = lost();
         play.quiet(ms - 1_000);
@@ -990,7 +990,7 @@ fn a_look_tells_what_became_of_a_lost_suspend() {
             assert_eq!(play.state(), State::Suspended);
         }
     }
-    // It is to go, and goes as the look has shown it.
+    // It is deleted in the state that the lookup has shown.
     let mut play = lost();
     play.decrease();
     play.power = Power::Suspended;
@@ -1009,7 +1009,7 @@ fn a_look_tells_what_became_of_a_lost_resume() {
             play.after(pause, next);
         }
     }
-    // It is on, but VCD is not done with it.
+    // It is powered on, but VCD has not finished.
     let mut play = lost();
     play.power = Power::On;
     play.sees(|vapp| vapp.busy = true);
@@ -1017,7 +1017,7 @@ fn a_look_tells_what_became_of_a_lost_resume() {
     play.shows(false, false);
     play.quiet(20_000);
     assert_eq!(play.state(), State::Running);
-    // Its task is awaited, then it is looked at again.
+    // Its task has to end, then a lookup follows.
     let mut play = lost();
     play.task = TaskState::Running;
     play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);
@@ -1033,7 +1033,7 @@ fn a_look_tells_what_became_of_a_lost_resume() {
 #[test]
 fn a_suspend_that_failed_and_worked_is_resumed_however_long_that_takes() {
     const DAY: u64 = 24 * 3600 * 1000;
-    // VCD refused it, yet it is suspended: the host was told that it runs.
+    // VCD rejected it, yet it is suspended: the host sees it as running.
     let mut play = Play::tired();
     play.answer(failed(ErrorKind::Failed));
     assert_eq!(play.state(), State::Running);
@@ -1044,7 +1044,7 @@ fn a_suspend_that_failed_and_worked_is_resumed_however_long_that_takes() {
     play.expect("power_on", AT_ONCE);
     play.quiet(2 * DAY);
     assert_eq!(play.state(), State::Resuming);
-    // The host wants it again while VCD is at it.
+    // The host resumes it while VCD suspends it.
     let mut play = Play::tired();
     play.task = TaskState::Running;
     play.answer(started(Some("t/1")));
@@ -1060,14 +1060,14 @@ fn a_suspend_that_failed_and_worked_is_resumed_however_long_that_takes() {
 
 #[test]
 fn a_suspend_that_did_not_work_leaves_nothing_to_resume() {
-    // Its answer was lost, and the host wants it back before it is known that nothing was done.
+    // Its answer was lost, and the host resumes it before the outcome is known.
     let mut play = Play::tired().lost();
     play.resume();
     play.quiet(59_000);
     play.shows(false, false);
     play.quiet(20_000);
     assert_eq!(play.state(), State::Running);
-    // VCD refused it, or its task failed.
+    // VCD rejected it, or its task failed.
     let mut play = Play::tired();
     play.resume();
     play.answer(failed(ErrorKind::Failed));

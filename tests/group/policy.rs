@@ -1,5 +1,5 @@
-//! What the host and people see of the group's policy, on a calm VCD in virtual time: states and phases, health, age, what is
-//! refused, and the times that users know.
+//! What the host and people see of the group's policy, with a calm VCD in virtual time: states and phases, health, age,
+//! rejected calls, and the times that users know.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -14,7 +14,7 @@ const SECOND: u64 = 1000;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 
-/// A world without faults, played by hand. Steps come a second later than the plan says.
+/// A world without faults, controlled by the test. Steps happen a second later than the plan says.
 struct Calm {
     world: World,
 }
@@ -38,7 +38,7 @@ impl Calm {
         self.group().update().map(|(name, _)| name.clone()).collect()
     }
 
-    /// States and phases of all that the host knows, in the order of their names.
+    /// States and phases of all instances that the host knows, sorted by name.
     fn seen(&mut self) -> Vec<(State, Phase)> {
         let now = self.world.time(0);
         let group = self.group();
@@ -47,7 +47,7 @@ impl Calm {
         group.update().map(|(name, state)| (state, phase(name))).collect()
     }
 
-    /// As the host asks for it.
+    /// As the host calls it.
     fn increase(&mut self, n: u32) -> u32 {
         let (now, plugin) = (self.world.time(0), &mut self.world.plugins[0]);
         let group = plugin.group.as_mut().unwrap();
@@ -102,7 +102,7 @@ fn what_waits_for_a_slot_is_pending() {
     assert_eq!(before, [Phase::PendingCreate, Phase::Creating]);
     let states: Vec<State> = calm.seen().into_iter().map(|(state, _)| state).collect();
     assert_eq!(states, [State::Creating; 2], "both are there for the host");
-    // The one that waits is gone at once, the other's create is stopped first.
+    // The waiting one is deleted at once. The other's create is cancelled first.
     let mut after = phases(calm.at(3 * SECOND + 1).seen());
     after.sort();
     assert_eq!(after, [Phase::PendingDelete, Phase::Deleted]);
@@ -154,7 +154,7 @@ fn age_makes_unhealthy_and_twice_the_age_ends() {
     assert_eq!(calm.heartbeat(&name), Ok(()));
     let old = calm.at(100 * MINUTE + 2 * SECOND).heartbeat(&name).unwrap_err();
     assert_eq!(old, format!("instance {name} is older than max_instance_age (6000 s)"));
-    // Collections come by the hour.
+    // Garbage collection runs every hour.
     assert_eq!(calm.at(3 * HOUR + 5 * MINUTE).seen(), [(State::Running, Phase::Running)]);
     assert_eq!(calm.at(4 * HOUR + 5 * MINUTE).seen(), [(State::Deleted, Phase::Deleted)]);
 
@@ -168,7 +168,7 @@ fn age_makes_unhealthy_and_twice_the_age_ends() {
 
 #[test]
 fn what_is_suspended_ages_by_a_rule_of_its_own() {
-    // In this world suspended instances may be three times as old as others.
+    // In this world, suspended instances may be three times as old as others.
     let policy = Tuning { max_age: 60, ..Tuning::default() };
     let mut calm = Calm::new(policy, &[(0, Act::Increase(2)), (2 * MINUTE, Act::Suspend(0))]);
     let states = |calm: &mut Calm| {
@@ -210,7 +210,7 @@ fn what_comes_back_is_healthy_again() {
     assert_eq!(calm.at(30 * MINUTE).seen(), [(State::Running, Phase::Running)], "the grace began anew");
 }
 
-/// A VM of ours as the first poll of a process shows it.
+/// An owned VM as the first poll of a process shows it.
 fn found(name: &str, description: &str) -> Vm {
     Vm {
         vapp: format!("v/{name}").into(),

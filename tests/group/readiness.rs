@@ -1,4 +1,4 @@
-//! When an instance counts as running: one instance in virtual time, with a guest whose every answer the test gives.
+//! When an instance counts as running: one instance in virtual time, with a guest whose answers the test defines.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
@@ -8,7 +8,7 @@ use fleeting_plugin_vcd::cloud::*;
 use fleeting_plugin_vcd::group::{Command, Group, Name, Policy, State, Time};
 use std::time::Duration;
 
-/// What is seen of the guest.
+/// What VCD and probes show of the guest.
 struct Shown {
     /// `None`: VCD does not answer.
     customization: Option<Customization>,
@@ -19,7 +19,7 @@ struct Life {
     group: Group,
     now: u64,
     guest_os: &'static str,
-    /// The vApps made so far: number and when.
+    /// The vApps created so far: number and time.
     made: Vec<u64>,
     name: Name,
     said: Vec<String>,
@@ -41,7 +41,7 @@ fn policy() -> Policy {
     }
 }
 
-/// A life before its world.
+/// A group with its world.
 struct Playing<'a, World> {
     life: &'a mut Life,
     world: World,
@@ -86,12 +86,12 @@ impl Life {
         format!("v/{}", self.made.len()).as_str().into()
     }
 
-    /// Seconds since the newest vApp was made.
+    /// Seconds since the create of the newest vApp.
     fn age(&self) -> u64 {
         (self.now - self.made.last().copied().unwrap_or(self.now)) / 1000
     }
 
-    /// Plays so many seconds; `world` tells what is shown at each age of the newest vApp.
+    /// Plays this many seconds. `world` defines what is shown at each age of the newest vApp.
     fn play(&mut self, seconds: u64, world: impl Fn(u64) -> Shown) {
         let end = self.now + seconds * 1000;
         Playing { life: self, world }.pass(end);
@@ -149,7 +149,7 @@ fn a_guest_that_answers_steadily_but_never_reports_is_taken_with_a_warning() {
     assert_eq!(life.state(), State::Running);
     assert!(life.warned("the login port answers steadily"));
 
-    // A Windows is given more time.
+    // Windows gets more time.
     let mut life = Life::new("Microsoft Windows Server 2022");
     life.play(GRACE + 180, world);
     assert_eq!(life.state(), State::Creating);

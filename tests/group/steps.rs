@@ -1,5 +1,5 @@
-//! What is done next, and when, to the millisecond: slots, pauses, deadlines, and how often VCD is asked. One group in
-//! virtual time; polls that nothing asks for are a day apart, so that each step is taken at a time of its own or not at all.
+//! The next step and its time, to the millisecond: slots, pauses, deadlines, and the frequency of queries. One group in
+//! virtual time. The regular polls are a day apart, so that each step happens at its own time or never.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 
-/// Nothing but its own time brings a step.
+/// Only its own time causes a step.
 fn lone() -> Policy {
     Policy { reconcile_interval: Duration::from_secs(24 * 3600), ..policy() }
 }
@@ -20,7 +20,7 @@ fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// These many run.
+/// This many instances run.
 fn fleet(n: u32) -> Vec<Vm> {
     (1..=n).map(vm).collect()
 }
@@ -30,7 +30,7 @@ fn in_seconds(times: &[u64]) -> Vec<u64> {
 }
 
 impl Play {
-    /// One that VCD makes: a task works on its create.
+    /// An instance during its create: its task runs.
     fn making(policy: Policy) -> Play {
         let mut play = Play::holding(policy, Vec::new(), &["create"]);
         play.increase(1);
@@ -40,7 +40,7 @@ impl Play {
         play
     }
 
-    /// The name of what VCD made last.
+    /// The name of the newest vApp.
     fn made_last(&self) -> Name {
         self.vms.last().unwrap().vapp_name.clone()
     }
@@ -49,7 +49,7 @@ impl Play {
         operations.map(|operation| self.times(operation).len())
     }
 
-    /// The operation is asked for first just then.
+    /// The first request of the operation is sent exactly then.
     #[track_caller]
     fn first(&mut self, operation: &str, at: u64) {
         self.before(at);
@@ -143,7 +143,7 @@ fn at_the_end_only_requests_on_the_wire_hold_slots() {
         play.begin("delete", None, "t/2");
         assert_eq!(play.times("delete").len(), deletes, "VCD queues the tasks");
     }
-    // Suspends that VCD works on are stopped, and hold nothing up.
+    // Running suspends are cancelled, and delay nothing.
     let mut play = Play::holding(lone(), fleet(10), &["delete"]);
     play.suspend();
     assert_eq!(play.times("suspend").len(), 4);
@@ -257,7 +257,7 @@ fn a_probe_that_answers_late_counts_for_what_is_known_by_then() {
     let mut play = probing();
     play.probed();
     assert_eq!((play.states(), play.said("running, 3 s after it was accepted")), (vec![State::Running], 1));
-    // Customization goes on after all.
+    // Customization continues.
     let mut play = probing();
     play.vms[0].customization = Customization::Working;
     play.to(5 * SECOND).probed();
@@ -265,7 +265,7 @@ fn a_probe_that_answers_late_counts_for_what_is_known_by_then() {
     play.vms[0].customization = Customization::Complete;
     play.to(7 * SECOND).probed();
     assert_eq!(play.states(), [State::Running]);
-    // It is not wanted any more.
+    // It is no longer wanted.
     let mut play = probing();
     play.hidden = true;
     play.until("look", 2);
@@ -349,7 +349,7 @@ fn only_a_new_guest_that_is_wanted_decides_for_the_breaker() {
     play.holds = vec!["create", "look", "delete"];
     (play.tasks, play.port) = (TaskState::Success, false);
     play.increase(12);
-    // One is made and awaits its first look; the others fail, one after another.
+    // One is created and waits for its first lookup; the others fail, one after another.
     play.release("create", None);
     while play.group.standing(Time(play.now)).breaker.is_none() {
         play.to(play.now + 1);
@@ -377,7 +377,7 @@ fn creates_are_held_for_leftovers_to_the_moment() {
     let mut play = Play::holding(policy.clone(), vec![Vm { power: Power::Off, ..vm(1) }], &["look"]);
     play.increase(1);
     play.first("create", 253 * SECOND);
-    // The last leftover goes: at once. What was found running holds nothing up.
+    // The last leftover is deleted: creates start at once. A running instance that was found delays nothing.
     let mut play = Play::holding(policy, vec![Vm { power: Power::Off, ..vm(1) }, vm(2)], &["delete"]);
     play.increase(1);
     assert_eq!(play.to(100 * SECOND).times("create"), [] as [u64; 0]);
@@ -412,7 +412,7 @@ fn changes_wait_for_vcd_to_be_reached_but_not_at_the_end() {
 #[test]
 fn a_create_is_given_up_so_long_after_its_first_try() {
     let policy = Policy { create_timeout: secs(100), ready_timeout: secs(1000), ..lone() };
-    // What hangs in VCD has failed; what was not begun, or is not known to be, has not.
+    // A hanging create has failed. A create that did not start, or may not have started, has not.
     for (place, failures) in [("retry", 1), ("find", 0), ("task", 1), ("fitting", 1), ("boot", 1)] {
         let mut play = Play::holding(policy.clone(), Vec::new(), &["create", "find"]);
         play.port = false;
@@ -437,7 +437,7 @@ fn a_create_is_given_up_so_long_after_its_first_try() {
         play.decrease(&names);
         assert_eq!((play.states(), play.said("requested the delete")), (vec![State::Timeout], 0), "{place}");
     }
-    // Each further try is within the same time.
+    // Further tries do not extend the time.
     let mut play = Play::holding(policy, Vec::new(), &["create"]);
     play.to(7 * SECOND).increase(1);
     play.fail("create", ErrorKind::Unavailable);
@@ -473,7 +473,7 @@ fn a_resume_that_does_not_begin_ends_nothing() {
     let mut play = Play::new(policy, vec![Vm { power: Power::Suspended, ..vm(1) }]);
     play.holds = vec!["power_on"];
     play.to(7 * SECOND).resume();
-    // VCD refuses it for a day; what else it may be is looked at each time.
+    // VCD rejects it for a day. A lookup follows each time.
     while play.now < 24 * HOUR {
         if !play.held.is_empty() {
             play.fail("power_on", ErrorKind::Quota);
@@ -498,7 +498,7 @@ fn what_may_have_come_back_unseen_is_not_given_up() {
         assert_eq!(play.to(SECOND).states(), [State::Resuming]);
         (play.hidden, play.deaf) = (hidden, !hidden);
         play.documents.get_mut(&href(1)).unwrap().power = Power::On;
-        // Nobody sees it for an hour: its time stands still.
+        // No poll shows it for an hour: its stopwatch stands still.
         play.to(HOUR);
         assert_eq!(play.states(), [State::Resuming]);
         (play.hidden, play.deaf) = (false, false);
@@ -532,7 +532,7 @@ fn what_is_deleted_is_told_for_five_minutes() {
     assert_eq!(play.before(307 * SECOND).states(), [State::Deleted]);
     assert_eq!(play.to(307 * SECOND).states(), []);
     assert!(play.group.views(Time(play.now)).is_empty());
-    // Strays are forgotten when they are gone.
+    // Leftovers are forgotten when they are deleted.
     let play = Play::new(lone(), vec![Vm { power: Power::Off, ..vm(1) }]);
     assert_eq!((play.deleted(), play.strays().len()), (vec!["v/1"], 0));
 }
@@ -545,25 +545,25 @@ fn a_task_that_does_not_end_is_cancelled_after_half_an_hour_and_left_after_anoth
     play.to(7 * SECOND).suspend();
     play.first("cancel", 7 * SECOND + 30 * MINUTE);
     assert_eq!(play.said("the task in VCD hangs"), 1);
-    // Its slot was given back after ten minutes. It is looked at, and VCD has forgotten the task: it is suspended anew.
+    // Its slot was freed after ten minutes. A lookup shows that VCD no longer knows the task: it is suspended again.
     play.to(play.now + 3 * MINUTE);
     assert_eq!(play.times("suspend"), [7 * SECOND, 7 * SECOND + 32 * MINUTE]);
     assert_eq!((play.states(), play.deleted()), (vec![State::Suspending], vec![]));
 
-    // A resume's deadline does not count while VCD works on it.
+    // The deadline of a resume does not run while VCD works on it.
     let mut play = Play::new(lone(), vec![Vm { power: Power::Suspended, ..vm(1) }]);
     play.resume();
     play.first("cancel", 30 * MINUTE);
     assert_eq!(play.states(), [State::Resuming]);
 
-    // A delete is not cut off before.
+    // A delete is not cancelled earlier.
     let mut play = Play::holding(lone(), fleet(1), &["delete"]);
     let names = play.names();
     play.to(7 * SECOND).decrease(&names);
     play.begin("delete", None, "t/1");
     play.documents.get_mut(&href(1)).unwrap().tasks = vec!["t/1".into()];
     play.first("cancel", 7 * SECOND + 30 * MINUTE);
-    // It goes on all the same: it is cancelled again, ever later.
+    // It continues anyway: it is cancelled again, with growing pauses.
     play.to(24 * HOUR);
     let cancels = play.times("cancel").len();
     assert!((20..40).contains(&cancels), "{cancels}");
@@ -625,10 +625,10 @@ fn questions_for_tasks_that_fail_are_repeated_later_and_later() {
     play.until("tasks", 12);
     play.fail("tasks", ErrorKind::Unavailable);
     play.until("tasks", 13);
-    // A short pause again: the usual one is longer.
+    // A short pause again: the usual pause is longer.
     let tasks = in_seconds(&play.times("tasks"));
     assert_eq!((tasks[11] - tasks[10], tasks[12] - tasks[11]), (5, 5));
-    // Nothing is asked about while a question is on the wire.
+    // No query while a query is on the wire.
     play.to(play.now + MINUTE);
     assert_eq!(play.times("tasks").len(), 13);
 }
@@ -656,7 +656,7 @@ fn a_create_that_polls_never_show_is_given_up() {
     assert_eq!(play.states(), [State::Timeout]);
 }
 
-/// Which creates carried everything.
+/// Which creates used the combined request.
 fn whole(play: &Play) -> Vec<bool> {
     let create = |(_, _, request): &(u64, &str, Option<Request>)| match request {
         Some(Request::Create { whole, .. }) => Some(*whole),
@@ -671,7 +671,7 @@ fn creates_whose_one_task_fails_are_tried_in_steps_once() {
     play.holds = vec!["create"];
     play.tasks = TaskState::Failed(error(ErrorKind::Failed));
     play.increase(1);
-    // VCD makes it, and cannot power it on: that is done by a request of its own.
+    // VCD creates it, and cannot power it on: a separate request does that.
     let made = |play: &mut Play, n: u32, power: Power| {
         play.until("create", n as usize);
         let vm = Vm { power, ..shown(href(n), play.created()) };
@@ -681,8 +681,8 @@ fn creates_whose_one_task_fails_are_tried_in_steps_once() {
     };
     made(&mut play, 1, Power::Off);
     assert_eq!((play.times("power_on").len(), play.said("VCD created the VM but did not power it on")), (1, 1));
-    // That has failed, too. What it makes then cannot be used, twice: in steps after that, and the breaker does not count
-    // before these fail.
+    // That fails too. What VCD creates then cannot be used, twice: steps follow, and the breaker counts only when these
+    // fail.
     made(&mut play, 2, Power::Failed);
     made(&mut play, 3, Power::Failed);
     assert_eq!(play.group.standing(Time(play.now)).failures, 1, "that of the power on");
@@ -710,7 +710,7 @@ fn creates_that_vcd_refuses_in_one_request_are_tried_in_steps_once() {
 fn what_is_over_a_quota_is_tried_again_when_one_of_ours_is_gone() {
     let mut play = Play::holding(policy(), fleet(1), &["create"]);
     play.increase(1);
-    // Until the breaker lets none through.
+    // Until the breaker allows none.
     for n in 1..=3 {
         play.until("create", n);
         play.fail("create", ErrorKind::Quota);
@@ -828,14 +828,14 @@ fn a_collection_comes_by_the_hour_and_takes_what_is_too_old() {
         };
         assert_eq!(play.asked.iter().filter_map(full).collect::<Vec<u64>>(), [HOUR, 2 * HOUR, 3 * HOUR]);
     }
-    // One that is to be resumed is not taken.
+    // An instance that is to be resumed is not deleted.
     let policy = Policy { suspended_max_age: secs(60), create_timeout: secs(7200), ..policy() };
     let mut play = Play::holding(policy, vec![asleep], &["power_on"]);
     play.resume();
     assert_eq!(play.to(HOUR + MINUTE).states(), [State::Resuming]);
 }
 
-// The label.
+// The metadata entry.
 
 #[test]
 fn the_label_is_written_half_a_minute_after_it_runs() {
@@ -848,7 +848,7 @@ fn the_label_is_written_half_a_minute_after_it_runs() {
     let mut play = running();
     play.first("label", 32 * SECOND);
     assert_eq!(play.to(HOUR).times("label").len(), 1);
-    // Not on its way to sleep, and not at the end.
+    // Not before a suspend, and not during shutdown.
     let mut play = running();
     play.suspend();
     play.documents.values_mut().for_each(|vapp| vapp.power = Power::Suspended);
@@ -863,7 +863,7 @@ fn the_label_is_written_half_a_minute_after_it_runs() {
 
 #[test]
 fn labels_are_for_those_who_want_them_or_where_the_go_plugin_was() {
-    // Found with the label alone, as the Go plugin leaves them.
+    // Found with the metadata entry alone, as the Go plugin leaves them.
     let theirs = || Vm { description: String::new(), ..vm(7) };
     for (labels, found, written) in [
         (Labels::Found, vec![], 0),
@@ -901,7 +901,7 @@ fn labels_come_one_by_one_while_a_delete_waits() {
     play.holds.retain(|held| *held != "label");
     play.holds.push("label");
     play.decrease(&names);
-    // One delete is on the wire, refused for the org's limit, and both wait for its end.
+    // One delete is on the wire and rejected at the operation limit, and both wait for its end.
     play.fail("delete", ErrorKind::Limit);
     play.fail("delete", ErrorKind::Unavailable);
     play.to(33 * SECOND);
@@ -925,7 +925,7 @@ fn one_with_our_label_is_ours_without_a_description() {
     }
 }
 
-// What is to go.
+// Deletes.
 
 #[test]
 fn what_is_to_go_is_not_held_up_by_what_it_waits_for() {
@@ -943,7 +943,7 @@ fn what_is_to_go_is_not_held_up_by_what_it_waits_for() {
     let names = play.names();
     play.to(2_500).decrease(&names);
     assert_eq!((play.times("delete"), play.states()), (vec![2_500], vec![State::Deleted]));
-    // A look at its hardware is awaited.
+    // A lookup of its hardware is on the wire.
     let mut play = Play::holding(lone(), Vec::new(), &["look"]);
     play.increase(1);
     let names = play.names();

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_are_close_around_the_time_at_which_it_should_be_over() {
+    fn queries_are_frequent_around_the_expected_end() {
         let mut pace = Pace::default();
         assert_eq!(looks(&pace, 60_000), [] as [u64; 0]);
         (0..40).for_each(|_| pace.learn(CREATE, ms(30_000)));
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_more_times_differ_the_longer_is_it_watched_closely() {
+    fn queries_are_frequent_for_longer_if_durations_differ() {
         let close = |apart: u64| {
             let mut pace = Pace::default();
             (0..40).for_each(|n| pace.learn(CREATE, ms(if n % 2 == 0 { 30_000 - apart } else { 30_000 + apart })));
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_awaited_together_is_not_looked_at_more_often() {
+    fn several_operations_are_not_queried_more_often() {
         let mut pace = Pace::default();
         pace.learn(CREATE, ms(30_000));
         for (others, pause) in [(0, 500), (1, 500), (2, 500), (3, 750), (4, 1_000), (128, 1_000)] {
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_few_count_and_one_that_hangs_does_not() {
+    fn recent_durations_count_and_a_hanging_one_does_not() {
         let mut pace = Pace::default();
         pace.learn(CREATE, ms(10_000));
         (0..20).for_each(|_| pace.learn(CREATE, ms(30_000)));

@@ -12,7 +12,7 @@ use std::time::Duration;
 // Polls.
 
 #[test]
-fn three_missed_polls_ask_for_a_look_and_each_look_that_finds_it_doubles_that() {
+fn three_missed_polls_cause_a_lookup_and_each_lookup_that_finds_it_doubles_that() {
     let mut play = Play::running();
     play.hidden = true;
     assert_eq!(play.to(10 * SECOND).view().missed, 1);
@@ -36,7 +36,7 @@ fn three_missed_polls_ask_for_a_look_and_each_look_that_finds_it_doubles_that() 
 }
 
 #[test]
-fn a_vapp_that_was_given_another_name_of_ours_is_left_alone() {
+fn a_vapp_renamed_to_another_owned_name_is_not_touched() {
     let mut play = Play::running();
     play.hidden = true;
     for vapp in play.documents.values_mut() {
@@ -48,7 +48,7 @@ fn a_vapp_that_was_given_another_name_of_ours_is_left_alone() {
 }
 
 #[test]
-fn a_poll_that_was_sent_before_a_vapp_was_known_says_nothing_of_it() {
+fn a_poll_sent_before_a_vapp_was_known_does_not_count() {
     let mut play = Play::new(policy(), Vec::new());
     play.holds = vec!["poll", "create"];
     play.to(10 * SECOND);
@@ -67,7 +67,7 @@ fn a_poll_that_was_sent_before_a_vapp_was_known_says_nothing_of_it() {
 }
 
 #[test]
-fn failed_polls_are_repeated_later_and_later_and_the_end_of_it_is_told_once() {
+fn failed_polls_are_repeated_with_growing_pauses_and_the_recovery_is_logged_once() {
     let mut play = Play::running();
     play.to(25 * SECOND);
     assert_eq!(play.said("VCD answers polls again"), 0);
@@ -85,7 +85,7 @@ fn failed_polls_are_repeated_later_and_later_and_the_end_of_it_is_told_once() {
 // Running instances.
 
 #[test]
-fn what_a_poll_shows_of_a_running_one_makes_it_ill_or_not() {
+fn a_poll_decides_whether_a_running_instance_is_healthy() {
     let complete = Customization::Complete;
     for (power, busy, customization, ill) in [
         (Power::On, false, complete, None),
@@ -127,7 +127,7 @@ fn what_a_poll_shows_of_a_running_one_makes_it_ill_or_not() {
 }
 
 #[test]
-fn ten_minutes_of_illness_end_it() {
+fn ten_unhealthy_minutes_end_an_instance() {
     let mut play = Play::running();
     play.to(5 * SECOND).show(Power::Off, false);
     play.before(610 * SECOND);
@@ -137,7 +137,7 @@ fn ten_minutes_of_illness_end_it() {
 }
 
 #[test]
-fn what_somebody_suspends_is_unhealthy_and_never_counts_as_suspended_by_us() {
+fn a_foreign_suspend_makes_unhealthy_and_never_counts_as_a_requested_one() {
     for marked in [true, false] {
         let mut play = Play::running();
         play.documents.get_mut(&href(1)).unwrap().mark = if marked { Mark::Suspended } else { Mark::Running };
@@ -151,7 +151,7 @@ fn what_somebody_suspends_is_unhealthy_and_never_counts_as_suspended_by_us() {
 }
 
 #[test]
-fn one_that_is_to_be_suspended_is_looked_at_if_it_is_so_already() {
+fn an_instance_to_suspend_is_looked_up_if_it_is_already_suspended() {
     for (power, busy, looks, suspends, ill) in [
         (Power::On, false, 0, 1, false),
         (Power::Suspended, false, 1, 0, false),
@@ -177,7 +177,7 @@ fn one_that_is_to_be_suspended_is_looked_at_if_it_is_so_already() {
 }
 
 #[test]
-fn an_ill_one_is_suspended_when_it_is_on_again() {
+fn an_unhealthy_instance_is_suspended_when_it_is_powered_on_again() {
     for (power, suspends) in [(Power::On, 1), (Power::Other, 0), (Power::Suspended, 0)] {
         let mut play = Play::running();
         play.show(Power::Off, false).to(10 * SECOND);
@@ -187,12 +187,12 @@ fn an_ill_one_is_suspended_when_it_is_on_again() {
         play.documents.get_mut(&href(1)).unwrap().power = power;
         play.to(20 * SECOND);
         assert_eq!(play.times("suspend").len(), suspends, "{power:?}");
-        assert_eq!(play.states()[0] == State::Suspended, power == Power::Suspended, "a look told");
+        assert_eq!(play.states()[0] == State::Suspended, power == Power::Suspended, "a lookup showed it");
     }
 }
 
 #[test]
-fn what_somebody_has_taken_over_is_left_alone() {
+fn a_vapp_with_a_new_owner_is_not_touched() {
     let (kept, theirs): (Name, &str) = ("kept".into(), "fleeting-plugin-vcd/1 manager=other group=g id=ci-00000001");
     for (renamed, description) in [(kept, tag(&name(1))), (name(1), theirs.to_string())] {
         let mut play = Play::running();
@@ -211,7 +211,7 @@ fn what_somebody_has_taken_over_is_left_alone() {
 // Suspended instances.
 
 #[test]
-fn three_polls_that_show_a_suspended_one_on_ask_for_a_look() {
+fn three_polls_that_show_a_suspended_instance_on_cause_a_lookup() {
     let mut play = Play::suspended();
     play.to(45 * SECOND).show(Power::On, false).to(65 * SECOND).show(Power::Suspended, false);
     play.to(75 * SECOND).show(Power::On, false).to(95 * SECOND).show(Power::On, true);
@@ -231,7 +231,7 @@ fn three_polls_that_show_a_suspended_one_on_ask_for_a_look() {
 }
 
 #[test]
-fn a_suspended_one_that_is_off_has_lost_its_memory() {
+fn a_suspended_instance_that_is_off_has_lost_its_memory() {
     for (power, busy, ill) in [
         (Power::Off, false, Some("it is powered off")),
         (Power::Failed, false, Some("VCD reports it as failed")),
@@ -256,7 +256,7 @@ fn a_suspended_one_that_is_off_has_lost_its_memory() {
 }
 
 #[test]
-fn looks_alone_tell_whether_a_suspended_one_is_so_still() {
+fn only_lookups_show_whether_an_instance_is_still_suspended() {
     let mut play = Play::suspended();
     let health = play.health();
     play.hidden = true;
@@ -292,17 +292,17 @@ fn a_mark_that_may_be_gone_is_written_again_before_a_suspend() {
 }
 
 #[test]
-fn polls_say_nothing_of_one_that_is_being_resumed() {
+fn polls_do_not_count_during_a_resume() {
     let mut play = Play::suspended();
     play.holds = vec!["power_on"];
     play.resume();
     play.show(Power::Off, false).to(30 * SECOND);
     assert_eq!((play.states(), play.health()), (vec![State::Resuming], Ok(())));
-    assert_eq!(play.times("look"), [0], "whose it is");
+    assert_eq!(play.times("look"), [0], "who owns it");
 }
 
 #[test]
-fn a_resumed_one_is_looked_at_when_three_polls_show_it_down() {
+fn a_resumed_instance_is_looked_up_when_three_polls_show_it_down() {
     let mut play = Play::suspended();
     play.tasks = TaskState::Success;
     play.resume();
@@ -323,7 +323,7 @@ fn a_resumed_one_is_looked_at_when_three_polls_show_it_down() {
 }
 
 #[test]
-fn one_whose_resume_is_not_known_to_have_failed_is_not_given_up() {
+fn an_instance_whose_resume_may_have_worked_is_not_given_up() {
     let mut play = Play::suspended();
     play.holds = vec!["power_on"];
     play.resume();
@@ -341,7 +341,7 @@ fn one_whose_resume_is_not_known_to_have_failed_is_not_given_up() {
 // Booting instances.
 
 #[test]
-fn three_polls_in_a_row_that_show_a_booting_one_down_ask_for_a_look_that_ends_its_boot() {
+fn three_polls_that_show_a_booting_instance_down_cause_a_lookup_that_ends_its_boot() {
     let mut play = Play::booting(|play| play.port = false);
     // Polls that lag: a lookup shows it powered on.
     play.show(Power::Off, false).to(20 * SECOND);
@@ -358,11 +358,11 @@ fn three_polls_in_a_row_that_show_a_booting_one_down_ask_for_a_look_that_ends_it
     assert_eq!((play.states(), play.deleted()), (vec![State::Creating], vec![&*first]));
     assert_eq!((play.said("it is suspended"), play.times("create")), (1, vec![0]));
     play.to(60 * SECOND);
-    assert_eq!(play.times("create").len(), 2, "made anew");
+    assert_eq!(play.times("create").len(), 2, "created again");
 }
 
 #[test]
-fn polls_are_closer_while_they_show_news() {
+fn polls_are_more_frequent_while_they_show_changes() {
     let gaps = |play: &Play, from: u64| -> Vec<u64> {
         let polls: Vec<u64> = play.times("poll").into_iter().filter(|&at| at >= from).collect();
         polls.windows(2).map(|pair| (pair[1] - pair[0]) / SECOND).collect()
@@ -392,7 +392,7 @@ fn polls_are_closer_while_they_show_news() {
 }
 
 #[test]
-fn a_silent_guest_is_probed_slowly_until_it_reports() {
+fn a_guest_without_customization_is_probed_slowly_until_it_reports() {
     let mut play = Play::booting(|play| play.port = false);
     play.vms[0].customization = Customization::Pending;
     play.to(79 * SECOND);
@@ -417,7 +417,7 @@ fn a_silent_guest_is_probed_slowly_until_it_reports() {
 }
 
 #[test]
-fn a_silent_guest_must_stay_so_and_keep_its_address() {
+fn a_guest_without_customization_must_keep_its_address() {
     let taken = |change: fn(&mut Vm), back: bool| {
         let mut play = Play::booting(|_| {});
         play.vms[0].customization = Customization::Pending;
@@ -447,7 +447,7 @@ fn a_silent_guest_must_stay_so_and_keep_its_address() {
 // Found vApps.
 
 #[test]
-fn what_is_complete_at_the_start_is_adopted() {
+fn a_complete_vm_is_adopted_at_the_start() {
     let old = |seconds: u64| Some(START - seconds * SECOND);
     let silent = Vm { customization: Customization::Pending, ..vm(1) };
     let windows = Vm { guest_os: "Microsoft Windows 11".into(), ..silent.clone() };
@@ -491,7 +491,7 @@ fn what_is_complete_at_the_start_is_adopted() {
 }
 
 #[test]
-fn credentials_of_another_day_make_unhealthy() {
+fn other_credentials_make_unhealthy() {
     for (described, of_today) in [(tag(&name(1)) + " credentials=abcd", true), (tag(&name(1)), false)] {
         for at_once in [true, false] {
             // By the record, or by the document if the record does not show it.
@@ -511,7 +511,7 @@ fn credentials_of_another_day_make_unhealthy() {
 }
 
 #[test]
-fn what_a_record_does_not_tell_is_told_by_a_look() {
+fn a_lookup_shows_what_a_record_does_not() {
     let untold = || Vm { description: String::new(), ..vm(1) };
     let mut play = Play::holding(policy(), vec![untold()], &["look"]);
     assert!(play.states().is_empty() && !play.group.knows_its_own());
@@ -551,10 +551,10 @@ fn what_a_record_does_not_tell_is_told_by_a_look() {
 
 /// A delete of an earlier process continues for a moment, and the record of the vApp does not show why it is busy.
 #[test]
-fn what_is_being_deleted_is_not_adopted() {
+fn a_vapp_that_is_being_deleted_is_not_adopted() {
     for deleting in [true, false] {
         let mut play = Play::holding(policy(), vec![Vm { busy: true, ..vm(1) }], &["look"]);
-        assert!(play.states().is_empty() && !play.group.knows_its_own(), "it is looked at first");
+        assert!(play.states().is_empty() && !play.group.knows_its_own(), "it is looked up first");
         let document = play.documents.get_mut(&href(1)).unwrap();
         (document.tasks, document.deleting, document.busy) = (vec!["t/9".into()], deleting, true);
         play.release("look", None);
@@ -568,7 +568,7 @@ fn what_is_being_deleted_is_not_adopted() {
 /// A record shows a foreign vApp with the name and tag of this group, at the start or later, or an owned vApp has a new
 /// owner: the vApp's own document decides, whatever the host requests.
 #[test]
-fn nothing_is_done_to_a_vapp_that_only_a_record_calls_ours() {
+fn a_vapp_that_only_a_record_shows_as_owned_is_not_touched() {
     let others = |play: &mut Play| {
         let document = play.documents.values_mut().next().unwrap();
         document.description = Some("fleeting-plugin-vcd/1 manager=another group=g id=ci-00000001".into());
@@ -609,7 +609,7 @@ fn nothing_is_done_to_a_vapp_that_only_a_record_calls_ours() {
 
 /// Created here and looked up; then a poll shows it as foreign.
 #[test]
-fn one_that_a_poll_shows_as_anothers_is_looked_at_before_it_is_deleted() {
+fn an_instance_that_a_poll_shows_as_foreign_is_looked_up_before_its_delete() {
     let taken: [fn(&mut Vm); 2] =
         [|vm| vm.description = tag(&name(7)), |vm| vm.vapp_name = "ci-of-another-pattern".into()];
     for (at, take) in taken.iter().enumerate() {
@@ -632,7 +632,7 @@ fn one_that_a_poll_shows_as_anothers_is_looked_at_before_it_is_deleted() {
 }
 
 #[test]
-fn the_label_needs_a_document_that_does_not_contradict() {
+fn the_metadata_entry_needs_a_document_that_does_not_contradict() {
     let odd = Vm { description: "a template's".into(), ..vm(1) };
     for (labelled, bears, description, adopted) in [
         (true, 1, None, true),
@@ -660,7 +660,7 @@ fn the_label_needs_a_document_that_does_not_contradict() {
 }
 
 #[test]
-fn what_is_named_otherwise_is_none_of_ours() {
+fn another_name_means_another_owner() {
     let mut other = vm(1);
     other.vapp_name = "ci-x".into();
     let theirs = |n: u32| Vm { description: "another's".into(), ..vm(n) };
@@ -681,7 +681,7 @@ fn what_is_named_otherwise_is_none_of_ours() {
 
 /// A create of an earlier process is in progress, or its guest boots.
 #[test]
-fn what_is_half_made_is_a_leftover_as_soon_as_a_look_shows_that() {
+fn an_incomplete_vapp_is_a_leftover_as_soon_as_a_lookup_shows_it() {
     let off = Vm { power: Power::Off, address: None, customization: Customization::Pending, ..vm(1) };
     let half = [
         off.clone(),
@@ -722,7 +722,7 @@ fn what_is_half_made_is_a_leftover_as_soon_as_a_look_shows_that() {
 }
 
 #[test]
-fn what_polls_do_not_show_yet_is_adopted_by_its_document() {
+fn a_vapp_that_polls_do_not_show_yet_is_adopted_by_its_document() {
     let stale = [
         Vm { customization: Customization::Pending, ..vm(1) },
         Vm { address: None, ..vm(1) },
@@ -790,7 +790,7 @@ fn what_polls_do_not_show_yet_is_adopted_by_its_document() {
 }
 
 #[test]
-fn what_cannot_be_looked_at_in_time_is_a_leftover() {
+fn a_vapp_without_a_lookup_in_time_is_a_leftover() {
     let init = ADOPTION_TIMEOUT.as_millis() as u64;
     let mut play = Play::holding(policy(), vec![Vm { address: None, ..vm(1) }], &["look"]);
     play.before(init);
@@ -818,7 +818,7 @@ fn a_leftover_with_a_task_is_deleted_after_it() {
 }
 
 #[test]
-fn what_polls_show_after_init_is_deleted_whenever_it_was_made() {
+fn an_owned_vapp_that_appears_after_init_is_deleted() {
     for created in [Some(START - 1), Some(START), Some(START + 1), None] {
         let mut play = Play::new(policy(), Vec::new());
         play.holds = vec!["look"];
@@ -834,7 +834,7 @@ fn what_polls_show_after_init_is_deleted_whenever_it_was_made() {
 }
 
 #[test]
-fn what_was_made_long_after_the_start_under_an_id_of_nobody_is_another_plugins() {
+fn a_late_vapp_with_an_unknown_id_belongs_to_another_plugin() {
     let limit = EARLIER_CREATES.as_millis() as u64;
     for (after, deleted) in [(limit, true), (limit + 1, false)] {
         for (power, description) in
@@ -859,7 +859,7 @@ fn what_was_made_long_after_the_start_under_an_id_of_nobody_is_another_plugins()
 }
 
 #[test]
-fn what_was_made_for_an_id_that_was_forgotten_is_deleted_when_it_shows() {
+fn a_vapp_of_a_forgotten_id_is_deleted_when_it_appears() {
     for (forgotten, deleted) in [(MAX_PAST, true), (MAX_PAST + 1, false)] {
         let mut play = Play::new(Policy { max_size: 1024, ..policy() }, Vec::new());
         play.to(2 * EARLIER_CREATES.as_millis() as u64);
@@ -886,7 +886,7 @@ fn what_was_made_for_an_id_that_was_forgotten_is_deleted_when_it_shows() {
 }
 
 #[test]
-fn of_two_with_one_name_one_is_adopted() {
+fn of_two_vapps_with_one_name_one_is_adopted() {
     let twin = Vm { vapp: href(2), ..vm(1) };
     let mut play = Play::new(policy(), vec![vm(1), twin]);
     assert_eq!((play.states(), play.strays(), play.deleted()), (vec![State::Running], vec![], vec!["v/2"]));
@@ -924,7 +924,7 @@ fn a_record_of_the_vapp_alone_begins_no_second_instance() {
 }
 
 #[test]
-fn what_a_create_may_have_made_is_left_to_it() {
+fn a_vapp_that_a_create_may_have_created_belongs_to_that_create() {
     // Its answer is missing.
     let mut play = Play::booting(|play| play.holds = vec!["create"]);
     let name = play.view().name;
@@ -969,10 +969,10 @@ fn late() -> Play {
 }
 
 #[test]
-fn an_undecided_one_that_a_create_made_is_its() {
+fn an_undecided_vapp_of_a_create_belongs_to_it() {
     let mut play = late();
     play.release("look", None);
-    assert_eq!((play.strays().len(), play.deleted().len()), (0, 0), "its answer is awaited");
+    assert_eq!((play.strays().len(), play.deleted().len()), (0, 0), "its answer is missing");
 
     let mut play = late();
     play.holds = vec!["find", "look"];
@@ -1029,7 +1029,7 @@ fn creates_wait_for_leftovers_and_are_given_up_after_three_timeouts() {
 // Shutdown.
 
 #[test]
-fn the_end_waits_for_a_poll_that_was_sent_since() {
+fn shutdown_waits_for_a_poll_that_was_sent_after_it() {
     let mut play = Play::new(policy(), Vec::new());
     play.to(15 * SECOND);
     assert!(!play.group.stopped());
@@ -1055,7 +1055,7 @@ fn the_end_waits_for_a_poll_that_was_sent_since() {
 }
 
 #[test]
-fn what_is_found_at_the_end_is_deleted_or_kept() {
+fn a_vapp_found_during_shutdown_is_deleted_or_kept() {
     for (on_shutdown, kept) in [(OnShutdown::Delete, false), (OnShutdown::Keep, true)] {
         let policy = Policy { on_shutdown, ..policy() };
         let vms = vec![Vm { description: String::new(), ..vm(1) }, vm(2)];
@@ -1082,7 +1082,7 @@ fn what_is_found_at_the_end_is_deleted_or_kept() {
 }
 
 #[test]
-fn the_end_waits_for_what_is_being_suspended() {
+fn shutdown_waits_for_a_running_suspend() {
     let mut play = Play::running();
     play.suspend();
     play.to(5 * SECOND).shutdown();
@@ -1096,7 +1096,7 @@ fn the_end_waits_for_what_is_being_suspended() {
 }
 
 #[test]
-fn as_many_foreign_ones_are_remembered_as_fit_while_they_are_there() {
+fn a_limited_number_of_existing_foreign_vapps_is_remembered() {
     let others = |from: u32, count: usize| -> Vec<Vm> {
         let theirs = "fleeting-plugin-vcd/1 manager=x group=g id=ci-00000001";
         (from..from + count as u32).map(|n| Vm { description: theirs.into(), ..vm(n) }).collect()
@@ -1116,7 +1116,7 @@ fn as_many_foreign_ones_are_remembered_as_fit_while_they_are_there() {
 }
 
 #[test]
-fn what_a_plugin_of_another_manager_makes_is_no_warning() {
+fn vapps_of_another_manager_cause_no_warning() {
     let theirs = "fleeting-plugin-vcd/1 manager=x group=g id=ci-00000001";
     for (description, level) in [(theirs, Some(log::Level::Debug)), ("another's", None)] {
         let found = Vm { description: description.into(), ..vm(1) };
@@ -1131,7 +1131,7 @@ fn what_a_plugin_of_another_manager_makes_is_no_warning() {
 }
 
 #[test]
-fn a_name_counts_as_not_there_when_it_was_not_found_four_times_however_long_that_takes() {
+fn a_name_counts_as_missing_after_four_lookups_however_long_they_take() {
     let mut play = Play::holding(policy(), Vec::new(), &["create", "find"]);
     play.increase(1);
     play.fail("create", ErrorKind::Ambiguous);
@@ -1145,7 +1145,7 @@ fn a_name_counts_as_not_there_when_it_was_not_found_four_times_however_long_that
 }
 
 #[test]
-fn a_port_that_does_not_answer_is_probed_closely_at_first() {
+fn a_port_that_does_not_answer_is_probed_frequently_at_first() {
     let mut play = Play::booting(|play| play.port = false);
     play.to(60 * SECOND);
     let probes = play.times("probe");

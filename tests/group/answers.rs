@@ -63,7 +63,7 @@ impl Passing for Play {
                 (ticket, Reply::Poll(Poll { vms: self.vms(), ..Poll::default() }))
             }
             Command::Ask { ticket, request: Request::Tasks { tasks } } => {
-                assert!(!tasks.is_empty(), "nothing is asked");
+                assert!(!tasks.is_empty(), "no request");
                 let state = self.task.clone();
                 let tasks = tasks.into_iter().map(|href| Task { href, state: state.clone() }).collect();
                 (ticket, Reply::Tasks(tasks))
@@ -285,7 +285,7 @@ impl Play {
 }
 
 #[test]
-fn a_create_is_repeated_looked_up_or_taken_apart() {
+fn a_create_is_repeated_looked_up_or_done_in_steps() {
     use ErrorKind::*;
     for (kind, pause, failures) in [
         (Limit, THROTTLED, 0),
@@ -351,7 +351,7 @@ fn an_unclear_create_is_looked_up_for_a_minute() {
 }
 
 #[test]
-fn what_is_made_without_hardware_is_given_each_thing_once() {
+fn a_vm_created_without_hardware_gets_each_part_once() {
     let mut play = Play::composed();
     for (request, lacks) in [("configure", true), ("tpm", true), ("power_on", true)] {
         play.shows(true, lacks);
@@ -374,7 +374,7 @@ fn what_is_made_without_hardware_is_given_each_thing_once() {
 }
 
 #[test]
-fn one_that_somebody_powers_on_between_its_steps_gives_back_its_slot() {
+fn a_vm_that_somebody_powers_on_between_its_steps_frees_its_slot() {
     let used = |play: &Play| play.group.standing(Time(play.now)).creates.used;
     let mut play = Play::composed();
     assert_eq!(used(&play), 1, "the next step has it");
@@ -385,7 +385,7 @@ fn one_that_somebody_powers_on_between_its_steps_gives_back_its_slot() {
 }
 
 #[test]
-fn a_fitting_that_fails_is_looked_at() {
+fn a_failed_reconfigure_is_looked_up() {
     use ErrorKind::*;
     for (kind, pause) in [(Busy, 3_000..=3_000), (Unavailable, BACKOFF), (Auth, BACKOFF), (Limit, THROTTLED)] {
         let mut play = Play::composed();
@@ -486,7 +486,7 @@ fn a_delete_is_repeated_or_done_without_force() {
 }
 
 #[test]
-fn the_hardware_is_asked_for_three_times() {
+fn the_hardware_is_looked_up_three_times() {
     let mut play = Play::new();
     play.expect("create", AT_ONCE);
     play.answer(started(None));
@@ -500,7 +500,7 @@ fn the_hardware_is_asked_for_three_times() {
 }
 
 #[test]
-fn the_label_is_tried_three_times_unless_it_cannot_work() {
+fn the_metadata_entry_is_tried_three_times_unless_it_cannot_work() {
     let mut play = Play::running();
     play.expect("label", 0..=30_000);
     play.answer(failed(ErrorKind::Unavailable));
@@ -520,7 +520,7 @@ fn the_label_is_tried_three_times_unless_it_cannot_work() {
 }
 
 #[test]
-fn a_suspend_that_fails_is_repeated_looked_at_or_given_up() {
+fn a_failed_suspend_is_repeated_looked_up_or_given_up() {
     use ErrorKind::{Ambiguous, Auth, Busy, Failed, Limit, NotFound, Protocol, Unavailable};
     for (kind, next, pause) in [
         (Limit, "suspend", THROTTLED),
@@ -581,7 +581,7 @@ fn a_cancel_is_repeated_unless_the_task_has_ended() {
 }
 
 #[test]
-fn a_task_that_is_given_up_late_is_not_asked_for_any_more() {
+fn a_task_that_is_given_up_late_is_no_longer_queried() {
     let mut play = Play::new();
     play.task = TaskState::Running;
     play.expect("create", AT_ONCE);
@@ -597,7 +597,7 @@ fn a_task_that_is_given_up_late_is_not_asked_for_any_more() {
 
 /// A create's answer that names a foreign vApp, or a foreign task: the plugin changes neither.
 #[test]
-fn nothing_is_changed_that_its_own_document_does_not_show_to_be_ours() {
+fn a_vapp_is_not_changed_before_its_own_document_shows_the_owner() {
     let made = |task: Option<&str>| {
         let mut play = Play::new();
         play.task = TaskState::Running;
@@ -645,7 +645,7 @@ fn nothing_is_changed_that_its_own_document_does_not_show_to_be_ours() {
 }
 
 #[test]
-fn a_resume_that_fails_is_repeated_or_looked_at() {
+fn a_failed_resume_is_repeated_or_looked_up() {
     use ErrorKind::{Ambiguous, Auth, Busy, Failed, Limit, NotFound, Unavailable};
     for (kind, next, pause) in [
         (Limit, "power_on", THROTTLED),
@@ -673,7 +673,7 @@ fn a_resume_that_fails_is_repeated_or_looked_at() {
 }
 
 #[test]
-fn creates_wait_for_leftovers_but_not_for_ever() {
+fn creates_wait_for_leftovers_for_a_limited_time() {
     let mut play = Play::begin(Some("ci-abc12345"));
     play.group.increase(Time(0), 1);
     play.expect("look", AT_ONCE);
@@ -703,7 +703,7 @@ fn asked(group: &mut Group, operation: &str) -> Vec<Ticket> {
 }
 
 #[test]
-fn four_names_are_looked_up_at_a_time() {
+fn at_most_four_names_are_looked_up_concurrently() {
     let policy = Policy { prefix: "ci".into(), max_creates: 6, max_operations: 9, ..Policy::default() };
     let mut group = Group::new(policy, 1, Time(0), &Poll::default());
     group.increase(Time(0), 7);
@@ -736,7 +736,7 @@ fn a_create_that_never_begins_is_given_up_after_three_times_its_timeout() {
 // Creates.
 
 #[test]
-fn what_goes_while_it_is_made_is_made_anew_after_a_pause() {
+fn a_vapp_that_disappears_during_its_create_is_created_again_after_a_pause() {
     let boots: fn() -> Play = || {
         let mut play = Play::new();
         play.expect("create", AT_ONCE);
@@ -759,7 +759,7 @@ fn what_goes_while_it_is_made_is_made_anew_after_a_pause() {
 }
 
 #[test]
-fn a_try_that_would_come_too_late_is_told() {
+fn a_try_that_would_be_too_late_is_logged() {
     for (timeout, text) in [(7, "no further try before create_timeout"), (13, "next try in")] {
         let policy = Policy { create_timeout: Duration::from_secs(timeout), ..policy() };
         let mut play = Play::playing(policy);
@@ -772,7 +772,7 @@ fn a_try_that_would_come_too_late_is_told() {
 }
 
 #[test]
-fn a_lost_create_is_taken_as_it_is_found() {
+fn a_lost_create_continues_in_the_state_that_is_found() {
     let lost = |whole: bool| {
         let mut play = Play::new();
         play.expect("create", AT_ONCE);
@@ -823,7 +823,7 @@ fn a_lost_create_is_taken_as_it_is_found() {
 }
 
 #[test]
-fn a_vapp_that_goes_already_is_not_taken_for_a_create() {
+fn a_vapp_that_is_already_being_deleted_is_not_used_for_a_create() {
     // The outcome of the first create was lost. Its vApp appears while the second is in progress, and is deleted.
     let mut play = Play::new();
     play.expect("create", AT_ONCE);
@@ -848,7 +848,7 @@ fn a_vapp_that_goes_already_is_not_taken_for_a_create() {
 }
 
 #[test]
-fn each_step_of_a_fitting_is_looked_at_but_the_last() {
+fn each_step_of_a_create_but_the_last_is_looked_up() {
     let mut play = Play::composed();
     for (request, lacks, pause) in [("configure", true, 1_000), ("tpm", true, 3_000)] {
         play.shows(true, lacks);
@@ -868,7 +868,7 @@ fn each_step_of_a_fitting_is_looked_at_but_the_last() {
 }
 
 #[test]
-fn a_fitting_may_be_carried_out_for_a_minute() {
+fn a_lost_reconfigure_may_be_carried_out_for_a_minute() {
     for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "configure", 0)] {
         let mut play = Play::composed();
         play.shows(true, false);
@@ -891,7 +891,7 @@ fn a_fitting_may_be_carried_out_for_a_minute() {
 }
 
 #[test]
-fn a_create_that_failed_counts_unless_it_was_to_go_anyway() {
+fn a_failed_create_counts_unless_it_was_no_longer_wanted() {
     for wanted in [true, false] {
         let mut play = Play::new();
         play.task = TaskState::Running;
@@ -955,7 +955,7 @@ fn hardware_is_compared_once_and_never_after_a_resume() {
 // Suspended and resumed.
 
 #[test]
-fn a_look_tells_what_became_of_a_lost_suspend() {
+fn a_lookup_shows_the_outcome_of_a_lost_suspend() {
     let lost = || Play::tired().lost();
     // Busy without a task: while it may be the request, the lookup is repeated.
     for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "suspend", 0)] {
@@ -999,7 +999,7 @@ fn a_look_tells_what_became_of_a_lost_suspend() {
 }
 
 #[test]
-fn a_look_tells_what_became_of_a_lost_resume() {
+fn a_lookup_shows_the_outcome_of_a_lost_resume() {
     let lost = || Play::roused().lost();
     for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "power_on", 0)] {
         for busy in [false, true] {
@@ -1031,7 +1031,7 @@ fn a_look_tells_what_became_of_a_lost_resume() {
 }
 
 #[test]
-fn a_suspend_that_failed_and_worked_is_resumed_however_long_that_takes() {
+fn a_suspend_that_failed_and_worked_anyway_is_resumed() {
     const DAY: u64 = 24 * 3600 * 1000;
     // VCD rejected it, yet it is suspended: the host sees it as running.
     let mut play = Play::tired();
@@ -1059,7 +1059,7 @@ fn a_suspend_that_failed_and_worked_is_resumed_however_long_that_takes() {
 }
 
 #[test]
-fn a_suspend_that_did_not_work_leaves_nothing_to_resume() {
+fn a_suspend_that_did_not_work_needs_no_resume() {
     // Its answer was lost, and the host resumes it before the outcome is known.
     let mut play = Play::tired().lost();
     play.resume();
@@ -1085,7 +1085,7 @@ fn a_suspend_that_did_not_work_leaves_nothing_to_resume() {
 }
 
 #[test]
-fn a_suspend_that_fails_does_not_bring_back_what_is_to_go() {
+fn a_failed_suspend_does_not_cancel_a_delete() {
     let mut play = Play::tired();
     play.decrease();
     play.answer(failed(ErrorKind::Failed));

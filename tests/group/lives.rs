@@ -181,7 +181,7 @@ fn many(max_size: u32) -> Tuning {
 }
 
 #[test]
-fn deletes_that_fail_hold_up_no_other() {
+fn deletes_that_fail_do_not_block_others() {
     let mut acts = vec![(0, Act::Increase(20)), (900, Act::DecreaseAll)];
     acts.extend((0..3).map(|n| (890, Act::Stuck(Stuck::DeleteFails, n))));
     let mut world = world(many(20), &acts);
@@ -192,7 +192,7 @@ fn deletes_that_fail_hold_up_no_other() {
 }
 
 #[test]
-fn deletes_that_fail_hold_up_no_resume() {
+fn deletes_that_fail_do_not_block_resumes() {
     let mut acts = vec![(0, Act::Increase(4)), (150, Act::Increase(1))];
     acts.extend((0..5).map(|n| (280, Act::Stuck(Stuck::DeleteFails, n))));
     let mut world = world(Tuning::default(), &acts);
@@ -213,7 +213,7 @@ fn deletes_that_fail_hold_up_no_resume() {
 }
 
 #[test]
-fn a_delete_that_fails_is_tried_ever_less_often_and_in_both_ways() {
+fn a_failed_delete_is_repeated_with_growing_pauses_and_in_both_ways() {
     let acts = [(0, Act::Increase(1)), (150, Act::Stuck(Stuck::DeleteFails, 0)), (200, Act::Decrease(0))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 200 * SECOND + 60 * MINUTE);
@@ -228,7 +228,7 @@ fn a_delete_that_fails_is_tried_ever_less_often_and_in_both_ways() {
 }
 
 #[test]
-fn what_force_does_not_delete_is_stopped_first() {
+fn a_vapp_that_force_does_not_delete_is_stopped_first() {
     let acts = [(0, Act::Increase(1)), (150, Act::Stuck(Stuck::ForceFails, 0)), (200, Act::Decrease(0))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 250 * SECOND);
@@ -236,7 +236,7 @@ fn what_force_does_not_delete_is_stopped_first() {
 }
 
 #[test]
-fn creates_that_hang_hold_no_slot_for_ever() {
+fn creates_that_hang_do_not_keep_their_slots() {
     let acts = [(0, Act::Fault(Fault::TaskDeaf, 20 * SECOND, 100)), (1, Act::Increase(3)), (30, Act::Increase(3))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 26 * MINUTE);
@@ -244,7 +244,7 @@ fn creates_that_hang_hold_no_slot_for_ever() {
 }
 
 #[test]
-fn deletes_that_hang_hold_no_slot_for_ever() {
+fn deletes_that_hang_do_not_keep_their_slots() {
     let mut acts = vec![(0, Act::Increase(8)), (400, Act::DecreaseAll)];
     acts.extend((0..4).map(|n| (390, Act::Stuck(Stuck::Hangs, n))));
     let mut world = world(Tuning::default(), &acts);
@@ -292,7 +292,7 @@ fn an_event_that_aborts_three_creates_is_one_failure() {
 }
 
 #[test]
-fn a_bad_host_slows_creates_down_and_does_not_stop_them() {
+fn a_bad_esxi_host_delays_creates_and_does_not_stop_them() {
     let acts = [(0, Act::Fault(Fault::BadHost, 60 * MINUTE, 30)), (1, Act::Increase(20))];
     let policy = Tuning { max_creates: 4, max_operations: 6, ..many(20) };
     let mut world = world(policy, &acts);
@@ -301,7 +301,7 @@ fn a_bad_host_slows_creates_down_and_does_not_stop_them() {
 }
 
 #[test]
-fn creates_go_on_soon_after_a_long_fault() {
+fn creates_continue_soon_after_a_long_fault() {
     let acts = [(0, Act::Fault(Fault::BadHost, 90 * MINUTE, 100)), (1, Act::Increase(1)), (1, Act::Increase(3))];
     let mut world = world(Tuning { create_timeout: 100, ..Tuning::default() }, &acts);
     play(&mut world, 99 * MINUTE);
@@ -309,7 +309,7 @@ fn creates_go_on_soon_after_a_long_fault() {
 }
 
 #[test]
-fn a_leftover_that_cannot_be_deleted_holds_up_no_create() {
+fn a_leftover_that_cannot_be_deleted_does_not_block_creates() {
     for stuck in [Stuck::Locked, Stuck::DeleteFails] {
         let acts = [(0, Act::Increase(1)), (5, Act::Stuck(stuck, 0)), (6, Act::Crash(2_000)), (40, Act::Increase(2))];
         let mut world = world(Tuning::default(), &acts);
@@ -349,7 +349,7 @@ fn an_empty_first_poll_hides_nothing() {
 }
 
 #[test]
-fn what_others_suspended_is_not_reported_as_suspended() {
+fn a_vm_that_others_suspended_is_not_reported_as_suspended() {
     for suspends in [Suspends::Never, Suspends::Always] {
         let policy = Tuning { suspends, ..Tuning::default() };
         // Before a start, and soon after one.
@@ -365,7 +365,7 @@ fn what_others_suspended_is_not_reported_as_suspended() {
 }
 
 #[test]
-fn what_was_suspended_is_deleted_by_a_process_that_may_not_suspend() {
+fn suspended_vms_are_deleted_by_a_process_that_may_not_suspend() {
     let policy = Tuning { suspends: Suspends::AtFirst, ..Tuning::default() };
     let acts = [(0, Act::Increase(2)), (200, Act::Suspend(0)), (250, Act::Crash(1_000))];
     let mut world = world(policy, &acts);
@@ -401,7 +401,7 @@ fn a_task_that_hangs_hides_no_vm_that_is_off() {
 }
 
 #[test]
-fn an_instance_whose_vm_was_described_otherwise_is_still_ours() {
+fn an_instance_whose_vm_has_another_description_is_still_owned() {
     let acts = [(0, Act::Increase(2)), (75, Act::Admin(Admin::DescribeVm, 0)), (80, Act::Crash(1_000))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 79 * SECOND);
@@ -412,7 +412,7 @@ fn an_instance_whose_vm_was_described_otherwise_is_still_ours() {
 }
 
 #[test]
-fn a_vm_of_somebodys_in_our_vapp_is_not_ours() {
+fn a_foreign_vm_in_an_owned_vapp_is_not_touched() {
     let acts = [(0, Act::Increase(1)), (200, Act::Admin(Admin::AddVm, 0)), (600, Act::Decrease(0))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 200 * SECOND);
@@ -437,7 +437,7 @@ fn a_customization_that_fails_late_ends_no_job() {
 }
 
 #[test]
-fn an_address_that_is_not_told_any_more_is_kept() {
+fn an_address_that_is_no_longer_shown_is_kept() {
     let acts = [(0, Act::Increase(1)), (200, Act::Admin(Admin::HideAddress, 0)), (200, Act::Admin(Admin::PowerOn, 0))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 20 * MINUTE);
@@ -458,7 +458,7 @@ fn an_address_that_changes_is_followed() {
 }
 
 #[test]
-fn a_create_without_quota_goes_on_when_a_delete_has_made_room() {
+fn a_create_without_quota_continues_after_a_delete() {
     let acts = [(0, Act::Increase(3)), (200, Act::VmLimit(3)), (210, Act::Increase(1)), (600, Act::Decrease(0))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 600 * SECOND);
@@ -468,7 +468,7 @@ fn a_create_without_quota_goes_on_when_a_delete_has_made_room() {
 }
 
 #[test]
-fn plugins_of_two_managers_leave_each_other_alone() {
+fn plugins_of_two_managers_do_not_affect_each_other() {
     let policy = Tuning { managers: 2, ..Tuning::default() };
     let acts =
         [(1, 0, Act::Increase(3)), (1, 1, Act::Increase(3)), (200, 0, Act::Crash(1_000)), (250, 1, Act::DecreaseAll)];

@@ -147,7 +147,7 @@ pub trait Passing {
                 return true;
             }
         }
-        panic!("it asks without end");
+        panic!("it sends requests without end");
     }
 
     /// All requests until then. True if the test continues from the current time.
@@ -268,7 +268,7 @@ impl Play {
     pub fn until(&mut self, operation: &str, times: usize) {
         while self.times(operation).len() < times {
             let wake = self.group.wake_at().unwrap();
-            assert!(wake.0 < 3600 * SECOND, "not asked for: {operation}");
+            assert!(wake.0 < 3600 * SECOND, "not requested: {operation}");
             self.pass(wake.0);
         }
     }

@@ -93,7 +93,7 @@ fn states_and_phases_of_a_life() {
 }
 
 #[test]
-fn what_waits_for_a_slot_is_pending() {
+fn an_instance_that_waits_for_a_slot_is_pending() {
     let policy = Tuning { max_creates: 1, ..Tuning::default() };
     let mut calm = Calm::new(policy, &[(0, Act::Increase(2)), (2 * SECOND, Act::DecreaseAll)]);
     let phases = |seen: Vec<(State, Phase)>| seen.into_iter().map(|(_, phase)| phase).collect::<Vec<_>>();
@@ -101,7 +101,7 @@ fn what_waits_for_a_slot_is_pending() {
     before.sort();
     assert_eq!(before, [Phase::PendingCreate, Phase::Creating]);
     let states: Vec<State> = calm.seen().into_iter().map(|(state, _)| state).collect();
-    assert_eq!(states, [State::Creating; 2], "both are there for the host");
+    assert_eq!(states, [State::Creating; 2], "the host sees both");
     // The waiting one is deleted at once. The other's create is cancelled first.
     let mut after = phases(calm.at(3 * SECOND + 1).seen());
     after.sort();
@@ -133,7 +133,7 @@ fn no_more_are_accepted_than_max_size() {
 }
 
 #[test]
-fn only_what_runs_can_be_reached() {
+fn only_running_instances_can_be_reached() {
     let steps = [(0, Act::Increase(1)), (2 * MINUTE, Act::Suspend(0))];
     let mut calm = Calm::new(Tuning::default(), &steps);
     let name = calm.at(SECOND + 1).names().remove(0);
@@ -167,7 +167,7 @@ fn age_makes_unhealthy_and_twice_the_age_ends() {
 }
 
 #[test]
-fn what_is_suspended_ages_by_a_rule_of_its_own() {
+fn suspended_instances_have_a_maximum_age_of_their_own() {
     // In this world, suspended instances may be three times as old as others.
     let policy = Tuning { max_age: 60, ..Tuning::default() };
     let mut calm = Calm::new(policy, &[(0, Act::Increase(2)), (2 * MINUTE, Act::Suspend(0))]);
@@ -181,7 +181,7 @@ fn what_is_suspended_ages_by_a_rule_of_its_own() {
 }
 
 #[test]
-fn what_is_stopped_behind_our_back_is_unhealthy_and_then_deleted() {
+fn an_instance_stopped_outside_the_plugin_is_unhealthy_and_then_deleted() {
     let steps = [(0, Act::Increase(2)), (2 * MINUTE, Act::Admin(Admin::PowerOff, 0)), (8 * MINUTE, Act::Increase(1))];
     let mut calm = Calm::new(Tuning::default(), &steps);
     let names = calm.at(2 * MINUTE).names();
@@ -199,7 +199,7 @@ fn what_is_stopped_behind_our_back_is_unhealthy_and_then_deleted() {
 }
 
 #[test]
-fn what_comes_back_is_healthy_again() {
+fn an_instance_that_is_powered_on_again_is_healthy() {
     let steps = [(0, Act::Increase(1)), (2 * MINUTE, Act::Admin(Admin::PowerOff, 0))];
     let mut calm = Calm::new(Tuning::default(), &steps);
     let name = calm.at(3 * MINUTE).names().remove(0);
@@ -207,7 +207,7 @@ fn what_comes_back_is_healthy_again() {
     let id = *calm.world.model.vapps.keys().next().unwrap();
     calm.world.model.admin_power(id, model::Power::On);
     assert_eq!(calm.at(4 * MINUTE).heartbeat(&name), Ok(()));
-    assert_eq!(calm.at(30 * MINUTE).seen(), [(State::Running, Phase::Running)], "the grace began anew");
+    assert_eq!(calm.at(30 * MINUTE).seen(), [(State::Running, Phase::Running)], "the grace period restarted");
 }
 
 /// An owned VM as the first poll of a process shows it.
@@ -235,7 +235,7 @@ fn policy() -> Policy {
 }
 
 #[test]
-fn init_waits_for_looks_at_what_may_be_ours() {
+fn init_waits_for_lookups_of_possibly_owned_vapps() {
     let ours = found("ci-00000001", "fleeting-plugin-vcd/1 manager=m group=g id=ci-00000001");
     let poll = |vms: &[Vm]| Poll { now: Some(1), vms: vms.to_vec(), ..Poll::default() };
     let group = Group::new(policy(), 1, Time(0), &poll(std::slice::from_ref(&ours)));

@@ -140,7 +140,7 @@ fn the_port_counts_only_when_customization_is_complete() {
 }
 
 #[test]
-fn a_guest_that_answers_steadily_but_never_reports_is_taken_with_a_warning() {
+fn a_guest_that_answers_steadily_but_never_reports_is_accepted_with_a_warning() {
     let world = |_| shows(Customization::Pending, true);
     let mut life = Life::new("Debian");
     life.play(GRACE - 1, world);
@@ -158,7 +158,7 @@ fn a_guest_that_answers_steadily_but_never_reports_is_taken_with_a_warning() {
 }
 
 #[test]
-fn a_reboot_begins_the_time_anew() {
+fn a_reboot_restarts_the_time() {
     let mut life = Life::new("Debian");
     let world = |age| shows(Customization::Pending, !(100..108).contains(&age));
     life.play(GRACE + 40, world);
@@ -188,7 +188,7 @@ fn a_slow_customization_that_reports_is_waited_for() {
 }
 
 #[test]
-fn polls_that_fail_say_nothing_of_customization() {
+fn failed_polls_do_not_count_for_customization() {
     let mut life = Life::new("Debian");
     let world = |age| match age {
         0..90 => shows(Customization::Pending, true),
@@ -200,7 +200,7 @@ fn polls_that_fail_say_nothing_of_customization() {
 }
 
 #[test]
-fn what_is_not_ready_in_time_is_made_anew_with_the_reason() {
+fn a_guest_that_is_not_ready_in_time_is_created_again_with_the_reason() {
     for (customization, port, reason) in [
         (Customization::Working, true, "still waiting for guest customization"),
         (Customization::Pending, false, "still waiting for guest customization (login port: refused)"),
@@ -227,7 +227,7 @@ fn a_failed_customization_ends_the_create_at_once() {
 }
 
 #[test]
-fn a_customization_that_fails_after_the_guest_was_taken_makes_it_unhealthy() {
+fn a_customization_that_fails_after_the_guest_was_accepted_makes_it_unhealthy() {
     let mut life = Life::new("Debian");
     life.play(GRACE + 15, |_| shows(Customization::Pending, true));
     assert_eq!(life.state(), State::Running);

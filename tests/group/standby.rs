@@ -56,7 +56,7 @@ fn the_pool_is_filled_one_after_another_and_not_reported() {
 }
 
 #[test]
-fn an_increase_gets_the_oldest_first_and_what_is_missing_is_created() {
+fn an_increase_gets_the_oldest_first_and_missing_ones_are_created() {
     let mut world = full(pool(2), &[(400, Act::Increase(3))]);
     let oldest = in_standby(&world);
     play(&mut world, 401 * SECOND + 500);
@@ -75,7 +75,7 @@ fn an_increase_gets_the_oldest_first_and_what_is_missing_is_created() {
 }
 
 #[test]
-fn what_is_on_its_way_into_the_pool_is_handed_out_too() {
+fn vms_in_preparation_for_the_pool_are_handed_out_too() {
     // While VCD creates it, while its guest boots, while it is being suspended.
     for at in [10, 45, 70] {
         let mut world = world(pool(1), &[(at, Act::Increase(1))]);
@@ -89,7 +89,7 @@ fn what_is_on_its_way_into_the_pool_is_handed_out_too() {
 }
 
 #[test]
-fn the_pool_comes_on_top_of_max_size_and_takes_no_slot_of_the_runners() {
+fn the_pool_is_in_addition_to_max_size_and_uses_no_slot_of_requested_instances() {
     let policy = Tuning { max_size: 4, max_creates: 2, max_operations: 2, ..pool(2) };
     let mut with = world(policy, &[(1, Act::Increase(4))]);
     let mut without = world(Tuning { standby: 0, ..policy }, &[(1, Act::Increase(4))]);
@@ -104,7 +104,7 @@ fn the_pool_comes_on_top_of_max_size_and_takes_no_slot_of_the_runners() {
 }
 
 #[test]
-fn a_restart_keeps_what_is_in_standby_and_deletes_what_is_not() {
+fn a_restart_keeps_standby_vms_and_deletes_incomplete_ones() {
     // After the hand-out it cannot be in standby again.
     for (crash, kept) in [(400, 2), (404, 1), (408, 1)] {
         let mut world = full(pool(2), &[(401, Act::Increase(1)), (crash, Act::Crash(1_000))]);
@@ -123,7 +123,7 @@ fn a_restart_keeps_what_is_in_standby_and_deletes_what_is_not() {
 }
 
 #[test]
-fn one_that_somebody_powers_on_is_never_handed_out() {
+fn a_standby_vm_that_somebody_powers_on_is_never_handed_out() {
     for admin in [Admin::PowerOn, Admin::PowerOff, Admin::AddVm, Admin::DeleteVm, Admin::Rename] {
         let mut world = full(pool(1), &[(390, Act::Admin(admin, 0)), (450, Act::Increase(1))]);
         // A suspended VM cannot be powered off in one step.
@@ -146,7 +146,7 @@ fn one_that_somebody_powers_on_is_never_handed_out() {
 }
 
 #[test]
-fn what_is_created_from_another_source_is_replaced_one_after_another() {
+fn standby_vms_from_another_source_are_replaced_one_after_another() {
     let mut world = full(pool(2), &[(400, Act::NewSource)]);
     let old = in_standby(&world);
     for at in (400..1600).step_by(5) {
@@ -193,7 +193,7 @@ fn shutdown_keeps_or_deletes_the_pool() {
 }
 
 #[test]
-fn what_hangs_on_its_way_into_the_pool_holds_up_nobody() {
+fn a_vm_that_hangs_before_standby_blocks_nobody() {
     let acts = [(10, Act::Stuck(Stuck::Hangs, 0)), (400, Act::Increase(3))];
     let mut world = world(pool(2), &acts);
     play(&mut world, 60 * MINUTE);
@@ -233,7 +233,7 @@ fn at_rest() -> Play {
 }
 
 #[test]
-fn it_is_marked_after_its_suspension_and_again_before_its_resume() {
+fn a_standby_vm_is_marked_after_its_suspend_and_again_before_its_resume() {
     let mut play = at_rest();
     assert_eq!(marks(&play), [Mark::Standby { source: Source(1) }]);
     play.holds.push("mark");
@@ -246,7 +246,7 @@ fn it_is_marked_after_its_suspension_and_again_before_its_resume() {
 }
 
 #[test]
-fn a_resume_that_fails_leads_to_a_new_vm_of_the_same_id() {
+fn a_failed_resume_leads_to_a_new_vm_with_the_same_id() {
     let mut play = at_rest();
     play.holds.push("power_on");
     play.increase(1);
@@ -262,7 +262,7 @@ fn a_resume_that_fails_leads_to_a_new_vm_of_the_same_id() {
 }
 
 #[test]
-fn one_that_was_in_standby_for_long_is_replaced() {
+fn a_vm_that_was_in_standby_for_long_is_replaced() {
     let mut play = at_rest();
     let (first, day) = (play.view().name, 24 * 3600 * SECOND);
     play.before(day);

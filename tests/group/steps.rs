@@ -62,7 +62,7 @@ impl Play {
 // Slots.
 
 #[test]
-fn deletes_have_all_slots_until_a_create_waits_and_one_then() {
+fn deletes_have_all_slots_until_a_create_waits_and_then_one() {
     for (limits, removed_first, accepted_first) in [
         ([3, 5, 4], [4, 0], [1, 3]),
         ([9, 9, 4], [4, 0], [0, 4]),
@@ -130,7 +130,7 @@ fn a_task_holds_a_slot_until_it_has_ended() {
 }
 
 #[test]
-fn at_the_end_only_requests_on_the_wire_hold_slots() {
+fn during_shutdown_only_requests_on_the_wire_use_slots() {
     let mut play = Play::holding(lone(), fleet(10), &["delete", "create"]);
     play.increase(3);
     play.shutdown();
@@ -152,7 +152,7 @@ fn at_the_end_only_requests_on_the_wire_hold_slots() {
 }
 
 #[test]
-fn nothing_is_suspended_or_resumed_at_the_end() {
+fn nothing_is_suspended_or_resumed_during_shutdown() {
     let policy = Policy { on_shutdown: OnShutdown::Keep, ..policy() };
     for asleep in [false, true] {
         let power = if asleep { Power::Suspended } else { Power::On };
@@ -173,7 +173,7 @@ fn nothing_is_suspended_or_resumed_at_the_end() {
 }
 
 #[test]
-fn four_looks_at_a_time() {
+fn at_most_four_concurrent_lookups() {
     let six = Policy { max_creates: 6, max_operations: 9, ..lone() };
     let many = |holds: &[&'static str]| {
         let mut play = Play::holding(six.clone(), Vec::new(), holds);
@@ -233,7 +233,7 @@ fn four_looks_at_a_time() {
 }
 
 #[test]
-fn sixteen_probes_at_a_time() {
+fn at_most_sixteen_concurrent_probes() {
     let policy = Policy { max_creates: 20, max_operations: 30, ..lone() };
     let mut play = Play::holding(policy, Vec::new(), &["probe"]);
     play.increase(20);
@@ -241,12 +241,12 @@ fn sixteen_probes_at_a_time() {
     assert_eq!(play.probes.len(), 16);
     for (answered, left) in [(1, 17), (2, 18), (3, 19), (4, 20), (5, 20)] {
         play.probed();
-        assert_eq!(play.times("probe").len(), left, "one at a time for each: {answered}");
+        assert_eq!(play.times("probe").len(), left, "one by one: {answered}");
     }
 }
 
 #[test]
-fn a_probe_that_answers_late_counts_for_what_is_known_by_then() {
+fn a_late_probe_answer_counts_for_the_current_state() {
     let probing = || {
         let mut play = Play::booting(|play| play.holds = vec!["probe", "look"]);
         play.release("look", None);
@@ -276,7 +276,7 @@ fn a_probe_that_answers_late_counts_for_what_is_known_by_then() {
 }
 
 #[test]
-fn a_silent_guest_is_taken_if_a_poll_showed_it_so_at_the_end_of_its_grace() {
+fn a_guest_without_customization_is_accepted_if_a_poll_confirms_it_at_the_end() {
     for (last, taken) in [(118, false), (120, true)] {
         let mut play = Play::booting(|_| {});
         play.vms[0].customization = Customization::Pending;
@@ -290,7 +290,7 @@ fn a_silent_guest_is_taken_if_a_poll_showed_it_so_at_the_end_of_its_grace() {
 // Pauses.
 
 #[test]
-fn the_operation_limit_pauses_all_changes_to_the_moment() {
+fn the_operation_limit_pauses_all_changes_exactly() {
     let limit = || Some(Err(VcdError { retry_after: Some(secs(97)), ..error(ErrorKind::Limit) }));
     for operation in ["create", "delete", "suspend", "power_on"] {
         let power = if operation == "power_on" { Power::Suspended } else { Power::On };
@@ -310,14 +310,14 @@ fn the_operation_limit_pauses_all_changes_to_the_moment() {
 }
 
 #[test]
-fn after_three_failures_one_create_at_a_time_is_tried() {
+fn after_three_failures_creates_are_tried_one_by_one() {
     let mut play = Play::holding(lone(), Vec::new(), &["create"]);
     play.increase(3);
     play.to(SECOND);
     for _ in 0..3 {
         play.fail("create", ErrorKind::Failed);
     }
-    assert_eq!(play.group.standing(Time(play.now)).failures, 1, "what was under way together is one event");
+    assert_eq!(play.group.standing(Time(play.now)).failures, 1, "concurrent failures are one event");
     for failures in [2, 3] {
         play.until("create", play.times("create").len() + 1);
         while !play.held.is_empty() {
@@ -372,7 +372,7 @@ fn only_a_new_guest_that_is_wanted_decides_for_the_breaker() {
 }
 
 #[test]
-fn creates_are_held_for_leftovers_to_the_moment() {
+fn creates_wait_for_leftovers_exactly() {
     let policy = Policy { startup_cleanup_timeout: secs(253), ..lone() };
     let mut play = Play::holding(policy.clone(), vec![Vm { power: Power::Off, ..vm(1) }], &["look"]);
     play.increase(1);
@@ -386,7 +386,7 @@ fn creates_are_held_for_leftovers_to_the_moment() {
 }
 
 #[test]
-fn changes_wait_for_vcd_to_be_reached_but_not_at_the_end() {
+fn changes_wait_for_a_reachable_vcd_except_during_shutdown() {
     for change in ["create", "delete", "suspend"] {
         let mut play = Play::new(policy(), fleet(2));
         play.deaf = true;
@@ -410,7 +410,7 @@ fn changes_wait_for_vcd_to_be_reached_but_not_at_the_end() {
 // Deadlines.
 
 #[test]
-fn a_create_is_given_up_so_long_after_its_first_try() {
+fn a_create_is_given_up_at_create_timeout_after_its_first_try() {
     let policy = Policy { create_timeout: secs(100), ready_timeout: secs(1000), ..lone() };
     // A hanging create has failed. A create that did not start, or may not have started, has not.
     for (place, failures) in [("retry", 1), ("find", 0), ("task", 1), ("fitting", 1), ("boot", 1)] {
@@ -449,7 +449,7 @@ fn a_create_is_given_up_so_long_after_its_first_try() {
 }
 
 #[test]
-fn a_guest_that_is_not_ready_in_time_is_cleared_away_in_that_moment() {
+fn a_guest_that_is_not_ready_in_time_is_deleted_at_that_moment() {
     let policy = Policy { ready_timeout: Duration::from_millis(97_500), ..lone() };
     let mut play = Play::new(policy, Vec::new());
     play.increase(1);
@@ -459,7 +459,7 @@ fn a_guest_that_is_not_ready_in_time_is_cleared_away_in_that_moment() {
 }
 
 #[test]
-fn a_silent_guest_is_probed_from_the_minute_on() {
+fn a_guest_without_customization_is_probed_after_a_minute() {
     let mut play = Play::new(lone(), Vec::new());
     play.port = false;
     play.to(500).increase(1);
@@ -468,7 +468,7 @@ fn a_silent_guest_is_probed_from_the_minute_on() {
 }
 
 #[test]
-fn a_resume_that_does_not_begin_ends_nothing() {
+fn a_resume_that_does_not_start_ends_nothing() {
     let policy = Policy { create_timeout: secs(100), ..policy() };
     let mut play = Play::new(policy, vec![Vm { power: Power::Suspended, ..vm(1) }]);
     play.holds = vec!["power_on"];
@@ -490,7 +490,7 @@ fn a_resume_that_does_not_begin_ends_nothing() {
 }
 
 #[test]
-fn what_may_have_come_back_unseen_is_not_given_up() {
+fn a_resumed_guest_that_no_poll_shows_is_not_given_up() {
     for hidden in [false, true] {
         let mut play = Play::new(policy(), vec![Vm { power: Power::Suspended, ..vm(1) }]);
         (play.port, play.tasks) = (false, TaskState::Success);
@@ -514,7 +514,7 @@ fn what_may_have_come_back_unseen_is_not_given_up() {
 }
 
 #[test]
-fn ten_minutes_of_illness_end_it_in_that_moment() {
+fn ten_unhealthy_minutes_end_an_instance_at_that_moment() {
     let policy = Policy { reconcile_interval: secs(7), ..policy() };
     let mut play = Play::new(policy, fleet(1));
     play.show(Power::Off, false);
@@ -525,7 +525,7 @@ fn ten_minutes_of_illness_end_it_in_that_moment() {
 }
 
 #[test]
-fn what_is_deleted_is_told_for_five_minutes() {
+fn a_deleted_instance_is_reported_for_five_minutes() {
     let mut play = Play::new(lone(), fleet(1));
     let names = play.names();
     play.to(7 * SECOND).decrease(&names);
@@ -540,7 +540,7 @@ fn what_is_deleted_is_told_for_five_minutes() {
 // Tasks.
 
 #[test]
-fn a_task_that_does_not_end_is_cancelled_after_half_an_hour_and_left_after_another() {
+fn a_task_that_does_not_end_is_cancelled_after_half_an_hour_and_ignored_after_another() {
     let mut play = Play::new(lone(), fleet(1));
     play.to(7 * SECOND).suspend();
     play.first("cancel", 7 * SECOND + 30 * MINUTE);
@@ -572,7 +572,7 @@ fn a_task_that_does_not_end_is_cancelled_after_half_an_hour_and_left_after_anoth
 }
 
 #[test]
-fn a_create_that_is_not_wanted_is_cancelled_at_once_and_one_that_is_only_by_its_deadline() {
+fn an_unwanted_create_is_cancelled_at_once_and_a_wanted_one_at_its_deadline() {
     let mut play = Play::making(lone());
     let names = play.names();
     play.to(7 * SECOND).decrease(&names);
@@ -587,7 +587,7 @@ fn a_create_that_is_not_wanted_is_cancelled_at_once_and_one_that_is_only_by_its_
 }
 
 #[test]
-fn tasks_are_asked_for_closely_at_first_and_by_the_youngest() {
+fn tasks_are_queried_frequently_at_first_and_by_the_youngest() {
     let mut play = Play::new(lone(), fleet(2));
     play.to(11 * SECOND);
     let names = play.names();
@@ -602,7 +602,7 @@ fn tasks_are_asked_for_closely_at_first_and_by_the_youngest() {
 }
 
 #[test]
-fn questions_for_tasks_that_fail_are_repeated_later_and_later() {
+fn failed_task_queries_are_repeated_with_growing_pauses() {
     let mut play = Play::new(lone(), fleet(1));
     play.to(11 * SECOND);
     play.holds = vec!["tasks"];
@@ -634,7 +634,7 @@ fn questions_for_tasks_that_fail_are_repeated_later_and_later() {
 }
 
 #[test]
-fn stuck_tasks_are_asked_for_once_a_minute() {
+fn stuck_tasks_are_queried_once_a_minute() {
     let mut play = Play::new(lone(), fleet(1));
     play.suspend();
     play.to(20 * MINUTE);
@@ -666,7 +666,7 @@ fn whole(play: &Play) -> Vec<bool> {
 }
 
 #[test]
-fn creates_whose_one_task_fails_are_tried_in_steps_once() {
+fn combined_creates_whose_task_fails_are_tried_in_steps_once() {
     let mut play = Play::new(policy(), Vec::new());
     play.holds = vec!["create"];
     play.tasks = TaskState::Failed(error(ErrorKind::Failed));
@@ -695,7 +695,7 @@ fn creates_whose_one_task_fails_are_tried_in_steps_once() {
 }
 
 #[test]
-fn creates_that_vcd_refuses_in_one_request_are_tried_in_steps_once() {
+fn combined_creates_that_vcd_rejects_are_tried_in_steps_once() {
     let mut play = Play::holding(policy(), Vec::new(), &["create"]);
     play.increase(1);
     for n in 1..=4 {
@@ -707,7 +707,7 @@ fn creates_that_vcd_refuses_in_one_request_are_tried_in_steps_once() {
 }
 
 #[test]
-fn what_is_over_a_quota_is_tried_again_when_one_of_ours_is_gone() {
+fn a_create_over_a_quota_is_tried_again_after_a_delete() {
     let mut play = Play::holding(policy(), fleet(1), &["create"]);
     play.increase(1);
     // Until the breaker allows none.
@@ -722,7 +722,7 @@ fn what_is_over_a_quota_is_tried_again_when_one_of_ours_is_gone() {
 }
 
 #[test]
-fn what_a_create_over_a_quota_has_left_is_no_reason_to_try_it_again() {
+fn the_delete_of_a_create_over_a_quota_is_no_reason_for_another_try() {
     let mut play = Play::holding(policy(), Vec::new(), &["create"]);
     play.tasks = TaskState::Failed(error(ErrorKind::Quota));
     play.increase(1);
@@ -736,7 +736,7 @@ fn what_a_create_over_a_quota_has_left_is_no_reason_to_try_it_again() {
 }
 
 #[test]
-fn every_task_has_its_turn_when_there_are_more_than_fit_in_one_question() {
+fn every_task_is_queried_if_one_request_cannot_contain_all() {
     let policy = Policy { max_operations: 200, max_size: 200, ..lone() };
     let mut play = Play::holding(policy, fleet(130), &["suspend", "tasks"]);
     play.suspend();
@@ -757,7 +757,7 @@ fn every_task_has_its_turn_when_there_are_more_than_fit_in_one_question() {
 // Polls.
 
 #[test]
-fn what_boots_is_polled_by_name_and_with_all_others_when_it_is_much() {
+fn booting_vms_are_polled_by_name_and_in_a_full_poll_if_they_are_many() {
     for (boots, by_name) in [(1, true), (MAX_NAMES_ASKED as u32, true), (MAX_NAMES_ASKED as u32 + 1, false)] {
         let policy = Policy { max_creates: 128, max_operations: 128, ..policy() };
         let mut play = Play::new(policy, fleet(3));
@@ -800,7 +800,7 @@ fn polls_are_never_further_apart_than_configured() {
 }
 
 #[test]
-fn a_collection_comes_by_the_hour_and_takes_what_is_too_old() {
+fn garbage_collection_runs_hourly_and_deletes_old_instances() {
     let asleep = Vm { power: Power::Suspended, ..vm(2) };
     for (age, longest, gone) in [
         (0, 0, [None, None]),
@@ -838,7 +838,7 @@ fn a_collection_comes_by_the_hour_and_takes_what_is_too_old() {
 // The metadata entry.
 
 #[test]
-fn the_label_is_written_half_a_minute_after_it_runs() {
+fn the_metadata_entry_is_written_half_a_minute_after_the_instance_runs() {
     let running = || {
         let mut play = Play::new(Policy { on_shutdown: OnShutdown::Keep, ..lone() }, Vec::new());
         play.increase(1);
@@ -862,7 +862,7 @@ fn the_label_is_written_half_a_minute_after_it_runs() {
 }
 
 #[test]
-fn labels_are_for_those_who_want_them_or_where_the_go_plugin_was() {
+fn metadata_entries_are_written_if_configured_or_after_the_go_plugin() {
     // Found with the metadata entry alone, as the Go plugin leaves them.
     let theirs = || Vm { description: String::new(), ..vm(7) };
     for (labels, found, written) in [
@@ -892,7 +892,7 @@ fn labels_are_for_those_who_want_them_or_where_the_go_plugin_was() {
 }
 
 #[test]
-fn labels_come_one_by_one_while_a_delete_waits() {
+fn metadata_entries_are_written_one_by_one_while_a_delete_waits() {
     let policy = Policy { max_creates: 4, max_operations: 4, ..policy() };
     let mut play = Play::holding(policy, vec![vm(1), vm(2)], &["label", "delete"]);
     play.increase(3);
@@ -911,7 +911,7 @@ fn labels_come_one_by_one_while_a_delete_waits() {
 }
 
 #[test]
-fn one_with_our_label_is_ours_without_a_description() {
+fn a_vapp_with_the_metadata_entry_is_owned_without_a_description() {
     for written in [true, false] {
         let mut play = Play::holding(policy(), Vec::new(), &["label"]);
         play.increase(1);
@@ -928,7 +928,7 @@ fn one_with_our_label_is_ours_without_a_description() {
 // Deletes.
 
 #[test]
-fn what_is_to_go_is_not_held_up_by_what_it_waits_for() {
+fn a_delete_does_not_wait_for_other_steps() {
     // The next try.
     let mut play = Play::holding(lone(), Vec::new(), &["create"]);
     play.increase(1);
@@ -956,7 +956,7 @@ fn what_is_to_go_is_not_held_up_by_what_it_waits_for() {
 // Suspend and resume.
 
 #[test]
-fn a_suspend_or_resume_may_be_repeated_and_is_refused_on_the_way_to_elsewhere() {
+fn a_suspend_or_resume_may_be_repeated_and_is_rejected_in_other_phases() {
     let asked = |play: &mut Play, suspend: bool| {
         let (now, names) = (Time(play.now), play.names());
         let outcome = if suspend { play.group.suspend(now, &names) } else { play.group.resume(now, &names) };
@@ -982,9 +982,9 @@ fn a_suspend_or_resume_may_be_repeated_and_is_refused_on_the_way_to_elsewhere() 
         assert_eq!((asked(&mut play, false), play.states()), (None, vec![State::Resuming]));
     }
     play.to(60 * SECOND);
-    assert_eq!((asked(&mut play, false), play.states()), (None, vec![State::Resuming]), "its guest is awaited");
+    assert_eq!((asked(&mut play, false), play.states()), (None, vec![State::Resuming]), "its guest is not ready");
     assert_eq!(asked(&mut play, true).as_deref(), Some("Resuming and cannot be suspended"));
-    assert_eq!(play.counts(["suspend", "power_on"]), [1, 1], "each was asked for once");
+    assert_eq!(play.counts(["suspend", "power_on"]), [1, 1], "each was requested once");
     play.holds = vec!["delete"];
     let names = play.names();
     play.decrease(&names);

@@ -8,7 +8,7 @@ fn secs(duration: Duration, percent: u64, of: u64) {
 }
 
 #[test]
-fn chance_is_splitmix64s() {
+fn random_numbers_are_splitmix64() {
     let mut rng = Rng::new(1_234_567);
     let known = [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423_u64];
     assert_eq!(known.map(|_| rng.next()), known);
@@ -30,7 +30,7 @@ fn the_throttle_doubles_and_heeds_retry_after() {
 }
 
 #[test]
-fn chance_is_spread_evenly() {
+fn random_numbers_are_uniform() {
     let mut rng = Rng::new(5);
     let below: Vec<u64> = (0..100).map(|_| rng.below(4)).collect();
     assert_eq!((0..4).map(|n| below.iter().filter(|&&b| b == n).count()).filter(|&n| n > 10).count(), 4);
@@ -126,7 +126,7 @@ fn the_breaker_opens_when_failures_outweigh_successes_by_three() {
 }
 
 #[test]
-fn what_was_under_way_together_is_one_event() {
+fn concurrent_creates_are_one_event() {
     let mut breaker = Breaker::default();
     let [began, failed] = [Time(1000), Time(20_000)];
     for at in [failed, failed, Time(25_000), Time(40_000)] {
@@ -140,7 +140,7 @@ fn what_was_under_way_together_is_one_event() {
 }
 
 #[test]
-fn what_vcd_aborts_counts_once_in_a_window() {
+fn tasks_that_vcd_aborts_count_once_in_a_window() {
     let mut breaker = Breaker::default();
     for at in 1..=8 {
         assert_eq!(breaker.failure(Time(at * 60_000), Time(at * 60_000 - 1), true), None);
@@ -154,7 +154,7 @@ fn what_vcd_aborts_counts_once_in_a_window() {
 }
 
 #[test]
-fn old_ends_say_nothing() {
+fn old_results_do_not_count() {
     let (mut breaker, mut now) = (Breaker::default(), Time(0));
     fail(&mut breaker, 2, &mut now);
     now = Time(1000) + BREAKER_WINDOW;

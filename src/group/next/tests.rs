@@ -156,7 +156,7 @@ fn the_table_of_steps_is_that_of_the_architecture() {
 
 /// In all states: while an operation is in VCD, no other one starts.
 #[test]
-fn an_operation_keeps_all_others_away() {
+fn an_operation_prevents_all_others() {
     let slots = Slots::default();
     let kinds = [
         Kind::Create { whole: true },
@@ -203,7 +203,7 @@ fn an_operation_keeps_all_others_away() {
 }
 
 #[test]
-fn what_is_not_proven_is_looked_at_before_it_is_changed() {
+fn an_unproven_vapp_is_looked_up_before_a_change() {
     for (observed, make) in OBSERVED {
         for (_, desired) in DESIRED {
             let mut i = make();

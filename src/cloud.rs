@@ -1,18 +1,18 @@
-//! What can be asked of VCD and what it answers, as plain values: the words that the group (which decides) and the VCD
-//! client (which asks) share. Nothing here does I/O, and nothing here knows XML or HTTP.
+//! Requests to VCD and its answers, as plain values: the terms that the group (which decides) and the VCD client (which
+//! sends) share. Nothing here does I/O or knows XML or HTTP.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Link to a VCD entity or task: an absolute URL on the configured origin, as VCD gave it.
+/// Link to a VCD entity or task: an absolute URL of the configured origin, as VCD sent it.
 pub type Href = Arc<str>;
 
 /// Milliseconds since the Unix epoch, by VCD's clock.
 pub type UnixMs = u64;
 
-/// A token, password or key. Its Debug output says nothing of its content.
+/// A token, password or key. Its Debug output does not show the content.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -34,17 +34,18 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// One thing to ask of VCD. Each changing request is one HTTP request and is sent at most once.
+/// One request to VCD. Each changing request is one HTTP request and is sent at most once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Every VM in the VDC whose vApp carries the group's name prefix: `GET /api/query?type=vm`, one request per 128 VMs.
     /// A failed page fails the whole poll. Answered by [`Reply::Poll`].
     Poll {
-        /// Ask for the vApp records too (`type=vApp`, one more query; shows vApps that have no VM, and which carry the
-        /// group's metadata label), and for those that only the VDC's own document lists: the query service may lag.
+        /// Request the vApp records too (`type=vApp`, one more query). They show vApps without a VM, and which vApps carry
+        /// the group's metadata entry. Also request vApps that only the VDC's own document lists: the query service may
+        /// lag.
         vapps: bool,
     },
-    /// The VMs in the vApps of these names, at most [`MAX_NAMES_ASKED`]: one query. Answered by [`Reply::Poll`].
+    /// The VMs in the vApps with these names, at most [`MAX_NAMES_ASKED`]: one query. Answered by [`Reply::Poll`].
     PollSome {
         /// The vApps' names.
         names: Vec<Arc<str>>,
@@ -55,31 +56,32 @@ pub enum Request {
         /// The vApp's name.
         name: Arc<str>,
     },
-    /// A direct look at one vApp: `GET` its href. Answered by [`Reply::Vapps`], empty if VCD no longer knows it.
+    /// A lookup of one vApp: `GET` its href. Answered by [`Reply::Vapps`], empty if VCD no longer knows it.
     Look {
         /// The vApp.
         vapp: Href,
-        /// Ask how far its guest is, too, if it is on: one more `GET`.
+        /// Also request the state of its guest if it is powered on: one more `GET`.
         guest: bool,
     },
     /// A new vApp with its VM. Changes. Answered by [`Reply::Started`].
     Create {
         /// The name of the vApp and of its VM.
         name: Arc<str>,
-        /// The description of the vApp and of its VM: the ownership tag.
+        /// The description of the vApp and of its VM: the owner tag.
         description: Arc<str>,
-        /// `instantiateVAppTemplate` with everything in it, powered on; refused as [`ErrorKind::TooMuch`] where that
-        /// cannot be. Else `composeVApp` without hardware, off: what [`Made`] shows to be missing has to follow.
+        /// `instantiateVAppTemplate` with everything in it, powered on. The client rejects it with [`ErrorKind::TooMuch`]
+        /// if that is not possible. Otherwise `composeVApp` without hardware, powered off: later requests add what [`Made`]
+        /// shows to be missing.
         whole: bool,
     },
-    /// Gives a VM that is off a part of what was wished for and [`Made::differs`] tells that it lacks: by `reconfigureVm` its
-    /// CPUs, memory, disk and adapter; where only these are as they should be, its guest properties. To be asked again while
-    /// `differs` tells of something else than before. Changes. Answered by [`Reply::Started`].
+    /// Sets a part of what a powered-off VM lacks according to [`Made::differs`]. `reconfigureVm` sets its CPUs, memory,
+    /// disk and adapter. If these are correct, it sets the guest properties. Repeat while `differs` changes. Changes.
+    /// Answered by [`Reply::Started`].
     Configure {
         /// The VM.
         vm: Href,
     },
-    /// Gives a VM that is off a TPM. Changes. Answered by [`Reply::Started`].
+    /// Adds a TPM to a powered-off VM. Changes. Answered by [`Reply::Started`].
     AddTpm {
         /// The VM.
         vm: Href,
@@ -89,11 +91,12 @@ pub enum Request {
         /// The vApp.
         vapp: Href,
     },
-    /// Writes on a vApp what it means if it is found suspended. Changes, may be repeated. Answered by [`Reply::Started`].
+    /// Writes the suspend mark on a vApp: what it means if the vApp is found suspended. Changes, may be repeated. Answered
+    /// by [`Reply::Started`].
     Mark {
         /// The vApp.
         vapp: Href,
-        /// What it means.
+        /// The suspend mark.
         mark: Mark,
     },
     /// Suspends a vApp: its memory goes to disk. Changes. Answered by [`Reply::Started`].
@@ -106,8 +109,7 @@ pub enum Request {
         /// The vApp.
         vapp: Href,
     },
-    /// `undeploy` with power off: what has to come before a delete without force. Changes. Answered by
-    /// [`Reply::Started`].
+    /// `undeploy` with power off: necessary before a delete without force. Changes. Answered by [`Reply::Started`].
     Undeploy {
         /// The vApp.
         vapp: Href,
@@ -117,31 +119,31 @@ pub enum Request {
         /// The vApp.
         vapp: Href,
     },
-    /// The states of several tasks. Answered by [`Reply::Tasks`], in any order, one for each asked.
+    /// The states of several tasks. Answered by [`Reply::Tasks`], in any order, one for each task.
     Tasks {
         /// The tasks, at most [`MAX_TASKS_ASKED`].
         tasks: Vec<Href>,
     },
-    /// Asks VCD to cancel a task. Changes, may be repeated. Answered by [`Reply::Done`].
+    /// Requests VCD to cancel a task. Changes, may be repeated. Answered by [`Reply::Done`].
     Cancel {
         /// The task.
         task: Href,
     },
-    /// Writes the metadata label `vcd-instance-group` on a vApp. Changes, may be repeated. Answered by [`Reply::Done`]:
-    /// its task is not waited for.
+    /// Writes the metadata entry `vcd-instance-group` on a vApp. Changes, may be repeated. Answered by [`Reply::Done`]:
+    /// nobody waits for its task.
     Label {
         /// The vApp.
         vapp: Href,
     },
 }
 
-/// At most so many tasks in one [`Request::Tasks`].
+/// Maximum number of tasks in one [`Request::Tasks`].
 pub const MAX_TASKS_ASKED: usize = 128;
-/// At most so many names in one [`Request::PollSome`]: a longer address may be refused.
+/// Maximum number of names in one [`Request::PollSome`]: VCD may reject a longer URL.
 pub const MAX_NAMES_ASKED: usize = 32;
 
 impl Request {
-    /// True if sending it twice could do something twice: never repeated by the client after it may have been received.
+    /// True if it must not be sent twice. The client never repeats it after VCD may have received it.
     pub fn changes(&self) -> bool {
         match self {
             Request::Poll { .. }
@@ -193,7 +195,7 @@ pub enum Reply {
     Poll(Poll),
     /// To `Find` and `Look`.
     Vapps(Vec<Vapp>),
-    /// To what changes a vApp or its VM: accepted, and going on.
+    /// To a change of a vApp or its VM: accepted, and in progress.
     Started(Started),
     /// To `Tasks`.
     Tasks(Vec<Task>),
@@ -201,8 +203,8 @@ pub enum Reply {
     Done,
 }
 
-/// What VMs are created from, as a hash without secrets: template, hardware, network, guest and scripts. It changes when one
-/// of these does. 0 if that is not known.
+/// What new VMs are created from, as a hash without secrets: template, hardware, network, guest and scripts. It changes when
+/// one of these changes. 0 if unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Source(pub u64);
 
@@ -211,20 +213,20 @@ pub struct Source(pub u64);
 pub enum Mark {
     /// Nothing: the plugin did not suspend it, or has resumed it since.
     Running,
-    /// GitLab Runner had it suspended.
+    /// GitLab Runner requested the suspend.
     Suspended,
-    /// It is a standby VM: complete, suspended by the plugin, and never used.
+    /// It is a standby VM: ready, suspended by the plugin, and never used.
     Standby {
         /// What it was created from.
         source: Source,
     },
 }
 
-/// A [`Mark`] as metadata holds it. Older versions know the first two.
+/// A [`Mark`] in metadata. Older versions know the first two.
 const MARK_WORDS: [&str; 3] = ["no", "yes", "standby"];
 
 impl Mark {
-    /// The mark in metadata. What is not ours, or of another version, means nothing.
+    /// Reads a suspend mark from metadata. A foreign value, or one of another version, means nothing.
     pub fn read(value: &str) -> Mark {
         let [_, suspended, standby] = MARK_WORDS;
         let mut words = value.split(' ');
@@ -250,19 +252,19 @@ impl fmt::Display for Mark {
     }
 }
 
-/// The end of one request.
+/// The result of one request.
 pub type Answer = Result<Reply, VcdError>;
 
-/// A whole poll: all pages came.
+/// A complete poll: all pages arrived.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Poll {
-    /// VCD's clock when it answered (HTTP `Date`), if it said so.
+    /// VCD's clock when it answered (HTTP `Date`), if present.
     pub now: Option<UnixMs>,
     /// The VM records.
     pub vms: Vec<Vm>,
-    /// The vApp records, if asked for.
+    /// The vApp records, if requested.
     pub vapps: Option<Vec<Vapp>>,
-    /// What new VMs are created from now.
+    /// What new VMs are created from.
     pub source: Source,
 }
 
@@ -275,13 +277,14 @@ pub struct Vm {
     pub vapp_name: Arc<str>,
     /// The VM itself.
     pub vm: Href,
-    /// The VM's description: for a vApp of ours the same tag as the vApp's.
+    /// The VM's description: for an owned vApp the same tag as the vApp's.
     pub description: String,
     /// `status`.
     pub power: Power,
-    /// `isBusy`: a task works on it. Where its record does not tell, as for the provider's users, that of its vApp counts.
+    /// `isBusy`: a task works on it. If its record does not show it, as for users of the provider, the record of its vApp
+    /// counts.
     pub busy: bool,
-    /// `ipAddress`: the primary NIC's, once known.
+    /// `ipAddress`: the primary NIC's, when known.
     pub address: Option<IpAddr>,
     /// `gcStatus`.
     pub customization: Customization,
@@ -289,105 +292,105 @@ pub struct Vm {
     pub guest_os: String,
     /// `dateCreated`.
     pub created: Option<UnixMs>,
-    /// `numberOfCpus`, 0 if not told.
+    /// `numberOfCpus`, 0 if unknown.
     pub cpus: u32,
-    /// `memoryMB`, 0 if not told.
+    /// `memoryMB`, 0 if unknown.
     pub memory_mb: u32,
-    /// When VCD will suspend it or power it off, if it has a lease and its record tells (`autoUndeployDate`).
+    /// When VCD will suspend it or power it off, if it has a lease and its record shows it (`autoUndeployDate`).
     pub undeploy_at: Option<UnixMs>,
-    /// When VCD will delete it, if it has a lease and its record tells (`autoDeleteDate`).
+    /// When VCD will delete it, if it has a lease and its record shows it (`autoDeleteDate`).
     pub delete_at: Option<UnixMs>,
 }
 
-/// The VM in a vApp that was looked at, held against what was wished for.
+/// The VM in a vApp that was looked up, compared with the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Made {
     /// The VM.
     pub vm: Href,
-    /// It bears its vApp's name, as all that are made here do.
+    /// It has its vApp's name, as all VMs of this plugin do.
     pub own: bool,
-    /// How its CPUs, memory, disk, adapter or guest properties differ from the wish, in words, if they do.
+    /// How its CPUs, memory, disk, adapter or guest properties differ from the request, in words, if they do.
     pub differs: Option<String>,
     /// It needs a TPM and has none.
     pub lacks_tpm: bool,
-    /// The primary NIC's address from outside its vApp, if a NAT of the vApp's gives it one.
+    /// The primary NIC's address outside its vApp, if a NAT of the vApp maps it.
     pub external: Option<IpAddr>,
-    /// Its guest (only asked by a look at one that is on).
+    /// Its guest (only in a lookup of a powered-on VM).
     pub guest: Option<SeenGuest>,
 }
 
-/// A guest as a look shows it, which lags behind nothing.
+/// A guest in the result of a lookup, which does not lag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeenGuest {
-    /// The primary NIC's address, once known.
+    /// The primary NIC's address, when known.
     pub address: Option<IpAddr>,
-    /// `Unknown` if VCD does not tell.
+    /// `Unknown` if VCD does not show it.
     pub customization: Customization,
     /// As VCD shows it, or empty.
     pub guest_os: String,
 }
 
-/// A vApp, from a `type=vApp` record (then `description` and `tasks` are not known) or from its own document.
+/// A vApp, from a `type=vApp` record (then `description` and `tasks` are unknown) or from its own document.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vapp {
     /// The vApp.
     pub href: Href,
     /// Its name.
     pub name: Arc<str>,
-    /// Its description; `None` when it came from a query record.
+    /// Its description. `None` if it comes from a query record.
     pub description: Option<String>,
     /// Its state.
     pub power: Power,
     /// A task works on it.
     pub busy: bool,
-    /// The tasks that run on it; empty when it came from a query record.
+    /// The tasks that run on it. Empty if it comes from a query record.
     pub tasks: Vec<Href>,
     /// One of them deletes it.
     pub deleting: bool,
     /// One of them suspends it.
     pub suspending: bool,
-    /// The VMs in it; in a poll, those of its VM records that the poll shows.
+    /// The VMs in it. In a poll, those of its VM records that the poll shows.
     pub vms: Vec<Href>,
-    /// The VM that has its name, or its first; `None` if it has none yet, or when it came from a query record.
+    /// The VM that has its name, or its first. `None` if it has none yet, or if it comes from a query record.
     pub made: Option<Made>,
-    /// When it was made.
+    /// When it was created.
     pub created: Option<UnixMs>,
-    /// It carries the metadata label `vcd-instance-group` with our group's name (only asked by [`Request::Poll`] with vApps).
+    /// It carries the metadata entry `vcd-instance-group` with the group's name (only in a [`Request::Poll`] with vApps).
     pub labelled: bool,
-    /// What its mark says (only asked by a look at one that is suspended, or is being suspended).
+    /// Its suspend mark (only in a lookup of a vApp that is suspended, or is being suspended).
     pub mark: Mark,
 }
 
-/// What a changing request that VCD accepted has begun.
+/// The result of a changing request that VCD accepted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Started {
     /// The vApp, for a create.
     pub vapp: Option<Href>,
     /// What it is created from, for a create.
     pub source: Source,
-    /// The task that does it; `None` if it was done at once (a delete of what is gone already).
+    /// Its task. `None` if it was done at once (a delete of a vApp that no longer exists).
     pub task: Option<Href>,
 }
 
 /// The state of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
-    /// The task, as asked.
+    /// The task, as requested.
     pub href: Href,
     /// Its state.
     pub state: TaskState,
 }
 
-/// How far a task is.
+/// The progress of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TaskState {
-    /// queued, preRunning, running, postRunning, or a status that is not known to us.
+    /// queued, preRunning, running, postRunning, or an unknown status.
     Running,
     /// success.
     Success,
-    /// error, aborted or canceled, with what VCD says of it.
+    /// error, aborted or canceled, with VCD's error.
     Failed(VcdError),
-    /// VCD does not know it any more: look at its owner instead.
+    /// VCD no longer knows it: look up its owner instead.
     Unknown,
 }
 
@@ -400,14 +403,14 @@ pub enum Power {
     Off,
     /// SUSPENDED, PARTIALLY_SUSPENDED.
     Suspended,
-    /// FAILED_CREATION, INCONSISTENT_STATE, UNRECOGNIZED: it will not get better by waiting.
+    /// FAILED_CREATION, INCONSISTENT_STATE, UNRECOGNIZED: waiting does not help.
     Failed,
-    /// UNRESOLVED, RESOLVED, DEPLOYED, MIXED, UNKNOWN and all else: on its way, or not known to us.
+    /// UNRESOLVED, RESOLVED, DEPLOYED, MIXED, UNKNOWN and all others: in transition, or unknown.
     Other,
 }
 
 impl Power {
-    /// One word, VCD's where it has one.
+    /// One word, VCD's own if it has one.
     pub fn name(self) -> &'static str {
         match self {
             Power::On => "POWERED_ON",
@@ -422,27 +425,28 @@ impl Power {
 /// Guest customization as VMware Tools report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Customization {
-    /// GC_PENDING: it has not begun, or the Tools do not report it.
+    /// GC_PENDING: it has not started, or VMware Tools do not report it.
     Pending,
-    /// POST_GC_PENDING, REBOOT_PENDING: the Tools report that it is under way.
+    /// POST_GC_PENDING, REBOOT_PENDING: VMware Tools report that it is in progress.
     Working,
     /// GC_COMPLETE.
     Complete,
     /// GC_FAILED.
     Failed,
-    /// Not told.
+    /// Not shown.
     Unknown,
 }
 
-/// By default VMware Tools in a Linux guest run no script, and so no key gets into it: this, done in the template, lets them.
+/// By default VMware Tools in a Linux guest run no script, and so no key gets into the guest. This command in the template
+/// allows scripts.
 pub const ALLOW_SCRIPTS: &str = "vmware-toolbox-cmd config set deployPkg enable-custom-scripts true";
 
-/// True if VCD's guest OS text names a Windows.
+/// True if VCD's guest OS text names Windows.
 pub fn is_windows(guest_os: &str) -> bool {
     guest_os.to_lowercase().contains("windows")
 }
 
-/// What goes into a new VM's guest customization.
+/// The guest customization of a new VM.
 #[derive(Clone, Debug)]
 pub struct Guest {
     /// The guest's host name.
@@ -453,24 +457,24 @@ pub struct Guest {
     pub password: Option<Secret>,
 }
 
-/// A failed request, or a failed task: what was tried, on what, and what VCD said.
+/// A failed request, or a failed task: what was tried, on which object, and VCD's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VcdError {
-    /// What follows from it.
+    /// The kind of failure.
     pub kind: ErrorKind,
-    /// What was tried, on what: "create vApp ci-abc12345".
+    /// What was tried, on which object: "create vApp ci-abc12345".
     pub what: String,
     /// HTTP status, or a task's `majorErrorCode`; 0 if no answer came.
     pub status: u16,
     /// VCD's `minorErrorCode`, or empty.
     pub code: String,
-    /// VCD's words or the transport's, cut to [`MAX_ERROR_TEXT`] bytes, without secrets.
+    /// VCD's text or the transport's, cut to [`MAX_ERROR_TEXT`] bytes, without secrets.
     pub text: String,
-    /// `Retry-After`, if given.
+    /// `Retry-After`, if present.
     pub retry_after: Option<Duration>,
 }
 
-/// VCD's error texts are cut to so many bytes.
+/// Maximum length of VCD's error texts, in bytes.
 pub const MAX_ERROR_TEXT: usize = 400;
 
 impl fmt::Display for VcdError {
@@ -490,36 +494,36 @@ impl std::error::Error for VcdError {}
 /// Kinds of failure, by what the caller must do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ErrorKind {
-    /// VCD does not know the thing (any more). Nothing was done.
+    /// VCD does not know the object, or no longer. Nothing was done.
     NotFound,
-    /// Another task holds the thing. Nothing was done; try again soon.
+    /// Another task works on the object. Nothing was done. Try again soon.
     Busy,
     /// Wrong state for this request ("Stop the vApp and try again"). Nothing was done.
     State,
-    /// Rights are missing. Nothing was done.
+    /// A right is missing. Nothing was done.
     Forbidden,
-    /// The session was refused and could not be renewed, or was renewed but the request changes things and is not repeated
-    /// by the client. Nothing was done: VCD checks the session first.
+    /// VCD rejected the session. It could not be renewed, or it was renewed and the request changes something, so that the
+    /// client does not repeat it. Nothing was done: VCD checks the session first.
     Auth,
-    /// The org's limit of simultaneous operations, or 429. Nothing was done; repeat after a pause.
+    /// The organization's limit of simultaneous operations, or 429. Nothing was done. Repeat after a pause.
     Limit,
-    /// A quota or a pool is used up. Nothing was done, or the task failed; wait long.
+    /// A quota or a pool is used up. Nothing was done, or the task failed. Wait long.
     Quota,
-    /// The name is taken: perhaps by an earlier request of ours.
+    /// The name exists: perhaps from an earlier request of this plugin.
     Duplicate,
-    /// VCD refuses the request for what it carries. Permanent.
+    /// VCD rejects the request because of its content. Permanent.
     Invalid,
-    /// Nothing was done: this VCD does not take a create that carries everything. Another with less can work.
+    /// Nothing was done: this VCD does not accept the combined create request. A smaller one can work.
     TooMuch,
-    /// VCD could not be reached, or refused before doing anything. Nothing was done; try again.
+    /// VCD could not be reached, or rejected the request before doing anything. Nothing was done. Try again.
     Unavailable,
-    /// A changing request whose outcome is not known: it may have been carried out, or may yet be.
+    /// A changing request with an unknown outcome: it may have been carried out, or may still be.
     Ambiguous,
-    /// An answer that is no VCD answer (cut, foreign, too large). For a changing request `Ambiguous` is used instead.
+    /// An answer that is not VCD's (cut, foreign, too large). For a changing request, `Ambiguous` is used instead.
     Protocol,
-    /// The task failed for a reason that has no kind of its own.
+    /// The task failed for another reason.
     Failed,
-    /// VCD broke the task off, as it does when one of its cells restarts.
+    /// VCD aborted the task, as it does when one of its cells restarts.
     Aborted,
 }
 

@@ -1,11 +1,11 @@
-//! The heart: every instance of the group, and what should happen next.
+//! The heart: every instance of the group, and the decision what happens to it next.
 //!
-//! A [`Group`] is fed what the host asks, what VCD answers and what time it is, and hands out [`Command`]s. It does no I/O
-//! and has no clock, thread or random source of its own: the same inputs give the same commands, so that a fleet's whole
-//! life can be played in virtual time. After each input, take commands by [`Group::next_command`] until there are none,
-//! and call [`Group::tick`] no later than [`Group::wake_at`].
+//! A [`Group`] gets the calls of the host, the answers of VCD and the current time. It returns [`Command`]s. It does no I/O
+//! and has no clock, thread or random source of its own. The same inputs give the same commands, so that tests can play the
+//! whole life of a fleet in virtual time. After each input, take commands with [`Group::next_command`] until there are
+//! none, and call [`Group::tick`] no later than [`Group::wake_at`].
 //!
-//! This file answers what the host asks. It does not know how VCD or the host are spoken to.
+//! This file answers the calls of the host. It does not know the protocols of VCD and of the host.
 
 mod adopt;
 mod answers;
@@ -47,67 +47,67 @@ use time::{Seen, Sight};
 /// The id that the host sees: the vApp's name.
 pub type Name = Arc<str>;
 
-/// A handle on a request that was handed out; its answer comes back with it.
+/// Identifies a request that the group handed out. The answer carries it back.
 pub type Ticket = u64;
 
-/// Deleted instances are reported for so long, then forgotten.
+/// A deleted instance is reported for this long, then forgotten.
 pub const PRUNE_AFTER: Duration = Duration::from_secs(5 * 60);
-/// An instance that polls show off or broken for so long, and not by us, is deleted.
+/// The group deletes an instance that polls show powered off or failed for this long, if the plugin did not do that.
 pub const UNHEALTHY_GRACE: Duration = Duration::from_secs(10 * 60);
-/// What is stuck for so long is reported as a failure of the whole plugin.
+/// An instance that is stuck for this long is reported as a failure of the whole plugin.
 pub const STUCK_ALERT: Duration = Duration::from_secs(60 * 60);
-/// Pause between two collections of what is too old, and between two looks for vApps without a VM.
+/// Pause between two garbage collections, and between two polls that also find vApps without a VM.
 pub const GC_INTERVAL: Duration = Duration::from_secs(60 * 60);
-/// An instance whose lease in VCD ends within this time counts as past its age: VCD would take it from under a job.
-/// For a short lease, a quarter of it.
+/// An instance whose lease in VCD ends within this time counts as too old: otherwise VCD would stop it during a job. For a
+/// short lease, a quarter of the lease.
 pub const LEASE_MARGIN: Duration = Duration::from_secs(60 * 60);
-/// A poll that succeeds shows what is so until the next one is due, and so much longer: it may be slow.
+/// A successful poll is valid until the next poll is due, plus this time: the next poll may be slow.
 pub const SIGHT_MARGIN: Duration = Duration::from_secs(15);
-/// At most so many probes of login ports at a time.
+/// Maximum number of concurrent probes of login ports.
 pub const MAX_PROBES: usize = 16;
-/// At most so many direct looks at vApps at a time.
+/// Maximum number of concurrent lookups of vApps.
 pub const MAX_LOOKS: usize = 4;
-/// Hrefs of foreign vApps that are remembered while they are there, so that they are looked at and mentioned once.
+/// Maximum number of remembered hrefs of foreign vApps. While they exist, each is looked up and logged once.
 pub const MAX_FOREIGN: usize = 2048;
-/// Ids of the last instances that were forgotten: a vApp that one of their requests made may yet show.
+/// Maximum number of remembered ids of forgotten instances: a vApp that one of their requests created may still appear.
 pub const MAX_PAST: usize = 512;
 
-/// What a request on the wire is about.
+/// The subject of a request on the wire.
 #[derive(Clone, Copy, Debug)]
 enum Purpose {
     Poll {
         sent: Time,
         vapps: bool,
     },
-    /// Of those that boot.
+    /// Only instances that boot.
     PollSome {
         sent: Time,
     },
     Tasks,
     Label(Key),
     Probe(Key),
-    /// Begins an operation.
+    /// Starts an operation.
     Operation(Key),
-    /// Asks about an instance, or for the end of its task.
+    /// A lookup of an instance, or a request to cancel its task.
     Question(Key),
 }
 
-/// Instances are kept in the order in which they came.
+/// Instances are kept in the order of their arrival.
 type Key = u64;
 
-/// Every instance of the group, and what should happen next.
+/// Every instance of the group, and the decision what happens to it next.
 pub struct Group {
     policy: Policy,
     owner: Owner,
     now: Time,
     /// Runs only while polls succeed.
     sight: Sight,
-    /// What it showed at the last poll that succeeded.
+    /// Its value at the last successful poll.
     last_sight: Seen,
     rng: Rng,
-    /// In boxes: the map's nodes are half empty.
+    /// Boxed: the nodes of the map are half empty.
     instances: BTreeMap<Key, Box<Instance>>,
-    /// Those that the host knows, by id.
+    /// The instances that the host knows, by id.
     names: BTreeMap<Name, Key>,
     next_key: Key,
     next_ticket: Ticket,
@@ -116,65 +116,67 @@ pub struct Group {
     slots: Slots,
     breaker: Breaker,
     throttle: Throttle,
-    /// Creates carry everything, until VCD has refused that, ignored the hardware, or failed at it.
+    /// Creates use the combined request, until VCD rejects it, ignores the hardware, or its task fails.
     whole: bool,
-    /// Creates that carry everything and have failed, since the last that worked.
+    /// Combined creates that failed since the last one that succeeded.
     whole_failures: u32,
-    /// Until then creates go in steps because those fail, or in one request because steps fail as well.
+    /// Until then, creates use steps because combined creates fail, or the combined request because steps fail too.
     steps_until: Option<Time>,
     poll: Watch,
-    /// For those that boot, between two polls.
+    /// For instances that boot, between two polls.
     poll_some: Watch,
     tasks: Watch,
-    /// The last poll failed because VCD could not be asked: creates and deletes wait for one that succeeds.
+    /// The last poll failed because VCD was not available: creates and deletes wait for a successful poll.
     unreachable: bool,
-    /// The last instance whose task was asked for, when there are more than fit in one request.
+    /// The last instance whose task was queried, if one request cannot contain all tasks.
     task_cursor: Key,
-    /// How long tasks and boots took lately.
+    /// Recent durations of tasks and boots.
     pace: Pace,
-    /// When VCD last showed something new: watching is close after that.
+    /// When VCD last showed a change: polls are more frequent after it.
     progress: Time,
     next_gc: Time,
-    /// Init goes on until then: what is found may be adopted.
+    /// Init lasts until then: found vApps may be adopted.
     adopt_until: Option<Time>,
-    /// What runs is given the metadata label.
+    /// Running instances get the metadata entry.
     labels: bool,
-    /// Creates are held until then, or until all leftovers of an earlier life are gone or do not go.
+    /// Creates wait until then, or until all leftovers of an earlier process are deleted or stuck.
     hold_until: Option<Time>,
     stopping: bool,
-    /// When that began, and whether a poll that was sent since has been answered: what it shows of ours has to go, too.
+    /// When the shutdown began, and whether a poll that was sent after that has been answered: owned vApps in it are
+    /// deleted too.
     stopping_since: Time,
     swept: bool,
-    /// How making VMs for the standby pool has failed.
+    /// Failures to create VMs for the standby pool.
     pool_backoff: Backoff,
-    /// VCD has refused a delete by force for its right: VMs are stopped first from then on.
+    /// VCD rejected a forced delete because of a missing right: VMs are stopped first.
     no_force: bool,
-    /// What VMs are created from now.
+    /// What new VMs are created from.
     source: Source,
-    /// When the group began, by VCD's clock.
+    /// When the group started, by VCD's clock.
     vcd_start: Option<UnixMs>,
-    /// vApps that look like ours and are not.
+    /// vApps that match the prefix and have another owner.
     foreign: BTreeSet<Href>,
-    /// The ids of the instances that were forgotten last.
+    /// The ids of the most recently forgotten instances.
     past: VecDeque<Name>,
     wake: Option<Time>,
 }
 
-/// A repeated question to VCD.
+/// A repeated query to VCD.
 #[derive(Default)]
 struct Watch {
     on_wire: bool,
     last: Time,
     fails: u32,
-    /// Not before this time, whatever is awaited.
+    /// No query before this time, whatever the group waits for.
     not_before: Time,
 }
 
 impl Group {
-    /// A group that takes in what `first` (a poll with vApps) shows of an earlier life. `seed` drives names and jitter.
+    /// A group that starts with `first` (a poll with vApps), which shows the vApps of earlier processes. `seed` drives
+    /// names and jitter.
     ///
-    /// What is found is adopted, or a leftover. Until [`Group::knows_its_own`] is true that is still being found out, and
-    /// Init must not answer: GitLab Runner trusts what it sees for the first time later as if it were new.
+    /// A found vApp is adopted, or it is a leftover. Until [`Group::knows_its_own`] is true, this is not decided, and Init
+    /// must not answer: GitLab Runner treats an instance that it first sees later as a new one.
     pub fn new(policy: Policy, seed: u64, now: Time, first: &Poll) -> Group {
         let sight = Sight::new(now, policy.reconcile_interval + SIGHT_MARGIN);
         let mut group = Group {
@@ -223,10 +225,10 @@ impl Group {
         group
     }
 
-    // What the host asks.
+    // Calls of the host.
 
-    /// Increase: accepts up to `n` new instances, as many as `max_size` allows. Each has an id at once. VMs of the standby
-    /// pool go first.
+    /// Increase: accepts up to `n` new instances, as many as `max_size` allows. Each gets its id at once. VMs of the
+    /// standby pool are used first.
     pub fn increase(&mut self, now: Time, n: u32) -> u32 {
         self.now = now;
         let live = self.names.values().filter(|key| self.instances.get(key).is_some_and(|i| i.ended.is_none())).count();
@@ -244,15 +246,15 @@ impl Group {
         accepted as u32
     }
 
-    /// Decrease: the named instances are to go, in whatever phase they are. Returns those that are gone or will be: all.
+    /// Decrease: deletes the named instances, in any phase. Returns all names: those instances are deleted or will be.
     pub fn decrease(&mut self, now: Time, names: &[Name]) -> Vec<Name> {
         self.now = now;
         for name in names {
             match self.names.get(name).copied() {
                 Some(key) => self.delete_for(key, Cause::Asked),
-                // Gone before the host noticed: that is what it wants.
+                // Deleted before the host noticed: this is the result that it wants.
                 None => {
-                    self.say_plain(log::Level::Debug, format!("asked to remove {name}, which is not there any more"))
+                    self.say_plain(log::Level::Debug, format!("GitLab Runner deletes {name}, which no longer exists"))
                 }
             }
         }
@@ -260,33 +262,33 @@ impl Group {
         names.to_vec()
     }
 
-    /// Suspend: the named instances are to be suspended, if they run. Returns those that are or will be, and why the others
-    /// are not. What is suspended already is a success.
+    /// Suspend: suspends the named instances if they run. Returns those that are or will be suspended, and for the others
+    /// the reason. An instance that is already suspended is a success.
     pub fn suspend(&mut self, now: Time, names: &[Name]) -> Outcome {
         self.for_each_named(now, names, |i| match i.desired {
             Desired::Running if i.is_running() => {
                 i.desired = Desired::Suspended;
-                Ok(Some("to be suspended, as the host asked"))
+                Ok(Some("GitLab Runner requested a suspend"))
             }
             Desired::Suspended => Ok(None),
             _ => Err("suspended"),
         })
     }
 
-    /// Resume: the named instances are to be resumed, if they are suspended or are being suspended. Returns as
-    /// [`Group::suspend`] does. What runs already is a success.
+    /// Resume: resumes the named instances if they are suspended or being suspended. Returns the same as
+    /// [`Group::suspend`]. An instance that already runs is a success.
     pub fn resume(&mut self, now: Time, names: &[Name]) -> Outcome {
         self.for_each_named(now, names, |i| match i.desired {
             Desired::Suspended => {
                 i.wake_up();
-                Ok(Some("to be resumed, as the host asked"))
+                Ok(Some("GitLab Runner requested a resume"))
             }
             Desired::Running if i.has_run() => Ok(None),
             _ => Err("resumed"),
         })
     }
 
-    /// Tries `change` on each named instance, and says what it says. It fails with what cannot be done.
+    /// Applies `change` to each named instance and logs its text. Instances that cannot change are errors.
     fn for_each_named(
         &mut self,
         now: Time,
@@ -319,7 +321,7 @@ impl Group {
         outcome
     }
 
-    /// Update: the state of every id that the host has to know of.
+    /// Update: the state of every id that the host knows.
     pub fn update(&self) -> impl Iterator<Item = (&Name, State)> {
         self.names.iter().filter_map(|(name, key)| Some((name, self.instances.get(key)?.state())))
     }
@@ -333,21 +335,24 @@ impl Group {
             Some((vapp, address, guest_os)) => {
                 Ok(Reach { address, external: vapp.external.unwrap_or(address), guest_os })
             }
-            None => Err(format!("instance {name} is {} and has no address to log in at", instance.phase().name())),
+            None => Err(format!("instance {name} is {} and has no address to log in to", instance.phase().name())),
         }
     }
 
-    /// Heartbeat: why the instance is not healthy. An id that is not known is no error.
+    /// Heartbeat: why the instance is unhealthy. An unknown id is no error.
     pub fn heartbeat(&mut self, now: Time, name: &str) -> Result<(), String> {
         let Some(instance) = self.named(name) else {
-            self.say_plain(log::Level::Warn, format!("heartbeat of {name}, which is not known"));
+            self.say_plain(
+                log::Level::Warn,
+                format!("Heartbeat for {name}, which the plugin does not know: answered as healthy"),
+            );
             return Ok(());
         };
         let vapp = instance.vapp();
         if let Some(unhealthy) = vapp.and_then(|vapp| vapp.unhealthy) {
             return Err(format!("instance {name}: {}", unhealthy.why));
         }
-        // The lease began when the vApp was made, or later.
+        // The lease began when the vApp was created, or later.
         let margin = |end: Time| LEASE_MARGIN.min((instance.age(now) + (end - now)) / 4);
         if vapp.and_then(|vapp| vapp.lease_end).is_some_and(|end| now + margin(end) >= end) {
             return Err(format!("instance {name}: its lease in VCD ends soon"));
@@ -356,7 +361,10 @@ impl Group {
             return Err(format!("instance {name} is {}", instance.phase().name()));
         }
         if instance.locked_out {
-            return Err(format!("instance {name} was made with other credentials than those that are generated now"));
+            return Err(format!(
+                "instance {name} was created with other credentials than the current ones (token, credentials_seed or \
+                 username)"
+            ));
         }
         let limit = self.policy.max_instance_age;
         if !limit.is_zero() && instance.age(now) >= limit {
@@ -365,14 +373,14 @@ impl Group {
         Ok(())
     }
 
-    /// True if garbage collection takes a running instance of this age.
+    /// True if garbage collection deletes a running instance of this age.
     pub fn too_old(&self, age: Duration) -> bool {
         let limit = self.policy.max_instance_age * 2;
         !limit.is_zero() && age >= limit
     }
 
-    /// Shutdown: nothing new is begun, everything (or, with `on_shutdown = "keep"`, what has not come to running) is to go.
-    /// The limits on deletes hold for requests on the wire only: VCD queues the tasks itself.
+    /// Shutdown: starts nothing new and deletes everything, or with `on_shutdown = "keep"` everything that has not been
+    /// running. The limit on deletes applies to requests on the wire only: VCD queues the tasks itself.
     pub fn shutdown(&mut self, now: Time) {
         self.now = now;
         if !std::mem::replace(&mut self.stopping, true) {
@@ -386,7 +394,7 @@ impl Group {
             if let Some(operation) = i.operation.as_mut().filter(|operation| operation.stage != Stage::Sent) {
                 operation.slot = None;
             }
-            // What is not known yet is decided when it is.
+            // Undecided vApps follow when they are decided.
             let kept = keep && (i.has_run() || i.stands_by() || i.origin == Origin::Found);
             if !kept {
                 self.delete_for(key, Cause::Shutdown);
@@ -395,26 +403,26 @@ impl Group {
         self.advance();
     }
 
-    /// True when [`Group::shutdown`] was called and nothing is left to do for it, as far as one last poll shows.
+    /// True after [`Group::shutdown`] when nothing is left to do, according to one last poll.
     pub fn stopped(&self) -> bool {
         let kept = |i: &Instance| (i.has_run() || i.stands_by()) && !i.desired.is_deleted() && !i.on_wire();
         self.stopping && self.swept && self.instances.values().all(|i| i.ended.is_some() || kept(i))
     }
 
-    /// Names of what [`Group::shutdown`] has yet to remove.
+    /// Names of the instances that [`Group::shutdown`] still has to delete.
     pub fn left(&self) -> Vec<Name> {
         let left = self.instances.values().filter(|i| i.ended.is_none() && i.desired.is_deleted());
         left.map(|i| i.name.clone()).collect()
     }
 
-    /// False while it is still being found out what of an earlier life is adopted: at most for [`ADOPTION_TIMEOUT`].
+    /// False while the group decides which vApps of an earlier process it adopts: at most for [`ADOPTION_TIMEOUT`].
     pub fn knows_its_own(&self) -> bool {
         self.adopt_until.is_none()
     }
 
-    // What the world answers.
+    // Answers from outside.
 
-    /// VCD's answer to a request that was handed out with `ticket`.
+    /// VCD's answer to the request with this `ticket`.
     pub fn answer(&mut self, now: Time, ticket: Ticket, answer: Answer) {
         self.now = now;
         match self.flights.remove(&ticket) {
@@ -424,12 +432,12 @@ impl Group {
             Some(Purpose::Label(key)) => self.label_answered(key, answer),
             Some(Purpose::Operation(key)) => self.operation_answered(key, answer),
             Some(Purpose::Question(key)) => self.question_answered(key, answer),
-            Some(Purpose::Probe(_)) | None => debug_assert!(false, "an answer that nobody waits for"),
+            Some(Purpose::Probe(_)) | None => debug_assert!(false, "an answer without a request"),
         }
         self.advance();
     }
 
-    /// The result of a probe that was handed out with `ticket`.
+    /// The result of the probe with this `ticket`.
     pub fn probed(&mut self, now: Time, ticket: Ticket, result: Result<(), String>) {
         self.now = now;
         if let Some(Purpose::Probe(key)) = self.flights.remove(&ticket) {
@@ -444,17 +452,17 @@ impl Group {
         self.advance();
     }
 
-    /// The next thing to do.
+    /// The next command.
     pub fn next_command(&mut self) -> Option<Command> {
         self.commands.pop_front()
     }
 
-    /// When [`Group::tick`] must be called at the latest.
+    /// The latest time for a call of [`Group::tick`].
     pub fn wake_at(&self) -> Option<Time> {
         self.wake
     }
 
-    // Small helpers for all of the above.
+    // Helpers for all of the above.
 
     fn named(&self, name: &str) -> Option<&Instance> {
         self.instances.get(self.names.get(name)?).map(|instance| &**instance)
@@ -476,21 +484,21 @@ impl Group {
         }
     }
 
-    /// The instance is to go, for `cause`; the first cause counts.
+    /// Deletes the instance for `cause`. The first cause counts.
     fn delete_for(&mut self, key: Key, cause: Cause) {
         let Some(instance) = self.instances.get_mut(&key) else { return };
         if instance.desired.is_deleted() || instance.ended.is_some() {
             return;
         }
-        // An error is understood alone.
+        // The text of an error needs no explanation.
         let why = match (cause, &instance.error) {
-            (Cause::Timeout, Some(error)) => format!(". What failed last: {error}"),
+            (Cause::Timeout, Some(error)) => format!(". Last error: {error}"),
             (Cause::Timeout, None) => format!(". It waited for {}", instance.waits_for(self.now)),
             _ => String::new(),
         };
         instance.desired = Desired::Deleted(cause);
         instance.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
-        // Pauses were for what was desired before.
+        // The pauses belonged to what was desired before.
         (instance.attempts.look.next, instance.attempts.change.next) = (self.now, self.now);
         instance.attempts.not_busy();
         let (level, text) = cause.words();
@@ -523,7 +531,7 @@ impl Group {
         self.commands.push_back(Command::Say(Event { level, name: None, phase: None, text }));
     }
 
-    /// Notes what went wrong on the instance, for people.
+    /// Records an error on the instance, for people.
     fn blame(&mut self, key: Key, error: &VcdError, follows: &str) {
         let text: Arc<str> = error.to_string().into();
         if let Some(instance) = self.instances.get_mut(&key) {

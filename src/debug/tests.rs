@@ -132,16 +132,16 @@ fn creating() -> Scene {
     let making =
         || View { task: Some("https://vcd/api/task/77".into()), ..view(1, Phase::Creating, 0, "the create's task") };
     let took = vec![note(1, "create", "77", 1, None)];
-    scene.turn(176 * MINUTE + 1_000, took, &[(one, Level::Info, "VCD makes it")], &[making()]);
+    scene.turn(176 * MINUTE + 1_000, took, &[(one, Level::Info, "create task started")], &[making()]);
     let both =
         [view(1, Phase::Creating, 1, "guest customization"), view(2, Phase::PendingCreate, 0, "a free create slot")];
     let ended = vec![note(1, "create", "77", 41, None)];
-    let text = [(one, Level::Info, "made and powered on; waits for its guest"), (two, Level::Info, "accepted")];
+    let text = [(one, Level::Info, "VM powered on, waiting for the guest"), (two, Level::Info, "accepted")];
     scene.turn(177 * MINUTE, ended, &text, &both);
     let up = [
         view(1, Phase::Running, 4, ""),
         View { retries: 1, ..view(2, Phase::Creating, 3, "guest customization") },
-        view(3, Phase::Creating, 1, "a look whether the create worked"),
+        view(3, Phase::Creating, 1, "a lookup after a lost answer"),
         View { vapp: None, ..view(4, Phase::PendingCreate, 0, "a free create slot") },
     ];
     let text = [(one, Level::Info, "running, 108 s after it was accepted")];
@@ -163,7 +163,7 @@ fn breaker_open() -> Scene {
         error: Some(error.into()),
         next_try: Some(Duration::from_secs(252)),
         vapp: None,
-        ..view(1, Phase::PendingCreate, 9, "the breaker on creates")
+        ..view(1, Phase::PendingCreate, 9, "the create breaker")
     };
     for retry in 0..3 {
         scene.turn((171 + 3 * retry) * MINUTE, vec![], &[], std::slice::from_ref(&trying));
@@ -172,7 +172,7 @@ fn breaker_open() -> Scene {
         let open = (
             "",
             Level::Error,
-            "creates fail: no VM is created for 60 s, then one is tried; deletes go on. The last failure, of ci-00007919: no",
+            "creates fail: no VM is created for 60 s, then one is tried; deletes continue. Fix the last error (see docs/troubleshooting.md), of ci-00007919: no",
         );
         let said = [("ci-00007919", Level::Warn, &*text), open];
         let said = if retry == 2 { &said[..] } else { &said[..1] };
@@ -229,7 +229,7 @@ fn error_storm() -> Scene {
     let poll = "poll VDC \"my-vdc\" for ci-*: no answer: Connection refused (os error 111)";
     let views = scene.views.clone();
     for at in 0..5 {
-        let text = format!("{poll}; instances are reported as they were last known");
+        let text = format!("{poll}; instances are reported in their last known state");
         let error = Some(poll.into());
         let note = Note { key: None, operation: "poll", task: None, took: Duration::ZERO, error };
         scene.turn((10_790 + at) * 1000, vec![note], &[("", Level::Warn, &text)], &views);

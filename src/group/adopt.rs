@@ -1,5 +1,6 @@
-//! vApps that a poll shows and no instance stands for: an earlier life's, or made by a request that was given up. What is
-//! complete when Init answers is adopted; what is ours and shows later is deleted, as GitLab Runner would trust it as new.
+//! vApps that a poll shows and that belong to no instance: from an earlier process, or from a create that was given up. If
+//! such a vApp is complete when Init answers, it is adopted. An owned vApp that appears later is deleted, because GitLab
+//! Runner would treat it as new.
 
 use super::instance::{Cause, Desired, Mark, Observed, Origin};
 use super::next::CUSTOMIZATION_USUAL;
@@ -11,28 +12,29 @@ use log::Level;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Init waits so long for looks that tell what an earlier life has left; the host gives Init a minute.
+/// Init waits at most this long for lookups of vApps of earlier processes. The host gives Init a minute.
 pub const ADOPTION_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A request of an earlier life has made its vApp so long after this life's start, by VCD's clock, or never will. What is made
-/// later and bears no id of this life's was made by another plugin of the same name, group and prefix.
+/// A request of an earlier process creates its vApp within this time after the start of this process, by VCD's clock, or
+/// never. If a vApp is created later and has no id of this process, another plugin with the same name, group and prefix
+/// created it.
 pub const EARLIER_CREATES: Duration = Duration::from_secs(5 * 60);
 
-/// A vApp that a poll shows and no instance stands for.
+/// A vApp in a poll that belongs to no instance.
 struct Unclaimed<'a> {
     vapp: &'a Href,
     name: &'a Name,
-    /// The vApp's own description where its record shows it, else its VM's.
+    /// The description of the vApp if its record shows it, else that of its VM.
     description: Option<&'a str>,
     vm: Option<&'a Vm>,
     created: Option<UnixMs>,
     labelled: bool,
-    /// A task holds it, or its VM.
+    /// A task works on the vApp or its VM.
     busy: bool,
 }
 
 impl Group {
-    /// The poll that the group begins with.
+    /// The first poll of the group.
     pub(super) fn adopt_first(&mut self, first: &Poll) {
         self.claim_all(first, |_| false);
         if self.instances.values().any(|i| !i.is_reported()) {
@@ -41,7 +43,7 @@ impl Group {
         self.end_adoption_when_known();
     }
 
-    /// What a poll shows and nothing here stands for.
+    /// vApps in a poll that belong to no instance.
     pub(super) fn claim_all(&mut self, poll: &Poll, known: impl Fn(&str) -> bool) {
         let all = unclaimed(poll, known);
         let mut names: BTreeMap<&str, u32> = BTreeMap::new();
@@ -54,13 +56,13 @@ impl Group {
         }
     }
 
-    /// A vApp that no instance stands for, if it may be ours. `alone`: no other has its name.
+    /// A vApp that belongs to no instance, if this group may own it. `alone`: no other vApp has its name.
     fn claim(&mut self, found: &Unclaimed<'_>, vcd_now: Option<UnixMs>, alone: bool) {
         let (now, seen) = (self.now, self.sight.at(self.now));
         if !self.owner.could_name(found.name) || self.foreign.contains(found.vapp) {
             return;
         }
-        // Instances that an earlier record of the same poll began included.
+        // This includes instances that an earlier record of the same poll began.
         if self.instances.values().any(|i| i.href() == Some(found.vapp) || i.last_vapp.as_ref() == Some(found.vapp)) {
             return;
         }
@@ -69,7 +71,7 @@ impl Group {
         }
         let verdict = self.owner.judge_record(found.name, found.description);
         if verdict == Ownership::Foreign {
-            // What a plugin of another manager or group makes under this prefix is no news.
+            // vApps of another manager or group under this prefix are expected: no warning.
             let level = if Owner::is_marked(found.description) { Level::Debug } else { Level::Warn };
             return self.left_alone(level, found.vapp, found.name);
         }
@@ -87,7 +89,7 @@ impl Group {
         if let (Some(vcd_now), Some(created)) = (vcd_now, created) {
             i.age_before = Duration::from_millis(vcd_now.saturating_sub(created));
         }
-        // A VM that somebody has put into one of our vApps does not say so.
+        // A VM that somebody put into an owned vApp has no owner tag.
         let tagged =
             found.vm.filter(|vm| self.owner.judge_record(found.name, Some(&vm.description)) == Ownership::Ours);
         let mut vapp = Vapp::new(found.vapp.clone(), now);
@@ -96,23 +98,23 @@ impl Group {
         vapp.record = found.vm.map(|vm| Record::of(vm, false, now));
         i.observe(vapp);
         let key = self.insert(i);
-        // What a task holds may be on its way out, and whether a suspend was ours its own document tells.
+        // A vApp with a task may be about to be deleted. Only its document shows who suspended it.
         let on = tagged.is_some_and(|vm| vm.power == Power::On && vm.address.is_some());
         if adopting && alone && verdict == Ownership::Ours && !found.busy && on {
             self.adopt(key, Power::On);
         }
     }
 
-    /// A create of this name is on the wire, or its outcome is not known.
+    /// A create with this name is on the wire, or its outcome is unknown.
     fn is_being_made(&self, name: &str) -> bool {
         self.instances.values().any(|i| *i.name == *name && i.may_have_made())
     }
 
-    /// A direct look at a vApp of which it was not known whose it is.
+    /// A lookup of a vApp whose owner was unknown.
     pub(super) fn undecided_seen(&mut self, key: Key, seen: Option<cloud::Vapp>) {
         let Some(i) = self.instances.get(&key) else { return };
         let Some(seen) = seen else { return self.forget_undecided(key) };
-        // By now the create that made it may have been answered or looked up.
+        // Meanwhile, the create that created it may have been answered or looked up.
         let claimed = self.instances.iter().any(|(other, i)| *other != key && i.href() == Some(&seen.href));
         if claimed || self.is_being_made(&i.name) {
             return self.forget_undecided(key);
@@ -129,7 +131,7 @@ impl Group {
         self.own(key, seen);
     }
 
-    /// It is ours: adopted if its document shows that it is complete, else a leftover. Polls may lag behind either.
+    /// The group owns it: adopted if its document shows that it is complete, else a leftover. Polls may lag behind both.
     fn own(&mut self, key: Key, seen: cloud::Vapp) {
         let (now, start, suspends) = (self.now, self.vcd_start, self.policy.suspend_resume);
         let sweeping = self.stopping && self.policy.on_shutdown == OnShutdown::Delete;
@@ -147,14 +149,14 @@ impl Group {
             let made = seen.made.as_ref();
             vapp.external = made.and_then(|made| made.external);
             let any = vapp.labelled && !Owner::is_marked(seen.description.as_deref());
-            // The Go plugin, and what goes by its labels, may come back.
+            // The Go plugin, and programs that use its metadata entry, may return.
             self.labels |= any && self.policy.labels == Labels::Found;
             found &= any || vapp.vm.is_some() || made.is_some_and(|made| made.own);
             if let (Power::On, Some(guest)) = (seen.power, made.and_then(|made| made.guest.as_ref())) {
                 vapp.record = Some(Record::of_look(guest, seen.busy, vapp.record.as_ref(), now));
             }
         }
-        // What is being suspended is as good as suspended: its mark tells for whom.
+        // A vApp that is being suspended counts as suspended: its mark says for whom.
         let power = if seen.suspending { Power::Suspended } else { seen.power };
         let adopted = match power {
             Power::Suspended if seen.suspending && seen.mark != cloud::Mark::Suspended => false,
@@ -172,9 +174,9 @@ impl Group {
         self.end_adoption_when_known();
     }
 
-    /// Reports a vApp of an earlier life, so that the host decides: one that is on only if it is complete. One that lacks
-    /// but its address, which VCD may lose for a while, runs when polls show that again; one whose guest reports nothing
-    /// and whose age VCD does not tell, when its login port answers steadily.
+    /// Reports a vApp of an earlier process, so that the host decides. A powered-on VM must be complete. If only its
+    /// address is missing, which VCD may lose for a while, it runs when polls show the address again. If its guest reports
+    /// no customization and VCD does not show its age, it runs when its login port answers steadily.
     fn adopt(&mut self, key: Key, power: Power) -> bool {
         let (now, seen, timeless) = (self.now, self.sight.at(self.now), self.vcd_start.is_none());
         let Some(i) = self.instances.get_mut(&key) else { return false };
@@ -182,7 +184,8 @@ impl Group {
         let timeless = timeless && i.age_before.is_zero();
         let Observed::Vapp(vapp) = &mut i.observed else { return false };
         let complete = vapp.record.as_ref().is_some_and(|record| {
-            // Old VMware Tools may never report the end of customization: such a guest may have been taken without.
+            // Old VMware Tools may never report the end of customization: an earlier process may have accepted such a guest
+            // without it.
             let old = Record { customization: Customization::Unknown, ..record.clone() };
             record.complete() || (age >= CUSTOMIZATION_USUAL + record.grace() && old.complete())
         });
@@ -194,10 +197,8 @@ impl Group {
         let text = match power {
             Power::Suspended => "found suspended: adopted",
             _ if complete => "found running: adopted",
-            _ if silent => {
-                "found on, its guest customization reported as pending: adopted, and its login port waited for"
-            }
-            _ => "found on and without an address: adopted, and waited for",
+            _ if silent => "found powered on, guest customization pending: adopted, waiting for its login port",
+            _ => "found powered on without an address: adopted, waiting for its guest",
         };
         if complete || power == Power::Suspended {
             vapp.guest = Guest::Ready;
@@ -212,13 +213,14 @@ impl Group {
         self.names.insert(name, key);
         self.say_of(Level::Info, key, text.into());
         if locked_out {
-            let text = "made with other credentials than those of now (token, credentials_seed or username): unhealthy";
+            let text =
+                "created with other credentials than the current ones (token, credentials_seed or username): unhealthy";
             self.say_of(Level::Warn, key, text.into());
         }
         true
     }
 
-    /// It is ours, and nobody will use it.
+    /// The group owns it, and nobody will use it.
     fn leave_over(&mut self, key: Key) {
         if let Some(i) = self.instances.get_mut(&key) {
             i.origin = Origin::Leftover;
@@ -227,17 +229,17 @@ impl Group {
         self.say_of(level, key, text.into());
     }
 
-    /// Ends adoption when nothing is left to be found out.
+    /// Ends adoption when all vApps are decided.
     fn end_adoption_when_known(&mut self) {
         if self.adopt_until.is_some() && !self.instances.values().any(|i| i.origin == Origin::Found) {
             self.adopt_until = None;
         }
     }
 
-    /// Ends adoption when its time is over: what could not be looked at by then is a leftover, if it is ours.
+    /// Ends adoption at its deadline: a vApp that was not looked up by then is a leftover if the group owns it.
     pub(super) fn end_adoption_in_time(&mut self) {
         let Some(until) = self.adopt_until else { return };
-        // At the end nothing is adopted, unless it is to be kept.
+        // During shutdown nothing is adopted, unless instances are kept.
         let sweeping = self.stopping && self.policy.on_shutdown == OnShutdown::Delete;
         if self.now < until && !sweeping {
             return self.wake_by(until);
@@ -249,27 +251,34 @@ impl Group {
             unseen += 1;
         }
         if unseen > 0 {
-            let text =
-                format!("{unseen} vApps that may be ours could not be looked at in time: those that are are deleted");
+            let text = format!(
+                "{unseen} vApps that may belong to this group could not be looked up in time: the plugin deletes those \
+                 that do"
+            );
             self.say_plain(Level::Warn, text);
         }
     }
 
-    /// Mentioned once, then ignored.
+    /// Logged once, then ignored.
     fn left_alone(&mut self, level: Level, vapp: &Href, name: &str) {
         let level = if self.remember_foreign(vapp) { level } else { Level::Debug };
-        self.say_plain(level, format!("vApp {name} is named like ours but is not: left alone"));
+        let text = format!(
+            "vApp {name} matches vapp_name_prefix but has no owner tag of this group: the plugin ignores it. To avoid name \
+             conflicts, use a vapp_name_prefix of your own"
+        );
+        self.say_plain(level, text);
     }
 
-    /// Two plugins that take each other's for their own would delete them without end.
+    /// Two plugins that each take the VMs of the other for their own would delete them again and again.
     fn left_to_another(&mut self, vapp: &Href, name: &Name, verdict: Ownership) {
         if verdict != Ownership::Ours {
             return self.left_alone(Level::Warn, vapp, name);
         }
         self.remember_foreign(vapp);
         let text = format!(
-            "vApp {name} was made by another plugin that has the same name, group and prefix: it is left alone. VMs of the two \
-             are taken for one another's when either starts: give each runner another name in plugin_config"
+            "vApp {name} was created by another plugin that has the same name, group and prefix: this plugin ignores it. \
+             When one of the two starts, it takes the VMs of the other for its own: give each runner its own name in \
+             plugin_config"
         );
         self.say_plain(Level::Error, text);
     }
@@ -289,17 +298,17 @@ impl Group {
     }
 }
 
-/// vApps by their links.
+/// vApps by href.
 pub(super) fn by_href<'a>(vapps: impl IntoIterator<Item = &'a cloud::Vapp>) -> BTreeMap<&'a str, &'a cloud::Vapp> {
     let mut all = BTreeMap::new();
     for vapp in vapps {
-        // To collect it would bring a sort along: 4 KB.
+        // `collect` would add a sort to the binary: 4 KB.
         all.insert(&*vapp.href, vapp);
     }
     all
 }
 
-/// Each vApp of a poll once, but for those that are `known`, with what its VM record and its vApp record say.
+/// Each vApp of a poll once, except those that are `known`, with the data of its VM record and its vApp record.
 fn unclaimed(poll: &Poll, known: impl Fn(&str) -> bool) -> Vec<Unclaimed<'_>> {
     let records = by_href(poll.vapps.iter().flatten().filter(|vapp| !known(&vapp.href)));
     let mut all: BTreeMap<&str, Unclaimed<'_>> = BTreeMap::new();
@@ -311,7 +320,7 @@ fn unclaimed(poll: &Poll, known: impl Fn(&str) -> bool) -> Vec<Unclaimed<'_>> {
         let description = of_vapp.or(Some(&vm.description));
         let (vapp, name) = (&vm.vapp, &vm.vapp_name);
         let one = Unclaimed { vapp, name, description, vm: Some(vm), created: None, labelled, busy };
-        // Of several VMs in one vApp, ours counts.
+        // If a vApp contains several VMs, the one with the owner tag counts.
         match all.entry(&vm.vapp) {
             std::collections::btree_map::Entry::Vacant(place) => _ = place.insert(one),
             std::collections::btree_map::Entry::Occupied(mut place) => {

@@ -1,5 +1,5 @@
-//! What VCD's answer to the request that begins an operation means. How an operation ends is in `changes.rs`, and what
-//! follows from a failure in `failures.rs`.
+//! Handles VCD's answer to a request that starts an operation. `changes.rs` handles the end of an operation, and
+//! `failures.rs` the consequences of a failure.
 
 use super::failures::will_not_pass;
 use super::instance::{Desired, Kind, Mark, Operation, Question, Stage};
@@ -13,19 +13,19 @@ use crate::cloud::{Answer, ErrorKind, Reply, Started, VcdError};
 use log::Level;
 use std::time::Duration;
 
-/// Pause between looks for a name or vApp whose state is not clear.
+/// Pause between lookups of a name or vApp whose state is unclear.
 pub const LOOK_PAUSE: Duration = Duration::from_secs(5);
-/// Pause before what was busy is looked at; doubles each time that it is so again.
+/// Pause before the lookup of a busy vApp. Doubles each time that it is still busy.
 pub const BUSY_PAUSE: Duration = Duration::from_secs(3);
-/// Pause before it is looked up what became of a request whose answer was lost.
+/// Pause before the lookup after a lost answer.
 pub const FIND_PAUSE: Duration = Duration::from_secs(1);
-/// The metadata label is written so long after the instance runs: its task would hold up a delete that comes at once.
+/// The metadata entry is written this long after the instance runs: its task would delay an immediate delete.
 pub const LABEL_DELAY: Duration = Duration::from_secs(30);
-/// Tries to write what nothing depends on: the label, and the end of a suspend's mark.
+/// Attempts to write data that nothing depends on: the metadata entry, and the end of a suspend mark.
 pub const LABEL_TRIES: u32 = 3;
 
 impl Group {
-    /// VCD's answer to the request that begins an operation.
+    /// VCD's answer to a request that starts an operation.
     pub(super) fn operation_answered(&mut self, key: Key, answer: Answer) {
         let Some(kind) = self.instances.get(&key).and_then(|i| Some(i.operation.as_ref()?.kind)) else { return };
         let error = match answer {
@@ -41,7 +41,7 @@ impl Group {
             ErrorKind::Limit => {
                 self.over(key);
                 self.throttled(key, &error);
-                // What a look has shown may be another when the pause is over.
+                // The result of a lookup may be outdated after the pause.
                 let (now, until) = (self.now, self.throttle.until(self.now));
                 let Some(i) = self.instances.get_mut(&key) else { return };
                 if matches!(kind.lane(), Some(Lane::Create | Lane::Delete)) && i.vapp().is_some() {
@@ -60,14 +60,14 @@ impl Group {
         }
     }
 
-    /// Nothing of the operation is in VCD any more.
+    /// The operation has ended in VCD.
     pub(super) fn over(&mut self, key: Key) {
         if let Some(i) = self.instances.get_mut(&key) {
             i.operation = None;
         }
     }
 
-    /// VCD has taken it.
+    /// VCD has accepted the request.
     fn started(&mut self, key: Key, kind: Kind, started: Started) -> Result<(), VcdError> {
         let (now, seen, stopping) = (self.now, self.sight.at(self.now), self.stopping);
         let Some(i) = self.instances.get_mut(&key) else { return Ok(()) };
@@ -102,14 +102,14 @@ impl Group {
                     operation.slot = None;
                 }
             }
-            // Done at once.
+            // Done at once, without a task.
             (None, _) => self.done(key, kind),
             (Some(_), None) => {}
         }
         Ok(())
     }
 
-    /// Whether it was carried out, or may yet be, is not known.
+    /// The outcome is unknown: it was carried out, may be carried out later, or never.
     fn lost(&mut self, key: Key, kind: Kind, error: &VcdError) {
         if let Kind::Delete(_) = kind {
             self.delete_failed(key, error);
@@ -131,8 +131,8 @@ impl Group {
         }
         match kind {
             Kind::Delete(_) => {}
-            Kind::Create { .. } => self.blame(key, error, "whether it was made is looked up by name"),
-            _ => self.blame(key, error, "whether it worked is looked up"),
+            Kind::Create { .. } => self.blame(key, error, "a lookup by name shows whether VCD created it"),
+            _ => self.blame(key, error, "a lookup shows whether it worked"),
         }
     }
 
@@ -143,7 +143,7 @@ impl Group {
                 self.over(key);
                 self.take_apart(&error.to_string(), None);
             }
-            // VCD could not be asked: that says nothing about creates.
+            // VCD was not available: this is no failure of the create.
             ErrorKind::Unavailable | ErrorKind::Auth | ErrorKind::Busy => {
                 self.over(key);
                 self.create_failed(key, Some(error));
@@ -174,18 +174,18 @@ impl Group {
                 i.vapp_mut().into_iter().for_each(|vapp| vapp.document = None);
                 self.change_failed(key, error);
             }
-            // Its VM is gone, or all of it.
+            // Its VM is gone, or the whole vApp.
             ErrorKind::NotFound => {
                 i.vapp_mut().into_iter().for_each(|vapp| vapp.document = None);
-                self.blame(key, error, "it is looked at");
+                self.blame(key, error, "a lookup follows");
             }
-            // A template may have one without telling.
+            // A template may have a TPM that VCD does not show.
             _ if kind == Kind::AddTpm => self.no_tpm(key, error),
             _ => self.made_badly(key, error),
         }
     }
 
-    /// Something holds it: that is looked at, as it may never end.
+    /// A task works on the vApp. A lookup follows, because the task may never end.
     fn busy(&mut self, key: Key) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -203,7 +203,7 @@ impl Group {
         if let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) {
             (vapp.build.tpm, vapp.document) = (true, None);
         }
-        self.blame(key, error, "powered on as it is");
+        self.blame(key, error, "powered on without a new TPM");
     }
 
     fn change_refused(&mut self, key: Key, kind: Kind, error: &VcdError) {
@@ -223,7 +223,7 @@ impl Group {
             }
             _ => {
                 if let Some(vapp) = i.vapp_mut() {
-                    // It may be suspended already.
+                    // It may already be suspended.
                     vapp.doubt = kind == Kind::Suspend;
                     if let Kind::Mark(_) = kind {
                         vapp.mark = Some(Mark::Running);
@@ -234,7 +234,7 @@ impl Group {
         }
     }
 
-    /// A suspend failed for good: the instance runs on, or is no use for the standby pool.
+    /// A suspend failed finally: the instance keeps running, or is not usable for the standby pool.
     pub(super) fn not_suspended(&mut self, key: Key, error: &VcdError) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         match i.desired {
@@ -242,25 +242,25 @@ impl Group {
             Desired::Suspended => i.desired = Desired::Running,
             Desired::Running | Desired::Deleted(_) => {}
         }
-        self.blame(key, error, "not suspended, it runs on");
+        self.blame(key, error, "not suspended, the VM keeps running");
     }
 
-    /// A resume failed: it is tried again; what nobody has used yet is created anew instead.
+    /// A resume failed: the plugin retries. A VM that nobody has used is created again instead.
     pub(super) fn not_resumed(&mut self, key: Key, error: &VcdError) {
         let fresh = |i: &&mut Box<Instance>| i.vapp().is_some_and(|vapp| vapp.guest == Guest::Standby) && !i.goes();
         if let Some(i) = self.instances.get_mut(&key).filter(fresh) {
             i.vapp_mut().into_iter().for_each(|vapp| vapp.doomed = true);
-            // Its time begins with the request for the new one.
+            // Its time starts with the new create request.
             (i.attempts.create.next, i.creating) = (self.now, None);
             return self.blame(key, error, "a new VM is created in place of the standby VM");
         }
         self.change_failed(key, error);
     }
 
-    /// Nothing depends on a mark that stays on what runs.
+    /// Nothing depends on a mark that stays on a running VM.
     pub(super) fn not_unmarked(&mut self, key: Key, error: &VcdError) {
         if self.instances.get(&key).is_some_and(|i| i.vapp().is_some_and(|vapp| vapp.guest == Guest::Standby)) {
-            // It must not be used before its mark is gone.
+            // It must not be used before its mark is deleted.
             return self.not_resumed(key, error);
         }
         self.change_failed(key, error);
@@ -284,20 +284,20 @@ impl Group {
                 i.attempts.busy += 1;
                 i.attempts.delete.since.get_or_insert(now);
                 i.attempts.delete.next = now + pause;
-                let text = format!("{error}; what holds it is looked at in {} s", pause.as_secs());
+                let text = format!("{error}; next lookup in {} s", pause.as_secs());
                 self.blame_quietly(key, error, text);
             }
             (ErrorKind::Forbidden | ErrorKind::Invalid | ErrorKind::State, Removal::Force) => {
                 vapp.removal = Removal::Stop;
                 self.no_force |= error.kind == ErrorKind::Forbidden;
-                self.say_of(Level::Warn, key, format!("{error}; it is stopped first, then deleted"));
+                self.say_of(Level::Warn, key, format!("{error}; the plugin stops the vApp first, then deletes it"));
             }
-            // What is off may have to be stopped all the same, if its guest did that: only VCD knows.
+            // A powered-off vApp may still need a stop, if its guest shut down by itself: only VCD knows.
             (ErrorKind::Invalid | ErrorKind::State, Removal::Stop) => {
                 vapp.removal = Removal::Stopped;
-                self.say_of(Level::Debug, key, format!("{error}; it need not be stopped, and is deleted"));
+                self.say_of(Level::Debug, key, format!("{error}; no stop is needed, the plugin deletes it"));
             }
-            // What cannot be deleted may run, or needs force after all.
+            // A vApp that cannot be deleted may be running, or needs force after all.
             (ErrorKind::Invalid | ErrorKind::State, Removal::Stopped) => {
                 vapp.removal = Removal::Force;
                 self.delete_failed(key, &VcdError { kind: ErrorKind::State, ..error.clone() });
@@ -313,7 +313,7 @@ impl Group {
         self.say_of(Level::Debug, key, text);
     }
 
-    /// VCD's answer to what was asked about an instance.
+    /// VCD's answer to a lookup or a request to cancel.
     pub(super) fn question_answered(&mut self, key: Key, answer: Answer) {
         let Some(question) = self.instances.get_mut(&key).and_then(|i| i.question.take()) else { return };
         match question {
@@ -330,7 +330,7 @@ impl Group {
             Err(error) if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::State) => {
                 self.change_failed(key, &error);
             }
-            // Asked, or refused because it has ended already: the task's end is awaited.
+            // VCD accepted it, or rejected it because the task has already ended: wait for the end of the task.
             _ => {
                 let Some(i) = self.instances.get_mut(&key) else { return };
                 if let Some(Operation { stage: Stage::Task { cancelled, .. }, watch, stuck, .. }) = &mut i.operation {
@@ -359,27 +359,27 @@ impl Group {
         let pause = self.rng.jitter(doubled(RETRY_BASE, tries, RETRY_MAX), 25);
         vapp.label = if again { Label::Wanted { tries: tries + 1, not_before: now + pause } } else { Label::Settled };
         let follows = match again {
-            true => "tried again",
-            false => "the VM stays without the label, which only the Go plugin needs",
+            true => "the plugin tries again",
+            false => "the plugin gives up. Only the Go plugin needs the entry",
         };
-        // Where VCD cannot be asked at all other lines say so, of what matters.
+        // If VCD is not available, other lines say so, about more important things.
         let unasked = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Auth);
         let level = if unasked { Level::Debug } else { Level::Warn };
-        self.say_of(level, key, format!("{error}; {follows}"));
+        self.say_of(level, key, format!("metadata entry not written: {error}; {follows}"));
     }
 }
 
-/// What VCD does now, in words.
+/// What VCD does now, for the log.
 fn began(kind: Kind) -> Option<&'static str> {
     match kind {
-        Kind::Create { .. } => Some("VCD makes it"),
-        Kind::Configure => Some("VCD sets its hardware"),
-        Kind::AddTpm => Some("VCD gives it a TPM"),
-        Kind::PowerOn => Some("VCD powers it on"),
-        Kind::Suspend => Some("VCD suspends it"),
-        Kind::Resume => Some("VCD resumes it"),
-        Kind::Delete(Removal::Stop) => Some("VCD stops it"),
-        Kind::Delete(_) => Some("VCD deletes it"),
+        Kind::Create { .. } => Some("create task started"),
+        Kind::Configure => Some("reconfigure task started"),
+        Kind::AddTpm => Some("TPM task started"),
+        Kind::PowerOn => Some("power-on task started"),
+        Kind::Suspend => Some("suspend task started"),
+        Kind::Resume => Some("resume task started"),
+        Kind::Delete(Removal::Stop) => Some("stop task started"),
+        Kind::Delete(_) => Some("delete task started"),
         Kind::Mark(_) | Kind::Other => None,
     }
 }
@@ -388,10 +388,10 @@ pub(super) fn wrong_reply(what: &str, reply: &Reply) -> VcdError {
     let kind = match reply {
         Reply::Poll(_) => "a poll",
         Reply::Vapps(_) => "vApps",
-        Reply::Started(_) => "a start without a vApp",
+        Reply::Started(_) => "a started operation without a vApp",
         Reply::Tasks(_) => "tasks",
         Reply::Done => "nothing",
     };
-    let text = format!("the answer holds {kind}");
+    let text = format!("the answer contains {kind}");
     VcdError { kind: ErrorKind::Protocol, what: what.into(), status: 0, code: String::new(), text, retry_after: None }
 }

@@ -1,4 +1,4 @@
-//! Whether a guest comes up: what its login port says, and what follows if it does not.
+//! Checks whether a guest becomes ready: the result of its login port, and the consequences if it fails.
 
 use super::answers::LABEL_DELAY;
 use super::instance::{Cause, Desired, Origin};
@@ -9,17 +9,17 @@ use crate::cloud::{ErrorKind, VcdError};
 use log::Level;
 use std::time::Duration;
 
-/// Pause between two probes of a login port, once customization is over.
+/// Pause between two probes of a login port after customization has ended.
 pub const PROBE_PAUSE: Duration = Duration::from_millis(250);
-/// The same when it has not answered for [`PROBE_PATIENCE`].
+/// The same when the port has not answered for [`PROBE_PATIENCE`].
 pub const PROBE_PAUSE_LONG: Duration = Duration::from_secs(1);
-/// A login server starts in this time, as a rule.
+/// A login server usually starts within this time.
 pub const PROBE_PATIENCE: Duration = Duration::from_secs(30);
 /// Pause between two probes of a login port while customization reports nothing: short enough to notice a reboot.
 pub const STEADY_PROBE_PAUSE: Duration = Duration::from_secs(5);
 
 impl Group {
-    /// The watch of a guest that boots, since when its port answers, and whether it is probed.
+    /// The stopwatch of a guest that boots, since when its port answers, and whether a probe is on the wire.
     pub(super) fn guest_watch(&mut self, key: Key) -> Option<(&mut Stopwatch, &mut Option<Time>, &mut bool)> {
         self.instances.get_mut(&key)?.vapp_mut()?.guest.watch()
     }
@@ -38,9 +38,9 @@ impl Group {
         let Some((_, answers, probing)) = vapp.guest.watch() else { return };
         *probing = false;
         match result {
-            // Polls have shown something else since it was asked.
+            // Polls have shown a change since the probe was sent.
             Ok(()) if !wanted || !(silent || complete) => {}
-            // A poll must have shown it so at the end of that time: they may have failed meanwhile.
+            // A poll must have shown this at the end of that time: polls may have failed meanwhile.
             Ok(()) if silent && record.is_some_and(|r| r.seen < *answers.get_or_insert(now) + r.grace()) => {
                 i.attempts.look.next = now + STEADY_PROBE_PAUSE;
             }
@@ -49,10 +49,10 @@ impl Group {
                 (i.error, self.progress) = (None, now);
                 self.breaker.success(now);
                 i.attempts.create.reset();
-                self.say_of(Level::Info, key, "ready, and to be suspended for standby".into());
+                self.say_of(Level::Info, key, "guest ready, to be suspended for standby".into());
             }
             Ok(()) => {
-                // What was seen while it was made says nothing of later.
+                // A lookup during its create says nothing about it now.
                 (vapp.guest, vapp.document) = (Guest::Ready, None);
                 if !returns && labels {
                     vapp.label = Label::Wanted { tries: 0, not_before: now + LABEL_DELAY };
@@ -66,8 +66,8 @@ impl Group {
                 let took = i.age(now).as_secs();
                 self.breaker.success(now);
                 if silent {
-                    let text = "its login port answers steadily, but VCD still shows its guest customization as pending: \
-                                taken as it is; newer VMware Tools in the template would report it";
+                    let text = "the login port answers steadily, but VCD still shows guest customization as pending: \
+                                the plugin accepts the VM. Newer VMware Tools in the template would report the end";
                     self.say_of(Level::Warn, key, text.into());
                 }
                 self.say_of(Level::Info, key, format!("running, {took} s after it was accepted"));
@@ -85,21 +85,21 @@ impl Group {
         }
     }
 
-    /// Its guest has not come up in time.
+    /// Its guest is not ready within ready_timeout.
     pub(super) fn not_ready(&mut self, key: Key) {
         let Some(i) = self.instances.get(&key) else { return };
         let seen = i.error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
-        let why = format!("not ready within ready_timeout, it still waits for {}{seen}", i.waits_for(self.now));
+        let why = format!("not ready within ready_timeout, still waiting for {}{seen}", i.waits_for(self.now));
         self.boot_failed(key, &why);
     }
 
-    /// A guest that cannot come to running any more: cleared away, then made anew; one that another process made is given up.
+    /// A guest that cannot become ready: the vApp is deleted, then created again. A vApp of another process is given up.
     pub(super) fn boot_failed(&mut self, key: Key, why: &str) {
         let Some(i) = self.instances.get_mut(&key) else { return };
-        let what = format!("boot {}", i.name);
+        let what = format!("VM {}", i.name);
         if i.has_run() || i.origin == Origin::Adopted {
             i.error = Some(why.into());
-            self.say_of(Level::Warn, key, format!("{why}: given up"));
+            self.say_of(Level::Warn, key, format!("{why}: the plugin gives it up"));
             return self.delete_for(key, Cause::Unhealthy);
         }
         let text = why.to_string();
@@ -107,7 +107,7 @@ impl Group {
         self.made_badly(key, &error);
     }
 
-    /// What was made is not as it was asked for: it is made anew, once, in steps.
+    /// The VM differs from the request: it is created again, once, in steps.
     pub(super) fn compare(&mut self, key: Key, differs: Option<String>) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -115,19 +115,19 @@ impl Group {
         vapp.build.checks = CHECKS;
         let Some(differs) = differs else { return };
         if vapp.build.whole {
-            // What has booted once cannot be changed as it could before.
+            // After the first boot, some changes are no longer possible.
             vapp.doomed = true;
             i.attempts.create.next = now;
-            self.say_of(Level::Warn, key, format!("{differs}: made anew"));
-            self.take_apart(&format!("VCD ignores a part of what a create asks for ({differs})"), None);
+            self.say_of(Level::Warn, key, format!("{differs}: the plugin creates the VM again"));
+            self.take_apart(&format!("VCD ignores a part of the create request ({differs})"), None);
         } else {
-            self.say_of(Level::Warn, key, format!("{differs}: VCD gives no other, it is used as it is"));
+            self.say_of(Level::Warn, key, format!("{differs}: VCD does not change that, the VM is used as it is"));
         }
     }
 }
 
 impl Instance {
-    /// A look at its hardware is not worth a long wait.
+    /// A lookup of its hardware failed. It is not worth a long wait.
     pub(super) fn checked_in_vain(&mut self) -> Option<u32> {
         let vapp = self.vapp_mut().filter(|vapp| vapp.is_unchecked())?;
         vapp.build.checks += 1;

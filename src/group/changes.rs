@@ -1,4 +1,4 @@
-//! How an operation ends: what an instance is after VCD's task has succeeded, failed, or was forgotten.
+//! The end of an operation: the state of an instance after VCD's task has succeeded or failed, or VCD no longer knows it.
 
 use super::answers::wrong_reply;
 use super::instance::{Desired, Kind, Mark, Stage};
@@ -33,12 +33,12 @@ impl Group {
     fn tasks_failed(&mut self, error: &VcdError) {
         self.tasks.fails += 1;
         self.tasks.not_before = self.now + watch_backoff(self.tasks.fails, error);
-        self.say_plain(Level::Warn, format!("{error}; asked again soon"));
+        self.say_plain(Level::Warn, format!("{error}; next query soon"));
     }
 
     fn task_ended(&mut self, key: Key, state: &TaskState) {
         let Some(i) = self.instances.get_mut(&key) else { return };
-        // What a question that is on the wire brings is older than this.
+        // The answer to a request that is on the wire is older than this.
         let Some(operation) = &i.operation else { return };
         let kind = operation.kind;
         let found = matches!(operation.stage, Stage::Task { found: true, .. });
@@ -51,7 +51,7 @@ impl Group {
         }
         match state {
             TaskState::Running => {}
-            // Whether it did what was asked for, a look tells; a mark is written again.
+            // A lookup shows whether it did what the plugin requested. A mark is written again.
             _ if found && matches!(kind, Kind::Suspend | Kind::Resume | Kind::PowerOn) => self.look_what_became(key),
             _ if found && matches!(kind, Kind::Mark(_)) => self.over(key),
             TaskState::Success => self.succeeded(key, kind),
@@ -60,10 +60,10 @@ impl Group {
         }
     }
 
-    /// VCD did at once what it was asked for, without a task.
+    /// VCD finished the request at once, without a task.
     pub(super) fn done(&mut self, key: Key, kind: Kind) {
         match kind {
-            // Or it was never begun: a look tells.
+            // Or it was never started: a lookup shows it.
             Kind::Suspend | Kind::Resume | Kind::Delete(Removal::Stop) => self.look_what_became(key),
             Kind::Delete(_) => self.vanished(key),
             Kind::PowerOn => self.over(key),
@@ -71,13 +71,13 @@ impl Group {
         }
     }
 
-    /// A look tells how it ended.
+    /// A lookup shows how it ended.
     pub(super) fn look_what_became(&mut self, key: Key) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.attempts.look.next = now;
         if let Some(operation) = &mut i.operation {
-            // What was to come has come by now.
+            // No late effect is expected any more.
             operation.stage =
                 Stage::Unknown { since: Time(now.0.saturating_sub(UNKNOWN_WINDOW.as_millis() as u64)), looks: 0 };
         }
@@ -96,7 +96,7 @@ impl Group {
                 if kind == (Kind::Create { whole: true }) {
                     self.whole_failures = 0;
                 }
-                self.say_of(Level::Info, key, "made and powered on; waits for its guest".into());
+                self.say_of(Level::Info, key, "VM powered on, waiting for the guest".into());
             }
             Kind::Create { whole: false } | Kind::Configure | Kind::AddTpm => {
                 let slot = i.operation.take().and_then(|operation| operation.slot);
@@ -126,12 +126,12 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         match kind {
             Kind::Create { whole: true } if i.desired == Desired::Running && error.kind != ErrorKind::Quota => {
-                // VCD may have made it, and failed at powering it on.
+                // VCD may have created it and failed at the power-on.
                 i.operation = None;
                 if let Some(vapp) = i.vapp_mut() {
                     vapp.build.failed = Some(Box::new(error.clone()));
                 }
-                self.say_of(Level::Warn, key, format!("{error}; what it made is looked at"));
+                self.say_of(Level::Warn, key, format!("{error}; a lookup shows what VCD created"));
             }
             Kind::AddTpm => {
                 self.over(key);
@@ -162,7 +162,7 @@ impl Group {
         }
     }
 
-    /// VCD does not know the task any more: polls or a look tell how it ended.
+    /// VCD no longer knows the task: polls or a lookup show how it ended.
     fn forgotten(&mut self, key: Key, kind: Kind) {
         match kind {
             Kind::Create { .. } | Kind::PowerOn => self.succeeded(key, kind),
@@ -171,7 +171,7 @@ impl Group {
         }
     }
 
-    /// Its memory is on disk.
+    /// It is suspended.
     pub(super) fn asleep(&mut self, key: Key) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -182,13 +182,13 @@ impl Group {
         vapp.settle(Power::Suspended, now);
         vapp.unhealthy = None;
         if wanted && vapp.guest.has_run() {
-            // Not desired so, or not any more: it is resumed.
+            // The suspend is not desired, or no longer: it is resumed.
             vapp.guest = Guest::Returning { since: None, answers: None, probing: false };
         }
         self.say_of(Level::Info, key, "suspended".into());
     }
 
-    /// Its memory is back: what polls showed before says nothing of it.
+    /// It is resumed: earlier polls no longer count.
     pub(super) fn woke(&mut self, key: Key) {
         let (now, seen) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -203,7 +203,7 @@ impl Group {
         vapp.guest = Guest::Returning { since: Some(Stopwatch::start(seen)), answers: None, probing: false };
     }
 
-    /// Its suspend did not work, or was not begun, and it is wanted by now: there is nothing to resume.
+    /// Its suspend failed, or did not start, and now it has to run: there is nothing to resume.
     pub(super) fn stayed_on(&mut self, key: Key) {
         let (now, seen) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -218,7 +218,7 @@ impl Group {
 }
 
 impl Instance {
-    /// It is desired to run again after a suspend that was asked for.
+    /// It has to run again after a requested suspend.
     pub(super) fn wake_up(&mut self) {
         self.desired = Desired::Running;
         let suspends = self.does(|kind| kind == Kind::Suspend);

@@ -1,4 +1,4 @@
-//! What the group says to the driver and the host: commands, events, and the answers to calls. Plain values.
+//! The output of the group for the driver and the host: commands, events, and the answers to calls. Plain values.
 
 use super::view::Phase;
 use super::{Name, Ticket};
@@ -28,7 +28,7 @@ pub enum State {
 }
 
 impl State {
-    /// All of them.
+    /// All states.
     pub const ALL: [State; 8] = [
         State::Creating,
         State::Running,
@@ -40,7 +40,7 @@ impl State {
         State::Timeout,
     ];
 
-    /// As fleeting writes it.
+    /// The name in fleeting.
     pub fn name(self) -> &'static str {
         match self {
             State::Creating => "creating",
@@ -55,46 +55,46 @@ impl State {
     }
 }
 
-/// Something for the driver to do.
+/// An action for the driver.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Ask VCD, and bring the answer to [`super::Group::answer`], always, once.
+    /// Send a request to VCD, and pass the answer to [`super::Group::answer`], exactly once.
     Ask {
-        /// To be given back.
+        /// Passed back with the answer.
         ticket: Ticket,
-        /// What to ask.
+        /// The request.
         request: Request,
     },
-    /// Ask whether a guest answers on the login port, and bring the result to [`super::Group::probed`], always, once.
+    /// Check whether a guest answers on the login port, and pass the result to [`super::Group::probed`], exactly once.
     Probe {
-        /// To be given back.
+        /// Passed back with the result.
         ticket: Ticket,
-        /// The guest.
+        /// The guest's address.
         address: IpAddr,
     },
     /// Write to the log.
     Say(Event),
 }
 
-/// Something worth a line in the log.
+/// A log line.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// How bad.
+    /// Log level.
     pub level: log::Level,
-    /// Which instance, if one.
+    /// The instance, if the line is about one.
     pub name: Option<Name>,
     /// Its phase.
     pub phase: Option<Phase>,
-    /// What happened, and what follows.
+    /// What happened, and what happens next.
     pub text: String,
 }
 
-/// What became of a call that names several instances.
+/// The result of a call that names several instances.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// Those for which it worked, or will.
+    /// The instances for which it worked or will work.
     pub succeeded: Vec<Name>,
-    /// Why it did not for the others.
+    /// The reasons for the others.
     pub refused: Vec<String>,
 }
 
@@ -103,7 +103,7 @@ pub struct Outcome {
 pub struct Reach {
     /// The primary NIC's address.
     pub address: IpAddr,
-    /// The same as seen from outside, if its vApp's NAT gives it another.
+    /// The same address from outside, if the vApp's NAT maps it.
     pub external: IpAddr,
     /// The guest OS as VCD shows it.
     pub guest_os: Arc<str>,

@@ -1,4 +1,4 @@
-//! What follows when something fails or is gone: how it is tried again, what counts for the breaker, and how an instance ends.
+//! The consequences of a failure or loss: retries, the breaker's count, and the end of an instance.
 
 use super::instance::{Attempts, Desired, Observed, Origin};
 use super::limits::{Backoff, DELETE_RETRY_MAX, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
@@ -7,15 +7,15 @@ use crate::cloud::{ErrorKind, VcdError};
 use log::Level;
 use std::time::Duration;
 
-/// So many creates that carry everything and fail lead to another way of making VMs.
+/// After this many failed combined creates, VMs are created in steps.
 pub const WHOLE_FAILURES: u32 = 2;
-/// That other way is kept for so long if it works, and not tried again for so long if not.
+/// Steps stay in use for this long if they work. If they fail, they are not tried again for this long.
 pub const WHOLE_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 impl Group {
     // Endings.
 
-    /// Nothing of the instance is in VCD any more, and it is not wanted.
+    /// VCD has nothing of the instance any more, and it is not wanted.
     pub(super) fn end(&mut self, key: Key) {
         let now = self.now;
         self.progress = now;
@@ -41,7 +41,7 @@ impl Group {
         }
     }
 
-    /// VCD does not know the instance's vApp (any more).
+    /// VCD does not know the instance's vApp, or no longer.
     pub(super) fn vanished(&mut self, key: Key) {
         let now = self.now;
         self.progress = now;
@@ -57,18 +57,18 @@ impl Group {
         let left_over_quota = was.doomed && i.refused == Some(ErrorKind::Quota);
         let of_pool = i.desired == Desired::Standby;
         match () {
-            // Another takes its place, with an id of its own.
+            // Another VM with a new id replaces it.
             _ if of_pool => self.delete_for(key, super::Cause::Spoiled),
             _ if wanted && lost => self.delete_for(key, super::Cause::Lost),
-            // It went while it was being made, not by us.
+            // It disappeared during its create. The plugin did not delete it.
             _ if wanted => self.create_failed(key, None),
-            // It gives back no more than it took itself, which was not enough.
+            // It frees only what it used itself, and that was not enough.
             _ if left_over_quota => {}
             _ => self.quota_freed(),
         }
     }
 
-    /// What VCD refused for a quota may fit now that one of ours is gone.
+    /// A create that VCD rejected because of a quota may succeed now that an owned vApp is deleted.
     fn quota_freed(&mut self) {
         for i in self.instances.values_mut().filter(|i| i.refused == Some(ErrorKind::Quota) && i.operation.is_none()) {
             i.attempts.create.next = self.now;
@@ -78,17 +78,18 @@ impl Group {
 
     // Failures.
 
-    /// A create failed, for a reason of VCD's or of the configuration.
+    /// A create failed because of VCD or the configuration.
     pub(super) fn count_create_failure(&mut self, key: Key, aborted: bool) {
         let Some(i) = self.instances.get(&key) else { return };
         if i.origin == Origin::Standby && self.breaker.allows(self.now) == u32::MAX {
             // Nobody waits for it. If the breaker is open, it is the one create that is tried.
             return;
         }
-        let why = i.error.clone().unwrap_or_else(|| "no reason is known".into());
+        let why = i.error.clone().unwrap_or_else(|| "unknown reason".into());
         if let Some(pause) = self.breaker.failure(self.now, i.create_began, aborted) {
             let text = format!(
-                "creates fail: no VM is created for {} s, then one is tried; deletes go on. The last failure, of {}: {why}",
+                "creates fail: no VM is created for {} s, then one is tried; deletes continue. Fix the last error (see \
+                 docs/troubleshooting.md), of {}: {why}",
                 pause.as_secs(),
                 i.name
             );
@@ -101,7 +102,7 @@ impl Group {
         let (now, timeout, seen) = (self.now, self.policy.create_timeout, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
         if i.desired == Desired::Standby {
-            // Another takes its place, with an id of its own.
+            // Another VM with a new id replaces it.
             return self.pool_failed(key, error);
         }
         let tries = i.attempts.create.tries;
@@ -114,7 +115,7 @@ impl Group {
         let pause = i.attempts.create.fail(now, &mut self.rng, pause);
         let left = i.creating.map(|watch| watch.end(timeout) - seen);
         let follows = if i.desired.is_deleted() {
-            "it is to be removed anyway".to_string()
+            "no further try, it is no longer wanted".to_string()
         } else if left.is_some_and(|left| pause >= left) {
             "no further try before create_timeout".to_string()
         } else {
@@ -122,11 +123,11 @@ impl Group {
         };
         match error {
             Some(error) => self.blame(key, error, &follows),
-            None => self.say_of(Level::Warn, key, format!("gone from VCD while it was being made; {follows}")),
+            None => self.say_of(Level::Warn, key, format!("the vApp disappeared during its create; {follows}")),
         }
     }
 
-    /// A create failed in its steps or at its guest, and has left a vApp behind.
+    /// A create failed in its steps or at its guest, and left a vApp.
     pub(super) fn made_badly(&mut self, key: Key, error: &VcdError) {
         let steps = self.instances.get(&key).and_then(|i| i.vapp()).is_some_and(|vapp| !vapp.build.whole);
         if steps {
@@ -135,13 +136,14 @@ impl Group {
         self.create_left(key, error, true);
     }
 
-    /// A create in steps failed: if they were tried because the one request failed, that is the way again.
+    /// A create in steps failed. If steps were tried because the combined request failed, the combined request is used
+    /// again.
     pub(super) fn steps_failed(&mut self) {
         self.whole |= self.steps_until.is_some();
     }
 
-    /// A create that carries everything failed, for a reason that steps may not have. If that happens again, VMs are made in
-    /// steps for a while. Whether it says something of VCD: not before steps were tried.
+    /// A combined create failed for a reason that may not apply to steps. If that happens again, VMs are created in steps
+    /// for a while. Returns whether the failure counts against VCD: not before steps were tried.
     pub(super) fn whole_failed(&mut self, error: &VcdError) -> bool {
         if !self.whole || self.steps_until.is_some() || error.kind == ErrorKind::Aborted {
             return true;
@@ -153,16 +155,16 @@ impl Group {
         false
     }
 
-    /// VCD does not make a VM with everything in one request: from now on in three, for ever or until then.
+    /// VCD does not create a VM with the combined request: use three steps, until `until` if it is set.
     pub(super) fn take_apart(&mut self, why: &str, until: Option<Time>) {
         if std::mem::take(&mut self.whole) {
             self.steps_until = until;
-            let text = format!("{why}; from now on VMs are made in three steps: compose, reconfigure, power on");
+            let text = format!("{why}; VMs are now created in three steps: compose, reconfigure, power on");
             self.say_plain(Level::Warn, text);
         }
     }
 
-    /// A create failed and has left a vApp behind. `counts`: that says something of VCD.
+    /// A create failed and left a vApp. `counts`: the failure counts for the breaker.
     pub(super) fn create_left(&mut self, key: Key, error: &VcdError, counts: bool) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.operation = None;
@@ -176,24 +178,24 @@ impl Group {
         }
     }
 
-    /// A change of what is made, runs or is suspended failed: the next try waits.
+    /// A change of a VM failed: the next try waits.
     pub(super) fn change_failed(&mut self, key: Key, error: &VcdError) {
         self.try_later(key, error, |attempts| &mut attempts.change, RETRY_MAX);
     }
 
-    /// A look failed: the next one waits.
+    /// A lookup failed: the next one waits.
     pub(super) fn look_failed(&mut self, key: Key, error: &VcdError) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
         self.try_later(key, error, |attempts| &mut attempts.look, RETRY_MAX);
     }
 
-    /// A delete failed: the next one waits, and is done the other way if VCD can be asked and did not do this one.
+    /// A delete failed: the next one waits. It uses the other way if VCD was available and failed at this one.
     pub(super) fn delete_failed(&mut self, key: Key, error: &VcdError) {
         let Some(i) = self.instances.get_mut(&key) else { return };
-        // What a look has shown may be another when the pause is over.
+        // The result of a lookup may be outdated after the pause.
         i.vapp_mut().into_iter().for_each(|vapp| vapp.document = None);
-        // VCD could not be asked: that says nothing of this one.
+        // VCD was not available: this says nothing about the vApp.
         let unasked = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Auth);
         let most = if unasked { RETRY_MAX } else { DELETE_RETRY_MAX };
         self.try_later(key, error, |attempts| &mut attempts.delete, most);
@@ -207,7 +209,7 @@ impl Group {
         self.blame(key, error, &format!("next try in {} s", pause.as_secs()));
     }
 
-    /// The org's operation limit: the request did nothing and may be repeated after a pause of all changes.
+    /// The organization's operation limit: the request did nothing and is repeated after a pause of all changes.
     pub(super) fn throttled(&mut self, key: Key, error: &VcdError) {
         if let Some(pause) = self.throttle.refused(self.now, &mut self.rng, error.retry_after) {
             self.blame(key, error, &format!("all changes pause for {} s", pause.as_secs()));
@@ -215,13 +217,13 @@ impl Group {
     }
 }
 
-/// The pause after `tries` failed tries and one more: it doubles, and begins long where VCD's reason will not pass by itself.
+/// The pause after `tries` + 1 failed tries. It doubles, and starts long if VCD's reason does not disappear by itself.
 fn pause(kind: Option<ErrorKind>, tries: u32, most: Duration) -> Duration {
     let least = if kind.is_some_and(will_not_pass) { RETRY_MAX } else { Duration::ZERO };
     doubled(RETRY_BASE, tries, most).max(least)
 }
 
-/// VCD's reason stands until somebody changes something there.
+/// The reason stays until somebody changes something in VCD.
 pub(super) fn will_not_pass(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Quota | ErrorKind::Forbidden | ErrorKind::Invalid | ErrorKind::NotFound)
 }

@@ -1,5 +1,5 @@
-//! What an instance is: what is desired of it, what is observed in VCD, and the one operation that is in VCD or may be. What
-//! follows from that is in `next.rs`, how it looks is in `view.rs`.
+//! The data of an instance: its desired state, its observed state in VCD, and its one operation in VCD. `next.rs` decides
+//! the next step, `view.rs` shows the instance to others.
 
 use super::limits::{Backoff, Lane, Slot};
 use super::time::{Seen, Stopwatch};
@@ -9,27 +9,27 @@ use crate::cloud::{ErrorKind, Href, Power};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Where an instance comes from, and with that who knows of it.
+/// The origin of an instance. It decides who knows of the instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// An Increase of this process asked for it.
+    /// An Increase of this process requested it.
     Requested,
-    /// An earlier process made it, and the first Update reported it.
+    /// An earlier process created it, and the first Update reported it.
     Adopted,
-    /// Found while Init goes on: a look has yet to tell what it is.
+    /// Found during Init: a lookup has yet to show what it is.
     Found,
-    /// Ours, and nobody's: deleted, never reported.
+    /// Owned by this group, and used by nobody: deleted, never reported.
     Leftover,
     /// For the standby pool: the host does not know of it.
     Standby,
 }
 
-/// What is desired of an instance.
+/// The desired state of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Desired {
     Running,
     Suspended,
-    /// Complete, suspended, and kept for a later Increase.
+    /// Ready, suspended, and kept for a later Increase.
     Standby,
     Deleted(Cause),
 }
@@ -40,53 +40,53 @@ impl Desired {
     }
 }
 
-/// Why an instance has to go.
+/// The reason why an instance is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The host said so.
+    /// The host requested it.
     Asked,
-    /// The host ends, and on_shutdown says that nothing stays.
+    /// The host shuts down, and on_shutdown keeps nothing.
     Shutdown,
-    /// It did not come to running in time.
+    /// It was not running in time.
     Timeout,
-    /// VCD has lost it, or somebody took it over.
+    /// VCD has lost it, or it has another owner now.
     Lost,
-    /// It was off or broken for too long, or its guest did not come back after it was resumed.
+    /// It was powered off or failed for too long, or its guest was not ready after a resume.
     Unhealthy,
     /// Older than twice max_instance_age, or suspended for longer than suspended_max_age.
     Aged,
-    /// An earlier process began it, or a request that was given up.
+    /// From an earlier process, or from a create that was given up.
     Leftover,
-    /// It cannot be in standby: it may have been used, cannot be suspended, or is older than standby_max_age.
+    /// Not usable for standby: it may have been used, cannot be suspended, or is older than standby_max_age.
     Spoiled,
-    /// In standby, and created from what is not configured any more.
+    /// In standby, and created from an older template or configuration.
     Outdated,
 }
 
-/// What is observed in VCD.
+/// The observed state in VCD.
 pub(super) enum Observed {
-    /// No vApp, as far as is known.
+    /// No vApp, as far as the group knows.
     Nothing,
     Vapp(Box<Vapp>),
 }
 
-/// What is done to a vApp, by a request that VCD carries out in its own time.
+/// What an operation does with a vApp. VCD carries it out as a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// `whole`: with everything, powered on.
+    /// `whole`: the combined request, with power-on.
     Create {
         whole: bool,
     },
     Configure,
     AddTpm,
-    /// For the first time.
+    /// The first power-on.
     PowerOn,
     Suspend,
     Resume,
-    /// Writes what it means if it is found suspended.
+    /// Writes the suspend mark: what it means if the vApp is found suspended.
     Mark(Mark),
     Delete(Removal),
-    /// Somebody else's task: it is waited for.
+    /// A task of another user: the plugin waits for it.
     Other,
 }
 
@@ -102,7 +102,7 @@ impl Kind {
     }
 }
 
-/// What it means if a vApp is found suspended, in short ([`cloud::Mark`]).
+/// What it means if a vApp is found suspended. The short form of [`cloud::Mark`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
     Running,
@@ -110,27 +110,28 @@ pub(super) enum Mark {
     Standby,
 }
 
-/// The one operation of an instance that is in VCD, or may be.
+/// The one operation of an instance that VCD carries out, or may carry out.
 pub(super) struct Operation {
     pub kind: Kind,
     pub stage: Stage,
     pub began: Time,
-    /// Counts since then, or since VCD was asked to cancel it.
+    /// Runs since then, or since the request to cancel it.
     pub watch: Stopwatch,
-    /// What it holds of the limits; `None` when it is stuck, or was not begun here.
+    /// Its slot. `None` if it is stuck, or was not started by this process.
     pub slot: Option<Slot>,
-    /// It hangs since then, and counts no more.
+    /// Stuck since then, without a slot.
     pub stuck: Option<Time>,
 }
 
-/// How far an operation is.
+/// The stage of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Its request is on the wire.
     Sent,
-    /// VCD's task is at work. `cancelled`: VCD was asked to stop it. `found`: a look showed it, so that it may do something else.
+    /// VCD's task runs. `cancelled`: VCD was requested to cancel it. `found`: a lookup showed it, so that it may be another
+    /// operation's task.
     Task { task: Href, cancelled: bool, found: bool },
-    /// The answer was lost, or the task forgotten: looked for `looks` times since `since`.
+    /// The answer was lost, or VCD no longer knows the task: `looks` lookups since `since`.
     Unknown { since: Time, looks: u32 },
 }
 
@@ -139,7 +140,7 @@ impl Operation {
         Operation { kind, stage, began: now, watch: Stopwatch::start(seen), slot, stuck: None }
     }
 
-    /// The task that is awaited.
+    /// The task that the instance waits for.
     pub fn task(&self) -> Option<&Href> {
         match &self.stage {
             Stage::Task { task, .. } => Some(task),
@@ -148,7 +149,7 @@ impl Operation {
     }
 }
 
-/// What is asked about an instance right now, beside its operation.
+/// The request about an instance that is on the wire, in addition to its operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Question {
     Find,
@@ -156,20 +157,20 @@ pub(super) enum Question {
     Cancel,
 }
 
-/// How each kind of request has failed on an instance.
+/// The failures of an instance, for each kind of request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Attempts {
     pub create: Backoff,
     /// Configure, power on, suspend, resume.
     pub change: Backoff,
     pub delete: Backoff,
-    /// How often in a row VCD refused a delete or change because a task holds the vApp.
+    /// Deletes and changes in a row that VCD rejected because a task works on the vApp.
     pub busy: u32,
     pub look: Backoff,
 }
 
 impl Attempts {
-    /// No task of somebody's holds the vApp any more.
+    /// No task of another user works on the vApp any more.
     pub fn not_busy(&mut self) {
         self.busy = 0;
         for backoff in [&mut self.change, &mut self.delete] {
@@ -185,26 +186,26 @@ pub(super) struct Instance {
     pub desired: Desired,
     pub observed: Observed,
     pub operation: Option<Operation>,
-    /// On the wire. Never while an operation's request is.
+    /// On the wire. Never at the same time as an operation's request.
     pub question: Option<Question>,
     pub attempts: Attempts,
-    /// Why its last create failed, if one did.
+    /// Why its last create failed, if one failed.
     pub refused: Option<ErrorKind>,
-    /// Counts since it was accepted.
+    /// Runs since it was accepted.
     pub accepted: Stopwatch,
-    /// Counts since VCD was first asked to make it.
+    /// Runs since the first create request.
     pub creating: Option<Stopwatch>,
-    /// When VCD was last asked to make it.
+    /// When the last create request was sent.
     pub create_began: Time,
     /// When it was accepted or found.
     pub since: Time,
-    /// How old it was then.
+    /// Its age at that time.
     pub age_before: Duration,
-    /// It was made with other generated credentials than those of today.
+    /// It was created with other generated credentials than the current ones.
     pub locked_out: bool,
     pub error: Option<Arc<str>>,
     pub ended: Option<Time>,
-    /// The vApp that it had last, which late polls may still show.
+    /// Its previous vApp, which late polls may still show.
     pub last_vapp: Option<Href>,
 }
 
@@ -236,7 +237,7 @@ impl Instance {
         matches!(self.origin, Origin::Requested | Origin::Adopted)
     }
 
-    /// Nobody's, or not known to be anybody's yet.
+    /// A leftover, or undecided.
     pub fn is_leftover(&self) -> bool {
         matches!(self.origin, Origin::Found | Origin::Leftover)
     }
@@ -259,7 +260,7 @@ impl Instance {
         self.vapp().map(|vapp| &vapp.href)
     }
 
-    /// This vApp is its own from now on.
+    /// This vApp belongs to it now.
     pub fn observe(&mut self, vapp: Vapp) {
         self.last_vapp = Some(vapp.href.clone());
         self.observed = Observed::Vapp(Box::new(vapp));
@@ -270,7 +271,7 @@ impl Instance {
         self.desired == Desired::Running && self.vapp().is_some_and(|v| matches!(v.guest, Guest::Ready))
     }
 
-    /// It is in standby, and whoever finds it knows that.
+    /// It is suspended and marked as standby.
     pub fn stands_by(&self) -> bool {
         self.desired == Desired::Standby && self.operation.is_none() && self.vapp().is_some_and(Vapp::is_at_rest)
     }
@@ -286,34 +287,34 @@ impl Instance {
         }
     }
 
-    /// It has run: it is kept if running instances are, and lost if it goes.
+    /// Its guest was ready once: it is kept if running instances are kept, and lost if it disappears.
     pub fn has_run(&self) -> bool {
         self.vapp().is_some_and(|vapp| vapp.guest.has_run())
     }
 
-    /// It is on and wanted, and its login port has yet to answer: only polls show how far it is.
+    /// It is powered on and wanted, and its login port has not answered yet: only polls show its progress.
     pub fn boots(&self) -> bool {
         let boots = self.vapp().is_some_and(|vapp| vapp.guest.boots());
         let wanted = matches!(self.desired, Desired::Running | Desired::Standby);
         boots && self.ended.is_none() && wanted && !self.goes() && self.operation.is_none()
     }
 
-    /// It is suspended, as far as operations and looks tell.
+    /// It is suspended, according to operations and lookups.
     pub fn is_suspended(&self) -> bool {
         self.vapp().is_some_and(|vapp| vapp.power == Power::Suspended)
     }
 
-    /// What is in VCD has to go: it is not wanted, or its create failed.
+    /// Its vApp is to be deleted: it is not wanted, or its create failed.
     pub fn goes(&self) -> bool {
         self.desired.is_deleted() || self.vapp().is_some_and(|vapp| vapp.doomed)
     }
 
-    /// An operation of this kind is in VCD, or may be.
+    /// It has an operation of this kind in VCD, or may have.
     pub fn does(&self, which: impl Fn(Kind) -> bool) -> bool {
         self.operation.as_ref().is_some_and(|operation| which(operation.kind))
     }
 
-    /// Its create is on the wire, or its outcome is not known: what a poll shows under its name may be its.
+    /// Its create is on the wire, or its outcome is unknown: a vApp with its name in a poll may belong to it.
     pub fn may_have_made(&self) -> bool {
         self.operation.as_ref().is_some_and(|operation| {
             matches!(operation.kind, Kind::Create { .. })

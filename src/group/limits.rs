@@ -1,5 +1,5 @@
-//! What keeps the group from doing harm by eagerness: slots, backoff, the breaker on creates, the pause when the org's operation
-//! limit is reached, and the one source of randomness.
+//! Limits that protect VCD from the group: slots, backoff, the create breaker, the throttle at the organization's operation
+//! limit, and the one source of randomness.
 
 use super::Time;
 use std::cell::Cell;
@@ -7,30 +7,30 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// First pause after a failure; it doubles with each further one.
+/// First pause after a failure. Doubles with each further failure.
 pub const RETRY_BASE: Duration = Duration::from_secs(10);
-/// Longest pause between tries, and the first one when VCD's reason will not pass by itself.
+/// Longest pause between tries, and the first one if VCD's reason does not disappear by itself.
 pub const RETRY_MAX: Duration = Duration::from_secs(5 * 60);
-/// First pause after a quota was exceeded; it doubles with each further time, up to [`RETRY_MAX`].
+/// First pause after a quota was exceeded. Doubles each further time, up to [`RETRY_MAX`].
 pub const QUOTA_RETRY_BASE: Duration = Duration::from_secs(30);
 /// Longest pause between two tries to delete a vApp.
 pub const DELETE_RETRY_MAX: Duration = Duration::from_secs(60 * 60);
-/// So many more creates failed than succeeded within [`BREAKER_WINDOW`] open the breaker.
+/// The breaker opens when failed creates exceed successful ones within [`BREAKER_WINDOW`] by this number.
 pub const BREAKER_FAILURES: u32 = 3;
-/// Creates that ended longer ago say nothing of today.
+/// Older results of creates do not count.
 pub const BREAKER_WINDOW: Duration = Duration::from_secs(10 * 60);
-/// Creates pause so long when the breaker opens; doubles each time that the one create it lets through fails.
+/// First pause of creates when the breaker opens. Doubles each time that the one create after the pause fails.
 pub const BREAKER_PAUSE: Duration = Duration::from_secs(60);
 /// Longest pause of the breaker.
 pub const BREAKER_PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
-/// The breaker remembers the ends of so many creates.
+/// Maximum number of create results that the breaker remembers.
 pub const BREAKER_MEMORY: usize = 32;
-/// First pause after a refusal for the org's operation limit; doubles with each further one.
+/// First pause at the organization's operation limit. Doubles with each further rejection.
 pub const THROTTLE_PAUSE: Duration = Duration::from_secs(15);
-/// Longest such pause.
+/// Longest pause at the organization's operation limit.
 pub const THROTTLE_PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// SplitMix64: names and jitter need no better.
+/// SplitMix64: sufficient for names and jitter.
 pub(super) struct Rng(u64);
 
 impl Rng {
@@ -46,12 +46,12 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// Even enough below `n`, for small `n`.
+    /// Uniform enough below `n`, for small `n`.
     pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n.max(1)
     }
 
-    /// `duration` with up to `percent` more or less.
+    /// `duration` plus or minus at most `percent`.
     pub fn jitter(&mut self, duration: Duration, percent: u64) -> Duration {
         let ms = duration.as_millis() as u64;
         let span = ms * percent / 100;
@@ -64,19 +64,19 @@ pub(super) fn doubled(base: Duration, times: u32, max: Duration) -> Duration {
     base.saturating_mul(1u32.checked_shl(times.min(16)).unwrap_or(u32::MAX)).min(max)
 }
 
-/// How one kind of operation has failed on one instance: reset only when that kind succeeds.
+/// The failures of one kind of operation on one instance. Reset only when that kind succeeds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Backoff {
     /// Failed tries in a row.
     pub tries: u32,
     /// Since the first of them.
     pub since: Option<Time>,
-    /// The next try is not made before.
+    /// No try before this time.
     pub next: Time,
 }
 
 impl Backoff {
-    /// One more try has failed; the next one waits for `pause`, with 25 % jitter. Returns the pause.
+    /// One more try has failed. The next one waits for `pause`, with 25 % jitter. Returns the pause.
     pub fn fail(&mut self, now: Time, rng: &mut Rng, pause: Duration) -> Duration {
         let pause = rng.jitter(pause, 25);
         self.note(now);
@@ -84,32 +84,33 @@ impl Backoff {
         pause
     }
 
-    /// One more try has failed, and the next one may be made when the caller says.
+    /// One more try has failed. The caller decides about the time of the next one.
     pub fn note(&mut self, now: Time) {
         self.tries = self.tries.saturating_add(1);
         self.since.get_or_insert(now);
     }
 
-    /// It has worked.
+    /// It succeeded.
     pub fn reset(&mut self) {
         (self.tries, self.since) = (0, None);
     }
 }
 
-/// What a slot is for.
+/// The purpose of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// Making an instance, up to its first boot.
+    /// Creates an instance, until its first boot.
     Create,
     Resume,
     Delete,
     Suspend,
-    /// All of a VM for the standby pool, but its delete. It counts for no other limit: nobody waits because of it.
+    /// All operations on a VM for the standby pool, except its delete. It counts for no other limit: nobody waits because
+    /// of it.
     Standby,
 }
 
 impl Lane {
-    /// Those that count together.
+    /// The lanes that count together.
     const ALL: [Lane; 4] = [Lane::Create, Lane::Resume, Lane::Delete, Lane::Suspend];
 
     /// Somebody waits for it.
@@ -118,7 +119,7 @@ impl Lane {
     }
 }
 
-/// How many operations are in VCD, or may be. Each holds a [`Slot`].
+/// The number of operations in VCD, including possible ones. Each holds a [`Slot`].
 #[derive(Default)]
 pub(super) struct Slots([Rc<Cell<u32>>; 5]);
 
@@ -140,23 +141,23 @@ impl Slots {
         Slot(count)
     }
 
-    /// In use in this lane.
+    /// Slots in use in this lane.
     pub fn used(&self, lane: Lane) -> u32 {
         self.count(lane).get()
     }
 
-    /// In use in all lanes that are urgent, or in all others that count together.
+    /// Slots in use in all urgent lanes, or in all others that count together.
     pub fn used_by(&self, urgent: bool) -> u32 {
         Lane::ALL.into_iter().filter(|lane| lane.is_urgent() == urgent).map(|lane| self.used(lane)).sum()
     }
 
-    /// In use in all lanes that count together.
+    /// Slots in use in all lanes that count together.
     pub fn total(&self) -> u32 {
         Lane::ALL.into_iter().map(|lane| self.used(lane)).sum()
     }
 }
 
-/// One place in a lane. Whoever drops it gives it back.
+/// One slot of a lane. Dropping it frees it.
 pub(super) struct Slot(Rc<Cell<u32>>);
 
 impl Drop for Slot {
@@ -165,12 +166,12 @@ impl Drop for Slot {
     }
 }
 
-/// Pauses creates when they fail; lets one through at a time after a pause.
+/// Pauses creates when they fail. After a pause, it allows one create.
 #[derive(Default)]
 pub(super) struct Breaker {
-    /// How creates ended lately, oldest first.
+    /// The recent results of creates, oldest first.
     ends: VecDeque<(Time, Ended)>,
-    /// When the last failure that counts was seen: what began before it says nothing new.
+    /// Time of the last failure that counts: the result of a create that began before it does not count again.
     counted: Option<Time>,
     /// How often it has opened since the last success.
     opened: u32,
@@ -181,12 +182,12 @@ pub(super) struct Breaker {
 enum Ended {
     Well,
     Badly,
-    /// VCD aborted its task: one event for all that it stopped.
+    /// VCD aborted its task: one event for all tasks that it stopped.
     Aborted,
 }
 
 impl Breaker {
-    /// A create came to running.
+    /// A create succeeded: the instance runs.
     pub fn success(&mut self, now: Time) {
         if self.until.take().is_some() {
             *self = Breaker::default();
@@ -195,8 +196,8 @@ impl Breaker {
         self.remember(now, Ended::Well);
     }
 
-    /// A create that began at `began` has failed for a reason of VCD's or of the configuration. Returns the pause if this
-    /// opened the breaker. Creates that were under way together count once, and so does whatever VCD aborts.
+    /// A create that began at `began` has failed because of VCD or the configuration. Returns the pause if this opened the
+    /// breaker. Concurrent creates count once, and so do all tasks that VCD aborts.
     pub fn failure(&mut self, now: Time, began: Time, aborted: bool) -> Option<Duration> {
         self.forget(now);
         let known = self.counted.is_some_and(|counted| began < counted)
@@ -215,7 +216,7 @@ impl Breaker {
         Some(pause)
     }
 
-    /// What creates failed for may be over: one is let through now.
+    /// The reason for the failures may be gone: allows one create now.
     pub fn try_now(&mut self, now: Time) {
         self.until = self.until.map(|until| until.min(now));
     }
@@ -239,12 +240,12 @@ impl Breaker {
         (self.ends.len() - well).saturating_sub(well) as u32
     }
 
-    /// By how much failures outweigh successes lately.
+    /// By how much failures exceed recent successes.
     pub fn failures(&self) -> u32 {
         self.balance()
     }
 
-    /// At most so many creates may be under way now.
+    /// Maximum number of concurrent creates at this time.
     pub fn allows(&self, now: Time) -> u32 {
         match self.until {
             None => u32::MAX,
@@ -253,31 +254,31 @@ impl Breaker {
         }
     }
 
-    /// When it lets a create through again, if it is open.
+    /// When it allows a create again, if it is open.
     pub fn until(&self, now: Time) -> Option<Time> {
         self.until.filter(|&until| until > now)
     }
 }
 
-/// Pauses all changes after the org's operation limit was reached.
+/// Pauses all changes after the organization's operation limit was reached.
 #[derive(Default)]
 pub(super) struct Throttle {
     refusals: u32,
-    /// Pauses begun so far.
+    /// Number of pauses until now.
     pauses: u64,
     until: Time,
 }
 
 impl Throttle {
-    /// VCD took a change.
+    /// VCD accepted a change.
     pub fn accepted(&mut self) {
         self.refusals = 0;
     }
 
-    /// VCD refused a change for its limit, and asked to wait for `at_least`. Returns the pause if this began one.
+    /// VCD rejected a change because of its limit, with a Retry-After of `at_least`. Returns the pause if this started one.
     pub fn refused(&mut self, now: Time, rng: &mut Rng, at_least: Option<Duration>) -> Option<Duration> {
         let asked = at_least.unwrap_or_default().min(THROTTLE_PAUSE_MAX);
-        // Requests that were under way when the pause began say nothing new.
+        // Requests that were on the wire when the pause began do not count again.
         if now < self.until && now + asked <= self.until {
             return None;
         }
@@ -288,12 +289,12 @@ impl Throttle {
         Some(pause)
     }
 
-    /// Pauses begun so far.
+    /// Number of pauses until now.
     pub fn pauses(&self) -> u64 {
         self.pauses
     }
 
-    /// When changes may go on, if they are paused.
+    /// The end of the pause, if there is one.
     pub fn until(&self, now: Time) -> Option<Time> {
         Some(self.until).filter(|&until| until > now)
     }

@@ -1,4 +1,4 @@
-//! What a direct look at a vApp, or a search for a name, shows, and what follows.
+//! The results of a lookup of a vApp or of a name, and the consequences.
 
 use super::answers::{LOOK_PAUSE, wrong_reply};
 use super::instance::{Desired, Kind, Observed, Operation, Origin, Stage};
@@ -11,11 +11,11 @@ use super::{Cause, Group, Instance, Key, Owner, Time};
 use crate::cloud::{self, Answer, ErrorKind, Href, Power, Reply, VcdError};
 use log::Level;
 
-/// A create whose answer was lost counts as never made when its name was not found so many times.
+/// A create whose answer was lost counts as not carried out if lookups did not find its name this often.
 pub const UNKNOWN_LOOKS: u32 = 4;
 
 impl Group {
-    // A search for the name of a create whose answer was lost.
+    // Lookup by name, for a create whose answer was lost.
 
     pub(super) fn find_answered(&mut self, key: Key, answer: Answer) {
         let (now, seen) = (self.now, self.sight.at(self.now));
@@ -50,20 +50,20 @@ impl Group {
         }
         if vapps.iter().any(|v| !owns(v)) {
             self.over(key);
-            self.say_of(Level::Error, key, "another owner's vApp has this name, and is left alone: the runner asks for another VM; if this comes again, use a \
-                 vapp_name_prefix of your own"
-                    .into());
+            let text = "a vApp of another owner has this name: the plugin ignores it, and GitLab Runner requests another \
+                        VM. If this comes again, use a vapp_name_prefix of your own";
+            self.say_of(Level::Error, key, text.into());
             return self.delete_for(key, Cause::Timeout);
         }
         if now - since >= UNKNOWN_WINDOW && looks >= UNKNOWN_LOOKS {
             self.over(key);
-            self.say_of(Level::Info, key, "not found in VCD: the create had not worked".into());
+            self.say_of(Level::Info, key, "not found in VCD: the create did not work".into());
         } else {
             self.look_again(key);
         }
     }
 
-    /// The create had worked: its vApp is found.
+    /// The create worked: its vApp is found.
     fn found_made(&mut self, key: Key, found: &cloud::Vapp, whole: bool) {
         let (now, seen) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -80,24 +80,24 @@ impl Group {
                 i.operation = None;
                 match found.power {
                     Power::On => vapp.boots(now, seen),
-                    // It was to be on: what it lacks is seen by a look.
+                    // It should be powered on: a lookup shows what is missing.
                     _ => vapp.settle(found.power, now),
                 }
             }
         }
-        // No create leaves it so: it was taken away, and put back.
+        // No create leaves it suspended: somebody else did that.
         vapp.doomed = found.power == Power::Suspended;
         i.observe(vapp);
         self.progress = now;
-        self.say_of(Level::Info, key, "found in VCD: the create had worked".into());
+        self.say_of(Level::Info, key, "found in VCD: the create worked".into());
     }
 
-    /// An instance stands for this vApp already.
+    /// This vApp belongs to an instance already.
     fn is_tracked(&self, vapp: &Href) -> bool {
         self.instances.values().any(|i| i.href() == Some(vapp))
     }
 
-    /// Once more in a while: it may yet show.
+    /// Repeats the lookup after a pause: it may still appear.
     fn look_again(&mut self, key: Key) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -111,7 +111,7 @@ impl Group {
         }
     }
 
-    // A look at a vApp.
+    // Lookup of a vApp.
 
     pub(super) fn look_answered(&mut self, key: Key, answer: Answer) {
         let mut vapps = match answer {
@@ -135,30 +135,32 @@ impl Group {
         self.looked(key, seen);
     }
 
-    /// A look at hardware is not worth a long wait; other looks are.
+    /// A failed lookup of hardware is not worth a long wait. Other lookups are.
     fn not_seen(&mut self, key: Key, error: &VcdError) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
         match i.checked_in_vain() {
             Some(checks) => {
                 i.attempts.look.next = now + LOOK_PAUSE;
-                let follows = if checks < CHECKS { "asked again" } else { "its hardware is not compared" };
+                let follows = if checks < CHECKS { "the lookup is repeated" } else { "its hardware is not checked" };
                 self.blame(key, error, follows);
             }
             None => self.look_failed(key, error),
         }
     }
 
-    /// A vApp that was ours carries another name or description now: whoever did that has it.
+    /// An owned vApp has another name or description now: whoever changed that owns it.
     fn released(&mut self, key: Key, vapp: &cloud::Vapp) {
-        let text =
-            format!("its vApp is named {:?} now and does not say that it is ours: left alone from now on", vapp.name);
+        let text = format!(
+            "its vApp is now named {:?} and has no owner tag of this instance: the plugin no longer manages it",
+            vapp.name
+        );
         self.say_of(Level::Warn, key, text);
         self.remember_foreign(&vapp.href);
         self.vanished(key);
     }
 
-    /// Its own document, which shows that it is ours: what is observed is replaced by it, and the operation goes on from there.
+    /// Its own document, which shows the owner tag: it replaces the observed state, and the operation continues from there.
     pub(super) fn looked(&mut self, key: Key, seen: cloud::Vapp) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -195,7 +197,7 @@ impl Group {
         }
     }
 
-    /// Its VM is gone, and its vApp is there: somebody deleted or moved it.
+    /// Its VM is gone and its vApp exists: somebody deleted or moved the VM.
     fn vm_lost(&mut self, key: Key) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let (had_run, of_pool) = (i.has_run() || i.origin == Origin::Adopted, i.desired == Desired::Standby);
@@ -203,7 +205,7 @@ impl Group {
             vapp.doomed = true;
         }
         i.operation = None;
-        self.say_of(Level::Warn, key, "its VM is not in its vApp any more, and not by us".into());
+        self.say_of(Level::Warn, key, "its VM is no longer in its vApp, and the plugin did not delete it".into());
         match had_run {
             true => self.delete_for(key, Cause::Lost),
             false if of_pool => self.delete_for(key, Cause::Spoiled),
@@ -211,7 +213,7 @@ impl Group {
         }
     }
 
-    /// A look while a task is awaited: that it is ours, which task it is, or that there is none any more.
+    /// A lookup while a task runs: it shows the owner, which task it is, or that there is no task any more.
     fn task_seen(&mut self, key: Key, seen: &cloud::Vapp) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -220,7 +222,7 @@ impl Group {
         let (kind, began) = (operation.kind, operation.began);
         let Stage::Task { task, cancelled, .. } = &mut operation.stage else { return };
         let Some(this) = seen.tasks.first() else {
-            // VCD has forgotten it.
+            // VCD no longer knows it.
             i.operation = None;
             i.attempts.look.reset();
             return match kind {
@@ -231,14 +233,14 @@ impl Group {
         };
         *task = this.clone();
         if hangs && *cancelled {
-            // Once more, and ever later.
+            // Repeat the request to cancel, with growing pauses.
             let pause = doubled(RETRY_MAX, i.attempts.look.tries, DELETE_RETRY_MAX);
             i.attempts.look.fail(now, &mut self.rng, pause);
             self.question(key, super::instance::Question::Cancel);
         }
     }
 
-    /// A look after a request whose outcome is not known. `may_come`: it may yet be carried out.
+    /// A lookup after a request with an unknown outcome. `may_come`: it may still be carried out.
     fn unknown_seen(&mut self, key: Key, kind: Kind, may_come: bool, seen: &cloud::Vapp) {
         let clock = self.sight.at(self.now);
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -266,7 +268,7 @@ impl Group {
                 self.over(key);
                 self.still_there(key, began);
             }
-            // It goes however it is.
+            // It is deleted in any state.
             _ if going => self.over(key),
             (Kind::PowerOn, Power::On) => {
                 self.over(key);
@@ -284,20 +286,20 @@ impl Group {
         }
     }
 
-    /// VCD has said that it deletes it, or that answer was lost, and it is there. `began`: when that was.
+    /// VCD has accepted its delete, or that answer was lost, and it still exists. `began`: the time of the request.
     fn still_there(&mut self, key: Key, began: Time) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         if i.attempts.delete.next > began {
-            // A lost answer has had its pause.
+            // The pause after a lost answer has already started.
             return;
         }
-        let text = "VCD has ended its task, and it is still there".to_string();
+        let text = "VCD has ended its task, and the vApp still exists".to_string();
         let what = format!("delete vApp {}", i.name);
         let error = VcdError { kind: ErrorKind::Failed, what, status: 0, code: String::new(), text, retry_after: None };
         self.delete_failed(key, &error);
     }
 
-    /// A look at what has to go: a task that holds it is waited for, and another's VM in it stops everything.
+    /// A lookup of a vApp that is to be deleted: wait for a task that works on it. A foreign VM in it prevents the delete.
     fn going_seen(&mut self, key: Key, seen: cloud::Vapp) {
         let (now, clock) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -309,7 +311,8 @@ impl Group {
         }
         if vapp.shared {
             let name = i.name.clone();
-            let text = "another VM is in it: it is not deleted before that is moved out".to_string();
+            let text =
+                "it contains another VM, so the plugin does not delete it. Move that VM to another vApp".to_string();
             let what = format!("delete vApp {name}");
             let kind = ErrorKind::State;
             let pause = doubled(RETRY_BASE, i.attempts.delete.tries, DELETE_RETRY_MAX);
@@ -318,7 +321,7 @@ impl Group {
                 vapp.document = None;
             }
             let error = VcdError { kind, what, status: 0, code: String::new(), text, retry_after: None };
-            return self.blame(key, &error, "looked at again later");
+            return self.blame(key, &error, "next lookup later");
         }
         if let Some(task) = seen.tasks.into_iter().next() {
             let stage = Stage::Task { task, cancelled: false, found: true };
@@ -326,7 +329,7 @@ impl Group {
         }
     }
 
-    /// A look at an instance that is wanted, and that nothing is done to.
+    /// A lookup of a wanted instance without an operation.
     fn settled_seen(&mut self, key: Key, seen: &cloud::Vapp) {
         let (now, clock) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -345,10 +348,10 @@ impl Group {
             (Guest::New, power) => self.new_seen(key, power, seen),
             (Guest::Standby, power) => self.looked_at_standby(key, power, seen.busy),
             (Guest::Returning { since: Some(_), .. }, power) if doubt && power != Power::On && !seen.busy => {
-                self.boot_failed(key, "it is off, though it was resumed");
+                self.boot_failed(key, "it is powered off after its resume");
             }
             (Guest::Booting { .. }, power) if doubt && power != Power::On && !seen.busy => {
-                self.boot_failed(key, down(power, false).unwrap_or("it is not on"));
+                self.boot_failed(key, down(power, false).unwrap_or("it is not powered on"));
             }
             (Guest::Booting { .. }, _) if vapp.is_unchecked() => {
                 let differs = seen.made.as_ref().and_then(|made| made.differs.clone());
@@ -361,7 +364,7 @@ impl Group {
             }
             (Guest::Ready | Guest::Returning { since: None, .. }, Power::On) if vapp.power == Power::Suspended => {
                 if doubt {
-                    let text = "on again, not by us: reported as running when its login port answers";
+                    let text = "resumed outside the plugin: reported as running when its login port answers";
                     if wants_suspended {
                         self.say_of(Level::Warn, key, text.into());
                     }
@@ -375,14 +378,14 @@ impl Group {
             _ => {
                 vapp.against = 0;
                 if missing && !seen.busy {
-                    // Only looks show it.
+                    // Only lookups show it.
                     self.judge(key, seen.power, false);
                 }
             }
         }
     }
 
-    /// A look at what was made and has not been on: how it goes on, if its create failed, or what it still lacks.
+    /// A lookup of a VM that was created and not yet powered on: what it still lacks, or what remains of a failed create.
     fn new_seen(&mut self, key: Key, power: Power, seen: &cloud::Vapp) {
         let (now, clock) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -394,9 +397,13 @@ impl Group {
         let Observed::Vapp(vapp) = &mut i.observed else { return };
         if let Some(error) = vapp.build.failed.take() {
             if power == Power::Off && seen.made.is_some() && error.kind != ErrorKind::Aborted {
-                // VCD made it, and could not power it on: that is tried once more.
+                // VCD created it and could not power it on: one more try.
                 vapp.settle(power, now);
-                return self.say_of(Level::Info, key, "it was made, but not powered on: that is done now".into());
+                return self.say_of(
+                    Level::Info,
+                    key,
+                    "VCD created the VM but did not power it on: the plugin powers it on".into(),
+                );
             }
             let counts = self.whole_failed(&error);
             return self.create_left(key, &error, counts);
@@ -405,7 +412,7 @@ impl Group {
             return self.on_for_the_first_time(key);
         }
         if seen.made.is_none() || seen.busy {
-            // The VM shows later than the vApp, or a task holds it; the deadline bounds this.
+            // The VM appears later than the vApp, or a task works on it. The deadline limits this.
             self.look_again(key);
         }
     }

@@ -1,5 +1,5 @@
-//! What happens next to an instance: a pure function of what is desired, what is observed, and the operation that is in VCD.
-//! It changes nothing. Whether there is room for the step now is asked in `turn.rs`.
+//! The next step of an instance: a pure function of its desired state, its observed state, and its operation in VCD. It
+//! changes nothing. `turn.rs` decides whether the limits allow the step now.
 
 use super::instance::{Cause, Desired, Instance, Kind, Mark, Observed, Operation, Origin, Question, Stage};
 use super::limits::Lane;
@@ -10,33 +10,33 @@ use crate::cloud::{Href, Power};
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// An instance whose create never comes to its first try is given up after so many times create_timeout.
+/// A create that never starts is given up after this many times create_timeout.
 pub const QUEUE_TIMEOUTS: u32 = 3;
-/// One that is not running after so many times create_timeout is given up, even if polls have not shown it.
+/// A create is given up after this many times create_timeout, even if polls have never shown it.
 pub const UNSEEN_TIMEOUTS: u32 = 6;
-/// A task other than a create's that takes longer is cancelled. A create has create_timeout.
+/// A longer task is cancelled. Creates have create_timeout instead.
 pub const TASK_PATIENCE: Duration = Duration::from_secs(30 * 60);
-/// What takes longer holds its slot no more, and is reported as stuck. A create holds it until it is cancelled.
+/// A longer operation gives up its slot, and is reported as stuck. A create keeps its slot until it is cancelled.
 pub const SLOT_PATIENCE: Duration = Duration::from_secs(10 * 60);
-/// A task that goes on for so long after VCD was asked to cancel it is stuck.
+/// A task that still runs this long after the request to cancel it is stuck.
 pub const CANCEL_PATIENCE: Duration = Duration::from_secs(2 * 60);
-/// A request whose answer was lost counts as never carried out when nothing of it was found for so long.
+/// A request whose answer was lost counts as not carried out if lookups find nothing of it for this long.
 pub const UNKNOWN_WINDOW: Duration = Duration::from_secs(60);
-/// Customization usually ends in this time: before that, a port that answers may be that of a template that will reboot.
+/// Customization usually ends within this time. Before that, a port that answers may belong to a template that will reboot.
 pub const CUSTOMIZATION_USUAL: Duration = Duration::from_secs(60);
 
-/// After its resume a guest's clock is wrong for a moment, until VMware Tools set it.
+/// After a resume, a guest's clock is wrong for a moment, until VMware Tools set it.
 pub const RESUME_SETTLE: Duration = Duration::from_secs(1);
 
-/// What the step depends on beside the instance.
+/// The inputs of the step in addition to the instance.
 pub(super) struct At<'a> {
     pub now: Time,
     pub seen: Seen,
     pub sight: &'a Sight,
     pub policy: &'a Policy,
-    /// The host goes: nothing is begun but what clears up.
+    /// The host shuts down: nothing is started except cleanup.
     pub stopping: bool,
-    /// VCD has refused a delete by force for its right.
+    /// VCD rejected a forced delete because of a missing right.
     pub no_force: bool,
 }
 
@@ -45,15 +45,15 @@ pub(super) struct At<'a> {
 pub(super) enum Step {
     /// Nothing now.
     Wait,
-    /// It has been reported as gone for long enough.
+    /// It has been reported as deleted for long enough.
     Forget,
-    /// Nothing of it is left.
+    /// Nothing of it remains.
     End,
-    /// From now on it is to go.
+    /// It is to be deleted.
     GiveUp(Cause),
-    /// Its guest did not come up within ready_timeout: it is made anew.
+    /// Its guest was not ready within ready_timeout: it is created again.
     NotReady,
-    /// Its operation hangs: it gives back its slot.
+    /// Its operation hangs: it gives up its slot.
     Stick,
     /// It was about to be suspended for standby, and is wanted now.
     Use,
@@ -63,7 +63,7 @@ pub(super) enum Step {
     Label,
 }
 
-/// The next step, and when it could be another one if nothing happens until then.
+/// The next step, and when it could change if nothing happens until then.
 pub(super) struct Next {
     pub step: Step,
     pub wake: Option<Time>,
@@ -75,7 +75,7 @@ pub(super) fn next(i: &Instance, at: &At<'_>) -> Next {
     Next { step, wake: from.wake }
 }
 
-/// Decides from a moment, and collects when to decide again.
+/// Decides for one moment, and collects the time of the next decision.
 struct From<'a> {
     at: &'a At<'a>,
     wake: Option<Time>,
@@ -86,7 +86,7 @@ impl From<'_> {
         self.wake = Some(self.wake.map_or(time, |wake| wake.min(time)));
     }
 
-    /// True from then on; before, it is looked at again then.
+    /// True from that time on. Before, it requests a new decision at that time.
     fn reached(&mut self, time: Time) -> bool {
         if self.at.now < time {
             self.wake_by(time);
@@ -94,7 +94,7 @@ impl From<'_> {
         self.at.now >= time
     }
 
-    /// The same on the clock that runs only while polls succeed.
+    /// The same with the clock that runs only while polls succeed.
     fn seen(&mut self, point: Seen) -> bool {
         if self.at.seen < point
             && let Some(time) = self.at.sight.when(point, self.at.now)
@@ -123,7 +123,7 @@ impl From<'_> {
                 true => Step::Begin(Kind::Create { whole: true }),
                 false => Step::Wait,
             },
-            // Its own document tells what it is.
+            // Its own document shows the owner.
             (Observed::Vapp(_), _) if i.origin == Origin::Found => self.look(i),
             (Observed::Vapp(vapp), _) if i.goes() => self.delete(i, vapp),
             (Observed::Vapp(vapp), Desired::Suspended) => self.suspend(i, vapp),
@@ -132,7 +132,7 @@ impl From<'_> {
         }
     }
 
-    /// It has not come to running in its time.
+    /// It is not running in time.
     fn is_overdue(&mut self, i: &Instance) -> bool {
         let made = match i.desired {
             Desired::Running => i.origin == Origin::Requested && !i.has_run(),
@@ -169,13 +169,13 @@ impl From<'_> {
                 if operation.stuck.is_none() && self.seen(operation.watch.end(CANCEL_PATIENCE)) {
                     return Step::Stick;
                 }
-                // VCD may have forgotten it, or cancels it if it is asked again.
+                // VCD may have forgotten it, or it cancels it on a second request.
                 if operation.stuck.is_some() { self.look(i) } else { Step::Wait }
             }
             Stage::Task { cancelled: false, .. } => {
                 let stops = !matches!(operation.kind, Kind::Delete(_) | Kind::Mark(_) | Kind::Other);
                 if (stops && i.goes()) || (operation.stuck.is_some() && self.seen(operation.watch.end(TASK_PATIENCE))) {
-                    // Only what its own document shows to be ours is stopped.
+                    // Only a task on a vApp whose own document shows the owner tag is cancelled.
                     return match i.vapp() {
                         Some(vapp) if vapp.proven && self.reached(i.attempts.change.next) => {
                             Step::Ask(Question::Cancel)
@@ -193,7 +193,8 @@ impl From<'_> {
         }
     }
 
-    /// It has to go. What may be held, shared or taken over is looked at first, and so is what could not be deleted before.
+    /// It is to be deleted. A vApp that may be busy, shared or foreign is looked up first, and so is one that could not be
+    /// deleted before.
     fn delete(&mut self, i: &Instance, vapp: &Vapp) -> Step {
         if !self.reached(i.attempts.delete.next) {
             return Step::Wait;
@@ -232,7 +233,7 @@ impl From<'_> {
                 Some(step) => step,
                 None => self.change(i, vapp, Kind::Resume),
             },
-            // Whoever finds it from now on must not take it for unused.
+            // From now on, no process that finds it may treat it as unused.
             Guest::Standby => match self.rest(i, vapp) {
                 Some(step) => step,
                 None if vapp.power == Power::On => Step::Use,
@@ -246,7 +247,7 @@ impl From<'_> {
         }
     }
 
-    /// Made, and not on yet: what it lacks is seen by a look.
+    /// Created and not yet powered on: a lookup shows what is missing.
     fn make(&mut self, i: &Instance, vapp: &Vapp) -> Step {
         if !self.reached(i.attempts.change.next) {
             return Step::Wait;
@@ -260,7 +261,7 @@ impl From<'_> {
         })
     }
 
-    /// On, and its login port has yet to answer.
+    /// Powered on, and its login port has not answered yet.
     fn boot(&mut self, i: &Instance, vapp: &Vapp, probing: bool) -> Step {
         if vapp.wants_look() {
             return self.look(i);
@@ -275,7 +276,7 @@ impl From<'_> {
         if ready && !probing && self.reached(i.attempts.look.next) { Step::Probe(address) } else { Step::Wait }
     }
 
-    /// Running or suspended: what is not as it should be.
+    /// Running or suspended: handles an unexpected state.
     fn rest(&mut self, i: &Instance, vapp: &Vapp) -> Option<Step> {
         if vapp.wants_look() {
             return Some(self.look(i));
@@ -297,7 +298,7 @@ impl From<'_> {
         }
     }
 
-    /// Its guest has been ready: it is suspended, then marked. Only what is marked is found again as unused.
+    /// Its guest was ready: it is suspended, then marked. A later process uses only a marked VM.
     fn stand_by(&mut self, i: &Instance, vapp: &Vapp) -> Step {
         if let Some(step) = self.rest(i, vapp) {
             return step;
@@ -314,7 +315,7 @@ impl From<'_> {
         if old || ends { Step::GiveUp(Cause::Spoiled) } else { Step::Wait }
     }
 
-    /// A change of what runs or is suspended, once its own document has shown that it is ours.
+    /// A change of a running or suspended VM, after its own document has shown the owner tag.
     fn change(&mut self, i: &Instance, vapp: &Vapp, kind: Kind) -> Step {
         match () {
             _ if self.at.stopping || !self.reached(i.attempts.change.next) => Step::Wait,
@@ -323,7 +324,7 @@ impl From<'_> {
         }
     }
 
-    /// What nobody waits for: the label, and the mark of a suspend that is over.
+    /// Work that nobody waits for: the metadata entry, and the end of a suspend mark.
     fn tidy(&mut self, i: &Instance, vapp: &Vapp) -> Step {
         if vapp.mark != Some(Mark::Running) && vapp.power == Power::On {
             return self.change(i, vapp, Kind::Mark(Mark::Running));
@@ -344,7 +345,7 @@ impl From<'_> {
 #[cfg(test)]
 mod tests;
 
-/// The task that a step asks about.
+/// The task that a step refers to.
 pub(super) fn task(i: &Instance) -> Option<Href> {
     i.operation.as_ref().and_then(Operation::task).cloned()
 }

@@ -1,18 +1,19 @@
-//! Whose vApp is this? Ownership is the name's pattern plus a description that names manager, group and id.
+//! The owner of a vApp: a name that matches the pattern, and a description that contains manager, group and id.
 
 use super::limits::Rng;
 use super::{Name, Policy};
 
-/// Every description that this program writes begins so; the number is the format's version.
+/// Every description that this program writes starts with this text. The number is the version of the format.
 const MARK: &str = "fleeting-plugin-vcd/1";
 /// Random characters at the end of a name.
 const TAIL: usize = 8;
 const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 
-/// Between a tag and the fingerprint of the credentials that the instance was made with, which is no part of ownership.
+/// Separates the tag from the fingerprint of the credentials that the instance was created with. The fingerprint does not
+/// identify the owner.
 const CREDENTIALS: &str = " credentials=";
 
-/// What makes a vApp ours.
+/// The owner of a vApp.
 pub struct Owner {
     manager: String,
     group: String,
@@ -20,25 +21,26 @@ pub struct Owner {
     credentials: String,
 }
 
-/// The verdict on a vApp.
+/// Who owns a vApp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ownership {
-    /// Ours: named and described so.
+    /// This group: name and description match.
     Ours,
-    /// Named like ours; only its own document can tell.
+    /// The name matches. Only the vApp's own document shows the owner.
     Unsure,
-    /// Another's, never to be touched.
+    /// Foreign: never touched.
     Foreign,
 }
 
 impl Owner {
-    /// The owner that a policy stands for.
+    /// The owner that a policy describes.
     pub fn new(policy: &Policy) -> Owner {
         let Policy { manager, group, prefix, credentials, .. } = policy.clone();
         Owner { manager, group, prefix, credentials }
     }
 
-    /// The description of the vApp `name` and of its VM: set by the request that makes it, so that it never exists without.
+    /// The description of the vApp `name` and of its VM. The create request sets it, so that the vApp never exists without
+    /// it.
     pub fn description(&self, name: &str) -> String {
         let mark = if self.credentials.is_empty() { "" } else { CREDENTIALS };
         self.tag(name) + mark + &self.credentials
@@ -48,7 +50,7 @@ impl Owner {
         format!("{MARK} manager={} group={} id={name}", self.manager, self.group)
     }
 
-    /// True if a plugin of this program wrote the description, of whichever manager and group.
+    /// True if this program wrote the description, for any manager and group.
     pub(super) fn is_marked(description: Option<&str>) -> bool {
         description.is_some_and(|text| text.trim().starts_with(MARK))
     }
@@ -61,7 +63,7 @@ impl Owner {
         }
     }
 
-    /// True if an instance of ours was made with other credentials than those of today.
+    /// True if the instance was created with other credentials than the current ones.
     pub fn locks_out(&self, name: &str, description: Option<&str>) -> bool {
         self.credentials(name, description.unwrap_or_default()).unwrap_or_default() != self.credentials
     }
@@ -75,26 +77,25 @@ impl Owner {
         name.into()
     }
 
-    /// True if this owner could have given the name.
+    /// True if this owner could have created the name.
     pub fn could_name(&self, name: &str) -> bool {
         let tail = name.strip_prefix(self.prefix.as_str()).and_then(|rest| rest.strip_prefix('-'));
         tail.is_some_and(|tail| tail.len() == TAIL && tail.bytes().all(|c| ALPHABET.contains(&c)))
     }
 
-    /// Judges by a query record, which may not show the description, and may show the VM's instead of the vApp's.
+    /// Judges by a query record, which may lack the description, or show the VM's description instead of the vApp's.
     pub fn judge_record(&self, name: &str, description: Option<&str>) -> Ownership {
         match description.map(str::trim) {
             _ if !self.could_name(name) => Ownership::Foreign,
             Some(text) if self.credentials(name, text).is_some() => Ownership::Ours,
             marked if Owner::is_marked(marked) => Ownership::Foreign,
-            // Somebody may have edited the VM's text: its vApp's document tells.
+            // Somebody may have edited the VM's text: its vApp's document shows the owner.
             None | Some(_) => Ownership::Unsure,
         }
     }
 
-    /// True if the vApp's own document shows it to be ours: by its description or, for one that the Go plugin made, by
-    /// its label. The description of a copy, or of a vApp that was renamed, names another id: whoever did that has
-    /// taken it over.
+    /// True if the vApp's own document shows that this group owns it: by its description or, for a vApp of the Go plugin,
+    /// by its metadata entry. The description of a copied or renamed vApp contains another id: whoever did that owns it.
     pub fn owns(&self, name: &str, description: Option<&str>, labelled: bool) -> bool {
         let description = description.unwrap_or_default().trim();
         self.could_name(name)

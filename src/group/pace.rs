@@ -1,34 +1,34 @@
-//! How long things took lately, and when to look for the end of the next one of their kind: rarely before it can be over, often
-//! around that time, and ever less after it.
+//! Recent durations, and when to query the end of the next operation of the same kind: rarely before the expected end,
+//! often around it, and less and less after it.
 
 use super::instance::Kind;
 use std::time::Duration;
 
-/// Pause between two looks around the time at which something should be over.
+/// Pause between two queries around the expected end.
 pub const CLOSE_PAUSE: Duration = Duration::from_millis(500);
-/// The same when many things are awaited, whose times differ.
+/// The same for many operations with different ends.
 pub const CLOSE_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Pause between two looks before that time: something may fail early.
+/// Pause between two queries before the expected end: an operation may fail early.
 pub const EARLY_PAUSE: Duration = Duration::from_secs(5);
-/// Longest pause between two looks after that time.
+/// Longest pause between two queries after the expected end.
 pub const LATE_PAUSE: Duration = Duration::from_secs(5);
-/// That time begins and ends so far from the mean at the least, and at the most.
+/// Minimum and maximum distance from the mean at which the expected end begins and finishes.
 pub const SPREAD: (Duration, Duration) = (Duration::from_millis(750), Duration::from_secs(3));
 
-/// What takes its time, and is looked at.
+/// Something that takes time and is polled.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Course {
-    /// A task, by what it does.
+    /// A task, by its kind.
     Task(Kind),
-    /// From power on until customization is over.
+    /// From power-on to the end of customization.
     Boot,
 }
 
-/// How long each took lately. There are as many as there are kinds.
+/// The recent durations of each kind. There are as many entries as kinds.
 #[derive(Default)]
 pub(super) struct Pace(Vec<(Course, Lately)>);
 
-/// The mean of the last few, and how far they are from it.
+/// The mean of the recent durations, and their distance from it.
 #[derive(Clone, Copy)]
 struct Lately {
     mean: Duration,
@@ -36,7 +36,7 @@ struct Lately {
 }
 
 impl Pace {
-    /// One has taken so long. What hangs says nothing: it counts as at most twice the mean.
+    /// Adds a duration. It counts as at most twice the mean, because a hanging task says nothing about others.
     pub fn learn(&mut self, course: Course, took: Duration) {
         match self.0.iter_mut().find(|(known, _)| *known == course) {
             Some((_, lately)) => {
@@ -48,16 +48,15 @@ impl Pace {
         }
     }
 
-    /// How old one is when it is looked at next, if it was so old at the last look; `None` if nothing is known of its like, or
-    /// it boots for longer than that.
-    /// `others`: so many things are looked at together.
+    /// The age at which to query next, if `age` was the age at the last query. `None` if no duration of this kind is known,
+    /// or it boots for longer than expected. `others`: the number of operations that are queried together.
     pub fn next(&self, course: Course, age: Duration, others: usize) -> Option<Duration> {
         let (_, lately) = self.0.iter().find(|(known, _)| *known == course)?;
         let spread = (lately.off * 2).clamp(SPREAD.0, SPREAD.1);
         let (first, last) = (lately.mean.saturating_sub(spread), lately.mean + spread);
         let close = (CLOSE_PAUSE * others as u32 / 2).clamp(CLOSE_PAUSE, CLOSE_PAUSE_MAX);
         Some(match age {
-            // All are polled from time to time anyway.
+            // The normal polls show it too.
             age if age < first && course == Course::Boot => first,
             age if age < first => first.min(age + EARLY_PAUSE),
             age if age < last => age + close,
@@ -77,7 +76,7 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    /// The ages at which one is looked at.
+    /// The ages at which queries are due.
     fn looks(pace: &Pace, until: u64) -> Vec<u64> {
         let mut age = Duration::ZERO;
         let next = |age: &mut Duration| {
@@ -88,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_are_close_around_the_time_at_which_it_should_be_over() {
+    fn queries_are_frequent_around_the_expected_end() {
         let mut pace = Pace::default();
         assert_eq!(looks(&pace, 60_000), [] as [u64; 0]);
         (0..40).for_each(|_| pace.learn(CREATE, ms(30_000)));
@@ -101,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_more_times_differ_the_longer_is_it_watched_closely() {
+    fn queries_are_frequent_for_longer_if_durations_differ() {
         let close = |apart: u64| {
             let mut pace = Pace::default();
             (0..40).for_each(|n| pace.learn(CREATE, ms(if n % 2 == 0 { 30_000 - apart } else { 30_000 + apart })));
@@ -111,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_awaited_together_is_not_looked_at_more_often() {
+    fn several_operations_are_not_queried_more_often() {
         let mut pace = Pace::default();
         pace.learn(CREATE, ms(30_000));
         for (others, pause) in [(0, 500), (1, 500), (2, 500), (3, 750), (4, 1_000), (128, 1_000)] {
@@ -120,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_few_count_and_one_that_hangs_does_not() {
+    fn recent_durations_count_and_a_hanging_one_does_not() {
         let mut pace = Pace::default();
         pace.learn(CREATE, ms(10_000));
         (0..20).for_each(|_| pace.learn(CREATE, ms(30_000)));
@@ -128,7 +127,7 @@ mod tests {
         let before = looks(&pace, 28_000);
         pace.learn(CREATE, ms(3_600_000));
         assert!(looks(&pace, 28_000).len() <= before.len() + 1);
-        // It takes a while to be believed, and is not watched without a pause until then.
+        // A longer duration is learned slowly, and queries have pauses until then.
         (0..20).for_each(|_| pace.learn(CREATE, ms(3_600_000)));
         assert!(looks(&pace, 3_600_000).len() <= 3_600 / 5 + 20);
     }

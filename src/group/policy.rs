@@ -1,53 +1,54 @@
-//! What the configuration decides for a group, and its defaults.
+//! The configuration of a group, and its defaults.
 
 use std::time::Duration;
 
 /// The group's policy, from the plugin's configuration.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// The runner manager's name (`name`): part of the ownership.
+    /// The runner manager's name (`name`): part of the owner tag.
     pub manager: String,
     /// `instance_group_name`.
     pub group: String,
     /// `vapp_name_prefix`.
     pub prefix: String,
-    /// At most so many instances. 128.
+    /// Maximum number of instances. 128.
     pub max_size: u32,
-    /// Creates that VCD works on at a time. 3.
+    /// Maximum number of concurrent creates in VCD. 3.
     pub max_creates: u32,
-    /// Deletes that VCD works on at a time. 5.
+    /// Maximum number of concurrent deletes in VCD. 5.
     pub max_deletes: u32,
-    /// Creates, deletes, suspends and resumes together. While a create or resume waits, deletes and suspends get one slot. 4.
+    /// Maximum number of concurrent creates, deletes, suspends and resumes. While a create or resume waits, deletes and
+    /// suspends get one slot. 4.
     pub max_operations: u32,
-    /// A create that is not done by then is given up and reported as `timeout`. 20 min.
+    /// Maximum duration of a create. After it, the create is given up and reported as `timeout`. 20 min.
     pub create_timeout: Duration,
-    /// A create whose guest is not ready so long after VCD made it has failed. 10 min.
+    /// Maximum time from the end of the create task until the guest is ready. After it, the create has failed. 10 min.
     pub ready_timeout: Duration,
-    /// Creates wait so long for the removal of leftovers that were found on start. 30 min.
+    /// Maximum time that creates wait for the delete of leftovers that were found at the start. 30 min.
     pub startup_cleanup_timeout: Duration,
-    /// Pause between polls when nothing is awaited. 10 s.
+    /// Pause between polls when nothing is in progress. 10 s.
     pub reconcile_interval: Duration,
-    /// Past this age Heartbeat answers unhealthy, past twice of it the instance is deleted. 24 h; zero: never.
+    /// Past this age, Heartbeat returns an error. Past twice this age, the instance is deleted. 24 h; zero: never.
     pub max_instance_age: Duration,
     /// An instance that is suspended for longer is deleted. 72 h; zero: never.
     pub suspended_max_age: Duration,
-    /// Instances are suspended and resumed when the host asks. Without it, what is found suspended is a leftover.
+    /// The host may suspend and resume instances. Without it, a vApp that is found suspended is a leftover.
     pub suspend_resume: bool,
-    /// So many VMs are kept in standby, beside `max_size`. 0.
+    /// Number of VMs in standby, in addition to `max_size`. 0.
     pub standby_count: u32,
     /// A VM that is in standby for longer is replaced. 24 h; zero: never.
     pub standby_max_age: Duration,
-    /// Which vApps are given the metadata label, and what else of metadata is wanted.
+    /// Which vApps get the metadata entry, and which other metadata is written.
     pub labels: Labels,
-    /// What becomes of the instances at the host's Shutdown.
+    /// What happens to the instances when the host calls Shutdown.
     pub on_shutdown: OnShutdown,
-    /// Fingerprint of what generated credentials are derived from, one word; empty if they are static. Instances that were
-    /// made with another one are unhealthy: nobody can log in to them.
+    /// Fingerprint of the source of generated credentials, one word. Empty if the credentials are static. Instances with
+    /// another fingerprint are unhealthy: nobody can log in to them.
     pub credentials: String,
 }
 
 impl Default for Policy {
-    /// The configuration's defaults, and no names.
+    /// The defaults of the configuration, without names.
     fn default() -> Policy {
         Policy {
             manager: String::new(),
@@ -73,10 +74,10 @@ impl Default for Policy {
     }
 }
 
-/// Which vApps are given the metadata label. Ownership does not need it, and each costs a task.
+/// Which vApps get the metadata entry. Ownership does not need it, and each entry costs a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Labels {
-    /// All, once vApps of the Go plugin are found at the start.
+    /// All, if vApps of the Go plugin are found at the start.
     Found,
     /// All.
     All,
@@ -84,11 +85,11 @@ pub enum Labels {
     None,
 }
 
-/// What becomes of the instances at the host's Shutdown.
+/// What happens to the instances when the host calls Shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnShutdown {
     /// All are deleted.
     Delete,
-    /// Running and suspended ones are kept, half-made ones deleted.
+    /// Running and suspended ones are kept, incomplete ones are deleted.
     Keep,
 }

@@ -1,5 +1,5 @@
-//! What a poll means for the instances that are known: what changed, what is missing, what is not as it should be. vApps that
-//! nothing here stands for are in `adopt.rs`.
+//! The result of a poll for the known instances: changes, missing VMs, and unexpected states. `adopt.rs` handles vApps that
+//! belong to no instance.
 
 use super::adopt::by_href;
 use super::answers::wrong_reply;
@@ -15,21 +15,21 @@ use log::Level;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// A VM that so many polls in a row show otherwise than it should be is so indeed.
+/// An unexpected state of a VM counts after this many polls in a row.
 pub const AGAINST_POLLS: u32 = 3;
-/// The same while a task holds it, which may have to do with that.
+/// The same while a task works on the VM: the task may be the reason.
 pub const AGAINST_BUSY: u32 = 12;
-/// First pause after a failed poll or question for tasks; doubles with each further one.
+/// First pause after a failed poll or task query. Doubles with each further failure.
 pub const WATCH_RETRY: Duration = Duration::from_secs(2);
-/// Longest such pause.
+/// Longest pause after a failed poll or task query.
 pub const WATCH_RETRY_MAX: Duration = Duration::from_secs(32);
-/// Longest such pause that VCD may ask for.
+/// Longest pause that VCD may request with Retry-After.
 pub const WATCH_ASKED_MAX: Duration = Duration::from_secs(60);
 
 /// The VM records of a poll, by vApp.
 struct Shown<'a> {
     vms: &'a [Vm],
-    /// The first record of each vApp, how many there are, and whether an instance stands for it.
+    /// For each vApp: its first record, the number of its records, and whether it belongs to an instance.
     vapps: HashMap<&'a str, (usize, usize, bool)>,
 }
 
@@ -42,7 +42,7 @@ impl<'a> Shown<'a> {
         Shown { vms, vapps }
     }
 
-    /// The record of a vApp's own VM, and whether another VM is in it. An instance stands for it.
+    /// The record of a vApp's own VM, and whether the vApp contains another VM. Marks the vApp as one of an instance.
     fn claim(&mut self, vapp: &str, vm: Option<&str>, is_ours: impl Fn(&Vm) -> bool) -> Option<(Option<&'a Vm>, bool)> {
         let (first, count, known) = self.vapps.get_mut(vapp)?;
         *known = true;
@@ -88,7 +88,7 @@ impl Group {
         self.claim_all(&poll, |href| shown.is_known(href));
     }
 
-    /// What is shown of those that boot. That VCD cannot be seen, or nothing of theirs, is told by whole polls.
+    /// The result of a poll of instances that boot. Only full polls show that VCD is unavailable or that a vApp is missing.
     pub(super) fn some_polled(&mut self, sent: Time, answer: Answer) {
         self.poll_some.on_wire = false;
         let poll = match answer {
@@ -97,7 +97,7 @@ impl Group {
                 self.poll_some.fails += 1;
                 let error = other.err().unwrap_or_else(|| wrong_reply("a poll", &Reply::Done));
                 self.poll_some.not_before = self.now + watch_backoff(self.poll_some.fails, &error);
-                return self.say_plain(Level::Debug, format!("{error}; a poll of all tells soon"));
+                return self.say_plain(Level::Debug, format!("{error}; the next full poll follows soon"));
             }
         };
         self.poll_some.fails = 0;
@@ -117,11 +117,11 @@ impl Group {
         if let Some(error) = error {
             self.unreachable = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Auth);
             self.poll.not_before = self.now + watch_backoff(self.poll.fails, &error);
-            self.say_plain(Level::Warn, format!("{error}; instances are reported as they were last known"));
+            self.say_plain(Level::Warn, format!("{error}; instances are reported in their last known state"));
         }
     }
 
-    /// What a poll shows of one instance, or does not. `unseen`: the time since the poll before.
+    /// The result of a poll for one instance. `unseen`: the time since the previous poll.
     fn watch_one(&mut self, key: Key, sent: Time, unseen: Duration, shown: &mut Shown<'_>, vcd_now: Option<UnixMs>) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         if let Some(last) = i.last_vapp.as_ref().filter(|last| i.href() != Some(*last)) {
@@ -136,10 +136,10 @@ impl Group {
                 vapp.shared |= shared;
                 self.seen(key, vm, vcd_now);
             }
-            // A poll that was sent before the vApp was known says nothing of it.
+            // A poll that was sent before the vApp was known does not show it.
             _ if vapp.known < sent => {
                 vapp.missed = vapp.missed.saturating_add(1);
-                // Nobody saw how far its guest is.
+                // Nobody saw the progress of its guest.
                 let boots = vapp.guest.watch().map(|(since, ..)| since.hold(unseen)).is_some();
                 if let Some(creating) = i.creating.as_mut().filter(|_| boots) {
                     creating.hold(unseen);
@@ -157,7 +157,7 @@ impl Group {
         let Observed::Vapp(vapp) = &mut i.observed else { return };
         (vapp.missed, vapp.patience) = (0, super::vapp::MISSED_POLLS);
         let judged = self.owner.judge_record(&vm.vapp_name, Some(&vm.description));
-        // A text that nobody of ours wrote may mean that somebody has taken it over.
+        // A foreign text may mean that the vApp has another owner now.
         let untold = vapp.labelled || vm.description.trim().is_empty();
         if judged == Ownership::Ours {
             vapp.vm.get_or_insert_with(|| vm.vm.clone());
@@ -170,7 +170,7 @@ impl Group {
         let old = vapp.record.take();
         let mut lost_address = false;
         if ready && record.address.is_none() && record.power == Power::On {
-            // Records lose it for a while: the guest has it still.
+            // Records lose the address for a while: the guest still has it.
             record.address = old.as_ref().and_then(|old| old.address);
             lost_address = record.address.is_some() && !vapp.address_kept;
             vapp.address_kept = record.address.is_some();
@@ -188,7 +188,7 @@ impl Group {
                 *answers = None;
             }
             if record.complete() && old.as_ref().is_some_and(Record::silent) {
-                // The pause was between the slow probes that went before.
+                // The pause was for the slow probes before.
                 i.attempts.look.next = now;
             }
         }
@@ -200,7 +200,7 @@ impl Group {
         }
         vapp.record = Some(record);
         if lost_address {
-            let text = "VCD shows no address for it any more: the last one is kept";
+            let text = "VCD no longer shows its address: the plugin uses the last one";
             self.say_of(Level::Warn, key, text.into());
         }
         if going {
@@ -216,21 +216,21 @@ impl Group {
                 vapp.against = if down.is_some() { vapp.against + 1 } else { 0 };
                 if failed {
                     let hint = match is_windows(&vm.guest_os) {
-                        true => "a password that the guest's policy refuses is a usual cause".into(),
-                        false => format!("as a rule the template lacks `{ALLOW_SCRIPTS}`"),
+                        true => "often the password policy of the guest rejects the password".into(),
+                        false => format!("often the template needs `{ALLOW_SCRIPTS}`"),
                     };
                     self.boot_failed(key, &format!("guest customization failed (GC_FAILED); {hint}"));
                 } else {
-                    // Polls that lag show it as it was before: a look tells.
+                    // Polls that lag show an earlier state: a lookup follows.
                     vapp.doubt |= vapp.against >= AGAINST_POLLS;
                 }
             }
             (Guest::Returning { since: Some(_), .. }, _) => {
-                // Polls that lag show it as it was before.
+                // Polls that lag show an earlier state.
                 vapp.against = if down(power, busy).is_some() { vapp.against + 1 } else { 0 };
                 vapp.doubt |= vapp.against >= AGAINST_POLLS;
             }
-            // It is being resumed: what polls show may be from before.
+            // It is being resumed: polls may show the earlier state.
             (Guest::Returning { since: None, .. }, _) => {}
             (Guest::Ready, Desired::Suspended) if vapp.power == Power::Suspended => {
                 vapp.against = if power == Power::On && !busy { vapp.against + 1 } else { 0 };
@@ -239,7 +239,11 @@ impl Group {
                     (Power::Off | Power::Failed, Some(down)) if vapp.unhealthy.is_none() => {
                         let since = Stopwatch::start(self.sight.at(now));
                         vapp.unhealthy = Some(Unhealthy { since, why: down, ends: true });
-                        self.say_of(Level::Warn, key, format!("{down}, not by us: its memory is lost"));
+                        self.say_of(
+                            Level::Warn,
+                            key,
+                            format!("{down}, not by the plugin: unhealthy, its memory is lost"),
+                        );
                     }
                     (Power::Suspended, _) => vapp.unhealthy = None,
                     _ => {}
@@ -247,11 +251,11 @@ impl Group {
             }
             (Guest::Ready, Desired::Suspended) if matches!(power, Power::On | Power::Suspended) => {
                 vapp.unhealthy = None;
-                // By somebody else, or by a request whose answer was lost: a look tells.
+                // By another user, or by a request whose answer was lost: a lookup follows.
                 vapp.doubt |= power == Power::Suspended && !busy && !busy_with;
             }
             (Guest::Ready, _) => {
-                // A task may do that, and end; one that hangs hides nothing for ever.
+                // A task may be the reason, and end. A task that hangs does not hide it for long.
                 let held = busy && power != Power::Other;
                 vapp.held = if held && power != Power::On { vapp.held.saturating_add(1) } else { 0 };
                 match held && vapp.held <= AGAINST_BUSY {
@@ -262,35 +266,35 @@ impl Group {
         }
     }
 
-    /// Whether what runs, or is suspended, is as it should be.
+    /// Checks the state of a running or suspended VM.
     pub(super) fn judge(&mut self, key: Key, power: Power, failed: bool) {
         let since = Stopwatch::start(self.sight.at(self.now));
         let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) else { return };
         vapp.against = if power == Power::Other { vapp.against + 1 } else { 0 };
         let wrong = match power {
-            // Taken before its customization reported. A job may run on it.
-            Power::On if failed => Some(("guest customization failed after all (GC_FAILED)", false)),
+            // Accepted before its customization reported. A job may run on it.
+            Power::On if failed => Some(("guest customization failed after the VM was ready (GC_FAILED)", false)),
             Power::On => None,
             Power::Suspended if vapp.power == Power::Suspended => None,
             Power::Other if vapp.against < AGAINST_POLLS => None,
-            Power::Other => Some(("VCD does not know its power state: its host may be down", true)),
+            Power::Other => Some(("VCD does not know its power state: its ESXi host may be down", true)),
             _ => down(power, false).map(|down| (down, true)),
         };
         match (wrong, vapp.unhealthy) {
             (Some((why, ends)), old) if old.is_none_or(|old| old.ends != ends) => {
                 vapp.unhealthy = Some(Unhealthy { since, why, ends });
-                self.say_of(Level::Warn, key, format!("{why}, not by us: unhealthy"));
+                self.say_of(Level::Warn, key, format!("{why}, not by the plugin: unhealthy"));
             }
             (None, Some(_)) if power == Power::On => {
                 vapp.unhealthy = None;
-                self.say_of(Level::Info, key, "on again".into());
+                self.say_of(Level::Info, key, "powered on again".into());
             }
             _ => {}
         }
     }
 }
 
-/// How a power state is not that of a guest that runs, unless a task is at work.
+/// Why this is not the power state of a running guest, unless a task works on it.
 pub(super) fn down(power: Power, busy: bool) -> Option<&'static str> {
     match power {
         _ if busy => None,
@@ -301,7 +305,7 @@ pub(super) fn down(power: Power, busy: bool) -> Option<&'static str> {
     }
 }
 
-/// The pause before a poll or a question for tasks is repeated after `fails` failed ones.
+/// The pause after `fails` failed polls or task queries.
 pub(super) fn watch_backoff(fails: u32, error: &VcdError) -> Duration {
     let asked = error.retry_after.unwrap_or_default().min(WATCH_ASKED_MAX);
     doubled(WATCH_RETRY, fails.saturating_sub(1), WATCH_RETRY_MAX).max(asked)

@@ -1,5 +1,5 @@
-//! The standby pool: VMs that are complete and suspended, so that an Increase gets one in the time of a resume. The host does not
-//! know of them before they are handed out. A VM that may have been used, or has been on since its suspension, is never
+//! The standby pool: VMs that are ready and suspended, so that an Increase gets one as fast as a resume. The host does not
+//! know of them before they are handed out. A VM that may have been used, or was powered on after its suspend, is never
 //! handed out: it is deleted.
 
 use super::instance::{Cause, Desired, Instance, Mark, Origin};
@@ -11,21 +11,21 @@ use crate::cloud::{self, ErrorKind, Power, Source, VcdError};
 use log::Level;
 use std::time::Duration;
 
-/// Polls may lag by this: what they show of a VM in the first time after its suspension is settled by a look.
+/// Polls may lag by this time: within it, a lookup checks what they show of a suspended VM.
 pub const STANDBY_LAG: Duration = Duration::from_secs(60);
-/// A VM that was created from what has changed since is replaced when it has been in standby for so long: what changes to
-/// and fro costs no more than that.
+/// A VM from an older template or configuration is replaced when it has been in standby for this long. This limits the cost
+/// if the configuration changes back and forth.
 pub const STANDBY_RENEWAL: Duration = Duration::from_secs(10 * 60);
-/// VMs that are made ready for the pool at a time, from their create to their rest.
+/// Maximum number of VMs that are prepared for the pool at the same time, from their create to their suspend.
 pub const STANDBY_AT_A_TIME: usize = 1;
 
 impl Group {
-    /// Makes up to `n` VMs of the pool the runner's: first those at rest, then those in the making, the oldest first.
+    /// Hands out up to `n` VMs of the pool: first the VMs in standby, then those in preparation, the oldest first.
     pub(super) fn hand_out(&mut self, n: usize) -> usize {
         let pool = || self.instances.iter().filter(|(_, i)| i.desired == Desired::Standby && !i.goes());
         let sound = |vapp: &Vapp| !vapp.doubt && !vapp.shared && vapp.unhealthy.is_none();
         let rests = pool().filter(|(_, i)| i.stands_by() && i.vapp().is_some_and(sound));
-        // One that waits for its create would only be later than a new one.
+        // A VM whose create has not started would be slower than a new one.
         let begun = |i: &Instance| i.vapp().map_or(i.operation.is_some(), sound);
         let begun = pool().filter(|(_, i)| !i.stands_by() && begun(i));
         let keys: Vec<Key> = rests.chain(begun).map(|(key, _)| *key).take(n).collect();
@@ -39,7 +39,7 @@ impl Group {
         let (now, seen) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
         (i.origin, i.desired) = (Origin::Requested, Desired::Running);
-        // It begins to age now: a suspended VM does nothing.
+        // Its age counts from now: a suspended VM does nothing.
         (i.since, i.age_before, i.error) = (now, Duration::ZERO, None);
         (i.accepted, i.create_began) = (Stopwatch::start(seen), now);
         i.creating = i.creating.map(|_| i.accepted).or_else(|| i.vapp().map(|_| i.accepted));
@@ -54,8 +54,8 @@ impl Group {
         self.say_of(Level::Info, key, text.into());
     }
 
-    /// Begins the next VM of the pool if one is missing, and replaces one that is outdated. Whatever the runner waits for
-    /// comes first, and nothing is begun while VCD refuses creates.
+    /// Starts the next VM of the pool if one is missing, and replaces one that is outdated. Requests of the host have
+    /// priority, and nothing starts while VCD rejects creates.
     pub(super) fn refill(&mut self) {
         if self.policy.standby_count == 0 || self.stopping || self.adopt_until.is_some() {
             return;
@@ -93,7 +93,7 @@ impl Group {
         }
     }
 
-    /// VCD says what VMs are created from now.
+    /// VCD shows what new VMs are created from.
     pub(super) fn source_is(&mut self, source: Source) {
         if source != Source::default() {
             self.source = source;
@@ -106,27 +106,27 @@ impl Group {
         self.say_of(Level::Info, key, "in standby".into());
     }
 
-    /// A VM cannot be made ready for the pool: it is deleted, and the next one is begun later.
+    /// A VM cannot be prepared for the pool: it is deleted, and the next one starts later.
     pub(super) fn pool_failed(&mut self, key: Key, error: Option<&VcdError>) {
         let pause = doubled(RETRY_BASE, self.pool_backoff.tries, DELETE_RETRY_MAX);
         let pause = self.pool_backoff.fail(self.now, &mut self.rng, pause);
-        let text = format!("it cannot be in standby and is deleted; the next is tried in {} s", pause.as_secs());
+        let text = format!("it cannot be used for standby and is deleted; the next is tried in {} s", pause.as_secs());
         match error {
             Some(error) => self.blame(key, error, &text),
-            None => self.say_of(Level::Warn, key, format!("gone from VCD while it was being made; {text}")),
+            None => self.say_of(Level::Warn, key, format!("the vApp disappeared during its create; {text}")),
         }
         self.delete_for(key, Cause::Spoiled);
     }
 
-    /// It may have been used, or has been on: it is never handed out.
+    /// It may have been used, or was powered on: it is never handed out.
     pub(super) fn spoil(&mut self, key: Key, why: &str) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         match i.desired {
             Desired::Standby => {
-                self.say_of(Level::Warn, key, format!("{why}, not by the plugin: it is not used, and deleted"));
+                self.say_of(Level::Warn, key, format!("{why}, not by the plugin: the plugin deletes it without use"));
                 self.delete_for(key, Cause::Spoiled);
             }
-            // It was just handed out: another takes its place.
+            // It was just handed out: another VM replaces it.
             _ => {
                 let (kind, what) = (ErrorKind::Failed, format!("resume {}", i.name));
                 let (text, code) = (why.to_string(), String::new());
@@ -135,7 +135,7 @@ impl Group {
         }
     }
 
-    /// What a poll shows of a VM that is ready for the pool, or in it.
+    /// The result of a poll for a VM that is ready for the pool, or in it.
     pub(super) fn seen_standby(&mut self, key: Key) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -146,16 +146,16 @@ impl Group {
             return;
         }
         match (vapp.power, record.power) {
-            _ if vapp.shared => self.spoil(key, "another VM is in its vApp"),
+            _ if vapp.shared => self.spoil(key, "its vApp contains another VM"),
             (_, Power::Other) => self.judge(key, Power::Other, false),
             (was, is) if was == is => (vapp.against, vapp.unhealthy) = (0, None),
-            (Power::Suspended, _) if now - vapp.known > STANDBY_LAG => self.spoil(key, "it is not suspended any more"),
-            // A look tells: polls lag.
+            (Power::Suspended, _) if now - vapp.known > STANDBY_LAG => self.spoil(key, "it is no longer suspended"),
+            // Polls lag: a lookup follows.
             _ => vapp.doubt = true,
         }
     }
 
-    /// A look at a VM that is ready for the pool, or in it, or was just handed out.
+    /// A lookup of a VM that is ready for the pool, in it, or just handed out.
     pub(super) fn looked_at_standby(&mut self, key: Key, power: Power, busy: bool) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let wanted = i.desired == Desired::Running;
@@ -165,12 +165,12 @@ impl Group {
             _ if busy || power == Power::Other => {}
             (was, is) if was == is => {}
             (Power::Suspended, Power::On) if wanted => self.woke(key),
-            (Power::Suspended, _) => self.spoil(key, "it is not suspended any more"),
-            _ => self.spoil(key, "it does not run any more"),
+            (Power::Suspended, _) => self.spoil(key, "it is no longer suspended"),
+            _ => self.spoil(key, "it is no longer running"),
         }
     }
 
-    /// A vApp of an earlier life that says it is in standby. False if it is none that can be used.
+    /// A vApp of an earlier process that is marked as standby. False if it cannot be used.
     pub(super) fn adopt_standby(&mut self, key: Key, seen: &cloud::Vapp) -> bool {
         let cloud::Mark::Standby { source } = &seen.mark else { return false };
         let (now, most) = (self.now, self.policy.standby_count as usize);
@@ -188,7 +188,7 @@ impl Group {
         vapp.settle(Power::Suspended, now);
         (vapp.mark, vapp.source) = (Some(Mark::Standby), *source);
         (i.origin, i.desired) = (Origin::Standby, Desired::Standby);
-        self.say_of(Level::Info, key, "found in standby: kept".into());
+        self.say_of(Level::Info, key, "found in standby: adopted".into());
         true
     }
 }

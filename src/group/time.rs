@@ -1,6 +1,5 @@
-//! Time as the group sees it: it is told the time, it never asks. Beside the clock there is a second one that runs only while
-//! polls succeed: what judges a guest or a task is measured on that one, so that nothing is judged by time in which nobody
-//! could see it.
+//! Time in the group: each call passes the time, and the group has no clock. A second clock runs only while polls succeed.
+//! It measures guests and tasks, so that time without a successful poll does not count.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
@@ -44,57 +43,57 @@ impl Sub for Seen {
 pub(super) struct Sight {
     total: u64,
     since: Option<Time>,
-    /// It stands still from then on if no poll succeeds: one that hangs shows nothing.
+    /// It stops at this time if no poll succeeds: a hanging poll shows nothing.
     until: Time,
     lasts: Duration,
 }
 
 impl Sight {
-    /// It runs from `now` on: a poll has just succeeded. One that succeeds `lasts` for so long.
+    /// It runs from `now`, after a successful poll. A successful poll is valid for `lasts`.
     pub fn new(now: Time, lasts: Duration) -> Sight {
         Sight { total: 0, since: Some(now), until: now + lasts, lasts }
     }
 
-    /// A poll succeeded: it runs.
+    /// A poll succeeded: the clock runs.
     pub fn open(&mut self, now: Time) {
         self.close(now);
         (self.since, self.until) = (Some(now), now + self.lasts);
     }
 
-    /// A poll failed: it stands still.
+    /// A poll failed: the clock stops.
     pub fn close(&mut self, now: Time) {
         self.total = self.at(now).0;
         self.since = None;
     }
 
-    /// What it shows.
+    /// Its value.
     pub fn at(&self, now: Time) -> Seen {
         Seen(self.total + self.since.map_or(0, |since| now.min(self.until).0.saturating_sub(since.0)))
     }
 
-    /// When it will show `point`, if it runs for so long.
+    /// When it will show `point`, if it keeps running.
     pub fn when(&self, point: Seen, now: Time) -> Option<Time> {
         let at = now + (point - self.at(now));
         self.since.filter(|_| at <= self.until).map(|_| at)
     }
 }
 
-/// Measures time on the clock that runs only while polls succeed.
+/// Measures time with the clock that runs only while polls succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stopwatch(Seen);
 
 impl Stopwatch {
-    /// Begins to count.
+    /// Starts.
     pub fn start(now: Seen) -> Stopwatch {
         Stopwatch(now)
     }
 
-    /// When it has counted so much.
+    /// When `limit` has passed.
     pub fn end(self, limit: Duration) -> Seen {
         Seen(self.0.0.saturating_add(limit.as_millis() as u64))
     }
 
-    /// Does not count the last so much.
+    /// Does not count the last `duration`.
     pub fn hold(&mut self, duration: Duration) {
         self.0 = self.end(duration);
     }

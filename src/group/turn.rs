@@ -1,5 +1,5 @@
-//! One turn: every instance takes the step that is due, as far as limits and pauses allow it now, and VCD is asked for tasks
-//! and polled when that is due. Which step is due is decided in `next.rs`.
+//! One turn: every instance takes its next step if limits and pauses allow it, and due polls and task queries are sent.
+//! `next.rs` decides the steps.
 
 use super::instance::{Cause, Desired, Kind, Mark, Operation, Origin, Question, Stage};
 use super::limits::{DELETE_RETRY_MAX, Lane, RETRY_BASE, doubled};
@@ -12,40 +12,40 @@ use crate::cloud::{self, Href, MAX_NAMES_ASKED, MAX_TASKS_ASKED, Request};
 use log::Level;
 use std::time::Duration;
 
-/// Pauses between questions for the tasks that are awaited, by how long the youngest of them has been going on: small things
-/// take seconds, a create half a minute, and what takes longer will take long.
+/// Pauses between task queries, by the age of the youngest task: small tasks take seconds, a create half a minute, and a
+/// long task will take longer still.
 pub const TASK_PAUSES: [(Duration, Duration); 2] =
     [(Duration::from_secs(4), Duration::from_secs(1)), (Duration::from_secs(60), Duration::from_secs(3))];
-/// The same beyond these.
+/// The same for older tasks.
 pub const TASK_PAUSE_LONG: Duration = Duration::from_secs(5);
-/// The same when all that are awaited are stuck.
+/// The same if all tasks are stuck.
 pub const TASK_PAUSE_STUCK: Duration = Duration::from_secs(60);
-/// Pause between polls of what boots: what a poll shows late is late for the runner.
+/// Pause between polls of instances that boot: a late poll delays the host.
 pub const BOOT_PAUSE: Duration = Duration::from_secs(2);
-/// The same when VCD has shown nothing new for [`LONG_QUIET`].
+/// The same when VCD has shown no change for [`LONG_QUIET`].
 pub const BOOT_PAUSE_LONG: Duration = Duration::from_secs(3);
-/// Longer than a guest needs to boot.
+/// Longer than the boot of a guest.
 const LONG_QUIET: Duration = Duration::from_secs(120);
-/// An instance takes at most so many steps in one turn that need no request.
+/// Maximum number of steps of an instance in one turn that need no request.
 const MAX_STEPS: u32 = 8;
 
-/// What goes on beside the slots, counted anew at each turn.
+/// Work outside the slots, counted again in each turn.
 #[derive(Default)]
 struct Load {
     looks: usize,
     probes: usize,
-    /// Labels on the wire.
+    /// Metadata entries on the wire.
     labels: usize,
-    /// A create or delete has yet to begin.
+    /// A create or delete has not started yet.
     waits: bool,
-    /// New guests that boot, and are wanted.
+    /// New guests that boot and are wanted.
     guests: u32,
-    /// So many boot, and only polls show how far they are.
+    /// Number of instances that boot. Only polls show their progress.
     boots: usize,
-    /// So many tasks that are not stuck are awaited, the youngest since then.
+    /// Number of tasks that are not stuck, and the start of the youngest.
     tasks: usize,
     youngest: Time,
-    /// Tasks that are stuck are awaited.
+    /// There are stuck tasks.
     stuck: bool,
 }
 
@@ -57,7 +57,7 @@ struct Wish {
 }
 
 impl Group {
-    /// Takes every step that can be taken now, and notes when the next could be due.
+    /// Takes every step that is possible now, and records when the next one is due.
     pub(super) fn advance(&mut self) {
         self.wake = None;
         self.end_adoption_in_time();
@@ -70,7 +70,7 @@ impl Group {
             key = self.instances.range(this + 1..).next().map(|(key, _)| *key);
         }
         self.begin(&load, &wishes);
-        // What has begun or ended just now counts for what is watched.
+        // Steps of this turn change what polls are due.
         let load = self.load();
         self.watch(&load);
     }
@@ -104,7 +104,8 @@ impl Group {
         self.wake = Some(self.wake.map_or(time, |wake| wake.min(time)));
     }
 
-    /// Creates wait until then, or until the leftovers of an earlier life are gone: those that cannot go yet hold nobody up.
+    /// The time until which creates wait for leftovers of an earlier process. Leftovers that cannot be deleted yet do not
+    /// count.
     pub(super) fn held_until(&self) -> Option<Time> {
         let until = self.hold_until.filter(|&until| self.now < until)?;
         let waits = |i: &Instance| i.stuck().is_some() || i.does(|kind| kind == Kind::Other);
@@ -112,7 +113,7 @@ impl Group {
         self.instances.values().any(|i| goes(i)).then_some(until)
     }
 
-    /// One instance's steps, up to the first that needs a slot or an answer.
+    /// The steps of one instance, up to the first that needs a slot or an answer.
     fn step(&mut self, key: Key, load: &mut Load, wishes: &mut Vec<Wish>) {
         for _ in 0..MAX_STEPS {
             let Some(i) = self.instances.get(&key) else { return };
@@ -162,7 +163,7 @@ impl Group {
                     return;
                 }
                 Step::Label => {
-                    // Its task takes VCD's time as they do.
+                    // Its task takes time in VCD, as creates and deletes do.
                     if load.waits && load.labels > 0 {
                         return;
                     }
@@ -180,7 +181,7 @@ impl Group {
         }
     }
 
-    /// It was to come to running, and is given up: what VCD makes of it, or its guest, has failed.
+    /// It is given up before it runs: its create, or its guest, has failed.
     fn give_up(&mut self, key: Key, cause: Cause) {
         let Some(i) = self.instances.get(&key) else { return };
         let made = |kind: Kind| kind.lane() == Some(Lane::Create);
@@ -205,7 +206,7 @@ impl Group {
         self.question(key, question);
     }
 
-    /// Asks VCD about an instance.
+    /// Sends a lookup of an instance, or a request to cancel its task.
     pub(super) fn question(&mut self, key: Key, question: Question) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let request = match question {
@@ -218,7 +219,7 @@ impl Group {
         self.ask(Purpose::Question(key), request);
     }
 
-    /// Begins what there is room for: first what somebody waits for, then the rest. Each side leaves one slot to the other.
+    /// Starts what the limits allow: first urgent operations, then the others. Each group leaves one slot to the other.
     fn begin(&mut self, load: &Load, wishes: &[Wish]) {
         if wishes.is_empty() {
             return;
@@ -229,13 +230,13 @@ impl Group {
         let idle_waits = allowed.iter().any(|wish| is_idle(&wish));
         let mut urgent_waits = false;
         for wish in allowed.iter().filter(|wish| wish.lane.is_urgent()) {
-            // The last slot is for what nobody waits for, if nothing of that is under way.
+            // The last slot is for operations that nobody waits for, if none of them runs.
             let kept = u32::from(idle_waits && self.slots.used_by(false) == 0 && self.policy.max_operations > 1);
             let room = self.slots.total() + kept < self.policy.max_operations || self.has_slot(wish);
             if room && self.has_lane(wish, load) {
                 self.operate(wish);
             } else {
-                // One that its own lane's limit holds up does not need the slots of others.
+                // An operation that waits for its own lane does not need the slots of others.
                 urgent_waits |= self.has_lane(wish, load);
             }
         }
@@ -256,7 +257,7 @@ impl Group {
         }
     }
 
-    /// Nothing but a slot is missing.
+    /// Only a slot is missing.
     fn may_begin(&mut self, wish: &Wish, held: Option<Time>) -> bool {
         if let Some(until) = self.throttle.until(self.now) {
             self.wake_by(until);
@@ -264,7 +265,7 @@ impl Group {
         }
         let create = matches!(wish.kind, Kind::Create { .. });
         if self.unreachable && !(self.stopping && wish.lane == Lane::Delete) {
-            // The next poll that succeeds lets it go on.
+            // It continues after the next successful poll.
             return false;
         }
         if create && let Some(until) = self.breaker.until(self.now).max(held) {
@@ -281,7 +282,7 @@ impl Group {
             _ if self.has_slot(wish) => true,
             Lane::Create => {
                 let allowed = self.breaker.allows(self.now);
-                // The one that the breaker lets through decides: no other follows before its guest is ready.
+                // The one create that the breaker allows decides: no other starts before its guest is ready.
                 let others = match wish.kind {
                     Kind::Create { .. } if allowed == 1 => load.guests + self.slots.used(Lane::Standby),
                     _ => 0,
@@ -298,13 +299,13 @@ impl Group {
         }
     }
 
-    /// It has one from the step before, which was a part of its create, too.
+    /// It has a slot from the previous step of its create.
     fn has_slot(&self, wish: &Wish) -> bool {
         let has = |i: &Instance| i.vapp().is_some_and(|vapp| vapp.build.slot.is_some());
         matches!(wish.lane, Lane::Create | Lane::Standby) && self.instances.get(&wish.key).is_some_and(|i| has(i))
     }
 
-    /// Hands out the request that begins an operation.
+    /// Sends the request that starts an operation.
     fn operate(&mut self, wish: &Wish) {
         let (now, seen, key) = (self.now, self.sight.at(self.now), wish.key);
         let kept = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()?.build.slot.take());
@@ -352,17 +353,18 @@ impl Group {
         self.ask(Purpose::Operation(key), request);
     }
 
-    /// What hangs gives back its slot.
+    /// A stuck operation gives up its slot.
     fn stick(&mut self, key: Key) {
         let now = self.now;
         let Some(operation) = self.instances.get_mut(&key).and_then(|i| i.operation.as_mut()) else { return };
         operation.slot = None;
         operation.stuck = Some(now);
-        let text = "VCD does not end what it does to it: that counts no more, and is looked at from time to time";
+        let text = "the task in VCD hangs: it no longer counts toward the limits, and lookups continue. If it lasts, have the \
+                    provider end it";
         self.say_of(Level::Warn, key, text.into());
     }
 
-    /// Asks for tasks and polls when they are due.
+    /// Sends task queries and polls when they are due.
     fn watch(&mut self, load: &Load) {
         if let (Some(due), false) = (self.tasks_due(load), self.tasks.on_wire) {
             let due = due.max(self.tasks.not_before);
@@ -377,7 +379,7 @@ impl Group {
                 true => self.boot_pause(),
                 false => self.policy.reconcile_interval,
             };
-            // The last one does not wait for its turn.
+            // The last poll does not wait.
             let interval = if self.stopping && !self.swept { Duration::ZERO } else { interval };
             let due = (self.poll.last + interval).max(self.poll.not_before);
             if self.now >= due {
@@ -402,12 +404,12 @@ impl Group {
         }
     }
 
-    /// What boots is asked for by name: there is not too much of it, and all are not polled as often anyway.
+    /// Instances that boot are polled by name: they are few, and a full poll is not as frequent anyway.
     fn polls_some(&self, load: &Load) -> bool {
         load.boots <= MAX_NAMES_ASKED && self.policy.reconcile_interval >= BOOT_PAUSE * 2
     }
 
-    /// When the tasks that are awaited are asked for again.
+    /// When the next task query is due.
     fn tasks_due(&self, load: &Load) -> Option<Time> {
         let last = self.tasks.last;
         if load.tasks == 0 {
@@ -422,7 +424,7 @@ impl Group {
         operations.filter(|operation| operation.stuck.is_none() && operation.task().is_some()).map(due).min()
     }
 
-    /// When those that boot are polled again. Nothing of theirs is awaited before it can be there: all are polled meanwhile.
+    /// When the next poll of instances that boot is due. No poll before something can have changed: full polls continue.
     fn boots_due(&self, load: &Load) -> Time {
         let last = self.poll_some.last;
         let blind = last + self.boot_pause();
@@ -436,7 +438,7 @@ impl Group {
         boots.map(|i| due(i).unwrap_or(blind)).min().unwrap_or(blind)
     }
 
-    /// Pause between two polls of what boots.
+    /// Pause between two polls of instances that boot.
     fn boot_pause(&self) -> Duration {
         let pause = if self.now - self.progress < LONG_QUIET { BOOT_PAUSE } else { BOOT_PAUSE_LONG };
         pause.min(self.policy.reconcile_interval)
@@ -450,7 +452,8 @@ impl Group {
         self.ask(Purpose::PollSome { sent: self.now }, Request::PollSome { names });
     }
 
-    /// Garbage collection: what is past twice its age. Leftovers are found by the poll with vApps that goes with it.
+    /// Garbage collection: deletes instances past twice max_instance_age. The poll with vApps at the same time finds
+    /// leftovers.
     fn collect(&mut self) {
         self.next_gc = self.now + GC_INTERVAL;
         let longest = self.policy.suspended_max_age;
@@ -482,7 +485,7 @@ impl Group {
     }
 }
 
-/// A mark as VCD gets it.
+/// The suspend mark for VCD.
 fn mark_of(mark: Mark, vapp: &Vapp) -> cloud::Mark {
     match mark {
         Mark::Running => cloud::Mark::Running,

@@ -1,4 +1,4 @@
-//! What is observed of an instance's vApp, its VM and its guest: by operations, by looks, and by polls, which may lag.
+//! The observed state of an instance's vApp, VM and guest: from operations, from lookups, and from polls, which may lag.
 
 use super::Time;
 use super::instance::Mark;
@@ -9,95 +9,95 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Three polls in a row without an instance ask for a direct look.
+/// A lookup follows when this many polls in a row do not show an instance.
 pub const MISSED_POLLS: u32 = 3;
-/// Looks that find what polls do not show are at most so many polls apart.
+/// Maximum number of polls between two lookups of a vApp that lookups find and polls do not show.
 pub const MISSED_POLLS_MAX: u32 = 64;
-/// A made VM's hardware is asked for at most so many times if VCD does not answer.
+/// Maximum number of lookups of a VM's hardware if VCD does not answer.
 pub const CHECKS: u32 = 3;
-/// What a direct look has shown of a VM that is made counts for so long: somebody may move it meanwhile.
+/// The result of a lookup of a created VM is valid for this long: somebody may move the VM meanwhile.
 pub const DOCUMENT_AGE: Duration = Duration::from_secs(15);
-/// A guest whose customization reports nothing is taken when its login port has answered every probe for so long.
+/// A guest whose customization reports nothing is ready when its login port has answered every probe for this long.
 pub const CUSTOMIZATION_GRACE: Duration = Duration::from_secs(60);
-/// The same for a Windows, whose customization takes many minutes and several reboots.
+/// The same for Windows, whose customization takes many minutes and several reboots.
 pub const CUSTOMIZATION_GRACE_WINDOWS: Duration = Duration::from_secs(5 * 60);
 
 /// A vApp of an instance.
 pub(super) struct Vapp {
     pub href: Href,
-    /// Since when it is known: polls that were sent before say nothing of it.
+    /// When it became known: polls that were sent before do not show it.
     pub known: Time,
-    /// Its own document has shown that it is ours, and no poll the contrary since: nothing is changed before.
+    /// Its own document has shown the owner tag, and no poll contradicts it since. No change before that.
     pub proven: bool,
-    /// It has to go, whatever is desired: its create failed. Why it is made anew is in the instance's error.
+    /// It is to be deleted even if the instance is wanted: its create failed. The instance's error has the reason.
     pub doomed: bool,
-    /// How it is as far as operations and looks tell. Polls lag: they only contradict.
+    /// Its power state according to operations and lookups. Polls lag: they can only contradict.
     pub power: Power,
     pub guest: Guest,
-    /// How far it is made.
+    /// The progress of its create.
     pub build: Build,
-    /// Its VM, once seen.
+    /// Its VM, when known.
     pub vm: Option<Href>,
-    /// What the last poll that showed the VM said.
+    /// The VM's record in the last poll that showed it.
     pub record: Option<Record>,
-    /// What the last direct look showed, until something is done to it.
+    /// The result of the last lookup, until an operation starts.
     pub document: Option<Box<Document>>,
-    /// Something does not fit: a look settles it.
+    /// Observations contradict each other: a lookup decides.
     pub doubt: bool,
-    /// Another VM than ours is in it.
+    /// It contains a foreign VM.
     pub shared: bool,
     /// Polls in a row, sent after `known`, that did not show it.
     pub missed: u32,
-    /// So many missed polls ask for a direct look; doubles when the look finds it.
+    /// A lookup follows after this many missed polls. Doubles when the lookup finds it.
     pub patience: u32,
-    /// Polls in a row that contradict what is believed of it.
+    /// Polls in a row that contradict its known state.
     pub against: u32,
-    /// Polls in a row that show it down while a task holds it.
+    /// Polls in a row that show it down while a task works on it.
     pub held: u32,
-    /// The record shows no address any more: the last one is kept.
+    /// The record no longer shows an address: the last one is kept.
     pub address_kept: bool,
-    /// When its login port was probed first, since nothing else is missing.
+    /// The first probe of its login port, when nothing else is missing.
     pub probed: Option<Time>,
-    /// Off or broken, and not by us.
+    /// Powered off or failed, not by the plugin.
     pub unhealthy: Option<Unhealthy>,
-    /// How it is deleted next.
+    /// How the next delete works.
     pub removal: Removal,
-    /// When VCD will suspend or delete it by itself.
+    /// When its lease in VCD ends.
     pub lease_end: Option<Time>,
     /// What it was created from.
     pub source: Source,
-    /// Its address outside the NAT of its vApp, if a look at that showed one: the vApps that are made here have no NAT.
+    /// Its address outside the NAT of its vApp, if a lookup showed one. The vApps of this plugin have no NAT.
     pub external: Option<IpAddr>,
     pub label: Label,
-    /// The group's label was on it when it was found, or was written since.
+    /// It had the group's metadata entry when it was found, or the plugin has written it.
     pub labelled: bool,
-    /// What it carries; `None` while a request that writes it is under way, or its outcome is not known.
+    /// Its suspend mark. `None` while a request that writes it is on the wire, or its outcome is unknown.
     pub mark: Option<Mark>,
 }
 
-/// The guest of a vApp, as far as this process has to do with it.
+/// The guest of a vApp, as far as this process knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Guest {
-    /// It has not been on.
+    /// It has not been powered on.
     New,
-    /// It is on for the first time: `since` then, and its login port `answers` every probe since.
+    /// It boots for the first time, on `since` then. Its login port `answers` every probe since.
     Booting { since: Stopwatch, answers: Option<Time>, probing: bool },
-    /// Its login port has answered, and nobody has used it: it is to be suspended, is suspended, or is resumed for the
-    /// first time that it is used.
+    /// Its login port has answered, and nobody has used it: it is to be suspended, is suspended, or is being resumed for
+    /// its first use.
     Standby,
     /// Its login port has answered.
     Ready,
-    /// It has run, was suspended, and is wanted again: `since` it is on.
+    /// It has run, was suspended, and is wanted again. Powered on `since`.
     Returning { since: Option<Stopwatch>, answers: Option<Time>, probing: bool },
 }
 
 impl Guest {
-    /// It has answered once: nobody makes it anew.
+    /// It was ready once: it is not created again.
     pub fn has_run(&self) -> bool {
         matches!(self, Guest::Ready | Guest::Returning { .. })
     }
 
-    /// It is on, and its login port has yet to answer.
+    /// It is powered on, and its login port has not answered yet.
     pub fn boots(&self) -> bool {
         matches!(self, Guest::Booting { .. } | Guest::Returning { since: Some(_), .. })
     }
@@ -106,7 +106,7 @@ impl Guest {
         matches!(self, Guest::Booting { probing: true, .. } | Guest::Returning { probing: true, .. })
     }
 
-    /// The watch that judges it, and whether its port answers steadily.
+    /// Its stopwatch, since when its port answers, and whether a probe is on the wire.
     pub fn watch(&mut self) -> Option<(&mut Stopwatch, &mut Option<Time>, &mut bool)> {
         match self {
             Guest::Booting { since, answers, probing } | Guest::Returning { since: Some(since), answers, probing } => {
@@ -117,35 +117,35 @@ impl Guest {
     }
 }
 
-/// How far a VM is made.
+/// The progress of a VM's create.
 #[derive(Default)]
 pub(super) struct Build {
-    /// Its create carried everything, and powers it on.
+    /// The create used the combined request, with power-on.
     pub whole: bool,
-    /// Its hardware was set by a request of its own.
+    /// A separate request has set its hardware.
     pub configured: bool,
-    /// It was given a TPM, or does not take one.
+    /// It got a TPM, or VCD rejected one.
     pub tpm: bool,
     /// Its guest has been ready before.
     pub customized: bool,
-    /// How often its hardware was asked for, to compare it with the wish; [`CHECKS`] when that is done.
+    /// Number of lookups to compare its hardware with the request. [`CHECKS`] when this is done.
     pub checks: u32,
-    /// Its create's task has failed so: a look tells whether it can be used all the same.
+    /// The error of its create task: a lookup shows whether the VM can still be used.
     pub failed: Option<Box<VcdError>>,
-    /// Between two steps that follow each other at once, the second has the slot of the first.
+    /// The slot of a step, kept for a step that follows at once.
     pub slot: Option<Slot>,
 }
 
-/// Off or broken, and not by us. Heartbeat says so.
+/// Powered off or failed, not by the plugin. Heartbeat reports it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unhealthy {
     pub since: Stopwatch,
     pub why: &'static str,
-    /// It is deleted if it stays so.
+    /// It is deleted if this lasts.
     pub ends: bool,
 }
 
-/// The metadata label, written once the instance runs.
+/// The metadata entry, written when the instance runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Label {
     Wanted { tries: u32, not_before: Time },
@@ -153,12 +153,12 @@ pub(super) enum Label {
     Settled,
 }
 
-/// What the last poll that showed the VM said.
+/// The VM's record in the last poll that showed it.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
     pub seen: Time,
     pub power: Power,
-    /// A task held it.
+    /// A task works on it.
     pub busy: bool,
     pub address: Option<IpAddr>,
     pub customization: Customization,
@@ -166,14 +166,14 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// `customized`: its customization was over before, whatever is told of it now.
+    /// `customized`: its customization ended before, whatever the record shows.
     pub fn of(vm: &Vm, customized: bool, seen: Time) -> Record {
         let (power, busy, address) = (vm.power, vm.busy, vm.address);
         let customization = if customized { Customization::Complete } else { vm.customization };
         Record { seen, power, busy, address, customization, guest_os: vm.guest_os.as_str().into() }
     }
 
-    /// As a look shows it, which counts for more than what polls have shown before.
+    /// The result of a lookup, which counts more than earlier polls.
     pub fn of_look(seen: &SeenGuest, busy: bool, old: Option<&Record>, now: Time) -> Record {
         let customization = match (seen.customization, old) {
             (Customization::Unknown, Some(old)) => old.customization,
@@ -187,19 +187,19 @@ impl Record {
         Record { seen: now, power: Power::On, busy, address, customization, guest_os }
     }
 
-    /// Nothing but the login port is missing.
+    /// Only the login port is missing.
     pub fn complete(&self) -> bool {
         self.power == Power::On
             && self.address.is_some()
             && matches!(self.customization, Customization::Complete | Customization::Unknown)
     }
 
-    /// The same, and customization has said so.
+    /// The same, and customization has reported its end.
     pub fn is_final(&self) -> bool {
         self.complete() && self.customization == Customization::Complete
     }
 
-    /// Customization has reported nothing yet, and perhaps never will: old Tools do not.
+    /// Customization has reported nothing yet, and perhaps never will: old VMware Tools do not.
     pub fn silent(&self) -> bool {
         self.power == Power::On && self.address.is_some() && self.customization == Customization::Pending
     }
@@ -210,12 +210,12 @@ impl Record {
     }
 }
 
-/// What a direct look showed.
+/// The result of a lookup.
 #[derive(Clone, Debug)]
 pub(super) struct Document {
     pub at: Time,
     pub busy: bool,
-    /// VCD shows what made it and what it lacks.
+    /// VCD shows what the VM is and what it lacks.
     pub made: Option<Made>,
 }
 
@@ -225,7 +225,7 @@ impl Document {
     }
 }
 
-/// How a vApp is deleted: by force, or stopped first.
+/// How a vApp is deleted: with force, or after a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Removal {
     Force,
@@ -265,22 +265,22 @@ impl Vapp {
         }
     }
 
-    /// It is suspended and marked as in standby.
+    /// It is suspended and marked as standby.
     pub fn is_at_rest(&self) -> bool {
         self.guest == Guest::Standby && self.power == Power::Suspended && self.mark == Some(Mark::Standby)
     }
 
-    /// Its customization is over, whatever records tell of it.
+    /// Its customization has ended, whatever records show.
     pub fn is_customized(&self) -> bool {
         self.build.customized || self.guest == Guest::Standby || self.guest.has_run()
     }
 
-    /// Polls do not show it, and a look is due.
+    /// Polls do not show it, and a lookup is due.
     pub fn is_missing(&self) -> bool {
         self.missed >= self.patience
     }
 
-    /// A look shows it: if it was missing, the polls lag behind. Tells whether it was.
+    /// A lookup shows it: if polls missed it, they lag. Returns whether they did.
     pub fn is_found(&mut self) -> bool {
         let missing = self.is_missing();
         if missing {
@@ -290,36 +290,37 @@ impl Vapp {
         missing
     }
 
-    /// Something is to be settled by a direct look.
+    /// A lookup has to decide something.
     pub fn wants_look(&self) -> bool {
         self.is_missing() || self.doubt || self.is_unchecked()
     }
 
-    /// It was made now, and its hardware has not been compared with the wish yet.
+    /// It was created just now, and its hardware has not been compared with the request yet.
     pub fn is_unchecked(&self) -> bool {
         matches!(self.guest, Guest::Booting { .. }) && self.build.checks < CHECKS
     }
 
-    /// What a look showed, if that counts still.
+    /// The result of a lookup, if it is still valid.
     pub fn document(&self, now: Time) -> Option<&Document> {
         self.document.as_deref().filter(|document| now - document.at <= DOCUMENT_AGE)
     }
 
-    /// It is on for the first time.
+    /// It is powered on for the first time.
     pub fn boots(&mut self, now: Time, seen: Seen) {
         self.guest = Guest::Booting { since: Stopwatch::start(seen), answers: None, probing: false };
-        // No step follows, whoever powered it on.
+        // No create step follows, whoever powered it on.
         self.build.slot = None;
         self.settle(Power::On, now);
     }
 
-    /// It was in standby, or about to be, and is on for its first use: it may be created anew if it does not come up.
+    /// It was in standby, or about to be, and is powered on for its first use. If it does not become ready, it may be
+    /// created again.
     pub fn first_use(&mut self, now: Time, seen: Seen) {
         (self.build.customized, self.build.checks) = (true, CHECKS);
         self.boots(now, seen);
     }
 
-    /// It is known to be so since `now`: what polls said before does not count.
+    /// Its power state is known since `now`: earlier polls do not count.
     pub fn settle(&mut self, power: Power, now: Time) {
         self.power = power;
         self.known = now;

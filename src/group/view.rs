@@ -1,5 +1,5 @@
-//! How the group and its instances look: to the host, which sees states, and to people, who see phases and what an instance
-//! waits for in the log, the debug pages and the metrics. Decides nothing, and nothing is decided by it.
+//! The group and its instances as others see them: the host sees states, and people see phases and what an instance waits
+//! for, in the log, on the debug pages and in the metrics. Nothing here decides anything.
 
 use super::instance::{Cause, Desired, Kind, Mark, Origin, Question, Stage};
 use super::limits::Lane;
@@ -10,33 +10,33 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Where an instance is in its life, as users know it from the debug page and the logs.
+/// The phase of an instance, as the debug page and the log show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// Accepted; VCD has not been asked yet, or a failed try has been cleared away.
+    /// Accepted: no request to VCD yet, or the vApp of a failed try is deleted.
     PendingCreate,
-    /// VCD makes it, or it boots.
+    /// VCD creates it, or it boots.
     Creating,
     /// Its login port answered.
     Running,
-    /// To be suspended, or VCD is at it.
+    /// To be suspended, or being suspended.
     Suspending,
     /// Its memory is on disk.
     Suspended,
     /// Suspended, never used, and kept for a later Increase. The host does not know of it.
     Standby,
-    /// To be resumed, VCD is at it, or its login port does not answer yet.
+    /// To be resumed, being resumed, or its login port does not answer yet.
     Resuming,
-    /// To be deleted; VCD has not been asked yet.
+    /// To be deleted: no request to VCD yet.
     PendingDelete,
     /// VCD deletes it.
     Deleting,
-    /// VCD does not know it any more.
+    /// VCD no longer knows it.
     Deleted,
 }
 
 impl Phase {
-    /// All, in the order of a life.
+    /// All phases, in the order of a life.
     pub const ALL: [Phase; 10] = [
         Phase::PendingCreate,
         Phase::Creating,
@@ -50,7 +50,7 @@ impl Phase {
         Phase::Deleted,
     ];
 
-    /// True if an instance may stay in it for as long as it likes: nothing is awaited.
+    /// True if an instance may stay in this phase without limit: it waits for nothing.
     pub fn rests(self) -> bool {
         match self {
             Phase::Running | Phase::Suspended | Phase::Standby | Phase::Deleted => true,
@@ -59,7 +59,7 @@ impl Phase {
         }
     }
 
-    /// As users of the Go plugin know it.
+    /// The names that users of the Go plugin know.
     pub fn name(self) -> &'static str {
         match self {
             Phase::PendingCreate => "PendingCreate",
@@ -92,27 +92,34 @@ impl Cause {
         }
     }
 
-    /// The plugin decided it by itself.
+    /// The plugin itself decided it.
     pub fn is_collected(self) -> bool {
         matches!(self, Cause::Unhealthy | Cause::Aged | Cause::Leftover | Cause::Spoiled | Cause::Outdated)
     }
 
-    /// For the log.
+    /// Log level and text.
     pub fn words(self) -> (log::Level, &'static str) {
         match self {
-            Cause::Asked => (log::Level::Info, "removal asked for by the host"),
-            Cause::Shutdown => (log::Level::Info, "removed because the host shuts down"),
-            Cause::Timeout => {
-                (log::Level::Error, "not running within create_timeout: given up, what it left is deleted")
+            Cause::Asked => (log::Level::Info, "GitLab Runner requested the delete"),
+            Cause::Shutdown => (log::Level::Info, "shutdown: the plugin deletes it"),
+            Cause::Timeout => (
+                log::Level::Error,
+                "not running within create_timeout: given up, and its vApp is deleted. Fix the cause (see \
+                 docs/troubleshooting.md) or raise create_timeout",
+            ),
+            Cause::Lost => (log::Level::Warn, "no longer in VCD: reported as deleted"),
+            Cause::Unhealthy => {
+                (log::Level::Warn, "powered off, failed or not ready after a resume for too long: deleted")
             }
-            Cause::Lost => (log::Level::Warn, "VCD does not have it any more: reported as deleted"),
-            Cause::Unhealthy => (log::Level::Warn, "off, broken or not back from its suspension for too long: deleted"),
-            Cause::Aged => {
-                (log::Level::Warn, "older than twice max_instance_age, or suspended past suspended_max_age: deleted")
+            Cause::Aged => (
+                log::Level::Warn,
+                "older than twice max_instance_age, or suspended for longer than suspended_max_age: deleted",
+            ),
+            Cause::Leftover => (log::Level::Info, "leftover that nobody uses: deleted"),
+            Cause::Spoiled => (log::Level::Info, "no longer usable for standby: deleted"),
+            Cause::Outdated => {
+                (log::Level::Info, "in standby, but created from an older template or configuration: replaced")
             }
-            Cause::Leftover => (log::Level::Info, "a leftover of ours that nobody uses: deleted"),
-            Cause::Spoiled => (log::Level::Info, "no more use for standby: deleted"),
-            Cause::Outdated => (log::Level::Info, "in standby and created from what has changed since: replaced"),
         }
     }
 }
@@ -120,35 +127,35 @@ impl Cause {
 /// One instance as the debug pages show it.
 #[derive(Clone, Debug)]
 pub struct View {
-    /// Tells it from all others that the group ever had; the id may come twice.
+    /// Identifies it among all instances that the group ever had. An id may occur twice.
     pub key: u64,
     /// The id.
     pub name: Name,
-    /// What the host sees.
+    /// The state that the host sees.
     pub state: State,
-    /// The host knows it; else it is a leftover.
+    /// The host knows it. Otherwise it is a leftover or in the standby pool.
     pub reported: bool,
-    /// It is named like ours, and whether it is ours is not known yet.
+    /// Its name matches, and its owner is not known yet.
     pub undecided: bool,
-    /// Where it is in its life.
+    /// Its phase.
     pub phase: Phase,
-    /// Why it has to go, in one word; `None` as long as it is wanted.
+    /// Why it is deleted, in one word. `None` while it is wanted.
     pub cause: Option<Cause>,
-    /// Its vApp, once known.
+    /// Its vApp, when known.
     pub vapp: Option<Href>,
-    /// The task of VCD's that is awaited.
+    /// The task in VCD that it waits for.
     pub task: Option<Href>,
     /// The VM's power state in the last poll that showed it.
     pub power: Option<Power>,
     /// The guest OS as VCD shows it.
     pub guest_os: Option<Arc<str>>,
-    /// The address, once known.
+    /// The address, when known.
     pub address: Option<IpAddr>,
-    /// Time since it was accepted or, if adopted, since VCD made it.
+    /// Time since it was accepted or, if adopted, since VCD created it.
     pub age: Duration,
     /// What it waits for, in a few words.
     pub waits_for: &'static str,
-    /// Time until the next try, if one is awaited.
+    /// Time until the next try, if it waits for one.
     pub next_try: Option<Duration>,
     /// Failed tries so far.
     pub retries: u32,
@@ -156,15 +163,15 @@ pub struct View {
     pub missed: u32,
     /// Time since a poll showed it.
     pub seen: Option<Duration>,
-    /// What went wrong last.
+    /// The last error.
     pub error: Option<Arc<str>>,
-    /// Why VCD refused to make it, if that stands until somebody changes something.
+    /// Why VCD rejected its create, if the reason stays until somebody changes something.
     pub refused: Option<ErrorKind>,
-    /// It is stuck for so long: its operation hangs, or it cannot be deleted, suspended or resumed.
+    /// How long it has been stuck: its operation hangs, or it cannot be deleted, suspended or resumed.
     pub stuck: Option<Duration>,
 }
 
-/// The little of an instance that is looked at after each event.
+/// The small part of an instance that is read after each event.
 #[derive(Clone, Copy, Debug)]
 pub struct Glance<'a> {
     /// [`View::key`].
@@ -209,75 +216,75 @@ impl<'a> From<&'a View> for Glance<'a> {
     }
 }
 
-/// How much of a limit is in use.
+/// Usage of a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limit {
     /// In use now.
     pub used: u32,
-    /// At most.
+    /// The limit.
     pub most: u32,
 }
 
-/// How the group stands: its limits, and what holds it up.
+/// The state of the group: its limits, and what delays it.
 #[derive(Clone, Debug, Default)]
 pub struct Standing {
     /// Instances that count towards `max_size`.
     pub instances: Limit,
-    /// Creates that VCD works on, or has been asked for.
+    /// Creates in VCD, including sent requests.
     pub creates: Limit,
-    /// Deletes that VCD works on, or has been asked for.
+    /// Deletes in VCD, including sent requests.
     pub deletes: Limit,
-    /// Both together, and suspends and resumes.
+    /// Creates, deletes, suspends and resumes together.
     pub operations: Limit,
-    /// Direct looks at vApps.
+    /// Lookups of vApps.
     pub looks: Limit,
     /// Probes of login ports.
     pub probes: Limit,
-    /// Instances that are stuck, and for how long the first of them is.
+    /// Number of stuck instances.
     pub stuck: u32,
-    /// See `stuck`.
+    /// How long the first of them has been stuck.
     pub stuck_for: Option<Duration>,
-    /// For how long the oldest create that has not begun waits.
+    /// How long the oldest create that has not started has waited.
     pub oldest_pending: Option<Duration>,
     /// Creates that wait for a slot, a pause or the next try.
     pub creates_waiting: u32,
-    /// Deletes that wait for the same.
+    /// Deletes that wait for a slot, a pause or the next try.
     pub deletes_waiting: u32,
-    /// Tasks of VCD's that are awaited.
+    /// Tasks in VCD that instances wait for.
     pub tasks: u32,
-    /// By how much failed creates outweigh those that worked lately.
+    /// By how much failed creates exceed recent successful ones.
     pub failures: u32,
-    /// Time until creates go on, if the breaker is open.
+    /// Time until creates continue, if the breaker is open.
     pub breaker: Option<Duration>,
-    /// The breaker's pause is over and its one create decides: it has not shut yet.
+    /// The breaker's pause is over and its one create decides: it has not closed yet.
     pub breaker_tries: bool,
-    /// Time until changes go on, if VCD's operation limit was reached.
+    /// Time until changes continue, if VCD's operation limit was reached.
     pub throttle: Option<Duration>,
-    /// How often that limit began a pause.
+    /// Number of pauses because of that limit.
     pub throttled: u64,
-    /// Time that creates wait for leftovers of an earlier life, at most.
+    /// Longest time that creates still wait for leftovers of an earlier process.
     pub hold: Option<Duration>,
-    /// Those leftovers.
+    /// Number of leftovers.
     pub leftovers: u32,
-    /// VCD could not be asked last time: changes wait for a poll that succeeds.
+    /// VCD was not available at the last poll: changes wait for a successful poll.
     pub unreachable: bool,
-    /// Polls that failed in a row.
+    /// Failed polls in a row.
     pub failed_polls: u32,
-    /// The host has said Shutdown.
+    /// The host has called Shutdown.
     pub stopping: bool,
-    /// Pause between polls when nothing is awaited.
+    /// Pause between polls when nothing is in progress.
     pub interval: Duration,
     /// `max_instance_age`.
     pub max_age: Duration,
 }
 
 impl Group {
-    /// Every instance, leftovers and undecided ones included, in the order in which they came.
+    /// Every instance, including leftovers and undecided ones, in the order of their arrival.
     pub fn views(&self, now: Time) -> Vec<View> {
         self.instances.iter().map(|(key, i)| i.view(self.glance(*key, i, now), now)).collect()
     }
 
-    /// The same, at a glance.
+    /// The same in short.
     pub fn glances(&self, now: Time) -> Vec<Glance<'_>> {
         self.instances.iter().map(|(key, i)| self.glance(*key, i, now)).collect()
     }
@@ -299,7 +306,7 @@ impl Group {
         }
     }
 
-    /// What holds the instance's next step up beside the limits, if it is not its own pause.
+    /// What delays the instance's next step in addition to the limits, if it is not its own pause.
     fn held_by(&self, i: &Instance, now: Time) -> Option<&'static str> {
         if i.on_wire() || i.operation.is_some() || i.ended.is_some() {
             return None;
@@ -310,15 +317,15 @@ impl Group {
         }
         let deletes = i.goes() && i.vapp().is_some_and(|v| v.proven) && i.attempts.delete.next <= now;
         match () {
-            _ if creates && self.breaker.allows(now) < u32::MAX => Some("the breaker on creates"),
-            _ if creates && self.held_until().is_some() => Some("leftovers to be gone"),
+            _ if creates && self.breaker.allows(now) < u32::MAX => Some("the create breaker"),
+            _ if creates && self.held_until().is_some() => Some("leftovers to be deleted"),
             _ if (creates || deletes) && self.throttle.until(now).is_some() => Some("VCD's operation limit"),
             _ if (creates || deletes) && self.unreachable => Some("VCD to answer polls"),
             _ => None,
         }
     }
 
-    /// The instance that a request or probe on the wire is about ([`View::key`]).
+    /// The instance of a request or probe on the wire ([`View::key`]).
     pub fn about(&self, ticket: Ticket) -> Option<u64> {
         match *self.flights.get(&ticket)? {
             Purpose::Label(key) | Purpose::Probe(key) | Purpose::Operation(key) | Purpose::Question(key) => Some(key),
@@ -326,13 +333,13 @@ impl Group {
         }
     }
 
-    /// How the group stands now.
+    /// The state of the group now.
     pub fn standing(&self, now: Time) -> Standing {
         let live = || self.instances.values().filter(|i| i.ended.is_none());
         let count = |which: &dyn Fn(&Instance) -> bool| live().filter(|i| which(i)).count() as u32;
         let leftovers = count(&Instance::is_leftover);
         let stuck = || live().filter_map(|i| i.stuck());
-        // Nobody waits for the pool's.
+        // Nobody waits for VMs of the pool.
         let pending = || live().filter(|i| i.is_reported() && i.phase() == Phase::PendingCreate);
         let policy = &self.policy;
         Standing {
@@ -368,7 +375,7 @@ impl Group {
 }
 
 impl Instance {
-    /// What the host sees of it.
+    /// The state that the host sees.
     pub(super) fn state(&self) -> State {
         match self.desired {
             Desired::Deleted(Cause::Timeout) => State::Timeout,
@@ -376,7 +383,7 @@ impl Instance {
             Desired::Deleted(_) => State::Deleting,
             Desired::Suspended if self.is_suspended() => State::Suspended,
             Desired::Suspended => State::Suspending,
-            // Nobody reports it.
+            // It is not reported.
             Desired::Standby => State::Suspended,
             Desired::Running => match self.vapp().map(|vapp| &vapp.guest) {
                 Some(Guest::Ready) => State::Running,
@@ -386,7 +393,7 @@ impl Instance {
         }
     }
 
-    /// What people see of it.
+    /// The phase that people see.
     pub(super) fn phase(&self) -> Phase {
         match self.state() {
             _ if self.ended.is_some() => Phase::Deleted,
@@ -421,53 +428,53 @@ impl Instance {
         }
         match (self.question, &self.operation, &self.observed) {
             (Some(Question::Cancel), ..) => "VCD to cancel its task",
-            (Some(Question::Find), ..) => "a look whether the create worked",
-            (Some(Question::Look), ..) => "a direct look",
+            (Some(Question::Find), ..) => "a lookup after a lost answer",
+            (Some(Question::Look), ..) => "a lookup",
             (None, Some(operation), _) => match &operation.stage {
                 Stage::Sent => accepts(operation.kind),
                 Stage::Task { .. } if operation.stuck.is_some() => "a task that hangs",
                 Stage::Task { cancelled: true, .. } => "its task to stop",
                 Stage::Task { .. } => works(operation.kind),
                 Stage::Unknown { .. } if matches!(operation.kind, Kind::Create { .. }) => {
-                    "a look whether the create worked"
+                    "a lookup after a lost answer"
                 }
-                Stage::Unknown { .. } => "a direct look",
+                Stage::Unknown { .. } => "a lookup",
             },
             (None, None, Observed::Nothing) if self.attempts.create.next > now => "the next try",
             (None, None, Observed::Nothing) => "a free create slot",
-            (None, None, Observed::Vapp(_)) if self.origin == Origin::Found => "a direct look",
+            (None, None, Observed::Vapp(_)) if self.origin == Origin::Found => "a lookup",
             (None, None, Observed::Vapp(vapp)) if self.goes() => match () {
                 _ if self.attempts.delete.next > now => "the next try",
                 _ if vapp.proven => "a free delete slot",
-                _ => "a direct look",
+                _ => "a lookup",
             },
             (None, None, Observed::Vapp(vapp)) => self.rests_for(vapp, now),
         }
     }
 
-    /// The same of one that is wanted, has a vApp, and that nothing is done to.
+    /// The same for a wanted instance with a vApp and without an operation.
     fn rests_for(&self, vapp: &Vapp, now: Time) -> &'static str {
         match &vapp.guest {
             _ if self.attempts.change.next > now && !matches!(vapp.guest, Guest::Ready) => "the next try",
-            Guest::New => "a look at what it lacks",
+            Guest::New => "a lookup of its hardware",
             guest if guest.boots() => match &vapp.record {
                 Some(record) if record.complete() => "the login port",
                 Some(record) if record.power == Power::On && record.address.is_some() => "guest customization",
                 Some(record) if record.power == Power::On => "an address",
                 _ => "power on",
             },
-            _ if vapp.wants_look() => "a direct look",
+            _ if vapp.wants_look() => "a lookup",
             Guest::Ready if self.desired == Desired::Suspended && vapp.power != Power::Suspended => {
-                "a free slot to be suspended"
+                "a free suspend slot"
             }
-            Guest::Returning { .. } => "a free slot to be resumed",
-            Guest::Standby if self.desired == Desired::Running => "a free slot to be resumed",
-            Guest::Standby if !vapp.is_at_rest() => "a free slot to be suspended",
+            Guest::Returning { .. } => "a free resume slot",
+            Guest::Standby if self.desired == Desired::Running => "a free resume slot",
+            Guest::Standby if !vapp.is_at_rest() => "a free suspend slot",
             _ => "",
         }
     }
 
-    /// Failed tries of what is done to it now.
+    /// Failed tries of its current operation.
     fn retries(&self) -> u32 {
         let failed = match self.goes() {
             true => self.attempts.delete.tries,
@@ -476,7 +483,7 @@ impl Instance {
         failed + self.attempts.busy
     }
 
-    /// When its next try is made.
+    /// The time of its next try.
     fn next_try(&self) -> Time {
         match &self.observed {
             Observed::Nothing => self.attempts.create.next,
@@ -522,10 +529,10 @@ impl Instance {
 fn accepts(kind: Kind) -> &'static str {
     match kind {
         Kind::Create { .. } => "VCD to accept the create",
-        Kind::Configure | Kind::AddTpm | Kind::PowerOn => "VCD to accept its fitting",
+        Kind::Configure | Kind::AddTpm | Kind::PowerOn => "VCD to accept a step of the create",
         Kind::Suspend | Kind::Mark(Mark::Suspended) => "VCD to accept the suspend",
         Kind::Resume => "VCD to accept the resume",
-        Kind::Mark(Mark::Running | Mark::Standby) => "VCD to accept a mark",
+        Kind::Mark(Mark::Running | Mark::Standby) => "VCD to accept the suspend mark",
         Kind::Delete(_) => "VCD to accept the delete",
         Kind::Other => "",
     }
@@ -536,15 +543,15 @@ fn works(kind: Kind) -> &'static str {
         Kind::Create { .. } | Kind::Configure | Kind::AddTpm | Kind::PowerOn => "the create's task",
         Kind::Suspend | Kind::Mark(Mark::Suspended) => "the suspend's task",
         Kind::Resume => "the resume's task",
-        Kind::Mark(Mark::Running | Mark::Standby) => "the mark's task",
+        Kind::Mark(Mark::Running | Mark::Standby) => "the suspend mark's task",
         Kind::Delete(Removal::Force | Removal::Stop | Removal::Stopped) => "the delete's task",
-        Kind::Other => "a task that holds it",
+        Kind::Other => "another task on the VM",
     }
 }
 
 #[cfg(test)]
 impl View {
-    /// One that the host knows, without anything else known.
+    /// An instance that the host knows, without other data.
     pub fn example(key: u64, name: &str, phase: Phase) -> View {
         View {
             key,

@@ -1,5 +1,5 @@
-//! What polls and looks mean, to the millisecond: what is missed, ill, adopted, a leftover or another's, and what the end
-//! waits for.
+//! The results of polls and lookups, to the millisecond: missing, unhealthy, adopted, leftover or foreign vApps, and what
+//! the shutdown waits for.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
@@ -12,7 +12,7 @@ use std::time::Duration;
 // Polls.
 
 #[test]
-fn three_missed_polls_ask_for_a_look_and_each_look_that_finds_it_doubles_that() {
+fn three_missed_polls_cause_a_lookup_and_each_lookup_that_finds_it_doubles_that() {
     let mut play = Play::running();
     play.hidden = true;
     assert_eq!(play.to(10 * SECOND).view().missed, 1);
@@ -21,7 +21,7 @@ fn three_missed_polls_ask_for_a_look_and_each_look_that_finds_it_doubles_that() 
     assert_eq!(play.to(30 * SECOND).view().missed, 0, "found");
     play.to(300 * SECOND);
     assert_eq!(play.times("look"), [30, 90, 210].map(|s| s * SECOND));
-    // One poll that shows it makes three enough again.
+    // After one poll that shows it, three are needed again.
     play.hidden = false;
     assert_eq!(play.to(310 * SECOND).view().missed, 0);
     play.hidden = true;
@@ -36,7 +36,7 @@ fn three_missed_polls_ask_for_a_look_and_each_look_that_finds_it_doubles_that() 
 }
 
 #[test]
-fn a_vapp_that_was_given_another_name_of_ours_is_left_alone() {
+fn a_vapp_renamed_to_another_owned_name_is_not_touched() {
     let mut play = Play::running();
     play.hidden = true;
     for vapp in play.documents.values_mut() {
@@ -44,11 +44,11 @@ fn a_vapp_that_was_given_another_name_of_ours_is_left_alone() {
     }
     play.to(60 * SECOND);
     assert_eq!((play.states(), play.deleted()), (vec![State::Deleted], vec![]));
-    assert_eq!(play.said("does not say that it is ours: left alone from now on"), 1);
+    assert_eq!(play.said("has no owner tag of this instance: the plugin no longer manages it"), 1);
 }
 
 #[test]
-fn a_poll_that_was_sent_before_a_vapp_was_known_says_nothing_of_it() {
+fn a_poll_sent_before_a_vapp_was_known_does_not_count() {
     let mut play = Play::new(policy(), Vec::new());
     play.holds = vec!["poll", "create"];
     play.to(10 * SECOND);
@@ -59,7 +59,7 @@ fn a_poll_that_was_sent_before_a_vapp_was_known_says_nothing_of_it() {
     play.release("create", None);
     play.release("poll", None);
     assert_eq!((play.view().missed, play.times("poll")), (0, vec![10 * SECOND, 12 * SECOND]));
-    // Sent in the moment in which it became known.
+    // Sent at the moment when it became known.
     play.release("poll", None);
     assert_eq!(play.view().missed, 0);
     play.to(14 * SECOND).release("poll", None);
@@ -67,7 +67,7 @@ fn a_poll_that_was_sent_before_a_vapp_was_known_says_nothing_of_it() {
 }
 
 #[test]
-fn failed_polls_are_repeated_later_and_later_and_the_end_of_it_is_told_once() {
+fn failed_polls_are_repeated_with_growing_pauses_and_the_recovery_is_logged_once() {
     let mut play = Play::running();
     play.to(25 * SECOND);
     assert_eq!(play.said("VCD answers polls again"), 0);
@@ -75,22 +75,27 @@ fn failed_polls_are_repeated_later_and_later_and_the_end_of_it_is_told_once() {
     play.to(240 * SECOND);
     assert_eq!(play.times("poll"), [10, 20, 30, 40, 50, 60, 76, 108, 140, 172, 204, 236].map(|s| s * SECOND));
     assert_eq!(play.group.standing(Time(play.now)).failed_polls, 10);
-    assert_eq!((play.states(), play.said("as they were last known")), (vec![State::Running], 10));
+    assert_eq!((play.states(), play.said("in their last known state")), (vec![State::Running], 10));
     play.deaf = false;
     play.to(300 * SECOND);
     assert_eq!(play.said("VCD answers polls again"), 1);
     assert_eq!(play.times("poll")[12..], [268, 278, 288, 298].map(|s| s * SECOND));
 }
 
-// Running ones.
+// Running instances.
 
 #[test]
-fn what_a_poll_shows_of_a_running_one_makes_it_ill_or_not() {
+fn a_poll_decides_whether_a_running_instance_is_healthy() {
     let complete = Customization::Complete;
     for (power, busy, customization, ill) in [
         (Power::On, false, complete, None),
         (Power::On, true, complete, None),
-        (Power::On, false, Customization::Failed, Some("guest customization failed after all (GC_FAILED)")),
+        (
+            Power::On,
+            false,
+            Customization::Failed,
+            Some("guest customization failed after the VM was ready (GC_FAILED)"),
+        ),
         (Power::Off, false, complete, Some("it is powered off")),
         (Power::Off, false, Customization::Failed, Some("it is powered off")),
         (Power::Off, true, complete, None),
@@ -107,8 +112,8 @@ fn what_a_poll_shows_of_a_running_one_makes_it_ill_or_not() {
         play.to(1800 * SECOND);
         assert_eq!(play.health().err().as_deref(), ill, "{power:?} {busy} {customization:?}");
         assert_eq!((play.states(), play.times("look")), (vec![State::Running], Vec::new()));
-        assert_eq!(play.said(", not by us: unhealthy"), usize::from(ill.is_some()));
-        // Only what is on is well again.
+        assert_eq!(play.said(", not by the plugin: unhealthy"), usize::from(ill.is_some()));
+        // Only a powered-on VM is healthy again.
         play.vms[0].customization = complete;
         for (power, busy) in [(Power::Other, false), (Power::Off, true), (Power::Other, false)] {
             let next = play.now + 10 * SECOND;
@@ -117,12 +122,12 @@ fn what_a_poll_shows_of_a_running_one_makes_it_ill_or_not() {
         }
         let next = play.now + 10 * SECOND;
         play.show(Power::On, false).to(next);
-        assert_eq!((play.health(), play.said("on again")), (Ok(()), usize::from(ill.is_some())));
+        assert_eq!((play.health(), play.said("powered on again")), (Ok(()), usize::from(ill.is_some())));
     }
 }
 
 #[test]
-fn ten_minutes_of_illness_end_it() {
+fn ten_unhealthy_minutes_end_an_instance() {
     let mut play = Play::running();
     play.to(5 * SECOND).show(Power::Off, false);
     play.before(610 * SECOND);
@@ -132,7 +137,7 @@ fn ten_minutes_of_illness_end_it() {
 }
 
 #[test]
-fn what_somebody_suspends_is_unhealthy_and_never_counts_as_suspended_by_us() {
+fn a_foreign_suspend_makes_unhealthy_and_never_counts_as_a_requested_one() {
     for marked in [true, false] {
         let mut play = Play::running();
         play.documents.get_mut(&href(1)).unwrap().mark = if marked { Mark::Suspended } else { Mark::Running };
@@ -146,7 +151,7 @@ fn what_somebody_suspends_is_unhealthy_and_never_counts_as_suspended_by_us() {
 }
 
 #[test]
-fn one_that_is_to_be_suspended_is_looked_at_if_it_is_so_already() {
+fn an_instance_to_suspend_is_looked_up_if_it_is_already_suspended() {
     for (power, busy, looks, suspends, ill) in [
         (Power::On, false, 0, 1, false),
         (Power::Suspended, false, 1, 0, false),
@@ -155,7 +160,7 @@ fn one_that_is_to_be_suspended_is_looked_at_if_it_is_so_already() {
         (Power::Failed, false, 0, 0, true),
         (Power::Other, false, 0, 1, false),
     ] {
-        // It was looked at on start. VCD cannot be asked, so that the suspend waits for a poll.
+        // A lookup at the start has shown it. VCD is not available, so that the suspend waits for a poll.
         let mut play = Play::new(policy(), vec![Vm { description: String::new(), ..vm(1) }]);
         play.holds = vec!["look"];
         play.deaf = true;
@@ -172,7 +177,7 @@ fn one_that_is_to_be_suspended_is_looked_at_if_it_is_so_already() {
 }
 
 #[test]
-fn an_ill_one_is_suspended_when_it_is_on_again() {
+fn an_unhealthy_instance_is_suspended_when_it_is_powered_on_again() {
     for (power, suspends) in [(Power::On, 1), (Power::Other, 0), (Power::Suspended, 0)] {
         let mut play = Play::running();
         play.show(Power::Off, false).to(10 * SECOND);
@@ -182,12 +187,12 @@ fn an_ill_one_is_suspended_when_it_is_on_again() {
         play.documents.get_mut(&href(1)).unwrap().power = power;
         play.to(20 * SECOND);
         assert_eq!(play.times("suspend").len(), suspends, "{power:?}");
-        assert_eq!(play.states()[0] == State::Suspended, power == Power::Suspended, "a look told");
+        assert_eq!(play.states()[0] == State::Suspended, power == Power::Suspended, "a lookup showed it");
     }
 }
 
 #[test]
-fn what_somebody_has_taken_over_is_left_alone() {
+fn a_vapp_with_a_new_owner_is_not_touched() {
     let (kept, theirs): (Name, &str) = ("kept".into(), "fleeting-plugin-vcd/1 manager=other group=g id=ci-00000001");
     for (renamed, description) in [(kept, tag(&name(1))), (name(1), theirs.to_string())] {
         let mut play = Play::running();
@@ -195,18 +200,18 @@ fn what_somebody_has_taken_over_is_left_alone() {
         (document.name, document.description) = (renamed.clone(), Some(description.clone()));
         (play.vms[0].vapp_name, play.vms[0].description) = (renamed, description);
         play.to(15 * SECOND).decrease(&[name(1)]);
-        assert_eq!((play.states(), play.said("left alone from now on")), (vec![State::Deleted], 1));
-        // Not even mentioned when its id is forgotten.
+        assert_eq!((play.states(), play.said("the plugin no longer manages it")), (vec![State::Deleted], 1));
+        // Not even logged when its id is forgotten.
         play.to(900 * SECOND);
         assert_eq!((play.times("look"), play.deleted()), (vec![15 * SECOND], vec![]));
-        assert_eq!((play.said("left alone"), play.strays().len()), (1, 0));
+        assert_eq!((play.said("no longer manages it") + play.said("plugin ignores it"), play.strays().len()), (1, 0));
     }
 }
 
-// Suspended ones.
+// Suspended instances.
 
 #[test]
-fn three_polls_that_show_a_suspended_one_on_ask_for_a_look() {
+fn three_polls_that_show_a_suspended_instance_on_cause_a_lookup() {
     let mut play = Play::suspended();
     play.to(45 * SECOND).show(Power::On, false).to(65 * SECOND).show(Power::Suspended, false);
     play.to(75 * SECOND).show(Power::On, false).to(95 * SECOND).show(Power::On, true);
@@ -215,18 +220,18 @@ fn three_polls_that_show_a_suspended_one_on_ask_for_a_look() {
     assert_eq!((play.times("look"), play.states()), (vec![0], vec![State::Suspended]));
     play.to(130 * SECOND);
     assert_eq!((play.times("look"), play.states()), (vec![0, 130 * SECOND], vec![State::Suspended]));
-    // The look showed it suspended: the polls have to say so three times again.
+    // The lookup showed it suspended: three more polls are needed.
     play.documents.get_mut(&href(1)).unwrap().power = Power::On;
     play.before(160 * SECOND);
     assert_eq!(play.times("look").len(), 2);
     play.to(160 * SECOND);
     assert_eq!(play.times("look"), [0, 130 * SECOND, 160 * SECOND]);
-    assert_eq!((play.states(), play.said("on again, not by us")), (vec![State::Resuming], 1));
+    assert_eq!((play.states(), play.said("resumed outside the plugin")), (vec![State::Resuming], 1));
     assert_eq!(play.to(162 * SECOND).states(), [State::Running]);
 }
 
 #[test]
-fn a_suspended_one_that_is_off_has_lost_its_memory() {
+fn a_suspended_instance_that_is_off_has_lost_its_memory() {
     for (power, busy, ill) in [
         (Power::Off, false, Some("it is powered off")),
         (Power::Failed, false, Some("VCD reports it as failed")),
@@ -251,13 +256,13 @@ fn a_suspended_one_that_is_off_has_lost_its_memory() {
 }
 
 #[test]
-fn looks_alone_tell_whether_a_suspended_one_is_so_still() {
+fn only_lookups_show_whether_an_instance_is_still_suspended() {
     let mut play = Play::suspended();
     let health = play.health();
     play.hidden = true;
     play.to(1200 * SECOND);
     assert!(play.times("look").len() > 3, "{:?}", play.times("look"));
-    assert_eq!((play.states(), play.health(), play.said("not by us")), (vec![State::Suspended], health, 0));
+    assert_eq!((play.states(), play.health(), play.said("not by the plugin")), (vec![State::Suspended], health, 0));
     play.documents.get_mut(&href(1)).unwrap().power = Power::Off;
     let looks = play.times("look").len();
     play.until("look", looks + 1);
@@ -277,7 +282,7 @@ fn a_mark_that_may_be_gone_is_written_again_before_a_suspend() {
     assert_eq!(play.states(), [State::Running]);
     assert!(matches!(play.held.last(), Some((_, Request::Mark { mark: Mark::Running, .. }))), "{:?}", play.held);
     play.suspend();
-    // Perhaps it was taken away.
+    // Perhaps it was deleted.
     play.fail("mark", ErrorKind::Ambiguous);
     play.until("mark", 2);
     assert!(matches!(play.held.last(), Some((_, Request::Mark { mark: Mark::Suspended, .. }))), "{:?}", play.held);
@@ -287,17 +292,17 @@ fn a_mark_that_may_be_gone_is_written_again_before_a_suspend() {
 }
 
 #[test]
-fn polls_say_nothing_of_one_that_is_being_resumed() {
+fn polls_do_not_count_during_a_resume() {
     let mut play = Play::suspended();
     play.holds = vec!["power_on"];
     play.resume();
     play.show(Power::Off, false).to(30 * SECOND);
     assert_eq!((play.states(), play.health()), (vec![State::Resuming], Ok(())));
-    assert_eq!(play.times("look"), [0], "whose it is");
+    assert_eq!(play.times("look"), [0], "who owns it");
 }
 
 #[test]
-fn a_resumed_one_is_looked_at_when_three_polls_show_it_down() {
+fn a_resumed_instance_is_looked_up_when_three_polls_show_it_down() {
     let mut play = Play::suspended();
     play.tasks = TaskState::Success;
     play.resume();
@@ -314,11 +319,11 @@ fn a_resumed_one_is_looked_at_when_three_polls_show_it_down() {
     play.until("poll", first + 5);
     assert_eq!(play.times("look").len(), 2);
     play.until("poll", first + 6);
-    assert_eq!((play.view().cause, play.said("it is off, though it was resumed")), (Some(Cause::Unhealthy), 1));
+    assert_eq!((play.view().cause, play.said("it is powered off after its resume")), (Some(Cause::Unhealthy), 1));
 }
 
 #[test]
-fn one_whose_resume_is_not_known_to_have_failed_is_not_given_up() {
+fn an_instance_whose_resume_may_have_worked_is_not_given_up() {
     let mut play = Play::suspended();
     play.holds = vec!["power_on"];
     play.resume();
@@ -333,12 +338,12 @@ fn one_whose_resume_is_not_known_to_have_failed_is_not_given_up() {
     assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec![]));
 }
 
-// Booting ones.
+// Booting instances.
 
 #[test]
-fn three_polls_in_a_row_that_show_a_booting_one_down_ask_for_a_look_that_ends_its_boot() {
+fn three_polls_that_show_a_booting_instance_down_cause_a_lookup_that_ends_its_boot() {
     let mut play = Play::booting(|play| play.port = false);
-    // Polls that lag: a look shows it on.
+    // Polls that lag: a lookup shows it powered on.
     play.show(Power::Off, false).to(20 * SECOND);
     assert_eq!((play.states(), play.times("look").len(), play.deleted()), (vec![State::Creating], 4, vec![]));
     let mut play = Play::booting(|play| play.port = false);
@@ -353,11 +358,11 @@ fn three_polls_in_a_row_that_show_a_booting_one_down_ask_for_a_look_that_ends_it
     assert_eq!((play.states(), play.deleted()), (vec![State::Creating], vec![&*first]));
     assert_eq!((play.said("it is suspended"), play.times("create")), (1, vec![0]));
     play.to(60 * SECOND);
-    assert_eq!(play.times("create").len(), 2, "made anew");
+    assert_eq!(play.times("create").len(), 2, "created again");
 }
 
 #[test]
-fn polls_are_closer_while_they_show_news() {
+fn polls_are_more_frequent_while_they_show_changes() {
     let gaps = |play: &Play, from: u64| -> Vec<u64> {
         let polls: Vec<u64> = play.times("poll").into_iter().filter(|&at| at >= from).collect();
         polls.windows(2).map(|pair| (pair[1] - pair[0]) / SECOND).collect()
@@ -387,12 +392,12 @@ fn polls_are_closer_while_they_show_news() {
 }
 
 #[test]
-fn a_silent_guest_is_probed_slowly_until_it_reports() {
+fn a_guest_without_customization_is_probed_slowly_until_it_reports() {
     let mut play = Play::booting(|play| play.port = false);
     play.vms[0].customization = Customization::Pending;
     play.to(79 * SECOND);
     assert_eq!(play.times("probe"), [60, 65, 70, 75].map(|s| s * SECOND));
-    // The pause between slow probes is over with the poll that shows its report.
+    // The pause between slow probes ends with the poll that shows its report.
     play.vms[0].customization = Customization::Complete;
     play.to(84 * SECOND);
     let probes = play.times("probe");
@@ -412,7 +417,7 @@ fn a_silent_guest_is_probed_slowly_until_it_reports() {
 }
 
 #[test]
-fn a_silent_guest_must_stay_so_and_keep_its_address() {
+fn a_guest_without_customization_must_keep_its_address() {
     let taken = |change: fn(&mut Vm), back: bool| {
         let mut play = Play::booting(|_| {});
         play.vms[0].customization = Customization::Pending;
@@ -439,10 +444,10 @@ fn a_silent_guest_must_stay_so_and_keep_its_address() {
     }
 }
 
-// What is found.
+// Found vApps.
 
 #[test]
-fn what_is_complete_at_the_start_is_adopted() {
+fn a_complete_vm_is_adopted_at_the_start() {
     let old = |seconds: u64| Some(START - seconds * SECOND);
     let silent = Vm { customization: Customization::Pending, ..vm(1) };
     let windows = Vm { guest_os: "Microsoft Windows 11".into(), ..silent.clone() };
@@ -473,7 +478,7 @@ fn what_is_complete_at_the_start_is_adopted() {
         assert_eq!(play.group.knows_its_own(), !states.is_empty());
         assert_eq!(play.said("adopted"), states.len());
     }
-    // Only what carries our mark, and only by a process that may suspend.
+    // Only with the suspend mark, and only by a process that may suspend.
     for (suspend_resume, marked, kept) in [(true, true, true), (true, false, false), (false, true, false)] {
         let policy = Policy { suspend_resume, ..policy() };
         let mut play = Play::holding(policy, vec![Vm { power: Power::Suspended, ..vm(1) }], &["look"]);
@@ -486,10 +491,10 @@ fn what_is_complete_at_the_start_is_adopted() {
 }
 
 #[test]
-fn credentials_of_another_day_make_unhealthy() {
+fn other_credentials_make_unhealthy() {
     for (described, of_today) in [(tag(&name(1)) + " credentials=abcd", true), (tag(&name(1)), false)] {
         for at_once in [true, false] {
-            // By the record, or by the document where the record does not tell.
+            // By the record, or by the document if the record does not show it.
             let record = if at_once { described.clone() } else { String::new() };
             let vms = vec![Vm { description: record, ..vm(1) }];
             let mut play = Play::holding(Policy { credentials: "abcd".into(), ..policy() }, vms, &["look"]);
@@ -500,13 +505,13 @@ fn credentials_of_another_day_make_unhealthy() {
             }
             assert_eq!(play.states(), [State::Running]);
             assert_eq!(play.health().is_ok(), of_today);
-            assert_eq!(play.said("made with other credentials"), usize::from(!of_today));
+            assert_eq!(play.said("created with other credentials"), usize::from(!of_today));
         }
     }
 }
 
 #[test]
-fn what_a_record_does_not_tell_is_told_by_a_look() {
+fn a_lookup_shows_what_a_record_does_not() {
     let untold = || Vm { description: String::new(), ..vm(1) };
     let mut play = Play::holding(policy(), vec![untold()], &["look"]);
     assert!(play.states().is_empty() && !play.group.knows_its_own());
@@ -514,14 +519,14 @@ fn what_a_record_does_not_tell_is_told_by_a_look() {
     assert!(play.group.knows_its_own());
     assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec![]));
 
-    // Its document says that it is off: a leftover, whatever the record showed.
+    // Its document shows it powered off: a leftover, whatever the record showed.
     let mut play = Play::holding(policy(), vec![untold()], &["look"]);
     play.documents.get_mut(&href(1)).unwrap().power = Power::Off;
     play.release("look", None);
     assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]));
     assert!(play.group.knows_its_own() && play.strays().is_empty());
 
-    // It is another's.
+    // It is foreign.
     let mut play = Play::holding(policy(), vec![untold(), Vm { description: String::new(), ..vm(2) }], &[]);
     assert_eq!(play.states().len(), 2);
     let mut others = Play::holding(policy(), play.vms.clone(), &["look"]);
@@ -530,9 +535,9 @@ fn what_a_record_does_not_tell_is_told_by_a_look() {
     }
     others.release("look", None);
     others.release("look", None);
-    assert_eq!((others.states(), others.strays(), others.said("left alone")), (vec![], vec![], 2));
+    assert_eq!((others.states(), others.strays(), others.said("plugin ignores it")), (vec![], vec![], 2));
     others.to(100 * SECOND);
-    assert_eq!((others.times("look").len(), others.said("left alone"), others.deleted()), (2, 2, vec![]));
+    assert_eq!((others.times("look").len(), others.said("plugin ignores it"), others.deleted()), (2, 2, vec![]));
 
     // It is gone.
     play.holds = vec!["look"];
@@ -540,16 +545,16 @@ fn what_a_record_does_not_tell_is_told_by_a_look() {
     gone.documents.clear();
     gone.vms.clear();
     gone.release("look", None);
-    assert_eq!((gone.states(), gone.strays(), gone.said("left alone")), (vec![], vec![], 0));
+    assert_eq!((gone.states(), gone.strays(), gone.said("plugin ignores it")), (vec![], vec![], 0));
     assert!(gone.group.knows_its_own());
 }
 
-/// What an earlier process has begun to delete runs on for a moment, and its record does not tell why it is busy.
+/// A delete of an earlier process continues for a moment, and the record of the vApp does not show why it is busy.
 #[test]
-fn what_is_being_deleted_is_not_adopted() {
+fn a_vapp_that_is_being_deleted_is_not_adopted() {
     for deleting in [true, false] {
         let mut play = Play::holding(policy(), vec![Vm { busy: true, ..vm(1) }], &["look"]);
-        assert!(play.states().is_empty() && !play.group.knows_its_own(), "it is looked at first");
+        assert!(play.states().is_empty() && !play.group.knows_its_own(), "it is looked up first");
         let document = play.documents.get_mut(&href(1)).unwrap();
         (document.tasks, document.deleting, document.busy) = (vec!["t/9".into()], deleting, true);
         play.release("look", None);
@@ -560,10 +565,10 @@ fn what_is_being_deleted_is_not_adopted() {
     }
 }
 
-/// A record that claims our name and tag with another's vApp, at the start or later, or one of ours that another has taken
-/// over since: whatever the host then asks for, the vApp's own document decides.
+/// A record shows a foreign vApp with the name and tag of this group, at the start or later, or an owned vApp has a new
+/// owner: the vApp's own document decides, whatever the host requests.
 #[test]
-fn nothing_is_done_to_a_vapp_that_only_a_record_calls_ours() {
+fn a_vapp_that_only_a_record_shows_as_owned_is_not_touched() {
     let others = |play: &mut Play| {
         let document = play.documents.values_mut().next().unwrap();
         document.description = Some("fleeting-plugin-vcd/1 manager=another group=g id=ci-00000001".into());
@@ -589,22 +594,22 @@ fn nothing_is_done_to_a_vapp_that_only_a_record_calls_ours() {
         act(&mut play);
         let now = play.now;
         play.to(now + 30 * SECOND);
-        assert_eq!((play.times("look").len(), play.said("left alone")), (1, 1));
+        assert_eq!((play.times("look").len(), play.said("no longer manages it")), (1, 1));
         assert_eq!(changes(&play), [""; 0]);
         assert_ne!(play.states().first(), Some(&State::Running));
     }
-    // It shows up later, and is looked at then.
+    // It appears later, and is looked up then.
     let mut play = Play::new(policy(), Vec::new());
     play.vms.push(vm(1));
     play.documents.insert(href(1), vapp(&vm(1)));
     others(&mut play);
     play.to(100 * SECOND);
-    assert_eq!((changes(&play), play.times("look").len(), play.said("left alone")), (vec![], 1, 1));
+    assert_eq!((changes(&play), play.times("look").len(), play.said("plugin ignores it")), (vec![], 1, 1));
 }
 
-/// Made here and looked at since; then a poll shows it as another's.
+/// Created here and looked up; then a poll shows it as foreign.
 #[test]
-fn one_that_a_poll_shows_as_anothers_is_looked_at_before_it_is_deleted() {
+fn an_instance_that_a_poll_shows_as_foreign_is_looked_up_before_its_delete() {
     let taken: [fn(&mut Vm); 2] =
         [|vm| vm.description = tag(&name(7)), |vm| vm.vapp_name = "ci-of-another-pattern".into()];
     for (at, take) in taken.iter().enumerate() {
@@ -627,7 +632,7 @@ fn one_that_a_poll_shows_as_anothers_is_looked_at_before_it_is_deleted() {
 }
 
 #[test]
-fn the_label_needs_a_document_that_does_not_contradict() {
+fn the_metadata_entry_needs_a_document_that_does_not_contradict() {
     let odd = Vm { description: "a template's".into(), ..vm(1) };
     for (labelled, bears, description, adopted) in [
         (true, 1, None, true),
@@ -655,7 +660,7 @@ fn the_label_needs_a_document_that_does_not_contradict() {
 }
 
 #[test]
-fn what_is_named_otherwise_is_none_of_ours() {
+fn another_name_means_another_owner() {
     let mut other = vm(1);
     other.vapp_name = "ci-x".into();
     let theirs = |n: u32| Vm { description: "another's".into(), ..vm(n) };
@@ -670,13 +675,13 @@ fn what_is_named_otherwise_is_none_of_ours() {
     play.to(3700 * SECOND);
     assert_eq!((play.states(), play.strays()), (vec![State::Running], vec![]));
     assert_eq!(play.times("look"), [0, 10 * SECOND], "each once");
-    assert_eq!(play.said("ci-00000002 is named like ours but is not: left alone"), 1);
-    assert_eq!(play.said("left alone"), 2);
+    assert_eq!(play.said("ci-00000002 matches vapp_name_prefix but has no owner tag of this group"), 1);
+    assert_eq!(play.said("plugin ignores it"), 2);
 }
 
-/// An earlier process's create goes on, or its guest boots.
+/// A create of an earlier process is in progress, or its guest boots.
 #[test]
-fn what_is_half_made_is_a_leftover_as_soon_as_a_look_shows_that() {
+fn an_incomplete_vapp_is_a_leftover_as_soon_as_a_lookup_shows_it() {
     let off = Vm { power: Power::Off, address: None, customization: Customization::Pending, ..vm(1) };
     let half = [
         off.clone(),
@@ -702,7 +707,7 @@ fn what_is_half_made_is_a_leftover_as_soon_as_a_look_shows_that() {
             play.release("look", None);
             assert!(play.group.knows_its_own(), "{half:?}");
             assert_eq!((play.states(), play.group.standing(Time(0)).leftovers), (vec![], 1), "{half:?}");
-            // Its create ends well.
+            // Its create succeeds.
             (play.vms, play.tasks) = (vec![vm(1)], TaskState::Success);
             play.documents.insert(href(1), vapp(&vm(1)));
             play.holds.clear();
@@ -717,7 +722,7 @@ fn what_is_half_made_is_a_leftover_as_soon_as_a_look_shows_that() {
 }
 
 #[test]
-fn what_polls_do_not_show_yet_is_adopted_by_its_document() {
+fn a_vapp_that_polls_do_not_show_yet_is_adopted_by_its_document() {
     let stale = [
         Vm { customization: Customization::Pending, ..vm(1) },
         Vm { address: None, ..vm(1) },
@@ -749,7 +754,7 @@ fn what_polls_do_not_show_yet_is_adopted_by_its_document() {
     };
     assert_eq!((silent(119), silent(120)), (vec![], vec![State::Running]));
 
-    // Nor does VCD always tell what time it is: how old it is then, nobody knows, and its port has to answer steadily.
+    // VCD may not show its time. Then the age is unknown, and the port has to answer steadily.
     let mut play = Play::new(policy(), Vec::new());
     play.vms = vec![Vm { customization: Customization::Pending, ..vm(1) }];
     play.documents.insert(href(1), vapp(&play.vms[0]));
@@ -763,14 +768,14 @@ fn what_polls_do_not_show_yet_is_adopted_by_its_document() {
     assert_eq!((play.to(60 * SECOND).states(), play.deleted()), (vec![State::Creating], vec![]));
     assert_eq!((play.to(150 * SECOND).states(), play.deleted()), (vec![State::Running], vec![]));
 
-    // A guest that is customized and has no address: VCD loses it for a while.
+    // A customized guest without an address: VCD loses it for a while.
     let mut play = Play::new(policy(), vec![Vm { address: None, ..vm(1) }]);
     assert_eq!((play.group.knows_its_own(), play.states()), (true, vec![State::Creating]));
     play.to(15 * SECOND);
     play.vms[0].address = Some(IpAddr::from([10, 0, 0, 1]));
     assert_eq!(play.to(20 * SECOND).states(), [State::Running]);
 
-    // What VCD does not tell in a look it may have told in a poll.
+    // A poll may have shown what the lookup does not.
     for customization in [Customization::Complete, Customization::Pending] {
         let shown = Vm { busy: true, customization, ..vm(1) };
         let mut play = Play::holding(policy(), vec![shown.clone()], &["look"]);
@@ -785,14 +790,14 @@ fn what_polls_do_not_show_yet_is_adopted_by_its_document() {
 }
 
 #[test]
-fn what_cannot_be_looked_at_in_time_is_a_leftover() {
+fn a_vapp_without_a_lookup_in_time_is_a_leftover() {
     let init = ADOPTION_TIMEOUT.as_millis() as u64;
     let mut play = Play::holding(policy(), vec![Vm { address: None, ..vm(1) }], &["look"]);
     play.before(init);
     assert_eq!((play.group.knows_its_own(), play.states()), (false, vec![]));
     play.to(init);
     assert!(play.group.knows_its_own());
-    assert_eq!(play.said("1 vApps that may be ours could not be looked at in time"), 1);
+    assert_eq!(play.said("1 vApps that may belong to this group could not be looked up in time"), 1);
     play.release("look", None);
     assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]), "a host would trust it as new");
 }
@@ -813,7 +818,7 @@ fn a_leftover_with_a_task_is_deleted_after_it() {
 }
 
 #[test]
-fn what_polls_show_after_init_is_deleted_whenever_it_was_made() {
+fn an_owned_vapp_that_appears_after_init_is_deleted() {
     for created in [Some(START - 1), Some(START), Some(START + 1), None] {
         let mut play = Play::new(policy(), Vec::new());
         play.holds = vec!["look"];
@@ -829,7 +834,7 @@ fn what_polls_show_after_init_is_deleted_whenever_it_was_made() {
 }
 
 #[test]
-fn what_was_made_long_after_the_start_under_an_id_of_nobody_is_another_plugins() {
+fn a_late_vapp_with_an_unknown_id_belongs_to_another_plugin() {
     let limit = EARLIER_CREATES.as_millis() as u64;
     for (after, deleted) in [(limit, true), (limit + 1, false)] {
         for (power, description) in
@@ -842,8 +847,11 @@ fn what_was_made_long_after_the_start_under_an_id_of_nobody_is_another_plugins()
             play.vms.push(late);
             play.to(after + 100 * SECOND);
             assert_eq!((play.states(), play.deleted().len()), (vec![], usize::from(deleted)), "{after} {description}");
-            let text =
-                if description.is_empty() { "is named like ours" } else { "another plugin that has the same name" };
+            let text = if description.is_empty() {
+                "matches vapp_name_prefix"
+            } else {
+                "another plugin that has the same name"
+            };
             assert_eq!(play.said(text), usize::from(!deleted), "{after} {description}");
             assert_eq!(play.times("look").is_empty(), !deleted);
         }
@@ -851,14 +859,14 @@ fn what_was_made_long_after_the_start_under_an_id_of_nobody_is_another_plugins()
 }
 
 #[test]
-fn what_was_made_for_an_id_that_was_forgotten_is_deleted_when_it_shows() {
+fn a_vapp_of_a_forgotten_id_is_deleted_when_it_appears() {
     for (forgotten, deleted) in [(MAX_PAST, true), (MAX_PAST + 1, false)] {
         let mut play = Play::new(Policy { max_size: 1024, ..policy() }, Vec::new());
         play.to(2 * EARLIER_CREATES.as_millis() as u64);
         play.holds = vec!["create"];
         play.group.increase(Time(play.now), forgotten as u32);
         let ids: Vec<Name> = play.group.views(Time(play.now)).into_iter().map(|view| view.name).collect();
-        // The first one's request is on the wire while it is given up.
+        // The request of the first one is on the wire when it is given up.
         for id in &ids {
             play.group.decrease(Time(play.now), std::slice::from_ref(id));
         }
@@ -878,7 +886,7 @@ fn what_was_made_for_an_id_that_was_forgotten_is_deleted_when_it_shows() {
 }
 
 #[test]
-fn of_two_with_one_name_one_is_adopted() {
+fn of_two_vapps_with_one_name_one_is_adopted() {
     let twin = Vm { vapp: href(2), ..vm(1) };
     let mut play = Play::new(policy(), vec![vm(1), twin]);
     assert_eq!((play.states(), play.strays(), play.deleted()), (vec![State::Running], vec![], vec!["v/2"]));
@@ -901,7 +909,7 @@ fn a_record_of_the_vapp_alone_begins_no_second_instance() {
     assert_eq!((play.states(), play.strays().len()), (vec![State::Running], 0));
     assert_eq!(play.deleted(), ["v/2", "v/3"], "what no VM record shows is found by its vApp's");
 
-    // Deleted, and still shown.
+    // Deleted, and polls still show it.
     let mut play = Play::running();
     play.records = vec![vapp(&vm(1))];
     let late = play.vms.clone();
@@ -916,8 +924,8 @@ fn a_record_of_the_vapp_alone_begins_no_second_instance() {
 }
 
 #[test]
-fn what_a_create_may_have_made_is_left_to_it() {
-    // Its answer is awaited.
+fn a_vapp_that_a_create_may_have_created_belongs_to_that_create() {
+    // Its answer is missing.
     let mut play = Play::booting(|play| play.holds = vec!["create"]);
     let name = play.view().name;
     play.vms.push(shown(href(1), name.clone()));
@@ -933,23 +941,23 @@ fn what_a_create_may_have_made_is_left_to_it() {
     play.to(65 * SECOND);
     assert_eq!((play.states(), play.deleted(), play.strays().len()), (vec![State::Running], vec![], 0));
     assert!(play.said.iter().any(|said| said == "accepted"));
-    assert_eq!(play.said("the create had worked"), 1);
+    assert_eq!(play.said("the create worked"), 1);
 
-    // One that has its vApp did not make another.
+    // A create that has its vApp did not create another.
     play.vms.push(shown(href(2), name));
     play.documents.insert(href(2), vapp(&play.vms[1]));
     play.to(80 * SECOND);
     assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec!["v/2"]));
 }
 
-/// One whose create's outcome was lost and that is not found; then polls show it after all, while it is made again: both
-/// that create and the look at what the poll showed are on the wire.
+/// The outcome of a create was lost, and lookups did not find the vApp. Then polls show it while a second create and the
+/// lookup of that vApp are on the wire.
 fn late() -> Play {
     let mut play = Play::booting(|play| play.holds = vec!["create"]);
     play.release("create", Some(Err(error(ErrorKind::Ambiguous))));
     play.deaf = true;
     play.to(100 * SECOND);
-    assert_eq!((play.said("the create had not worked"), play.times("create").len()), (1, 1));
+    assert_eq!((play.said("the create did not work"), play.times("create").len()), (1, 1));
     let late = shown(href(1), play.view().name);
     play.documents.insert(href(1), vapp(&late));
     play.vms.push(late);
@@ -961,10 +969,10 @@ fn late() -> Play {
 }
 
 #[test]
-fn an_undecided_one_that_a_create_made_is_its() {
+fn an_undecided_vapp_of_a_create_belongs_to_it() {
     let mut play = late();
     play.release("look", None);
-    assert_eq!((play.strays().len(), play.deleted().len()), (0, 0), "its answer is awaited");
+    assert_eq!((play.strays().len(), play.deleted().len()), (0, 0), "its answer is missing");
 
     let mut play = late();
     play.holds = vec!["find", "look"];
@@ -1011,17 +1019,17 @@ fn creates_wait_for_leftovers_and_are_given_up_after_three_timeouts() {
     assert_eq!((play.times("create"), play.states()), (vec![], vec![State::Creating]));
     assert_eq!(play.to(300 * SECOND).states(), [State::Timeout]);
 
-    // What was adopted holds nothing up.
+    // An adopted instance delays nothing.
     let mut play = Play::new(waiting, vec![vm(1)]);
     play.group.increase(Time(0), 1);
     play.to(0);
     assert_eq!(play.times("create"), [0]);
 }
 
-// The end.
+// Shutdown.
 
 #[test]
-fn the_end_waits_for_a_poll_that_was_sent_since() {
+fn shutdown_waits_for_a_poll_that_was_sent_after_it() {
     let mut play = Play::new(policy(), Vec::new());
     play.to(15 * SECOND);
     assert!(!play.group.stopped());
@@ -1047,7 +1055,7 @@ fn the_end_waits_for_a_poll_that_was_sent_since() {
 }
 
 #[test]
-fn what_is_found_at_the_end_is_deleted_or_kept() {
+fn a_vapp_found_during_shutdown_is_deleted_or_kept() {
     for (on_shutdown, kept) in [(OnShutdown::Delete, false), (OnShutdown::Keep, true)] {
         let policy = Policy { on_shutdown, ..policy() };
         let vms = vec![Vm { description: String::new(), ..vm(1) }, vm(2)];
@@ -1061,7 +1069,7 @@ fn what_is_found_at_the_end_is_deleted_or_kept() {
         assert_eq!(play.deleted().len(), if kept { 0 } else { 2 });
         assert!(play.group.stopped() && play.strays().is_empty());
 
-        // What is half made goes either way.
+        // An incomplete one is deleted in both cases.
         let half = Vm { customization: Customization::Pending, ..vm(1) };
         let mut play = Play::holding(policy, vec![half], &["look"]);
         play.shutdown();
@@ -1074,7 +1082,7 @@ fn what_is_found_at_the_end_is_deleted_or_kept() {
 }
 
 #[test]
-fn the_end_waits_for_what_is_being_suspended() {
+fn shutdown_waits_for_a_running_suspend() {
     let mut play = Play::running();
     play.suspend();
     play.to(5 * SECOND).shutdown();
@@ -1088,27 +1096,27 @@ fn the_end_waits_for_what_is_being_suspended() {
 }
 
 #[test]
-fn as_many_foreign_ones_are_remembered_as_fit_while_they_are_there() {
+fn a_limited_number_of_existing_foreign_vapps_is_remembered() {
     let others = |from: u32, count: usize| -> Vec<Vm> {
         let theirs = "fleeting-plugin-vcd/1 manager=x group=g id=ci-00000001";
         (from..from + count as u32).map(|n| Vm { description: theirs.into(), ..vm(n) }).collect()
     };
     for (count, again) in [(MAX_FOREIGN, false), (MAX_FOREIGN + 1, true)] {
         let mut play = Play::new(policy(), others(1, count));
-        assert_eq!(play.said("left alone"), count, "each once");
+        assert_eq!(play.said("plugin ignores it"), count, "each once");
         play.to(60 * SECOND);
-        assert_eq!(play.said("left alone") > count, again, "{count}");
-        // Others have come for them, which the hourly look at the vApps tells.
+        assert_eq!(play.said("plugin ignores it") > count, again, "{count}");
+        // Others replace them, as the hourly poll with vApps shows.
         play.vms = others(10_000, MAX_FOREIGN);
         play.to(3700 * SECOND);
-        let said = play.said("left alone");
+        let said = play.said("plugin ignores it");
         play.to(3800 * SECOND);
-        assert_eq!(play.said("left alone"), said, "{count}");
+        assert_eq!(play.said("plugin ignores it"), said, "{count}");
     }
 }
 
 #[test]
-fn what_a_plugin_of_another_manager_makes_is_no_warning() {
+fn vapps_of_another_manager_cause_no_warning() {
     let theirs = "fleeting-plugin-vcd/1 manager=x group=g id=ci-00000001";
     for (description, level) in [(theirs, Some(log::Level::Debug)), ("another's", None)] {
         let found = Vm { description: description.into(), ..vm(1) };
@@ -1123,7 +1131,7 @@ fn what_a_plugin_of_another_manager_makes_is_no_warning() {
 }
 
 #[test]
-fn a_name_counts_as_not_there_when_it_was_not_found_four_times_however_long_that_takes() {
+fn a_name_counts_as_missing_after_four_lookups_however_long_they_take() {
     let mut play = Play::holding(policy(), Vec::new(), &["create", "find"]);
     play.increase(1);
     play.fail("create", ErrorKind::Ambiguous);
@@ -1137,7 +1145,7 @@ fn a_name_counts_as_not_there_when_it_was_not_found_four_times_however_long_that
 }
 
 #[test]
-fn a_port_that_does_not_answer_is_probed_closely_at_first() {
+fn a_port_that_does_not_answer_is_probed_frequently_at_first() {
     let mut play = Play::booting(|play| play.port = false);
     play.to(60 * SECOND);
     let probes = play.times("probe");

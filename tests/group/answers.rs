@@ -1,5 +1,5 @@
-//! What each answer leads to: one instance in virtual time. The test gives the answer to each request itself, and asserts
-//! the next request and its time. Polls, tasks and probes are answered by the harness.
+//! The reaction to each answer: one instance in virtual time. The test answers each request itself, and asserts the next
+//! request and its time. The harness answers polls, tasks and probes.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
@@ -17,22 +17,22 @@ const BACKOFF_TWICE: RangeInclusive<u64> = 15_000..=25_000;
 const LONG: RangeInclusive<u64> = 225_000..=375_000;
 const QUOTA: RangeInclusive<u64> = 22_500..=37_500;
 const THROTTLED: RangeInclusive<u64> = 7_500..=22_500;
-/// No request is this late.
+/// Later than any request.
 const NEVER: u64 = 3_600_000;
 
 struct Play {
     group: Group,
     now: u64,
-    /// What the test has to answer.
+    /// The request that the test has to answer.
     asked: Option<Request>,
     ticket: Ticket,
     name: Name,
     said: Vec<String>,
-    /// What polls and looks show.
+    /// What polls and lookups show.
     power: Power,
-    /// Polls show it: VCD has made it, or the last look found it.
+    /// Polls show it: VCD has created it, or the last lookup found it.
     made: bool,
-    /// How far each task is.
+    /// The state of each task.
     task: TaskState,
 }
 
@@ -63,7 +63,7 @@ impl Passing for Play {
                 (ticket, Reply::Poll(Poll { vms: self.vms(), ..Poll::default() }))
             }
             Command::Ask { ticket, request: Request::Tasks { tasks } } => {
-                assert!(!tasks.is_empty(), "nothing is asked");
+                assert!(!tasks.is_empty(), "no request");
                 let state = self.task.clone();
                 let tasks = tasks.into_iter().map(|href| Task { href, state: state.clone() }).collect();
                 (ticket, Reply::Tasks(tasks))
@@ -90,7 +90,7 @@ impl Play {
         play
     }
 
-    /// A group that finds a vApp of ours with this name, off, if one.
+    /// A group that finds an owned, powered-off vApp with this name, if one is given.
     fn begin(leftover: Option<&str>) -> Play {
         let policy = Policy { create_timeout: Duration::from_secs(24 * 3600), ..policy() };
         let mut play = Play::playing(policy.clone());
@@ -129,7 +129,7 @@ impl Play {
         self.group.standing(Time(self.now)).failures
     }
 
-    /// The next request that the test has to answer, if it comes within so many milliseconds.
+    /// The next request that the test has to answer, if it comes within this many milliseconds.
     fn within(&mut self, ms: u64) -> Option<Request> {
         self.pass(self.now + ms);
         self.asked.take()
@@ -143,7 +143,7 @@ impl Play {
         Vm { power: self.power, ..shown("v/1".into(), self.name.clone()) }
     }
 
-    /// The next request has this name and comes after such a pause.
+    /// The next request has this name and comes after this pause.
     #[track_caller]
     fn expect(&mut self, operation: &str, pause: RangeInclusive<u64>) -> Request {
         let from = self.now;
@@ -168,14 +168,14 @@ impl Play {
         Vapp { made, ..play::vapp(&self.vm()) }
     }
 
-    /// The answer to what was asked is lost: it is looked at a second later.
+    /// The answer is lost: a lookup follows after a second.
     fn lost(mut self) -> Play {
         self.answer(failed(ErrorKind::Ambiguous));
         self.after(1_000, "look");
         self
     }
 
-    /// The host does not want it any more while a task is at work on it: that is to be cancelled.
+    /// The host deletes it while a task works on it: the task is to be cancelled.
     fn gives_up(&mut self) -> Request {
         self.decrease();
         self.expect("look", AT_ONCE);
@@ -183,7 +183,7 @@ impl Play {
         self.expect("cancel", AT_ONCE)
     }
 
-    /// A task is at work on it.
+    /// A task works on it.
     fn held(&mut self, task: &str) {
         self.sees(|vapp| (vapp.busy, vapp.tasks) = (true, vec![task.into()]));
     }
@@ -193,7 +193,7 @@ impl Play {
         self.answer(Ok(Reply::Vapps(vec![vapp])));
     }
 
-    /// Answers a look or find with what is usual but for this.
+    /// Answers a lookup with the usual result, changed by `change`.
     fn sees(&mut self, change: impl FnOnce(&mut Vapp)) {
         let mut vapp = self.vapp(false, false);
         change(&mut vapp);
@@ -204,13 +204,13 @@ impl Play {
         self.answer(Ok(Reply::Vapps(Vec::new())));
     }
 
-    /// Nothing is asked for so long, then this at once.
+    /// No request for this long, then this one at once.
     #[track_caller]
     fn after(&mut self, ms: u64, operation: &str) {
         self.expect(operation, ms..=ms);
     }
 
-    /// Time passes, and nothing is asked.
+    /// Time passes without a request.
     #[track_caller]
     fn quiet(&mut self, ms: u64) {
         let asked = self.within(ms);
@@ -227,7 +227,7 @@ impl Play {
         assert_eq!(self.group.resume(Time(self.now), &names).succeeded, names);
     }
 
-    /// Up to the first look at a vApp that was made without hardware.
+    /// Until the first lookup of a vApp that was created without hardware.
     fn composed() -> Play {
         let mut play = Play::new();
         play.expect("create", AT_ONCE);
@@ -239,7 +239,7 @@ impl Play {
         play
     }
 
-    /// Up to the first delete of what was made badly.
+    /// Until the first delete of a vApp whose create failed.
     fn scrapped() -> Play {
         let mut play = Play::composed();
         play.shows(true, false);
@@ -249,7 +249,7 @@ impl Play {
         play
     }
 
-    /// Up to the label of one that runs.
+    /// Until the request for the metadata entry of a running instance.
     fn running() -> Play {
         let mut play = Play::new();
         play.expect("create", AT_ONCE);
@@ -260,7 +260,7 @@ impl Play {
         play
     }
 
-    /// Up to the request to resume it.
+    /// Until the resume request.
     fn roused() -> Play {
         let mut play = Play::tired();
         play.answer(started(None));
@@ -272,7 +272,7 @@ impl Play {
         play
     }
 
-    /// Up to the request to suspend it.
+    /// Until the suspend request.
     fn tired() -> Play {
         let mut play = Play::running();
         play.expect("label", 0..=30_000);
@@ -285,7 +285,7 @@ impl Play {
 }
 
 #[test]
-fn a_create_is_repeated_looked_up_or_taken_apart() {
+fn a_create_is_repeated_looked_up_or_done_in_steps() {
     use ErrorKind::*;
     for (kind, pause, failures) in [
         (Limit, THROTTLED, 0),
@@ -297,7 +297,7 @@ fn a_create_is_repeated_looked_up_or_taken_apart() {
         (State, BACKOFF, 1),
         (Quota, QUOTA, 1),
         (Forbidden, LONG, 1),
-        // In steps it may be taken.
+        // In steps, VCD may accept it.
         (Invalid, LONG, 0),
         (NotFound, LONG, 1),
     ] {
@@ -307,7 +307,7 @@ fn a_create_is_repeated_looked_up_or_taken_apart() {
         let again = play.expect("create", pause);
         assert!(matches!(again, Request::Create { whole, .. } if whole == (kind != TooMuch)), "{kind:?}");
         assert_eq!(play.failures(), failures, "{kind:?}");
-        // A create that carries little and is still too much has failed.
+        // A create without hardware that VCD still rejects has failed.
         if kind == TooMuch {
             play.answer(failed(kind));
             play.expect("create", BACKOFF);
@@ -351,7 +351,7 @@ fn an_unclear_create_is_looked_up_for_a_minute() {
 }
 
 #[test]
-fn what_is_made_without_hardware_is_given_each_thing_once() {
+fn a_vm_created_without_hardware_gets_each_part_once() {
     let mut play = Play::composed();
     for (request, lacks) in [("configure", true), ("tpm", true), ("power_on", true)] {
         play.shows(true, lacks);
@@ -374,7 +374,7 @@ fn what_is_made_without_hardware_is_given_each_thing_once() {
 }
 
 #[test]
-fn one_that_somebody_powers_on_between_its_steps_gives_back_its_slot() {
+fn a_vm_that_somebody_powers_on_between_its_steps_frees_its_slot() {
     let used = |play: &Play| play.group.standing(Time(play.now)).creates.used;
     let mut play = Play::composed();
     assert_eq!(used(&play), 1, "the next step has it");
@@ -385,7 +385,7 @@ fn one_that_somebody_powers_on_between_its_steps_gives_back_its_slot() {
 }
 
 #[test]
-fn a_fitting_that_fails_is_looked_at() {
+fn a_failed_reconfigure_is_looked_up() {
     use ErrorKind::*;
     for (kind, pause) in [(Busy, 3_000..=3_000), (Unavailable, BACKOFF), (Auth, BACKOFF), (Limit, THROTTLED)] {
         let mut play = Play::composed();
@@ -437,7 +437,7 @@ fn a_delete_is_repeated_or_done_without_force() {
         assert_eq!(play.group.standing(Time(play.now)).throttled, u64::from(kind == Limit), "{kind:?}");
         play.expect(next, pause);
     }
-    // What could not be deleted is looked at before it is tried again.
+    // A lookup follows before the delete is repeated.
     let again = |play: &mut Play, pause, next: &str| {
         play.expect("look", pause);
         play.shows(false, false);
@@ -452,7 +452,7 @@ fn a_delete_is_repeated_or_done_without_force() {
     let mut play = Play::scrapped();
     play.answer(failed(State));
     play.expect("undeploy", AT_ONCE);
-    // It is off, and need not be stopped.
+    // It is powered off, and needs no stop.
     play.answer(failed(State));
     play.expect("delete_stopped", AT_ONCE);
     play.answer(failed(State));
@@ -464,29 +464,29 @@ fn a_delete_is_repeated_or_done_without_force() {
     play.expect("look", AT_ONCE);
     play.power = Power::On;
     play.shows(false, false);
-    // It has not stopped it: that is one more failure.
+    // It did not stop: one more failure.
     again(&mut play, BACKOFF_TWICE, "undeploy");
     play.answer(started(None));
     play.expect("look", AT_ONCE);
     play.power = Power::Off;
     play.shows(false, false);
     play.expect("delete_stopped", AT_ONCE);
-    // What is off may have to be stopped all the same: its guest has shut down, and it is deployed still.
+    // A powered-off vApp may still need a stop: its guest has shut down, and it is still deployed.
     let mut off = Play::scrapped();
     off.answer(failed(Forbidden));
     off.expect("undeploy", AT_ONCE);
     off.answer(failed(Limit));
     again(&mut off, THROTTLED, "undeploy");
-    // Somebody takes it over meanwhile, which polls do not show.
+    // Somebody changes its owner meanwhile, which polls do not show.
     play.answer(failed(Forbidden));
     play.expect("look", LONG);
     play.sees(|vapp| vapp.name = "kept".into());
     play.expect("create", AT_ONCE);
-    assert!(play.said("left alone from now on"));
+    assert!(play.said("the plugin no longer manages it"));
 }
 
 #[test]
-fn the_hardware_is_asked_for_three_times() {
+fn the_hardware_is_looked_up_three_times() {
     let mut play = Play::new();
     play.expect("create", AT_ONCE);
     play.answer(started(None));
@@ -500,7 +500,7 @@ fn the_hardware_is_asked_for_three_times() {
 }
 
 #[test]
-fn the_label_is_tried_three_times_unless_it_cannot_work() {
+fn the_metadata_entry_is_tried_three_times_unless_it_cannot_work() {
     let mut play = Play::running();
     play.expect("label", 0..=30_000);
     play.answer(failed(ErrorKind::Unavailable));
@@ -509,7 +509,7 @@ fn the_label_is_tried_three_times_unless_it_cannot_work() {
     play.expect("label", BACKOFF_TWICE);
     play.answer(failed(ErrorKind::Unavailable));
     assert!(play.within(NEVER).is_none());
-    // That VCD cannot be asked is said by what matters.
+    // Other lines report that VCD is not available.
     assert!(play.said("DEBUG") && !play.said("WARN"));
 
     let mut play = Play::running();
@@ -520,7 +520,7 @@ fn the_label_is_tried_three_times_unless_it_cannot_work() {
 }
 
 #[test]
-fn a_suspend_that_fails_is_repeated_looked_at_or_given_up() {
+fn a_failed_suspend_is_repeated_looked_up_or_given_up() {
     use ErrorKind::{Ambiguous, Auth, Busy, Failed, Limit, NotFound, Protocol, Unavailable};
     for (kind, next, pause) in [
         (Limit, "suspend", THROTTLED),
@@ -537,7 +537,7 @@ fn a_suspend_that_fails_is_repeated_looked_at_or_given_up() {
         assert_eq!(play.state(), if kind == Failed { State::Running } else { State::Suspending }, "{kind:?}");
         play.expect(next, pause);
         if kind == Ambiguous {
-            // It may yet be carried out.
+            // It may still be carried out.
             for _ in 0..12 {
                 play.shows(false, false);
                 play.expect("look", 5_000..=5_000);
@@ -567,7 +567,7 @@ fn a_cancel_is_repeated_unless_the_task_has_ended() {
         play.expect("create", AT_ONCE);
         play.answer(started(Some("t/1")));
         assert!(play.within(10_000).is_none());
-        // What its own document names.
+        // The task in its own document.
         assert_eq!(play.gives_up(), Request::Cancel { task: "t/2".into() });
         play.answer(failed(kind));
         if again {
@@ -581,23 +581,23 @@ fn a_cancel_is_repeated_unless_the_task_has_ended() {
 }
 
 #[test]
-fn a_task_that_is_given_up_late_is_not_asked_for_any_more() {
+fn a_task_that_is_given_up_late_is_no_longer_queried() {
     let mut play = Play::new();
     play.task = TaskState::Running;
     play.expect("create", AT_ONCE);
     play.answer(started(Some("t/1")));
     play.gives_up();
     play.answer(Ok(Reply::Done));
-    // The machine slept: the question for tasks is overdue, and so is the end of the patience with this one.
+    // The machine slept: the task query is overdue, and so is the deadline of this task.
     play.now += 31 * 60_000;
     play.group.tick(Time(play.now));
-    // Nobody saw it meanwhile: two minutes that are seen later it counts as stuck, and is looked at.
+    // No poll saw it meanwhile. After two more minutes with polls it counts as stuck, and is looked up.
     play.expect("look", 60_000..=120_000);
 }
 
-/// A create's answer that names another's vApp, or a task that is not its own: nothing is done to either.
+/// A create's answer that names a foreign vApp, or a foreign task: the plugin changes neither.
 #[test]
-fn nothing_is_changed_that_its_own_document_does_not_show_to_be_ours() {
+fn a_vapp_is_not_changed_before_its_own_document_shows_the_owner() {
     let made = |task: Option<&str>| {
         let mut play = Play::new();
         play.task = TaskState::Running;
@@ -610,7 +610,7 @@ fn nothing_is_changed_that_its_own_document_does_not_show_to_be_ours() {
         play.answer(Ok(Reply::Vapps(vec![vapp])));
     };
 
-    // It is to be removed while the task goes on: no cancel, no delete.
+    // It is deleted while the task runs: no cancel, no delete.
     let mut play = made(Some("t/1"));
     let name = play.name.clone();
     play.group.decrease(Time(play.now), &[name]);
@@ -619,14 +619,14 @@ fn nothing_is_changed_that_its_own_document_does_not_show_to_be_ours() {
     assert_eq!(play.state(), State::Deleted);
     assert!(play.within(60_000).is_none(), "nothing more");
 
-    // The task ends in an error: what it left is looked at, and left alone; it is made anew.
+    // The task fails: a lookup of its vApp, no change, and a new create.
     let mut play = made(Some("t/1"));
     play.task = TaskState::Failed(failed(ErrorKind::Failed).unwrap_err());
     play.expect("look", 0..=5_000);
     others(&mut play);
     play.expect("create", BACKOFF);
 
-    // Its document cannot be had: nothing is deleted on a guess.
+    // Its document is not available: no delete on a guess.
     let mut play = made(Some("t/1"));
     play.task = TaskState::Failed(failed(ErrorKind::Failed).unwrap_err());
     play.expect("look", 0..=5_000);
@@ -635,7 +635,7 @@ fn nothing_is_changed_that_its_own_document_does_not_show_to_be_ours() {
     play.shows(false, false);
     play.expect("delete", AT_ONCE);
 
-    // Its document names no task: what the answer named is not cancelled, the vApp is deleted.
+    // Its document names no task: the task of the answer is not cancelled, and the vApp is deleted.
     let mut play = made(Some("t/1"));
     let name = play.name.clone();
     play.group.decrease(Time(play.now), &[name]);
@@ -645,7 +645,7 @@ fn nothing_is_changed_that_its_own_document_does_not_show_to_be_ours() {
 }
 
 #[test]
-fn a_resume_that_fails_is_repeated_or_looked_at() {
+fn a_failed_resume_is_repeated_or_looked_up() {
     use ErrorKind::{Ambiguous, Auth, Busy, Failed, Limit, NotFound, Unavailable};
     for (kind, next, pause) in [
         (Limit, "power_on", THROTTLED),
@@ -673,27 +673,27 @@ fn a_resume_that_fails_is_repeated_or_looked_at() {
 }
 
 #[test]
-fn creates_wait_for_leftovers_but_not_for_ever() {
+fn creates_wait_for_leftovers_for_a_limited_time() {
     let mut play = Play::begin(Some("ci-abc12345"));
     play.group.increase(Time(0), 1);
     play.expect("look", AT_ONCE);
     play.shows(false, false);
     play.expect("delete", AT_ONCE);
     play.answer(started(None));
-    // At the latest with the next poll.
+    // At the next poll at the latest.
     play.expect("create", 0..=10_000);
 
     let mut play = Play::begin(Some("ci-abc12345"));
     play.group.increase(Time(0), 1);
     play.expect("look", AT_ONCE);
     play.shows(false, false);
-    // One that does not go holds nobody up.
+    // One that cannot be deleted delays nobody.
     play.expect("delete", AT_ONCE);
     play.answer(failed(ErrorKind::Unavailable));
     play.expect("create", AT_ONCE);
 }
 
-/// The tickets of all requests of this name that are handed out now.
+/// The tickets of all requests of this operation that are sent now.
 fn asked(group: &mut Group, operation: &str) -> Vec<Ticket> {
     let ask = |command| match command {
         Command::Ask { ticket, request } if request.operation() == operation => Some(ticket),
@@ -703,7 +703,7 @@ fn asked(group: &mut Group, operation: &str) -> Vec<Ticket> {
 }
 
 #[test]
-fn four_names_are_looked_up_at_a_time() {
+fn at_most_four_names_are_looked_up_concurrently() {
     let policy = Policy { prefix: "ci".into(), max_creates: 6, max_operations: 9, ..Policy::default() };
     let mut group = Group::new(policy, 1, Time(0), &Poll::default());
     group.increase(Time(0), 7);
@@ -736,7 +736,7 @@ fn a_create_that_never_begins_is_given_up_after_three_times_its_timeout() {
 // Creates.
 
 #[test]
-fn what_goes_while_it_is_made_is_made_anew_after_a_pause() {
+fn a_vapp_that_disappears_during_its_create_is_created_again_after_a_pause() {
     let boots: fn() -> Play = || {
         let mut play = Play::new();
         play.expect("create", AT_ONCE);
@@ -748,9 +748,9 @@ fn what_goes_while_it_is_made_is_made_anew_after_a_pause() {
         let mut play = begin();
         play.sees_nothing();
         play.expect("create", BACKOFF);
-        assert!(play.said("gone from VCD while it was being made; next try in"));
+        assert!(play.said("the vApp disappeared during its create; next try in"));
     }
-    // What is not wanted any more is gone for good.
+    // An unwanted instance is not created again.
     let mut play = boots();
     play.decrease();
     play.sees_nothing();
@@ -759,7 +759,7 @@ fn what_goes_while_it_is_made_is_made_anew_after_a_pause() {
 }
 
 #[test]
-fn a_try_that_would_come_too_late_is_told() {
+fn a_try_that_would_be_too_late_is_logged() {
     for (timeout, text) in [(7, "no further try before create_timeout"), (13, "next try in")] {
         let policy = Policy { create_timeout: Duration::from_secs(timeout), ..policy() };
         let mut play = Play::playing(policy);
@@ -772,7 +772,7 @@ fn a_try_that_would_come_too_late_is_told() {
 }
 
 #[test]
-fn a_lost_create_is_taken_as_it_is_found() {
+fn a_lost_create_continues_in_the_state_that_is_found() {
     let lost = |whole: bool| {
         let mut play = Play::new();
         play.expect("create", AT_ONCE);
@@ -785,11 +785,11 @@ fn a_lost_create_is_taken_as_it_is_found() {
         play.after(1_000, "find");
         play
     };
-    // Without hardware it is off: it is fitted.
+    // Without hardware it is powered off: reconfigured.
     let mut play = lost(false);
     play.shows(true, false);
     play.expect("configure", AT_ONCE);
-    // Its task is awaited first.
+    // Its task has to end first.
     for (whole, next) in [(false, "configure"), (true, "")] {
         let mut play = lost(whole);
         play.task = TaskState::Running;
@@ -805,13 +805,13 @@ fn a_lost_create_is_taken_as_it_is_found() {
             play.expect(next, AT_ONCE);
         }
     }
-    // Another's: nobody touches it.
+    // Foreign: not touched.
     let mut play = lost(true);
     play.sees(|vapp| vapp.description = Some("another's".into()));
     play.made = false;
     assert_eq!(play.state(), State::Timeout);
     play.quiet(60_000);
-    assert!(play.said("another owner's vApp has this name"));
+    assert!(play.said("a vApp of another owner has this name"));
     // Found twice: one is used, the other deleted.
     let mut play = lost(true);
     let twin = |href: &str| Vapp { href: href.into(), ..play.vapp(false, false) };
@@ -823,8 +823,8 @@ fn a_lost_create_is_taken_as_it_is_found() {
 }
 
 #[test]
-fn a_vapp_that_goes_already_is_not_taken_for_a_create() {
-    // The first create's outcome was lost; it shows when the second is on its way, and is deleted.
+fn a_vapp_that_is_already_being_deleted_is_not_used_for_a_create() {
+    // The outcome of the first create was lost. Its vApp appears while the second is in progress, and is deleted.
     let mut play = Play::new();
     play.expect("create", AT_ONCE);
     play.answer(failed(ErrorKind::Ambiguous));
@@ -848,7 +848,7 @@ fn a_vapp_that_goes_already_is_not_taken_for_a_create() {
 }
 
 #[test]
-fn each_step_of_a_fitting_is_looked_at_but_the_last() {
+fn each_step_of_a_create_but_the_last_is_looked_up() {
     let mut play = Play::composed();
     for (request, lacks, pause) in [("configure", true, 1_000), ("tpm", true, 3_000)] {
         play.shows(true, lacks);
@@ -868,7 +868,7 @@ fn each_step_of_a_fitting_is_looked_at_but_the_last() {
 }
 
 #[test]
-fn a_fitting_may_be_carried_out_for_a_minute() {
+fn a_lost_reconfigure_may_be_carried_out_for_a_minute() {
     for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "configure", 0)] {
         let mut play = Play::composed();
         play.shows(true, false);
@@ -879,7 +879,7 @@ fn a_fitting_may_be_carried_out_for_a_minute() {
         play.shows(true, false);
         play.after(pause, next);
     }
-    // What is not wanted any more is looked at once, then deleted.
+    // An unwanted vApp is looked up once, then deleted.
     let mut play = Play::composed();
     play.shows(true, false);
     play.expect("configure", AT_ONCE);
@@ -891,7 +891,7 @@ fn a_fitting_may_be_carried_out_for_a_minute() {
 }
 
 #[test]
-fn a_create_that_failed_counts_unless_it_was_to_go_anyway() {
+fn a_failed_create_counts_unless_it_was_no_longer_wanted() {
     for wanted in [true, false] {
         let mut play = Play::new();
         play.task = TaskState::Running;
@@ -910,13 +910,13 @@ fn a_create_that_failed_counts_unless_it_was_to_go_anyway() {
         } else {
             play.expect("delete", 0..=3_000);
         }
-        // That VMs made in steps do not fail is not known yet.
+        // It is not known yet whether creates in steps fail.
         assert_eq!(play.failures(), 0);
-        assert_eq!(play.said("it is to be removed anyway"), !wanted);
+        assert_eq!(play.said("no further try, it is no longer wanted"), !wanted);
     }
 }
 
-// Looks.
+// Lookups.
 
 #[test]
 fn hardware_is_compared_once_and_never_after_a_resume() {
@@ -926,15 +926,15 @@ fn hardware_is_compared_once_and_never_after_a_resume() {
     play.expect("look", AT_ONCE);
     play.answer(failed(ErrorKind::Unavailable));
     play.after(5_000, "look");
-    assert!(play.said("asked again") && !play.said("not compared"));
+    assert!(play.said("the lookup is repeated") && !play.said("not checked"));
     play.answer(failed(ErrorKind::Unavailable));
     play.after(5_000, "look");
-    assert!(!play.said("not compared"));
+    assert!(!play.said("not checked"));
     play.answer(failed(ErrorKind::Unavailable));
-    // Polls do not show it: the looks that follow are of another kind.
+    // Polls do not show it: the following lookups have another reason.
     play.made = false;
     play.expect("look", 2_000..=10_000);
-    assert!(play.said("its hardware is not compared"));
+    assert!(play.said("its hardware is not checked"));
     play.answer(failed(ErrorKind::Unavailable));
     play.expect("look", BACKOFF);
     play.shows(true, false);
@@ -955,9 +955,9 @@ fn hardware_is_compared_once_and_never_after_a_resume() {
 // Suspended and resumed.
 
 #[test]
-fn a_look_tells_what_became_of_a_lost_suspend() {
+fn a_lookup_shows_the_outcome_of_a_lost_suspend() {
     let lost = || Play::tired().lost();
-    // Busy, and VCD tells no task: as long as it may be the request, it is looked at again.
+    // Busy without a task: while it may be the request, the lookup is repeated.
     for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "suspend", 0)] {
         for busy in [false, true] {
             let mut play = lost();
@@ -966,7 +966,7 @@ fn a_look_tells_what_became_of_a_lost_suspend() {
             play.after(pause, next);
         }
     }
-    // Its task is awaited, then it is looked at again.
+    // Its task has to end, then a lookup follows.
     let mut play = lost();
     play.task = TaskState::Running;
     play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);
@@ -977,7 +977,7 @@ fn a_look_tells_what_became_of_a_lost_suspend() {
     play.expect("look", 0..=3_000);
     play.shows(false, false);
     assert_eq!(play.state(), State::Suspended);
-    // It is suspended, but VCD is not done with it.
+    // It is suspended, but VCD has not finished.
     for (ms, state) in [(59_999, State::Suspending), (60_000, State::Suspended)] {
         let mut play = lost();
         play.quiet(ms - 1_000);
@@ -990,7 +990,7 @@ fn a_look_tells_what_became_of_a_lost_suspend() {
             assert_eq!(play.state(), State::Suspended);
         }
     }
-    // It is to go, and goes as the look has shown it.
+    // It is deleted in the state that the lookup has shown.
     let mut play = lost();
     play.decrease();
     play.power = Power::Suspended;
@@ -999,7 +999,7 @@ fn a_look_tells_what_became_of_a_lost_suspend() {
 }
 
 #[test]
-fn a_look_tells_what_became_of_a_lost_resume() {
+fn a_lookup_shows_the_outcome_of_a_lost_resume() {
     let lost = || Play::roused().lost();
     for (ms, next, pause) in [(59_999, "look", 5_000), (60_000, "power_on", 0)] {
         for busy in [false, true] {
@@ -1009,7 +1009,7 @@ fn a_look_tells_what_became_of_a_lost_resume() {
             play.after(pause, next);
         }
     }
-    // It is on, but VCD is not done with it.
+    // It is powered on, but VCD has not finished.
     let mut play = lost();
     play.power = Power::On;
     play.sees(|vapp| vapp.busy = true);
@@ -1017,7 +1017,7 @@ fn a_look_tells_what_became_of_a_lost_resume() {
     play.shows(false, false);
     play.quiet(20_000);
     assert_eq!(play.state(), State::Running);
-    // Its task is awaited, then it is looked at again.
+    // Its task has to end, then a lookup follows.
     let mut play = lost();
     play.task = TaskState::Running;
     play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);
@@ -1031,9 +1031,9 @@ fn a_look_tells_what_became_of_a_lost_resume() {
 }
 
 #[test]
-fn a_suspend_that_failed_and_worked_is_resumed_however_long_that_takes() {
+fn a_suspend_that_failed_and_worked_anyway_is_resumed() {
     const DAY: u64 = 24 * 3600 * 1000;
-    // VCD refused it, yet it is suspended: the host was told that it runs.
+    // VCD rejected it, yet it is suspended: the host sees it as running.
     let mut play = Play::tired();
     play.answer(failed(ErrorKind::Failed));
     assert_eq!(play.state(), State::Running);
@@ -1044,7 +1044,7 @@ fn a_suspend_that_failed_and_worked_is_resumed_however_long_that_takes() {
     play.expect("power_on", AT_ONCE);
     play.quiet(2 * DAY);
     assert_eq!(play.state(), State::Resuming);
-    // The host wants it again while VCD is at it.
+    // The host resumes it while VCD suspends it.
     let mut play = Play::tired();
     play.task = TaskState::Running;
     play.answer(started(Some("t/1")));
@@ -1054,20 +1054,20 @@ fn a_suspend_that_failed_and_worked_is_resumed_however_long_that_takes() {
     play.task = TaskState::Success;
     play.power = Power::Suspended;
     play.expect("power_on", 0..=3_000);
-    assert!(play.said("VCD suspends it") && !play.said("VCD resumes it"));
+    assert!(play.said("suspend task started") && !play.said("resume task started"));
     assert_eq!(play.state(), State::Resuming);
 }
 
 #[test]
-fn a_suspend_that_did_not_work_leaves_nothing_to_resume() {
-    // Its answer was lost, and the host wants it back before it is known that nothing was done.
+fn a_suspend_that_did_not_work_needs_no_resume() {
+    // Its answer was lost, and the host resumes it before the outcome is known.
     let mut play = Play::tired().lost();
     play.resume();
     play.quiet(59_000);
     play.shows(false, false);
     play.quiet(20_000);
     assert_eq!(play.state(), State::Running);
-    // VCD refused it, or its task failed.
+    // VCD rejected it, or its task failed.
     let mut play = Play::tired();
     play.resume();
     play.answer(failed(ErrorKind::Failed));
@@ -1085,7 +1085,7 @@ fn a_suspend_that_did_not_work_leaves_nothing_to_resume() {
 }
 
 #[test]
-fn a_suspend_that_fails_does_not_bring_back_what_is_to_go() {
+fn a_failed_suspend_does_not_cancel_a_delete() {
     let mut play = Play::tired();
     play.decrease();
     play.answer(failed(ErrorKind::Failed));

@@ -1,4 +1,4 @@
-//! The group's whole policy in virtual time: thousands of lives of a fleet, each with its own mix of faults.
+//! The whole policy of the group in virtual time: thousands of lives of a fleet, each with its own mix of faults.
 
 #![allow(clippy::panic)]
 
@@ -8,7 +8,7 @@ use fleeting_plugin_vcd::group::{Name, State};
 use std::collections::BTreeMap;
 use vcd_sim::model::{HardwareInCreate, Operation, VappId};
 
-/// Runs one seed; a failure is cut down to the shortest plan that still fails.
+/// Runs one seed. A failure is reduced to the shortest plan that still fails.
 fn run(seed: u64) {
     let whole = plan(seed);
     if let Err(violation) = World::new(&whole).run() {
@@ -41,10 +41,10 @@ fn thousands_of_seeds() {
     });
 }
 
-/// Points of death that were covered when this was written; fewer would mean that the scenarios have shrunk.
+/// Crash points that were covered when this was written. Fewer mean that the scenarios have shrunk.
 const POINTS: u64 = 12_000;
 
-/// One run of the scenario, with or without a death.
+/// One run of the scenario, with or without a crash.
 fn scenario(what: &str, plan: &Plan, crash_at: Option<(CrashAt, u64)>) -> crate::world::Score {
     let mut world = World::new(plan);
     world.crash_at = crash_at;
@@ -54,9 +54,9 @@ fn scenario(what: &str, plan: &Plan, crash_at: Option<(CrashAt, u64)>) -> crate:
     }
 }
 
-/// The process dies before and after each request and each answer of each scenario, and a new one starts at once (what was
-/// on the wire may then reach VCD after the first poll) or a while later. The audit tells if anything was lost, doubled or
-/// left behind, and that what ran runs on.
+/// The process dies before and after each request and each answer of each scenario. A new one starts at once (then requests
+/// on the wire may reach VCD after its first poll) or later. The audit checks that nothing is lost, duplicated or left, and
+/// that running instances keep running.
 #[test]
 fn death_at_every_point() {
     let mut covered = 0;
@@ -71,11 +71,11 @@ fn death_at_every_point() {
                 }
             }
         }
-        println!("{what}: {requests} requests, {points} points of death");
+        println!("{what}: {requests} requests, {points} crash points");
         covered += points;
     }
-    println!("{covered} points of death covered");
-    assert!(covered >= POINTS, "only {covered} points of death were covered");
+    println!("{covered} crash points covered");
+    assert!(covered >= POINTS, "only {covered} crash points were covered");
 }
 
 fn scenarios() -> Vec<(String, Plan)> {
@@ -89,7 +89,7 @@ fn scenarios() -> Vec<(String, Plan)> {
         add_with(format!("create in steps: {hardware:?}"), policy, &[(0, Act::Increase(1))]);
     }
     let policy = Tuning { no_force: true, ..Tuning::default() };
-    add_with("removal without force".into(), policy, &[(0, Act::Increase(1)), (150, Act::Decrease(0))]);
+    add_with("delete without force".into(), policy, &[(0, Act::Increase(1)), (150, Act::Decrease(0))]);
     for keep in [false, true] {
         let policy = Tuning { standby: 1, suspends: Suspends::Never, keep, ..Tuning::default() };
         add_with(format!("from standby, keep: {keep}"), policy, &[(150, Act::Increase(1))]);
@@ -106,20 +106,24 @@ fn scenarios() -> Vec<(String, Plan)> {
     }
     for at in [150, 155, 170] {
         let acts = [(0, Act::Increase(1)), (150, Act::Suspend(0)), (at, Act::Decrease(0))];
-        add(format!("removal {} s after a suspend", at - 150), false, &acts);
+        add(format!("delete {} s after a suspend", at - 150), false, &acts);
     }
     let failing = Act::Fault(Fault::TaskFails, 30_000, 100);
     add("create with a failing task".into(), false, &[(0, failing), (1, Act::Increase(1))]);
-    add("removal of a running one".into(), false, &[(0, Act::Increase(2)), (150, Act::Decrease(0))]);
-    // While its request is on the wire, while VCD makes it, while its guest starts.
+    add("delete of a running instance".into(), false, &[(0, Act::Increase(2)), (150, Act::Decrease(0))]);
+    // While its request is on the wire, while VCD creates it, while its guest starts.
     for at in [0, 10, 40, 70] {
-        add(format!("removal {at} s after the create began"), false, &[(0, Act::Increase(1)), (at, Act::Decrease(0))]);
+        add(
+            format!("delete {at} s after the start of the create"),
+            false,
+            &[(0, Act::Increase(1)), (at, Act::Decrease(0))],
+        );
     }
     let two_and_a_half = [(0, Act::Increase(2)), (150, Act::Increase(1))];
     for at in [160, 210] {
         let mut acts = two_and_a_half.to_vec();
         acts.push((at, Act::Crash(2_000)));
-        add(format!("adoption of two and of one half made, {at} s"), false, &acts);
+        add(format!("adoption of two and of an incomplete one, {at} s"), false, &acts);
         for keep in [false, true] {
             let mut acts = two_and_a_half.to_vec();
             acts.push((at, Act::Restart(2_000)));
@@ -129,12 +133,12 @@ fn scenarios() -> Vec<(String, Plan)> {
     all
 }
 
-// One fault each, with what has to come of it.
+// One fault each, and its consequences.
 
 pub const SECOND: u64 = 1_000;
 pub const MINUTE: u64 = 60 * SECOND;
 
-/// A world in which this happens, at seconds.
+/// A world with these events, at seconds.
 pub fn world(policy: Tuning, acts: &[(u64, Act)]) -> World {
     let steps = acts.iter().map(|&(seconds, act)| Step { at: seconds * SECOND, to: 0, act }).collect();
     World::new(&Plan { seed: 1, policy, steps })
@@ -158,7 +162,7 @@ pub fn count(world: &World, state: State) -> usize {
     states(world).values().filter(|s| **s == state).count()
 }
 
-/// The vApps that are there.
+/// The existing vApps.
 pub fn vapps(world: &World) -> Vec<VappId> {
     world.model.vapps.keys().copied().collect()
 }
@@ -177,7 +181,7 @@ fn many(max_size: u32) -> Tuning {
 }
 
 #[test]
-fn deletes_that_fail_hold_up_no_other() {
+fn deletes_that_fail_do_not_block_others() {
     let mut acts = vec![(0, Act::Increase(20)), (900, Act::DecreaseAll)];
     acts.extend((0..3).map(|n| (890, Act::Stuck(Stuck::DeleteFails, n))));
     let mut world = world(many(20), &acts);
@@ -188,7 +192,7 @@ fn deletes_that_fail_hold_up_no_other() {
 }
 
 #[test]
-fn deletes_that_fail_hold_up_no_resume() {
+fn deletes_that_fail_do_not_block_resumes() {
     let mut acts = vec![(0, Act::Increase(4)), (150, Act::Increase(1))];
     acts.extend((0..5).map(|n| (280, Act::Stuck(Stuck::DeleteFails, n))));
     let mut world = world(Tuning::default(), &acts);
@@ -197,7 +201,7 @@ fn deletes_that_fail_hold_up_no_resume() {
     play(&mut world, 290 * SECOND);
     let all: Vec<Name> = states(&world).into_keys().collect();
     let last = all.iter().position(|name| !first.contains(name)).unwrap_or_default();
-    // The one that came last is suspended, and has to come back while the others cannot be deleted.
+    // The newest one is suspended, and has to resume while the others cannot be deleted.
     world.act(0, Act::Suspend(last as u64));
     play(&mut world, 330 * SECOND);
     assert_eq!((count(&world, State::Suspended), count(&world, State::Running)), (1, 4));
@@ -209,13 +213,13 @@ fn deletes_that_fail_hold_up_no_resume() {
 }
 
 #[test]
-fn a_delete_that_fails_is_tried_ever_less_often_and_in_both_ways() {
+fn a_failed_delete_is_repeated_with_growing_pauses_and_in_both_ways() {
     let acts = [(0, Act::Increase(1)), (150, Act::Stuck(Stuck::DeleteFails, 0)), (200, Act::Decrease(0))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 200 * SECOND + 60 * MINUTE);
     let first = tasks(&world, Operation::Delete);
     assert!((5..=12).contains(&first), "{first} in the first hour");
-    assert!(tasks(&world, Operation::UndeployPowerOff) > 0, "it was stopped, too");
+    assert!(tasks(&world, Operation::UndeployPowerOff) > 0, "it was stopped too");
     play(&mut world, 200 * SECOND + 6 * 60 * MINUTE);
     let then = tasks(&world, Operation::Delete) - first;
     assert!((3..=10).contains(&then), "{then} in the next five");
@@ -224,7 +228,7 @@ fn a_delete_that_fails_is_tried_ever_less_often_and_in_both_ways() {
 }
 
 #[test]
-fn what_force_does_not_delete_is_stopped_first() {
+fn a_vapp_that_force_does_not_delete_is_stopped_first() {
     let acts = [(0, Act::Increase(1)), (150, Act::Stuck(Stuck::ForceFails, 0)), (200, Act::Decrease(0))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 250 * SECOND);
@@ -232,7 +236,7 @@ fn what_force_does_not_delete_is_stopped_first() {
 }
 
 #[test]
-fn creates_that_hang_hold_no_slot_for_ever() {
+fn creates_that_hang_do_not_keep_their_slots() {
     let acts = [(0, Act::Fault(Fault::TaskDeaf, 20 * SECOND, 100)), (1, Act::Increase(3)), (30, Act::Increase(3))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 26 * MINUTE);
@@ -240,7 +244,7 @@ fn creates_that_hang_hold_no_slot_for_ever() {
 }
 
 #[test]
-fn deletes_that_hang_hold_no_slot_for_ever() {
+fn deletes_that_hang_do_not_keep_their_slots() {
     let mut acts = vec![(0, Act::Increase(8)), (400, Act::DecreaseAll)];
     acts.extend((0..4).map(|n| (390, Act::Stuck(Stuck::Hangs, n))));
     let mut world = world(Tuning::default(), &acts);
@@ -250,7 +254,7 @@ fn deletes_that_hang_hold_no_slot_for_ever() {
     let cancelled = world.score.requests;
     play(&mut world, 400 * SECOND + 180 * MINUTE);
     let polls = 60 * 6;
-    assert!(world.score.requests - cancelled < polls + 100, "VCD is left alone");
+    assert!(world.score.requests - cancelled < polls + 100, "few requests are sent");
 }
 
 #[test]
@@ -288,7 +292,7 @@ fn an_event_that_aborts_three_creates_is_one_failure() {
 }
 
 #[test]
-fn a_bad_host_slows_creates_down_and_does_not_stop_them() {
+fn a_bad_esxi_host_delays_creates_and_does_not_stop_them() {
     let acts = [(0, Act::Fault(Fault::BadHost, 60 * MINUTE, 30)), (1, Act::Increase(20))];
     let policy = Tuning { max_creates: 4, max_operations: 6, ..many(20) };
     let mut world = world(policy, &acts);
@@ -297,7 +301,7 @@ fn a_bad_host_slows_creates_down_and_does_not_stop_them() {
 }
 
 #[test]
-fn creates_go_on_soon_after_a_long_fault() {
+fn creates_continue_soon_after_a_long_fault() {
     let acts = [(0, Act::Fault(Fault::BadHost, 90 * MINUTE, 100)), (1, Act::Increase(1)), (1, Act::Increase(3))];
     let mut world = world(Tuning { create_timeout: 100, ..Tuning::default() }, &acts);
     play(&mut world, 99 * MINUTE);
@@ -305,7 +309,7 @@ fn creates_go_on_soon_after_a_long_fault() {
 }
 
 #[test]
-fn a_leftover_that_cannot_be_deleted_holds_up_no_create() {
+fn a_leftover_that_cannot_be_deleted_does_not_block_creates() {
     for stuck in [Stuck::Locked, Stuck::DeleteFails] {
         let acts = [(0, Act::Increase(1)), (5, Act::Stuck(stuck, 0)), (6, Act::Crash(2_000)), (40, Act::Increase(2))];
         let mut world = world(Tuning::default(), &acts);
@@ -329,7 +333,7 @@ fn leftovers_of_a_dead_process_are_never_used() {
 #[test]
 fn an_empty_first_poll_hides_nothing() {
     for date in [true, false] {
-        // So long as the first poll takes, and not longer.
+        // As long as the first poll takes, and not longer.
         let mut acts =
             vec![(0, Act::Increase(3)), (200, Act::Fault(Fault::QueryEmpty, 1_500, 100)), (200, Act::Crash(100))];
         if !date {
@@ -345,7 +349,7 @@ fn an_empty_first_poll_hides_nothing() {
 }
 
 #[test]
-fn what_others_suspended_is_not_reported_as_suspended() {
+fn a_vm_that_others_suspended_is_not_reported_as_suspended() {
     for suspends in [Suspends::Never, Suspends::Always] {
         let policy = Tuning { suspends, ..Tuning::default() };
         // Before a start, and soon after one.
@@ -361,7 +365,7 @@ fn what_others_suspended_is_not_reported_as_suspended() {
 }
 
 #[test]
-fn what_was_suspended_is_deleted_by_a_process_that_may_not_suspend() {
+fn suspended_vms_are_deleted_by_a_process_that_may_not_suspend() {
     let policy = Tuning { suspends: Suspends::AtFirst, ..Tuning::default() };
     let acts = [(0, Act::Increase(2)), (200, Act::Suspend(0)), (250, Act::Crash(1_000))];
     let mut world = world(policy, &acts);
@@ -391,24 +395,24 @@ fn a_task_that_hangs_hides_no_vm_that_is_off() {
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 300 * SECOND);
     let name = states(&world).into_keys().next().unwrap_or_default();
-    assert!(healthy(&mut world, &name), "the task of its label may end, and explain it");
+    assert!(healthy(&mut world, &name), "the task of its metadata entry may end");
     play(&mut world, 340 * SECOND);
     assert!(!healthy(&mut world, &name));
 }
 
 #[test]
-fn an_instance_whose_vm_was_described_otherwise_is_still_ours() {
+fn an_instance_whose_vm_has_another_description_is_still_owned() {
     let acts = [(0, Act::Increase(2)), (75, Act::Admin(Admin::DescribeVm, 0)), (80, Act::Crash(1_000))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 79 * SECOND);
     let before = states(&world);
-    assert_eq!(count(&world, State::Running), 2, "and they do not bear the label yet");
+    assert_eq!(count(&world, State::Running), 2, "and they do not have the metadata entry yet");
     play(&mut world, 110 * SECOND);
     assert_eq!(states(&world), before);
 }
 
 #[test]
-fn a_vm_of_somebodys_in_our_vapp_is_not_ours() {
+fn a_foreign_vm_in_an_owned_vapp_is_not_touched() {
     let acts = [(0, Act::Increase(1)), (200, Act::Admin(Admin::AddVm, 0)), (600, Act::Decrease(0))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 200 * SECOND);
@@ -419,7 +423,7 @@ fn a_vm_of_somebodys_in_our_vapp_is_not_ours() {
     play(&mut world, 599 * SECOND);
     assert_eq!(reach(&world), before);
     play(&mut world, 60 * MINUTE);
-    assert_eq!(world.model.vms.len(), 2, "nobody's VM is deleted");
+    assert_eq!(world.model.vms.len(), 2, "no foreign VM is deleted");
 }
 
 #[test]
@@ -433,7 +437,7 @@ fn a_customization_that_fails_late_ends_no_job() {
 }
 
 #[test]
-fn an_address_that_is_not_told_any_more_is_kept() {
+fn an_address_that_is_no_longer_shown_is_kept() {
     let acts = [(0, Act::Increase(1)), (200, Act::Admin(Admin::HideAddress, 0)), (200, Act::Admin(Admin::PowerOn, 0))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 20 * MINUTE);
@@ -454,7 +458,7 @@ fn an_address_that_changes_is_followed() {
 }
 
 #[test]
-fn a_create_without_quota_goes_on_when_a_delete_has_made_room() {
+fn a_create_without_quota_continues_after_a_delete() {
     let acts = [(0, Act::Increase(3)), (200, Act::VmLimit(3)), (210, Act::Increase(1)), (600, Act::Decrease(0))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 600 * SECOND);
@@ -464,7 +468,7 @@ fn a_create_without_quota_goes_on_when_a_delete_has_made_room() {
 }
 
 #[test]
-fn plugins_of_two_managers_leave_each_other_alone() {
+fn plugins_of_two_managers_do_not_affect_each_other() {
     let policy = Tuning { managers: 2, ..Tuning::default() };
     let acts =
         [(1, 0, Act::Increase(3)), (1, 1, Act::Increase(3)), (200, 0, Act::Crash(1_000)), (250, 1, Act::DecreaseAll)];

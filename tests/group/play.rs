@@ -1,4 +1,4 @@
-//! One group in virtual time, before a VCD that shows and answers exactly what the test says.
+//! One group in virtual time, with a VCD that shows and answers exactly what the test defines.
 
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -9,26 +9,26 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 pub const SECOND: u64 = 1000;
-/// In one moment.
+/// At the same moment.
 const MAX_COMMANDS: usize = 50_000;
-/// VCD's clock when the group begins.
+/// VCD's clock when the group starts.
 pub const START: u64 = 1_000_000_000_000;
 
-/// A group and the VCD that it asks.
+/// A group and its VCD.
 pub struct Play {
     pub group: Group,
     pub now: u64,
-    /// VM and vApp records that polls show, and documents that looks show.
+    /// VM and vApp records of polls, and documents of lookups.
     pub vms: Vec<Vm>,
     pub records: Vec<Vapp>,
     pub documents: BTreeMap<Href, Vapp>,
     /// Polls show no VM.
     pub hidden: bool,
-    /// What VMs are created from.
+    /// What new VMs are created from.
     pub source: Source,
     /// Polls fail.
     pub deaf: bool,
-    /// What a probe meets.
+    /// The result of a probe.
     pub port: bool,
     pub tasks: TaskState,
     /// Operations whose requests are not answered until [`Play::release`]. A probe is one, too.
@@ -51,7 +51,7 @@ pub fn policy() -> Policy {
     }
 }
 
-/// What boots is polled by name, or with all others.
+/// Booting VMs are polled by name, or with all others.
 fn is(asked: &str, operation: &str) -> bool {
     asked == operation || (operation == "poll" && asked == "poll_some")
 }
@@ -68,7 +68,7 @@ pub fn tag(name: &str) -> String {
     format!("fleeting-plugin-vcd/1 manager=m group=g id={name}")
 }
 
-/// One of ours that is complete.
+/// An owned, complete VM.
 pub fn vm(n: u32) -> Vm {
     shown(href(n), name(n))
 }
@@ -92,7 +92,7 @@ pub fn shown(vapp: Href, name: Name) -> Vm {
     }
 }
 
-/// The guest of a VM, as a look shows it.
+/// The guest of a VM, as a lookup shows it.
 pub fn guest(vm: &Vm) -> SeenGuest {
     SeenGuest { address: vm.address, customization: vm.customization, guest_os: vm.guest_os.clone() }
 }
@@ -131,15 +131,15 @@ pub fn started(vapp: Option<Href>, task: Option<&str>) -> Answer {
     Ok(Reply::Started(Started { vapp, task: task.map(Into::into), ..Started::default() }))
 }
 
-/// A group whose time a test lets pass.
+/// A group with a clock that the test moves.
 pub trait Passing {
-    /// The group, and what time it is.
+    /// The group and its time.
     fn group(&mut self) -> (&mut Group, &mut u64);
 
-    /// Does what the group says; true if the test is to go on from here.
+    /// Executes the group's commands. True if the test continues from here.
     fn command(&mut self, command: Command) -> bool;
 
-    /// All that is asked by now. True if the test is to go on.
+    /// All requests until now. True if the test continues.
     fn serve(&mut self) -> bool {
         for _ in 0..MAX_COMMANDS {
             let Some(command) = self.group().0.next_command() else { return false };
@@ -147,10 +147,10 @@ pub trait Passing {
                 return true;
             }
         }
-        panic!("it asks without end");
+        panic!("it sends requests without end");
     }
 
-    /// All that is asked until then. True if the test is to go on from what time it is.
+    /// All requests until then. True if the test continues from the current time.
     fn pass(&mut self, end: u64) -> bool {
         while !self.serve() {
             let (group, now) = self.group();
@@ -202,7 +202,7 @@ impl Passing for Play {
 }
 
 impl Play {
-    /// Before a VCD that shows these VMs from the beginning.
+    /// With a VCD that shows these VMs from the beginning.
     pub fn new(policy: Policy, vms: Vec<Vm>) -> Play {
         Play::holding(policy, vms, &[])
     }
@@ -230,21 +230,21 @@ impl Play {
         play
     }
 
-    /// One that was found running.
+    /// An instance that was found running.
     pub fn running() -> Play {
         let play = Play::new(policy(), vec![vm(1)]);
         assert_eq!(play.states(), [State::Running]);
         play
     }
 
-    /// One that an earlier process has suspended: a look told so.
+    /// An instance that an earlier process has suspended, as a lookup showed.
     pub fn suspended() -> Play {
         let play = Play::new(policy(), vec![Vm { power: Power::Suspended, ..vm(1) }]);
         assert_eq!((play.states(), play.times("look")), (vec![State::Suspended], vec![0]));
         play
     }
 
-    /// One that is made now and boots.
+    /// An instance that is created now and boots.
     pub fn booting(change: impl FnOnce(&mut Play)) -> Play {
         let mut play = Play::new(policy(), Vec::new());
         change(&mut play);
@@ -253,7 +253,7 @@ impl Play {
         play
     }
 
-    /// Answers all that is asked until then.
+    /// Answers all requests until then.
     pub fn to(&mut self, ms: u64) -> &mut Play {
         self.pass(ms);
         self
@@ -264,11 +264,11 @@ impl Play {
         self.to(ms - 1)
     }
 
-    /// Plays to the moment in which an operation has been asked for so many times.
+    /// Plays until an operation has been requested this many times.
     pub fn until(&mut self, operation: &str, times: usize) {
         while self.times(operation).len() < times {
             let wake = self.group.wake_at().unwrap();
-            assert!(wake.0 < 3600 * SECOND, "not asked for: {operation}");
+            assert!(wake.0 < 3600 * SECOND, "not requested: {operation}");
             self.pass(wake.0);
         }
     }
@@ -315,7 +315,7 @@ impl Play {
         }
     }
 
-    /// Answers what is held of this operation, the usual way or with `answer`.
+    /// Answers the held requests of this operation, the usual way or with `answer`.
     pub fn release(&mut self, operation: &str, answer: Option<Answer>) {
         let at = self.held.iter().position(|(_, request)| is(request.operation(), operation)).unwrap();
         let (ticket, request) = self.held.remove(at);
@@ -324,19 +324,19 @@ impl Play {
         self.serve();
     }
 
-    /// The oldest probe that is held is answered.
+    /// The oldest held probe is answered.
     pub fn probed(&mut self) {
         let ticket = self.probes.remove(0);
         self.group.probed(Time(self.now), ticket, Ok(()));
         self.serve();
     }
 
-    /// Answers so that the request has failed.
+    /// Answers with a failure.
     pub fn fail(&mut self, operation: &str, kind: ErrorKind) {
         self.release(operation, Some(Err(error(kind))));
     }
 
-    /// Answers that VCD has begun a task.
+    /// Answers with a started task.
     pub fn begin(&mut self, operation: &str, vapp: Option<Href>, task: &str) {
         self.release(operation, Some(started(vapp, Some(task))));
     }
@@ -350,12 +350,12 @@ impl Play {
         created.unwrap()
     }
 
-    /// When requests of this operation went out.
+    /// When requests of this operation were sent.
     pub fn times(&self, operation: &str) -> Vec<u64> {
         self.asked.iter().filter(|(_, asked, _)| is(asked, operation)).map(|(at, ..)| *at).collect()
     }
 
-    /// All vApps that were to be deleted.
+    /// All vApps with a delete request.
     pub fn deleted(&self) -> Vec<&str> {
         let deleted = self.asked.iter().filter_map(|(_, _, request)| match request {
             Some(Request::Delete { vapp }) => Some(&**vapp),
@@ -374,7 +374,7 @@ impl Play {
         views.remove(0)
     }
 
-    /// Names of all that is not reported.
+    /// Names of all instances that are not reported.
     pub fn strays(&self) -> Vec<String> {
         let views = self.group.views(Time(self.now));
         views.iter().filter(|view| !view.reported).map(|view| view.name.to_string()).collect()
@@ -386,7 +386,7 @@ impl Play {
         health.map_err(|text| text.trim_start_matches(&format!("instance {name}: ")).to_string())
     }
 
-    /// How often it was said.
+    /// How often this text was logged.
     pub fn said(&self, text: &str) -> usize {
         self.said.iter().filter(|said| said.contains(text)).count()
     }

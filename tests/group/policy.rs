@@ -1,5 +1,5 @@
-//! What the host and people see of the group's policy, on a calm VCD in virtual time: states and phases, health, age, what is
-//! refused, and the times that users know.
+//! What the host and people see of the group's policy, with a calm VCD in virtual time: states and phases, health, age,
+//! rejected calls, and the times that users know.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -14,7 +14,7 @@ const SECOND: u64 = 1000;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 
-/// A world without faults, played by hand. Steps come a second later than the plan says.
+/// A world without faults, controlled by the test. Steps happen a second later than the plan says.
 struct Calm {
     world: World,
 }
@@ -38,7 +38,7 @@ impl Calm {
         self.group().update().map(|(name, _)| name.clone()).collect()
     }
 
-    /// States and phases of all that the host knows, in the order of their names.
+    /// States and phases of all instances that the host knows, sorted by name.
     fn seen(&mut self) -> Vec<(State, Phase)> {
         let now = self.world.time(0);
         let group = self.group();
@@ -47,7 +47,7 @@ impl Calm {
         group.update().map(|(name, state)| (state, phase(name))).collect()
     }
 
-    /// As the host asks for it.
+    /// As the host calls it.
     fn increase(&mut self, n: u32) -> u32 {
         let (now, plugin) = (self.world.time(0), &mut self.world.plugins[0]);
         let group = plugin.group.as_mut().unwrap();
@@ -93,7 +93,7 @@ fn states_and_phases_of_a_life() {
 }
 
 #[test]
-fn what_waits_for_a_slot_is_pending() {
+fn an_instance_that_waits_for_a_slot_is_pending() {
     let policy = Tuning { max_creates: 1, ..Tuning::default() };
     let mut calm = Calm::new(policy, &[(0, Act::Increase(2)), (2 * SECOND, Act::DecreaseAll)]);
     let phases = |seen: Vec<(State, Phase)>| seen.into_iter().map(|(_, phase)| phase).collect::<Vec<_>>();
@@ -101,8 +101,8 @@ fn what_waits_for_a_slot_is_pending() {
     before.sort();
     assert_eq!(before, [Phase::PendingCreate, Phase::Creating]);
     let states: Vec<State> = calm.seen().into_iter().map(|(state, _)| state).collect();
-    assert_eq!(states, [State::Creating; 2], "both are there for the host");
-    // The one that waits is gone at once, the other's create is stopped first.
+    assert_eq!(states, [State::Creating; 2], "the host sees both");
+    // The waiting one is deleted at once. The other's create is cancelled first.
     let mut after = phases(calm.at(3 * SECOND + 1).seen());
     after.sort();
     assert_eq!(after, [Phase::PendingDelete, Phase::Deleted]);
@@ -133,12 +133,12 @@ fn no_more_are_accepted_than_max_size() {
 }
 
 #[test]
-fn only_what_runs_can_be_reached() {
+fn only_running_instances_can_be_reached() {
     let steps = [(0, Act::Increase(1)), (2 * MINUTE, Act::Suspend(0))];
     let mut calm = Calm::new(Tuning::default(), &steps);
     let name = calm.at(SECOND + 1).names().remove(0);
     let refused = calm.group().reach(&name).unwrap_err();
-    assert_eq!(refused, format!("instance {name} is Creating and has no address to log in at"));
+    assert_eq!(refused, format!("instance {name} is Creating and has no address to log in to"));
     let reach = calm.at(2 * MINUTE).group().reach(&name).unwrap();
     assert!(reach.address.to_string().starts_with("127.0.10."), "{reach:?}");
     assert_eq!(&*reach.guest_os, "Ubuntu Linux (64-bit)");
@@ -154,7 +154,7 @@ fn age_makes_unhealthy_and_twice_the_age_ends() {
     assert_eq!(calm.heartbeat(&name), Ok(()));
     let old = calm.at(100 * MINUTE + 2 * SECOND).heartbeat(&name).unwrap_err();
     assert_eq!(old, format!("instance {name} is older than max_instance_age (6000 s)"));
-    // Collections come by the hour.
+    // Garbage collection runs every hour.
     assert_eq!(calm.at(3 * HOUR + 5 * MINUTE).seen(), [(State::Running, Phase::Running)]);
     assert_eq!(calm.at(4 * HOUR + 5 * MINUTE).seen(), [(State::Deleted, Phase::Deleted)]);
 
@@ -167,8 +167,8 @@ fn age_makes_unhealthy_and_twice_the_age_ends() {
 }
 
 #[test]
-fn what_is_suspended_ages_by_a_rule_of_its_own() {
-    // In this world suspended instances may be three times as old as others.
+fn suspended_instances_have_a_maximum_age_of_their_own() {
+    // In this world, suspended instances may be three times as old as others.
     let policy = Tuning { max_age: 60, ..Tuning::default() };
     let mut calm = Calm::new(policy, &[(0, Act::Increase(2)), (2 * MINUTE, Act::Suspend(0))]);
     let states = |calm: &mut Calm| {
@@ -181,7 +181,7 @@ fn what_is_suspended_ages_by_a_rule_of_its_own() {
 }
 
 #[test]
-fn what_is_stopped_behind_our_back_is_unhealthy_and_then_deleted() {
+fn an_instance_stopped_outside_the_plugin_is_unhealthy_and_then_deleted() {
     let steps = [(0, Act::Increase(2)), (2 * MINUTE, Act::Admin(Admin::PowerOff, 0)), (8 * MINUTE, Act::Increase(1))];
     let mut calm = Calm::new(Tuning::default(), &steps);
     let names = calm.at(2 * MINUTE).names();
@@ -199,7 +199,7 @@ fn what_is_stopped_behind_our_back_is_unhealthy_and_then_deleted() {
 }
 
 #[test]
-fn what_comes_back_is_healthy_again() {
+fn an_instance_that_is_powered_on_again_is_healthy() {
     let steps = [(0, Act::Increase(1)), (2 * MINUTE, Act::Admin(Admin::PowerOff, 0))];
     let mut calm = Calm::new(Tuning::default(), &steps);
     let name = calm.at(3 * MINUTE).names().remove(0);
@@ -207,10 +207,10 @@ fn what_comes_back_is_healthy_again() {
     let id = *calm.world.model.vapps.keys().next().unwrap();
     calm.world.model.admin_power(id, model::Power::On);
     assert_eq!(calm.at(4 * MINUTE).heartbeat(&name), Ok(()));
-    assert_eq!(calm.at(30 * MINUTE).seen(), [(State::Running, Phase::Running)], "the grace began anew");
+    assert_eq!(calm.at(30 * MINUTE).seen(), [(State::Running, Phase::Running)], "the grace period restarted");
 }
 
-/// A VM of ours as the first poll of a process shows it.
+/// An owned VM as the first poll of a process shows it.
 fn found(name: &str, description: &str) -> Vm {
     Vm {
         vapp: format!("v/{name}").into(),
@@ -235,7 +235,7 @@ fn policy() -> Policy {
 }
 
 #[test]
-fn init_waits_for_looks_at_what_may_be_ours() {
+fn init_waits_for_lookups_of_possibly_owned_vapps() {
     let ours = found("ci-00000001", "fleeting-plugin-vcd/1 manager=m group=g id=ci-00000001");
     let poll = |vms: &[Vm]| Poll { now: Some(1), vms: vms.to_vec(), ..Poll::default() };
     let group = Group::new(policy(), 1, Time(0), &poll(std::slice::from_ref(&ours)));

@@ -1,4 +1,4 @@
-//! When an instance counts as running: one instance in virtual time, with a guest whose every answer the test gives.
+//! When an instance counts as running: one instance in virtual time, with a guest whose answers the test defines.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
@@ -8,7 +8,7 @@ use fleeting_plugin_vcd::cloud::*;
 use fleeting_plugin_vcd::group::{Command, Group, Name, Policy, State, Time};
 use std::time::Duration;
 
-/// What is seen of the guest.
+/// What VCD and probes show of the guest.
 struct Shown {
     /// `None`: VCD does not answer.
     customization: Option<Customization>,
@@ -19,7 +19,7 @@ struct Life {
     group: Group,
     now: u64,
     guest_os: &'static str,
-    /// The vApps made so far: number and when.
+    /// The vApps created so far: number and time.
     made: Vec<u64>,
     name: Name,
     said: Vec<String>,
@@ -41,7 +41,7 @@ fn policy() -> Policy {
     }
 }
 
-/// A life before its world.
+/// A group with its world.
 struct Playing<'a, World> {
     life: &'a mut Life,
     world: World,
@@ -86,12 +86,12 @@ impl Life {
         format!("v/{}", self.made.len()).as_str().into()
     }
 
-    /// Seconds since the newest vApp was made.
+    /// Seconds since the create of the newest vApp.
     fn age(&self) -> u64 {
         (self.now - self.made.last().copied().unwrap_or(self.now)) / 1000
     }
 
-    /// Plays so many seconds; `world` tells what is shown at each age of the newest vApp.
+    /// Plays this many seconds. `world` defines what is shown at each age of the newest vApp.
     fn play(&mut self, seconds: u64, world: impl Fn(u64) -> Shown) {
         let end = self.now + seconds * 1000;
         Playing { life: self, world }.pass(end);
@@ -140,16 +140,16 @@ fn the_port_counts_only_when_customization_is_complete() {
 }
 
 #[test]
-fn a_guest_that_answers_steadily_but_never_reports_is_taken_with_a_warning() {
+fn a_guest_that_answers_steadily_but_never_reports_is_accepted_with_a_warning() {
     let world = |_| shows(Customization::Pending, true);
     let mut life = Life::new("Debian");
     life.play(GRACE - 1, world);
     assert_eq!(life.state(), State::Creating);
     life.play(15, world);
     assert_eq!(life.state(), State::Running);
-    assert!(life.warned("its login port answers steadily"));
+    assert!(life.warned("the login port answers steadily"));
 
-    // A Windows is given more time.
+    // Windows gets more time.
     let mut life = Life::new("Microsoft Windows Server 2022");
     life.play(GRACE + 180, world);
     assert_eq!(life.state(), State::Creating);
@@ -158,7 +158,7 @@ fn a_guest_that_answers_steadily_but_never_reports_is_taken_with_a_warning() {
 }
 
 #[test]
-fn a_reboot_begins_the_time_anew() {
+fn a_reboot_restarts_the_time() {
     let mut life = Life::new("Debian");
     let world = |age| shows(Customization::Pending, !(100..108).contains(&age));
     life.play(GRACE + 40, world);
@@ -188,7 +188,7 @@ fn a_slow_customization_that_reports_is_waited_for() {
 }
 
 #[test]
-fn polls_that_fail_say_nothing_of_customization() {
+fn failed_polls_do_not_count_for_customization() {
     let mut life = Life::new("Debian");
     let world = |age| match age {
         0..90 => shows(Customization::Pending, true),
@@ -200,11 +200,11 @@ fn polls_that_fail_say_nothing_of_customization() {
 }
 
 #[test]
-fn what_is_not_ready_in_time_is_made_anew_with_the_reason() {
+fn a_guest_that_is_not_ready_in_time_is_created_again_with_the_reason() {
     for (customization, port, reason) in [
-        (Customization::Working, true, "it still waits for guest customization"),
-        (Customization::Pending, false, "it still waits for guest customization (login port: refused)"),
-        (Customization::Complete, false, "it still waits for the login port (login port: refused)"),
+        (Customization::Working, true, "still waiting for guest customization"),
+        (Customization::Pending, false, "still waiting for guest customization (login port: refused)"),
+        (Customization::Complete, false, "still waiting for the login port (login port: refused)"),
     ] {
         let mut life = Life::new("Debian");
         life.play(599, |_| shows(customization, port));
@@ -222,12 +222,12 @@ fn a_failed_customization_ends_the_create_at_once() {
         life.play(20, |_| shows(Customization::Failed, true));
         assert_eq!((life.state(), life.made.len()), (State::Creating, 2));
         assert!(life.warned("guest customization failed (GC_FAILED)"), "{:?}", life.said);
-        assert_eq!(life.warned("a password that the guest's policy refuses"), hint);
+        assert_eq!(life.warned("often the password policy of the guest rejects the password"), hint);
     }
 }
 
 #[test]
-fn a_customization_that_fails_after_the_guest_was_taken_makes_it_unhealthy() {
+fn a_customization_that_fails_after_the_guest_was_accepted_makes_it_unhealthy() {
     let mut life = Life::new("Debian");
     life.play(GRACE + 15, |_| shows(Customization::Pending, true));
     assert_eq!(life.state(), State::Running);

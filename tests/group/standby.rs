@@ -1,4 +1,4 @@
-//! The standby pool: what is in it, what an Increase gets from it, and what never is.
+//! The standby pool: its content, what an Increase gets from it, and what it never gets.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
@@ -10,7 +10,7 @@ use fleeting_plugin_vcd::cloud::*;
 use fleeting_plugin_vcd::group::*;
 use std::collections::BTreeMap;
 
-/// The runner may not suspend: the pool needs no word of it.
+/// GitLab Runner may not suspend: the pool works anyway.
 fn pool(standby: u32) -> Tuning {
     Tuning { standby, suspends: Suspends::Never, ..Tuning::default() }
 }
@@ -25,7 +25,7 @@ fn in_standby(world: &World) -> Vec<Name> {
     phases(world).into_iter().filter(|(_, phase)| *phase == Phase::Standby).map(|(name, _)| name).collect()
 }
 
-/// A world whose pool is full after six minutes, in which this happens then, at seconds.
+/// A world whose pool is full after six minutes, with these events then, at seconds.
 fn full(policy: Tuning, acts: &[(u64, Act)]) -> World {
     let mut world = world(policy, acts);
     play(&mut world, 6 * MINUTE);
@@ -49,14 +49,14 @@ fn the_pool_is_filled_one_after_another_and_not_reported() {
     assert_eq!((in_standby(&world).len(), vapps(&world).len()), (3, 3));
     let standing = group(&mut world).standing(Time(0));
     assert_eq!((standing.instances.used, standing.leftovers, standing.creates_waiting), (0, 0, 0));
-    // It costs no request beside the polls.
+    // It costs no request except the polls.
     let requests = world.score.requests;
     play(&mut world, 6 * MINUTE + 60 * MINUTE);
     assert!(world.score.requests - requests <= 6 * 60 + 1);
 }
 
 #[test]
-fn an_increase_gets_the_oldest_first_and_what_is_missing_is_created() {
+fn an_increase_gets_the_oldest_first_and_missing_ones_are_created() {
     let mut world = full(pool(2), &[(400, Act::Increase(3))]);
     let oldest = in_standby(&world);
     play(&mut world, 401 * SECOND + 500);
@@ -75,8 +75,8 @@ fn an_increase_gets_the_oldest_first_and_what_is_missing_is_created() {
 }
 
 #[test]
-fn what_is_on_its_way_into_the_pool_is_handed_out_too() {
-    // While VCD creates it, while its guest boots, while it is suspended.
+fn vms_in_preparation_for_the_pool_are_handed_out_too() {
+    // While VCD creates it, while its guest boots, while it is being suspended.
     for at in [10, 45, 70] {
         let mut world = world(pool(1), &[(at, Act::Increase(1))]);
         play(&mut world, at * SECOND);
@@ -89,7 +89,7 @@ fn what_is_on_its_way_into_the_pool_is_handed_out_too() {
 }
 
 #[test]
-fn the_pool_comes_on_top_of_max_size_and_takes_no_slot_of_the_runners() {
+fn the_pool_is_in_addition_to_max_size_and_uses_no_slot_of_requested_instances() {
     let policy = Tuning { max_size: 4, max_creates: 2, max_operations: 2, ..pool(2) };
     let mut with = world(policy, &[(1, Act::Increase(4))]);
     let mut without = world(Tuning { standby: 0, ..policy }, &[(1, Act::Increase(4))]);
@@ -104,8 +104,8 @@ fn the_pool_comes_on_top_of_max_size_and_takes_no_slot_of_the_runners() {
 }
 
 #[test]
-fn a_restart_keeps_what_is_in_standby_and_deletes_what_is_not() {
-    // After the hand-out nothing of it can be in standby again.
+fn a_restart_keeps_standby_vms_and_deletes_incomplete_ones() {
+    // After the hand-out it cannot be in standby again.
     for (crash, kept) in [(400, 2), (404, 1), (408, 1)] {
         let mut world = full(pool(2), &[(401, Act::Increase(1)), (crash, Act::Crash(1_000))]);
         let before = in_standby(&world);
@@ -114,7 +114,7 @@ fn a_restart_keeps_what_is_in_standby_and_deletes_what_is_not() {
         assert!(after.iter().all(|name| before.contains(name)));
         assert_eq!(after.len(), kept, "dead at {crash} s: {:?}", phases(&world));
     }
-    // Half made, or about to be suspended: it is a leftover, or the runner decides.
+    // Incomplete, or about to be suspended: it is a leftover, or GitLab Runner decides.
     for crash in [20, 50, 68] {
         let mut world = world(pool(1), &[(crash, Act::Crash(1_000))]);
         play(&mut world, 20 * MINUTE);
@@ -123,10 +123,10 @@ fn a_restart_keeps_what_is_in_standby_and_deletes_what_is_not() {
 }
 
 #[test]
-fn one_that_somebody_powers_on_is_never_handed_out() {
+fn a_standby_vm_that_somebody_powers_on_is_never_handed_out() {
     for admin in [Admin::PowerOn, Admin::PowerOff, Admin::AddVm, Admin::DeleteVm, Admin::Rename] {
         let mut world = full(pool(1), &[(390, Act::Admin(admin, 0)), (450, Act::Increase(1))]);
-        // What is suspended cannot be powered off in one step.
+        // A suspended VM cannot be powered off in one step.
         if admin == Admin::PowerOff {
             let id = vapps(&world)[0];
             world.model.admin_power(id, vcd_sim::model::Power::On);
@@ -146,7 +146,7 @@ fn one_that_somebody_powers_on_is_never_handed_out() {
 }
 
 #[test]
-fn what_is_created_from_another_source_is_replaced_one_after_another() {
+fn standby_vms_from_another_source_are_replaced_one_after_another() {
     let mut world = full(pool(2), &[(400, Act::NewSource)]);
     let old = in_standby(&world);
     for at in (400..1600).step_by(5) {
@@ -156,7 +156,7 @@ fn what_is_created_from_another_source_is_replaced_one_after_another() {
     assert_eq!(in_standby(&world).len(), 2);
     assert!(old.iter().all(|name| !in_standby(&world).contains(name)));
 
-    // At a start all of them go: nobody knows whether they can be used.
+    // After a start all of them are deleted: nobody knows whether they can be used.
     let mut world = full(pool(2), &[(400, Act::Crash(10_000)), (401, Act::NewSource)]);
     play(&mut world, 420 * SECOND);
     assert_eq!(in_standby(&world).len(), 0);
@@ -193,16 +193,16 @@ fn shutdown_keeps_or_deletes_the_pool() {
 }
 
 #[test]
-fn what_hangs_on_its_way_into_the_pool_holds_up_nobody() {
+fn a_vm_that_hangs_before_standby_blocks_nobody() {
     let acts = [(10, Act::Stuck(Stuck::Hangs, 0)), (400, Act::Increase(3))];
     let mut world = world(pool(2), &acts);
     play(&mut world, 60 * MINUTE);
-    // The one that hangs was handed out, as it was being created.
+    // The hanging one was handed out during its create.
     assert_eq!(count(&world, State::Running), 2, "{:?}", states(&world));
     assert_eq!(in_standby(&world).len(), 2);
 }
 
-// To the request.
+// Until the request.
 
 fn standby_policy() -> Policy {
     Policy { standby_count: 1, ..play::policy() }
@@ -216,7 +216,7 @@ fn marks(play: &Play) -> Vec<Mark> {
     marks.collect()
 }
 
-/// One in standby. What takes its place is not suspended.
+/// A VM in standby. Its replacement is not suspended.
 fn at_rest() -> Play {
     let mut play = Play::new(standby_policy(), Vec::new());
     play.tasks = TaskState::Success;
@@ -233,7 +233,7 @@ fn at_rest() -> Play {
 }
 
 #[test]
-fn it_is_marked_after_its_suspension_and_again_before_its_resume() {
+fn a_standby_vm_is_marked_after_its_suspend_and_again_before_its_resume() {
     let mut play = at_rest();
     assert_eq!(marks(&play), [Mark::Standby { source: Source(1) }]);
     play.holds.push("mark");
@@ -246,7 +246,7 @@ fn it_is_marked_after_its_suspension_and_again_before_its_resume() {
 }
 
 #[test]
-fn a_resume_that_fails_leads_to_a_new_vm_of_the_same_id() {
+fn a_failed_resume_leads_to_a_new_vm_with_the_same_id() {
     let mut play = at_rest();
     play.holds.push("power_on");
     play.increase(1);
@@ -262,11 +262,11 @@ fn a_resume_that_fails_leads_to_a_new_vm_of_the_same_id() {
 }
 
 #[test]
-fn one_that_was_in_standby_for_long_is_replaced() {
+fn a_vm_that_was_in_standby_for_long_is_replaced() {
     let mut play = at_rest();
     let (first, day) = (play.view().name, 24 * 3600 * SECOND);
     play.before(day);
     assert_eq!(play.view().name, first);
     play.to(day + 120 * SECOND);
-    assert!(play.said("no more use for standby") == 1 && play.view().name != first, "{:?}", play.said);
+    assert!(play.said("no longer usable for standby") == 1 && play.view().name != first, "{:?}", play.said);
 }

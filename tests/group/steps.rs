@@ -1,5 +1,5 @@
-//! What is done next, and when, to the millisecond: slots, pauses, deadlines, and how often VCD is asked. One group in
-//! virtual time; polls that nothing asks for are a day apart, so that each step is taken at a time of its own or not at all.
+//! The next step and its time, to the millisecond: slots, pauses, deadlines, and the frequency of queries. One group in
+//! virtual time. The regular polls are a day apart, so that each step happens at its own time or never.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 
-/// Nothing but its own time brings a step.
+/// Only its own time causes a step.
 fn lone() -> Policy {
     Policy { reconcile_interval: Duration::from_secs(24 * 3600), ..policy() }
 }
@@ -20,7 +20,7 @@ fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// These many run.
+/// This many instances run.
 fn fleet(n: u32) -> Vec<Vm> {
     (1..=n).map(vm).collect()
 }
@@ -30,7 +30,7 @@ fn in_seconds(times: &[u64]) -> Vec<u64> {
 }
 
 impl Play {
-    /// One that VCD makes: a task works on its create.
+    /// An instance during its create: its task runs.
     fn making(policy: Policy) -> Play {
         let mut play = Play::holding(policy, Vec::new(), &["create"]);
         play.increase(1);
@@ -40,7 +40,7 @@ impl Play {
         play
     }
 
-    /// The name of what VCD made last.
+    /// The name of the newest vApp.
     fn made_last(&self) -> Name {
         self.vms.last().unwrap().vapp_name.clone()
     }
@@ -49,7 +49,7 @@ impl Play {
         operations.map(|operation| self.times(operation).len())
     }
 
-    /// The operation is asked for first just then.
+    /// The first request of the operation is sent exactly then.
     #[track_caller]
     fn first(&mut self, operation: &str, at: u64) {
         self.before(at);
@@ -62,7 +62,7 @@ impl Play {
 // Slots.
 
 #[test]
-fn deletes_have_all_slots_until_a_create_waits_and_one_then() {
+fn deletes_have_all_slots_until_a_create_waits_and_then_one() {
     for (limits, removed_first, accepted_first) in [
         ([3, 5, 4], [4, 0], [1, 3]),
         ([9, 9, 4], [4, 0], [0, 4]),
@@ -98,7 +98,7 @@ fn a_create_holds_its_slot_until_its_guest_boots() {
     let document = Vapp { power: Power::Off, ..vapp(&shown(href(1), first)) };
     let busy = Vapp { tasks: vec!["t/1".into()], ..document.clone() };
     play.release("find", Some(Ok(Reply::Vapps(vec![busy]))));
-    assert_eq!(play.counts(["create", "tasks"]), [1, 1], "VCD makes it");
+    assert_eq!(play.counts(["create", "tasks"]), [1, 1], "create task started");
     play.release("tasks", Some(Ok(Reply::Tasks(vec![Task { href: "t/1".into(), state: TaskState::Success }]))));
     assert_eq!(play.counts(["create", "look"]), [2, 1], "it boots");
 }
@@ -130,7 +130,7 @@ fn a_task_holds_a_slot_until_it_has_ended() {
 }
 
 #[test]
-fn at_the_end_only_requests_on_the_wire_hold_slots() {
+fn during_shutdown_only_requests_on_the_wire_use_slots() {
     let mut play = Play::holding(lone(), fleet(10), &["delete", "create"]);
     play.increase(3);
     play.shutdown();
@@ -143,7 +143,7 @@ fn at_the_end_only_requests_on_the_wire_hold_slots() {
         play.begin("delete", None, "t/2");
         assert_eq!(play.times("delete").len(), deletes, "VCD queues the tasks");
     }
-    // Suspends that VCD works on are stopped, and hold nothing up.
+    // Running suspends are cancelled, and delay nothing.
     let mut play = Play::holding(lone(), fleet(10), &["delete"]);
     play.suspend();
     assert_eq!(play.times("suspend").len(), 4);
@@ -152,7 +152,7 @@ fn at_the_end_only_requests_on_the_wire_hold_slots() {
 }
 
 #[test]
-fn nothing_is_suspended_or_resumed_at_the_end() {
+fn nothing_is_suspended_or_resumed_during_shutdown() {
     let policy = Policy { on_shutdown: OnShutdown::Keep, ..policy() };
     for asleep in [false, true] {
         let power = if asleep { Power::Suspended } else { Power::On };
@@ -173,7 +173,7 @@ fn nothing_is_suspended_or_resumed_at_the_end() {
 }
 
 #[test]
-fn four_looks_at_a_time() {
+fn at_most_four_concurrent_lookups() {
     let six = Policy { max_creates: 6, max_operations: 9, ..lone() };
     let many = |holds: &[&'static str]| {
         let mut play = Play::holding(six.clone(), Vec::new(), holds);
@@ -233,7 +233,7 @@ fn four_looks_at_a_time() {
 }
 
 #[test]
-fn sixteen_probes_at_a_time() {
+fn at_most_sixteen_concurrent_probes() {
     let policy = Policy { max_creates: 20, max_operations: 30, ..lone() };
     let mut play = Play::holding(policy, Vec::new(), &["probe"]);
     play.increase(20);
@@ -241,12 +241,12 @@ fn sixteen_probes_at_a_time() {
     assert_eq!(play.probes.len(), 16);
     for (answered, left) in [(1, 17), (2, 18), (3, 19), (4, 20), (5, 20)] {
         play.probed();
-        assert_eq!(play.times("probe").len(), left, "one at a time for each: {answered}");
+        assert_eq!(play.times("probe").len(), left, "one by one: {answered}");
     }
 }
 
 #[test]
-fn a_probe_that_answers_late_counts_for_what_is_known_by_then() {
+fn a_late_probe_answer_counts_for_the_current_state() {
     let probing = || {
         let mut play = Play::booting(|play| play.holds = vec!["probe", "look"]);
         play.release("look", None);
@@ -257,7 +257,7 @@ fn a_probe_that_answers_late_counts_for_what_is_known_by_then() {
     let mut play = probing();
     play.probed();
     assert_eq!((play.states(), play.said("running, 3 s after it was accepted")), (vec![State::Running], 1));
-    // Customization goes on after all.
+    // Customization continues.
     let mut play = probing();
     play.vms[0].customization = Customization::Working;
     play.to(5 * SECOND).probed();
@@ -265,7 +265,7 @@ fn a_probe_that_answers_late_counts_for_what_is_known_by_then() {
     play.vms[0].customization = Customization::Complete;
     play.to(7 * SECOND).probed();
     assert_eq!(play.states(), [State::Running]);
-    // It is not wanted any more.
+    // It is no longer wanted.
     let mut play = probing();
     play.hidden = true;
     play.until("look", 2);
@@ -276,7 +276,7 @@ fn a_probe_that_answers_late_counts_for_what_is_known_by_then() {
 }
 
 #[test]
-fn a_silent_guest_is_taken_if_a_poll_showed_it_so_at_the_end_of_its_grace() {
+fn a_guest_without_customization_is_accepted_if_a_poll_confirms_it_at_the_end() {
     for (last, taken) in [(118, false), (120, true)] {
         let mut play = Play::booting(|_| {});
         play.vms[0].customization = Customization::Pending;
@@ -290,7 +290,7 @@ fn a_silent_guest_is_taken_if_a_poll_showed_it_so_at_the_end_of_its_grace() {
 // Pauses.
 
 #[test]
-fn the_operation_limit_pauses_all_changes_to_the_moment() {
+fn the_operation_limit_pauses_all_changes_exactly() {
     let limit = || Some(Err(VcdError { retry_after: Some(secs(97)), ..error(ErrorKind::Limit) }));
     for operation in ["create", "delete", "suspend", "power_on"] {
         let power = if operation == "power_on" { Power::Suspended } else { Power::On };
@@ -310,14 +310,14 @@ fn the_operation_limit_pauses_all_changes_to_the_moment() {
 }
 
 #[test]
-fn after_three_failures_one_create_at_a_time_is_tried() {
+fn after_three_failures_creates_are_tried_one_by_one() {
     let mut play = Play::holding(lone(), Vec::new(), &["create"]);
     play.increase(3);
     play.to(SECOND);
     for _ in 0..3 {
         play.fail("create", ErrorKind::Failed);
     }
-    assert_eq!(play.group.standing(Time(play.now)).failures, 1, "what was under way together is one event");
+    assert_eq!(play.group.standing(Time(play.now)).failures, 1, "concurrent failures are one event");
     for failures in [2, 3] {
         play.until("create", play.times("create").len() + 1);
         while !play.held.is_empty() {
@@ -326,7 +326,7 @@ fn after_three_failures_one_create_at_a_time_is_tried() {
         assert_eq!(play.group.standing(Time(play.now)).failures, failures);
     }
     let (opened, tried) = (play.now, play.times("create").len());
-    assert_eq!(play.said("no VM is created for 60 s, then one is tried; deletes go on. The last failure, of "), 1);
+    assert_eq!(play.said("no VM is created for 60 s, then one is tried; deletes continue. Fix the last error"), 1);
     play.before(opened + MINUTE);
     assert_eq!(play.times("create").len(), tried);
     play.to(opened + 3 * MINUTE);
@@ -349,7 +349,7 @@ fn only_a_new_guest_that_is_wanted_decides_for_the_breaker() {
     play.holds = vec!["create", "look", "delete"];
     (play.tasks, play.port) = (TaskState::Success, false);
     play.increase(12);
-    // One is made and awaits its first look; the others fail, one after another.
+    // One is created and waits for its first lookup; the others fail, one after another.
     play.release("create", None);
     while play.group.standing(Time(play.now)).breaker.is_none() {
         play.to(play.now + 1);
@@ -372,12 +372,12 @@ fn only_a_new_guest_that_is_wanted_decides_for_the_breaker() {
 }
 
 #[test]
-fn creates_are_held_for_leftovers_to_the_moment() {
+fn creates_wait_for_leftovers_exactly() {
     let policy = Policy { startup_cleanup_timeout: secs(253), ..lone() };
     let mut play = Play::holding(policy.clone(), vec![Vm { power: Power::Off, ..vm(1) }], &["look"]);
     play.increase(1);
     play.first("create", 253 * SECOND);
-    // The last leftover goes: at once. What was found running holds nothing up.
+    // The last leftover is deleted: creates start at once. A running instance that was found delays nothing.
     let mut play = Play::holding(policy, vec![Vm { power: Power::Off, ..vm(1) }, vm(2)], &["delete"]);
     play.increase(1);
     assert_eq!(play.to(100 * SECOND).times("create"), [] as [u64; 0]);
@@ -386,7 +386,7 @@ fn creates_are_held_for_leftovers_to_the_moment() {
 }
 
 #[test]
-fn changes_wait_for_vcd_to_be_reached_but_not_at_the_end() {
+fn changes_wait_for_a_reachable_vcd_except_during_shutdown() {
     for change in ["create", "delete", "suspend"] {
         let mut play = Play::new(policy(), fleet(2));
         play.deaf = true;
@@ -410,9 +410,9 @@ fn changes_wait_for_vcd_to_be_reached_but_not_at_the_end() {
 // Deadlines.
 
 #[test]
-fn a_create_is_given_up_so_long_after_its_first_try() {
+fn a_create_is_given_up_at_create_timeout_after_its_first_try() {
     let policy = Policy { create_timeout: secs(100), ready_timeout: secs(1000), ..lone() };
-    // What hangs in VCD has failed; what was not begun, or is not known to be, has not.
+    // A hanging create has failed. A create that did not start, or may not have started, has not.
     for (place, failures) in [("retry", 1), ("find", 0), ("task", 1), ("fitting", 1), ("boot", 1)] {
         let mut play = Play::holding(policy.clone(), Vec::new(), &["create", "find"]);
         play.port = false;
@@ -435,9 +435,9 @@ fn a_create_is_given_up_so_long_after_its_first_try() {
         // The first cause counts.
         let names = play.names();
         play.decrease(&names);
-        assert_eq!((play.states(), play.said("removal asked for")), (vec![State::Timeout], 0), "{place}");
+        assert_eq!((play.states(), play.said("requested the delete")), (vec![State::Timeout], 0), "{place}");
     }
-    // Each further try is within the same time.
+    // Further tries do not extend the time.
     let mut play = Play::holding(policy, Vec::new(), &["create"]);
     play.to(7 * SECOND).increase(1);
     play.fail("create", ErrorKind::Unavailable);
@@ -449,7 +449,7 @@ fn a_create_is_given_up_so_long_after_its_first_try() {
 }
 
 #[test]
-fn a_guest_that_is_not_ready_in_time_is_cleared_away_in_that_moment() {
+fn a_guest_that_is_not_ready_in_time_is_deleted_at_that_moment() {
     let policy = Policy { ready_timeout: Duration::from_millis(97_500), ..lone() };
     let mut play = Play::new(policy, Vec::new());
     play.increase(1);
@@ -459,7 +459,7 @@ fn a_guest_that_is_not_ready_in_time_is_cleared_away_in_that_moment() {
 }
 
 #[test]
-fn a_silent_guest_is_probed_from_the_minute_on() {
+fn a_guest_without_customization_is_probed_after_a_minute() {
     let mut play = Play::new(lone(), Vec::new());
     play.port = false;
     play.to(500).increase(1);
@@ -468,12 +468,12 @@ fn a_silent_guest_is_probed_from_the_minute_on() {
 }
 
 #[test]
-fn a_resume_that_does_not_begin_ends_nothing() {
+fn a_resume_that_does_not_start_ends_nothing() {
     let policy = Policy { create_timeout: secs(100), ..policy() };
     let mut play = Play::new(policy, vec![Vm { power: Power::Suspended, ..vm(1) }]);
     play.holds = vec!["power_on"];
     play.to(7 * SECOND).resume();
-    // VCD refuses it for a day; what else it may be is looked at each time.
+    // VCD rejects it for a day. A lookup follows each time.
     while play.now < 24 * HOUR {
         if !play.held.is_empty() {
             play.fail("power_on", ErrorKind::Quota);
@@ -490,7 +490,7 @@ fn a_resume_that_does_not_begin_ends_nothing() {
 }
 
 #[test]
-fn what_may_have_come_back_unseen_is_not_given_up() {
+fn a_resumed_guest_that_no_poll_shows_is_not_given_up() {
     for hidden in [false, true] {
         let mut play = Play::new(policy(), vec![Vm { power: Power::Suspended, ..vm(1) }]);
         (play.port, play.tasks) = (false, TaskState::Success);
@@ -498,7 +498,7 @@ fn what_may_have_come_back_unseen_is_not_given_up() {
         assert_eq!(play.to(SECOND).states(), [State::Resuming]);
         (play.hidden, play.deaf) = (hidden, !hidden);
         play.documents.get_mut(&href(1)).unwrap().power = Power::On;
-        // Nobody sees it for an hour: its time stands still.
+        // No poll shows it for an hour: its stopwatch stands still.
         play.to(HOUR);
         assert_eq!(play.states(), [State::Resuming]);
         (play.hidden, play.deaf) = (false, false);
@@ -514,7 +514,7 @@ fn what_may_have_come_back_unseen_is_not_given_up() {
 }
 
 #[test]
-fn ten_minutes_of_illness_end_it_in_that_moment() {
+fn ten_unhealthy_minutes_end_an_instance_at_that_moment() {
     let policy = Policy { reconcile_interval: secs(7), ..policy() };
     let mut play = Play::new(policy, fleet(1));
     play.show(Power::Off, false);
@@ -525,14 +525,14 @@ fn ten_minutes_of_illness_end_it_in_that_moment() {
 }
 
 #[test]
-fn what_is_deleted_is_told_for_five_minutes() {
+fn a_deleted_instance_is_reported_for_five_minutes() {
     let mut play = Play::new(lone(), fleet(1));
     let names = play.names();
     play.to(7 * SECOND).decrease(&names);
     assert_eq!(play.before(307 * SECOND).states(), [State::Deleted]);
     assert_eq!(play.to(307 * SECOND).states(), []);
     assert!(play.group.views(Time(play.now)).is_empty());
-    // Strays are forgotten when they are gone.
+    // Leftovers are forgotten when they are deleted.
     let play = Play::new(lone(), vec![Vm { power: Power::Off, ..vm(1) }]);
     assert_eq!((play.deleted(), play.strays().len()), (vec!["v/1"], 0));
 }
@@ -540,30 +540,30 @@ fn what_is_deleted_is_told_for_five_minutes() {
 // Tasks.
 
 #[test]
-fn a_task_that_does_not_end_is_cancelled_after_half_an_hour_and_left_after_another() {
+fn a_task_that_does_not_end_is_cancelled_after_half_an_hour_and_ignored_after_another() {
     let mut play = Play::new(lone(), fleet(1));
     play.to(7 * SECOND).suspend();
     play.first("cancel", 7 * SECOND + 30 * MINUTE);
-    assert_eq!(play.said("VCD does not end what it does to it"), 1);
-    // Its slot was given back after ten minutes. It is looked at, and VCD has forgotten the task: it is suspended anew.
+    assert_eq!(play.said("the task in VCD hangs"), 1);
+    // Its slot was freed after ten minutes. A lookup shows that VCD no longer knows the task: it is suspended again.
     play.to(play.now + 3 * MINUTE);
     assert_eq!(play.times("suspend"), [7 * SECOND, 7 * SECOND + 32 * MINUTE]);
     assert_eq!((play.states(), play.deleted()), (vec![State::Suspending], vec![]));
 
-    // A resume's deadline does not count while VCD works on it.
+    // The deadline of a resume does not run while VCD works on it.
     let mut play = Play::new(lone(), vec![Vm { power: Power::Suspended, ..vm(1) }]);
     play.resume();
     play.first("cancel", 30 * MINUTE);
     assert_eq!(play.states(), [State::Resuming]);
 
-    // A delete is not cut off before.
+    // A delete is not cancelled earlier.
     let mut play = Play::holding(lone(), fleet(1), &["delete"]);
     let names = play.names();
     play.to(7 * SECOND).decrease(&names);
     play.begin("delete", None, "t/1");
     play.documents.get_mut(&href(1)).unwrap().tasks = vec!["t/1".into()];
     play.first("cancel", 7 * SECOND + 30 * MINUTE);
-    // It goes on all the same: it is cancelled again, ever later.
+    // It continues anyway: it is cancelled again, with growing pauses.
     play.to(24 * HOUR);
     let cancels = play.times("cancel").len();
     assert!((20..40).contains(&cancels), "{cancels}");
@@ -572,7 +572,7 @@ fn a_task_that_does_not_end_is_cancelled_after_half_an_hour_and_left_after_anoth
 }
 
 #[test]
-fn a_create_that_is_not_wanted_is_cancelled_at_once_and_one_that_is_only_by_its_deadline() {
+fn an_unwanted_create_is_cancelled_at_once_and_a_wanted_one_at_its_deadline() {
     let mut play = Play::making(lone());
     let names = play.names();
     play.to(7 * SECOND).decrease(&names);
@@ -587,7 +587,7 @@ fn a_create_that_is_not_wanted_is_cancelled_at_once_and_one_that_is_only_by_its_
 }
 
 #[test]
-fn tasks_are_asked_for_closely_at_first_and_by_the_youngest() {
+fn tasks_are_queried_frequently_at_first_and_by_the_youngest() {
     let mut play = Play::new(lone(), fleet(2));
     play.to(11 * SECOND);
     let names = play.names();
@@ -602,7 +602,7 @@ fn tasks_are_asked_for_closely_at_first_and_by_the_youngest() {
 }
 
 #[test]
-fn questions_for_tasks_that_fail_are_repeated_later_and_later() {
+fn failed_task_queries_are_repeated_with_growing_pauses() {
     let mut play = Play::new(lone(), fleet(1));
     play.to(11 * SECOND);
     play.holds = vec!["tasks"];
@@ -620,21 +620,21 @@ fn questions_for_tasks_that_fail_are_repeated_later_and_later() {
     for (asked, pause) in [(10, 32), (50, 50), (70, 60)] {
         assert_eq!(again(Some(asked), ErrorKind::Limit), pause);
     }
-    assert_eq!(play.said("asked again soon"), 10);
+    assert_eq!(play.said("next query soon"), 10);
     play.release("tasks", None);
     play.until("tasks", 12);
     play.fail("tasks", ErrorKind::Unavailable);
     play.until("tasks", 13);
-    // A short pause again: the usual one is longer.
+    // A short pause again: the usual pause is longer.
     let tasks = in_seconds(&play.times("tasks"));
     assert_eq!((tasks[11] - tasks[10], tasks[12] - tasks[11]), (5, 5));
-    // Nothing is asked about while a question is on the wire.
+    // No query while a query is on the wire.
     play.to(play.now + MINUTE);
     assert_eq!(play.times("tasks").len(), 13);
 }
 
 #[test]
-fn stuck_tasks_are_asked_for_once_a_minute() {
+fn stuck_tasks_are_queried_once_a_minute() {
     let mut play = Play::new(lone(), fleet(1));
     play.suspend();
     play.to(20 * MINUTE);
@@ -656,7 +656,7 @@ fn a_create_that_polls_never_show_is_given_up() {
     assert_eq!(play.states(), [State::Timeout]);
 }
 
-/// Which creates carried everything.
+/// Which creates used the combined request.
 fn whole(play: &Play) -> Vec<bool> {
     let create = |(_, _, request): &(u64, &str, Option<Request>)| match request {
         Some(Request::Create { whole, .. }) => Some(*whole),
@@ -666,12 +666,12 @@ fn whole(play: &Play) -> Vec<bool> {
 }
 
 #[test]
-fn creates_whose_one_task_fails_are_tried_in_steps_once() {
+fn combined_creates_whose_task_fails_are_tried_in_steps_once() {
     let mut play = Play::new(policy(), Vec::new());
     play.holds = vec!["create"];
     play.tasks = TaskState::Failed(error(ErrorKind::Failed));
     play.increase(1);
-    // VCD makes it, and cannot power it on: that is done by a request of its own.
+    // VCD creates it, and cannot power it on: a separate request does that.
     let made = |play: &mut Play, n: u32, power: Power| {
         play.until("create", n as usize);
         let vm = Vm { power, ..shown(href(n), play.created()) };
@@ -680,9 +680,9 @@ fn creates_whose_one_task_fails_are_tried_in_steps_once() {
         play.to(play.now + 3 * SECOND);
     };
     made(&mut play, 1, Power::Off);
-    assert_eq!((play.times("power_on").len(), play.said("it was made, but not powered on")), (1, 1));
-    // That has failed, too. What it makes then cannot be used, twice: in steps after that, and the breaker does not count
-    // before these fail.
+    assert_eq!((play.times("power_on").len(), play.said("VCD created the VM but did not power it on")), (1, 1));
+    // That fails too. What VCD creates then cannot be used, twice: steps follow, and the breaker counts only when these
+    // fail.
     made(&mut play, 2, Power::Failed);
     made(&mut play, 3, Power::Failed);
     assert_eq!(play.group.standing(Time(play.now)).failures, 1, "that of the power on");
@@ -695,7 +695,7 @@ fn creates_whose_one_task_fails_are_tried_in_steps_once() {
 }
 
 #[test]
-fn creates_that_vcd_refuses_in_one_request_are_tried_in_steps_once() {
+fn combined_creates_that_vcd_rejects_are_tried_in_steps_once() {
     let mut play = Play::holding(policy(), Vec::new(), &["create"]);
     play.increase(1);
     for n in 1..=4 {
@@ -707,10 +707,10 @@ fn creates_that_vcd_refuses_in_one_request_are_tried_in_steps_once() {
 }
 
 #[test]
-fn what_is_over_a_quota_is_tried_again_when_one_of_ours_is_gone() {
+fn a_create_over_a_quota_is_tried_again_after_a_delete() {
     let mut play = Play::holding(policy(), fleet(1), &["create"]);
     play.increase(1);
-    // Until the breaker lets none through.
+    // Until the breaker allows none.
     for n in 1..=3 {
         play.until("create", n);
         play.fail("create", ErrorKind::Quota);
@@ -722,7 +722,7 @@ fn what_is_over_a_quota_is_tried_again_when_one_of_ours_is_gone() {
 }
 
 #[test]
-fn what_a_create_over_a_quota_has_left_is_no_reason_to_try_it_again() {
+fn the_delete_of_a_create_over_a_quota_is_no_reason_for_another_try() {
     let mut play = Play::holding(policy(), Vec::new(), &["create"]);
     play.tasks = TaskState::Failed(error(ErrorKind::Quota));
     play.increase(1);
@@ -736,7 +736,7 @@ fn what_a_create_over_a_quota_has_left_is_no_reason_to_try_it_again() {
 }
 
 #[test]
-fn every_task_has_its_turn_when_there_are_more_than_fit_in_one_question() {
+fn every_task_is_queried_if_one_request_cannot_contain_all() {
     let policy = Policy { max_operations: 200, max_size: 200, ..lone() };
     let mut play = Play::holding(policy, fleet(130), &["suspend", "tasks"]);
     play.suspend();
@@ -757,7 +757,7 @@ fn every_task_has_its_turn_when_there_are_more_than_fit_in_one_question() {
 // Polls.
 
 #[test]
-fn what_boots_is_polled_by_name_and_with_all_others_when_it_is_much() {
+fn booting_vms_are_polled_by_name_and_in_a_full_poll_if_they_are_many() {
     for (boots, by_name) in [(1, true), (MAX_NAMES_ASKED as u32, true), (MAX_NAMES_ASKED as u32 + 1, false)] {
         let policy = Policy { max_creates: 128, max_operations: 128, ..policy() };
         let mut play = Play::new(policy, fleet(3));
@@ -800,7 +800,7 @@ fn polls_are_never_further_apart_than_configured() {
 }
 
 #[test]
-fn a_collection_comes_by_the_hour_and_takes_what_is_too_old() {
+fn garbage_collection_runs_hourly_and_deletes_old_instances() {
     let asleep = Vm { power: Power::Suspended, ..vm(2) };
     for (age, longest, gone) in [
         (0, 0, [None, None]),
@@ -828,17 +828,17 @@ fn a_collection_comes_by_the_hour_and_takes_what_is_too_old() {
         };
         assert_eq!(play.asked.iter().filter_map(full).collect::<Vec<u64>>(), [HOUR, 2 * HOUR, 3 * HOUR]);
     }
-    // One that is to be resumed is not taken.
+    // An instance that is to be resumed is not deleted.
     let policy = Policy { suspended_max_age: secs(60), create_timeout: secs(7200), ..policy() };
     let mut play = Play::holding(policy, vec![asleep], &["power_on"]);
     play.resume();
     assert_eq!(play.to(HOUR + MINUTE).states(), [State::Resuming]);
 }
 
-// The label.
+// The metadata entry.
 
 #[test]
-fn the_label_is_written_half_a_minute_after_it_runs() {
+fn the_metadata_entry_is_written_half_a_minute_after_the_instance_runs() {
     let running = || {
         let mut play = Play::new(Policy { on_shutdown: OnShutdown::Keep, ..lone() }, Vec::new());
         play.increase(1);
@@ -848,7 +848,7 @@ fn the_label_is_written_half_a_minute_after_it_runs() {
     let mut play = running();
     play.first("label", 32 * SECOND);
     assert_eq!(play.to(HOUR).times("label").len(), 1);
-    // Not on its way to sleep, and not at the end.
+    // Not before a suspend, and not during shutdown.
     let mut play = running();
     play.suspend();
     play.documents.values_mut().for_each(|vapp| vapp.power = Power::Suspended);
@@ -862,8 +862,8 @@ fn the_label_is_written_half_a_minute_after_it_runs() {
 }
 
 #[test]
-fn labels_are_for_those_who_want_them_or_where_the_go_plugin_was() {
-    // Found with the label alone, as the Go plugin leaves them.
+fn metadata_entries_are_written_if_configured_or_after_the_go_plugin() {
+    // Found with the metadata entry alone, as the Go plugin leaves them.
     let theirs = || Vm { description: String::new(), ..vm(7) };
     for (labels, found, written) in [
         (Labels::Found, vec![], 0),
@@ -892,7 +892,7 @@ fn labels_are_for_those_who_want_them_or_where_the_go_plugin_was() {
 }
 
 #[test]
-fn labels_come_one_by_one_while_a_delete_waits() {
+fn metadata_entries_are_written_one_by_one_while_a_delete_waits() {
     let policy = Policy { max_creates: 4, max_operations: 4, ..policy() };
     let mut play = Play::holding(policy, vec![vm(1), vm(2)], &["label", "delete"]);
     play.increase(3);
@@ -901,7 +901,7 @@ fn labels_come_one_by_one_while_a_delete_waits() {
     play.holds.retain(|held| *held != "label");
     play.holds.push("label");
     play.decrease(&names);
-    // One delete is on the wire, refused for the org's limit, and both wait for its end.
+    // One delete is on the wire and rejected at the operation limit, and both wait for its end.
     play.fail("delete", ErrorKind::Limit);
     play.fail("delete", ErrorKind::Unavailable);
     play.to(33 * SECOND);
@@ -911,7 +911,7 @@ fn labels_come_one_by_one_while_a_delete_waits() {
 }
 
 #[test]
-fn one_with_our_label_is_ours_without_a_description() {
+fn a_vapp_with_the_metadata_entry_is_owned_without_a_description() {
     for written in [true, false] {
         let mut play = Play::holding(policy(), Vec::new(), &["label"]);
         play.increase(1);
@@ -925,10 +925,10 @@ fn one_with_our_label_is_ours_without_a_description() {
     }
 }
 
-// What is to go.
+// Deletes.
 
 #[test]
-fn what_is_to_go_is_not_held_up_by_what_it_waits_for() {
+fn a_delete_does_not_wait_for_other_steps() {
     // The next try.
     let mut play = Play::holding(lone(), Vec::new(), &["create"]);
     play.increase(1);
@@ -943,7 +943,7 @@ fn what_is_to_go_is_not_held_up_by_what_it_waits_for() {
     let names = play.names();
     play.to(2_500).decrease(&names);
     assert_eq!((play.times("delete"), play.states()), (vec![2_500], vec![State::Deleted]));
-    // A look at its hardware is awaited.
+    // A lookup of its hardware is on the wire.
     let mut play = Play::holding(lone(), Vec::new(), &["look"]);
     play.increase(1);
     let names = play.names();
@@ -956,7 +956,7 @@ fn what_is_to_go_is_not_held_up_by_what_it_waits_for() {
 // Suspend and resume.
 
 #[test]
-fn a_suspend_or_resume_may_be_repeated_and_is_refused_on_the_way_to_elsewhere() {
+fn a_suspend_or_resume_may_be_repeated_and_is_rejected_in_other_phases() {
     let asked = |play: &mut Play, suspend: bool| {
         let (now, names) = (Time(play.now), play.names());
         let outcome = if suspend { play.group.suspend(now, &names) } else { play.group.resume(now, &names) };
@@ -982,9 +982,9 @@ fn a_suspend_or_resume_may_be_repeated_and_is_refused_on_the_way_to_elsewhere() 
         assert_eq!((asked(&mut play, false), play.states()), (None, vec![State::Resuming]));
     }
     play.to(60 * SECOND);
-    assert_eq!((asked(&mut play, false), play.states()), (None, vec![State::Resuming]), "its guest is awaited");
+    assert_eq!((asked(&mut play, false), play.states()), (None, vec![State::Resuming]), "its guest is not ready");
     assert_eq!(asked(&mut play, true).as_deref(), Some("Resuming and cannot be suspended"));
-    assert_eq!(play.counts(["suspend", "power_on"]), [1, 1], "each was asked for once");
+    assert_eq!(play.counts(["suspend", "power_on"]), [1, 1], "each was requested once");
     play.holds = vec!["delete"];
     let names = play.names();
     play.decrease(&names);

@@ -633,7 +633,7 @@ fn a_record_that_calls_anothers_vapp_ours_brings_nothing_upon_it() {
             plugin.suspend(&[FOREIGN]).await.unwrap();
             match redirected {
                 true => plugin.logged("the document of another vApp").await,
-                false => plugin.logged("left alone from now on").await,
+                false => plugin.logged("the plugin no longer manages it").await,
             }
             plugin.decrease(&[FOREIGN]).await.unwrap();
             let shutdown = plugin.with_time_limit(Duration::from_secs(5)).shutdown().await;
@@ -685,7 +685,7 @@ fn a_creates_answer_that_names_anothers_vapp_brings_nothing_upon_it() {
                 let names: Vec<String> = plugin.update().await.unwrap().into_iter().map(|(name, _)| name).collect();
                 plugin.decrease(&[&names[0]]).await.unwrap();
             }
-            plugin.logged("left alone from now on").await;
+            plugin.logged("the plugin no longer manages it").await;
             plugin.shutdown().await.unwrap();
             assert_untouched(&liar, &server, id, &before);
             let running = server.with_model(|model| {

@@ -477,7 +477,7 @@ async fn serving(server: &Server, guest_port: u16, count: u32) -> PluginProcess 
     plugin
 }
 
-/// vApps that belong to somebody else: another manager's, and one that is only named like ours.
+/// vApps that belong to somebody else: another manager's, and one whose name only matches the prefix.
 fn foreign(server: &Server) {
     server.with_model(|model| {
         let vdc = *model.vdcs.keys().next().unwrap();

@@ -179,9 +179,14 @@ fn pages_show_what_happens() {
             uuids.into_iter().filter(|uuid| life.contains(uuid.as_str())).collect()
         });
         assert_eq!(tasks.len(), 2, "the tasks of the create and of the delete:\n{life}");
-        for word in
-            ["accepted", "create", "Creating -> Running", "removal asked for by the host", "delete", "gone from VCD"]
-        {
+        for word in [
+            "accepted",
+            "create",
+            "Creating -> Running",
+            "GitLab Runner requested the delete",
+            "delete",
+            "gone from VCD",
+        ] {
             assert!(life.contains(word), "{word:?} is not in\n{life}");
         }
         assert!(!instance(&names[1])["DeleteCompletedAt"].is_null());

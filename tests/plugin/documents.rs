@@ -653,6 +653,43 @@ fn documents_use_the_words_of_the_glossary() {
     assert!(glossary.lines().filter(|line| line.starts_with("| ")).count() > 25);
 }
 
+/// The comments and string literals of a source, in lower case and without words in backquotes, with their lines. In comments
+/// "the host" is right: the glossary has it for code.
+fn own_words_of_source(text: &str) -> Vec<(usize, String)> {
+    let mut words = Vec::new();
+    let mut inside = false;
+    for (number, line) in text.lines().enumerate() {
+        if !inside && line.trim_start().starts_with("//") {
+            let plain: String = line.split('`').step_by(2).collect::<Vec<_>>().join("`");
+            words.push((number + 1, plain.to_lowercase().replace("the host", "it")));
+            continue;
+        }
+        for (at, part) in line.replace("\\\"", "").replace("'\"'", "").split('"').enumerate() {
+            inside ^= at > 0;
+            // Without a space, it is a name.
+            if inside && part.contains(' ') {
+                words.push((number + 1, part.to_lowercase()));
+            }
+        }
+    }
+    words
+}
+
+#[test]
+fn sources_use_the_words_of_the_glossary() {
+    let is_done = |path: &str| path.starts_with("src/group") || path == "src/cloud.rs";
+    let mut wrong = Vec::new();
+    let mut read = 0;
+    for (path, text) in sources(&["src"]).iter().filter(|(path, _)| is_done(path)) {
+        for (number, line) in own_words_of_source(text) {
+            read += 1;
+            wrong.extend(banned(&line).map(|phrase| format!("{path}:{number}: {phrase:?}: {line}")));
+        }
+    }
+    assert!(wrong.is_empty(), "{} lines with banned phrases:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(read > 1000, "the words are found: {read}");
+}
+
 /// The man page and the completions know each command and option that `--help` shows.
 #[test]
 fn the_man_page_and_the_completions_know_what_help_shows() {

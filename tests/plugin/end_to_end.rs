@@ -506,7 +506,7 @@ fn init_does_not_wait_for_ever_for_a_look() {
         let (server, guest_port) = fleet::simulator(SCALE);
         delay_looks(&server, 0);
         let plugin = start(&server, guest_port, json!({})).await;
-        plugin.logged("vApps that may be ours could not be looked at in time").await;
+        plugin.logged("vApps that may belong to this group could not be looked up in time").await;
     });
 }
 

@@ -45,7 +45,7 @@ fn where_hardware_in_a_create_is_refused_vms_are_made_in_steps() {
         let counts = ["instantiate", "compose", "reconfigure", "power:on"].map(|name| server.requests(name));
         assert_eq!(counts, [1, 2, 2, 2], "one whole create is tried, then each takes three requests");
         let log = end(plugin).await;
-        let said = log.iter().filter(|line| line.contains("from now on VMs are made in three steps")).count();
+        let said = log.iter().filter(|line| line.contains("VMs are now created in three steps")).count();
         assert_eq!(said, 1, "the reason is said once");
         assert!(fleet::vapps(&server).is_empty());
     });
@@ -61,7 +61,7 @@ fn where_hardware_in_a_create_is_ignored_the_first_vm_is_made_anew() {
         let names = reach(&plugin, 1, State::Running).await;
         assert_eq!(hardware(&server), [(4, 2, 8192, 60 * 1024, false)]);
         assert_eq!(fleet::vapps(&server), names, "under the same id");
-        plugin.logged("VCD ignores a part of what a create asks for (2 CPUs instead of 4, ").await;
+        plugin.logged("VCD ignores a part of the create request (2 CPUs instead of 4, ").await;
         end(plugin).await;
         assert!(fleet::vapps(&server).is_empty());
     });
@@ -141,7 +141,7 @@ fn a_vm_whose_create_failed_at_the_power_on_is_fitted_and_powered_on() {
             let mut made = fleet::vapps(&server);
             made.sort();
             assert_eq!(made, names, "what was made is used");
-            plugin.logged("it was made, but not powered on: that is done now").await;
+            plugin.logged("VCD created the VM but did not power it on: the plugin powers it on").await;
             end(plugin).await;
         }
     });
@@ -159,7 +159,7 @@ fn after_two_creates_whose_one_task_failed_vms_are_made_in_steps() {
         let counts = ["instantiate", "compose", "reconfigure", "power:on"].map(|name| server.requests(name));
         assert_eq!(counts, [2, 2, 2, 2]);
         let log = end(plugin).await;
-        assert!(log.iter().any(|line| line.contains("from now on VMs are made in three steps")), "{log:#?}");
+        assert!(log.iter().any(|line| line.contains("VMs are now created in three steps")), "{log:#?}");
         assert!(!log.iter().any(|line| line.contains("creates fail:")), "the breaker does not count them: {log:#?}");
         assert!(fleet::vapps(&server).is_empty(), "nothing of the failed ones is left");
     });
@@ -241,7 +241,7 @@ fn user_data_that_a_create_does_not_take_is_there_before_the_guest_counts() {
             server.with_model(|model| model.vms.values().map(|vm| vm.properties.clone()).collect::<Vec<_>>());
         assert_eq!(properties, [vec![("role".into(), "builder".into())]]);
         assert_eq!(server.requests("update:properties"), 1);
-        plugin.logged("a part of what a create asks for (no guest property \\\"role\\\" as it should be)").await;
+        plugin.logged("a part of the create request (no guest property \\\"role\\\" as it should be)").await;
         let log = end(plugin).await;
         assert!(!log.iter().any(|line| line.contains("builder")), "values are secrets");
     });
@@ -266,8 +266,8 @@ fn a_customization_that_fails_names_the_scripts_that_tools_refuse() {
         let (server, guest_port) = fleet::simulator(SCALE);
         server.with_model(|model| seed_templates(model, |vm| vm.scripts = Scripts::Fail));
         for (template, says) in [
-            ("ubuntu-22.04", "lacks `vmware-toolbox-cmd config set deployPkg enable-custom-scripts true`"),
-            ("windows-2022", "a password that the guest's policy refuses"),
+            ("ubuntu-22.04", "the template needs `vmware-toolbox-cmd config set deployPkg enable-custom-scripts true`"),
+            ("windows-2022", "often the password policy of the guest rejects the password"),
         ] {
             let plugin = start(&server, guest_port, json!({"template": template})).await;
             plugin.increase(1).await.unwrap();
@@ -315,7 +315,7 @@ fn without_the_right_to_force_vapps_are_stopped_and_deleted() {
         plugin.decrease(&[&names[0]]).await.unwrap();
         reach(&plugin, 1, State::Running).await;
         assert_eq!(server.requests("undeploy"), 1);
-        plugin.logged("it is stopped first, then deleted").await;
+        plugin.logged("the plugin stops the vApp first, then deletes it").await;
         end(plugin).await;
         assert!(fleet::vapps(&server).is_empty(), "shutdown does the same");
     });
@@ -443,7 +443,7 @@ fn what_cannot_be_suspended_runs_on() {
         let names = reach(&plugin, 1, State::Running).await;
         server.with_model(|model| model.settings.no_suspend = true);
         plugin.suspend(&[&names[0]]).await.unwrap();
-        plugin.logged("has a device or a snapshot that does not allow it.; not suspended, it runs on").await;
+        plugin.logged("has a device or a snapshot that does not allow it.; not suspended, the VM keeps running").await;
         becomes(&plugin, &names[0], State::Running).await;
         plugin.heartbeat(&names[0]).await.unwrap();
 
@@ -502,7 +502,7 @@ fn a_suspend_or_resume_whose_task_fails_is_told_and_tried_again() {
         };
         fails("power:suspend");
         plugin.suspend(&[&names[0]]).await.unwrap();
-        plugin.logged("no host has room; not suspended, it runs on").await;
+        plugin.logged("no host has room; not suspended, the VM keeps running").await;
         becomes(&plugin, &names[0], State::Running).await;
 
         plugin.suspend(&[&names[0]]).await.unwrap();

@@ -201,7 +201,7 @@ fn nothing(_: &mut Model, _: &Names) {}
 fn cases() -> Vec<Case> {
     let busy = json!({"answer_before": {"status": 503, "retry_after": 1, "body": "<html>Service Unavailable</html>"}});
     let broken = json!({"answer_before": said(500, "INTERNAL_SERVER_ERROR", "Unable to perform this action.")});
-    let late = "found in VCD: the create had worked";
+    let late = "found in VCD: the create worked";
     vec![
         all("every request answered 503 for a while (maintenance)", &[], busy.clone(), "VCD answered 503").long(),
         all("every query answered 500 for a while", &["query", "task", "vapp"], broken, "VCD answered 500"),
@@ -255,7 +255,7 @@ fn cases() -> Vec<Case> {
         create(
             "create: its task fails at the power-on",
             json!({"task_fails": {"step": 1}}),
-            "it was made, but not powered on",
+            "VCD created the VM but did not power it on",
         ),
         create("create: its task hangs", json!({"task_hangs": 0}), "not running within create_timeout")
             .keys(json!({"create_timeout": "5s"})),
@@ -331,19 +331,19 @@ fn cases() -> Vec<Case> {
             PEOPLE,
             "somebody powers a running VM off",
             Fault::Admin(|model, names| model.admin_power(vapp(model, &names.stays), Power::Off), nothing),
-            "it is powered off, not by us: unhealthy",
+            "it is powered off, not by the plugin: unhealthy",
         ),
         Case::new(
             PEOPLE,
             "somebody suspends a running VM",
             Fault::Admin(|model, names| model.admin_power(vapp(model, &names.stays), Power::Suspended), nothing),
-            "it is suspended, not by us: unhealthy",
+            "it is suspended, not by the plugin: unhealthy",
         ),
         Case::new(
             PEOPLE,
             "somebody renames a running VM's vApp",
             Fault::Admin(|model, names| model.admin_rename_vapp(vapp(model, &names.stays), "kept by hand"), nothing),
-            "does not say that it is ours: left alone from now on",
+            "the plugin no longer manages it",
         ),
         Case::new(
             PEOPLE,

@@ -8,7 +8,7 @@ fn secs(duration: Duration, percent: u64, of: u64) {
 }
 
 #[test]
-fn chance_is_splitmix64s() {
+fn random_numbers_are_splitmix64() {
     let mut rng = Rng::new(1_234_567);
     let known = [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423_u64];
     assert_eq!(known.map(|_| rng.next()), known);
@@ -30,7 +30,7 @@ fn the_throttle_doubles_and_heeds_retry_after() {
 }
 
 #[test]
-fn chance_is_spread_evenly() {
+fn random_numbers_are_uniform() {
     let mut rng = Rng::new(5);
     let below: Vec<u64> = (0..100).map(|_| rng.below(4)).collect();
     assert_eq!((0..4).map(|n| below.iter().filter(|&&b| b == n).count()).filter(|&n| n > 10).count(), 4);
@@ -50,7 +50,7 @@ fn the_throttle_counts_and_ends_to_the_moment() {
     let until = Time(1000) + pause;
     let just_before = Time(until.0 - 1);
     assert_eq!((throttle.until(just_before), throttle.until(until)), (Some(until), None));
-    // What ends within the pause is no reason for a longer one; what ends after it is.
+    // A rejection within the pause does not make the next pause longer. A later one does.
     assert_eq!(throttle.refused(just_before, &mut rng, Some(Duration::from_millis(1))), None);
     assert_eq!(throttle.pauses(), 1);
     let longer = throttle.refused(just_before, &mut rng, Some(Duration::from_secs(100))).unwrap();
@@ -58,7 +58,7 @@ fn the_throttle_counts_and_ends_to_the_moment() {
     assert_eq!((throttle.pauses(), throttle.until(just_before)), (2, Some(just_before + longer)));
     let most = throttle.refused(just_before, &mut rng, Some(Duration::from_secs(1000))).unwrap();
     assert_eq!((most, throttle.pauses()), (THROTTLE_PAUSE_MAX, 3));
-    // One that VCD takes makes the next pause short again.
+    // An accepted change makes the next pause short again.
     throttle.accepted();
     let now = throttle.until(just_before).unwrap();
     secs(throttle.refused(now, &mut rng, None).unwrap(), 50, 15);
@@ -105,7 +105,7 @@ fn a_slot_is_given_back_by_whoever_drops_it() {
     assert_eq!(slots.total(), 0);
 }
 
-/// Creates that begin and fail one after another, a second each.
+/// Creates that start and fail one after another, a second each.
 fn fail(breaker: &mut Breaker, times: u64, at: &mut Time) -> Vec<Option<Duration>> {
     let one = |_| {
         let began = *at + Duration::from_millis(1);
@@ -126,7 +126,7 @@ fn the_breaker_opens_when_failures_outweigh_successes_by_three() {
 }
 
 #[test]
-fn what_was_under_way_together_is_one_event() {
+fn concurrent_creates_are_one_event() {
     let mut breaker = Breaker::default();
     let [began, failed] = [Time(1000), Time(20_000)];
     for at in [failed, failed, Time(25_000), Time(40_000)] {
@@ -140,7 +140,7 @@ fn what_was_under_way_together_is_one_event() {
 }
 
 #[test]
-fn what_vcd_aborts_counts_once_in_a_window() {
+fn tasks_that_vcd_aborts_count_once_in_a_window() {
     let mut breaker = Breaker::default();
     for at in 1..=8 {
         assert_eq!(breaker.failure(Time(at * 60_000), Time(at * 60_000 - 1), true), None);
@@ -154,7 +154,7 @@ fn what_vcd_aborts_counts_once_in_a_window() {
 }
 
 #[test]
-fn old_ends_say_nothing() {
+fn old_results_do_not_count() {
     let (mut breaker, mut now) = (Breaker::default(), Time(0));
     fail(&mut breaker, 2, &mut now);
     now = Time(1000) + BREAKER_WINDOW;
@@ -173,7 +173,7 @@ fn the_breaker_pauses_longer_and_longer_and_lets_one_through() {
         assert_eq!(fail(&mut breaker, 1, &mut now), [Some(minutes(pause))]);
         let until = now + minutes(pause);
         assert_eq!((breaker.until(now), breaker.allows(now)), (Some(until), 0));
-        // What was under way says nothing new.
+        // Concurrent creates do not count again.
         assert_eq!(breaker.failure(now, Time(0), false), None);
         now = Time(until.0 - 1);
         assert_eq!((breaker.until(now), breaker.allows(now)), (Some(until), 0));

@@ -1,5 +1,5 @@
-//! The table of steps: what is desired, what is observed, the operation in VCD, and what follows. It stands in ARCHITECTURE.md;
-//! `UPDATE_GOLDEN=1` writes it there.
+//! The table of steps: desired state, observed state, operation in VCD, and the next step. It is in ARCHITECTURE.md;
+//! `UPDATE_GOLDEN=1` writes it.
 
 use super::super::limits::Slots;
 use super::super::time::Stopwatch;
@@ -14,7 +14,7 @@ fn seen() -> Seen {
     Seen(NOW.0)
 }
 
-/// One whose vApp is proven, and that a poll and a look have shown just now.
+/// An instance whose vApp is proven, and that a poll and a lookup have shown just now.
 fn with_vapp(power: Power, guest: Guest) -> Instance {
     let mut vapp = Vapp::new("v/1".into(), NOW);
     (vapp.proven, vapp.power, vapp.guest) = (true, power, guest);
@@ -48,7 +48,7 @@ fn returning(on: bool) -> Guest {
 
 type Observing = fn() -> Instance;
 
-/// Every kind of what is observed, in words.
+/// All observed states, in words.
 const OBSERVED: [(&str, Observing); 12] = [
     ("nothing", without_vapp),
     ("created, off", || with_vapp(Power::Off, Guest::New)),
@@ -114,7 +114,7 @@ fn words(step: &Step) -> String {
     }
 }
 
-/// What can be desired of what is observed: only what has run can be suspended.
+/// Which desired states are possible for an observed state: only an instance that has run can be suspended.
 fn can_be(i: &Instance, desired: Desired) -> bool {
     match desired {
         Desired::Suspended => matches!(i.vapp().map(|v| &v.guest), Some(Guest::Ready)),
@@ -154,9 +154,9 @@ fn the_table_of_steps_is_that_of_the_architecture() {
     assert_eq!(held, table);
 }
 
-/// Whatever is desired and observed: while an operation is in VCD, nothing else is begun.
+/// In all states: while an operation is in VCD, no other one starts.
 #[test]
-fn an_operation_keeps_all_others_away() {
+fn an_operation_prevents_all_others() {
     let slots = Slots::default();
     let kinds = [
         Kind::Create { whole: true },
@@ -192,7 +192,7 @@ fn an_operation_keeps_all_others_away() {
                         _ => Step::Wait,
                     };
                     assert_eq!(step_of(&i), expected, "{observed} {desired:?} {kind:?} {stage:?}");
-                    // Nor while something is asked about it.
+                    // Nor while a lookup is on the wire.
                     i.question = Some(Question::Look);
                     assert_eq!(step_of(&i), Step::Wait);
                 }
@@ -203,7 +203,7 @@ fn an_operation_keeps_all_others_away() {
 }
 
 #[test]
-fn what_is_not_proven_is_looked_at_before_it_is_changed() {
+fn an_unproven_vapp_is_looked_up_before_a_change() {
     for (observed, make) in OBSERVED {
         for (_, desired) in DESIRED {
             let mut i = make();

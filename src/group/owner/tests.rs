@@ -1,4 +1,4 @@
-//! Whose a vApp is, by its record and by its document.
+//! The owner of a vApp, by its record and by its document.
 
 use super::*;
 
@@ -77,7 +77,7 @@ fn descriptions_and_names_are_spelt_so() {
 }
 
 #[test]
-fn a_record_without_a_description_needs_a_look() {
+fn a_record_without_a_description_needs_a_lookup() {
     let owner = owner("runner-1", "ci", "ci", "");
     let tag = owner.description("ci-abc12345");
     for labelled in [false, true] {

@@ -1,4 +1,4 @@
-//! What the host asks of a plugin, and what administrators and the infrastructure do to its vApps.
+//! The calls of the host, and what administrators and the infrastructure do to vApps.
 
 use super::plan::{Act, Admin, MINUTE, Stuck};
 use super::{GROUP, Happening, PREFIX, World};
@@ -47,7 +47,7 @@ impl World {
         }
     }
 
-    /// What the host asks. It sees nothing before Init has answered, and asks nothing after Shutdown.
+    /// The calls of the host. It sees nothing before Init has answered, and calls nothing after Shutdown.
     fn ask(&mut self, n: usize, act: Act) {
         let (time, may_suspend) = (self.time(n), self.may_suspend(n));
         let plugin = &mut self.plugins[n];
@@ -59,7 +59,7 @@ impl World {
         let ids: Vec<Name> = group.update().map(|(name, _)| name.clone()).collect();
         let nth = |n: u64| ids.get((n % ids.len().max(1) as u64) as usize).cloned();
         if let Some(host) = &mut plugin.host {
-            // It asks by itself.
+            // The simulated host calls by itself.
             match act {
                 Act::Increase(count) => host.wished = (host.wished + count).min(self.plan.policy.max_size),
                 Act::Decrease(which) => nth(which).iter().for_each(|name| host.remove(name)),
@@ -116,7 +116,7 @@ impl World {
         }
     }
 
-    /// The n-th of the plugin's vApps that are there.
+    /// The n-th existing vApp of the plugin.
     fn one_of_ours(&self, n: usize, which: u64) -> Option<VappId> {
         let there = |id: &VappId| self.model.vapps.contains_key(id);
         let ours: Vec<VappId> = self.plugins[n].audit.ours.keys().copied().filter(there).collect();
@@ -142,7 +142,7 @@ impl World {
         self.model.admin_faults(id, faults);
     }
 
-    /// Somebody's vApp: nobody's plugin may change it.
+    /// A foreign vApp: no plugin may change it.
     fn foreign(&mut self, made: Option<VappId>) {
         for plugin in &mut self.plugins {
             plugin.audit.foreign.extend(made);
@@ -165,7 +165,7 @@ impl World {
         self.foreign(made);
     }
 
-    /// The n-th of ours; what undoes something, the first that this was done to.
+    /// The n-th owned vApp. An action that undoes another one gets the first vApp that the other was done to.
     fn target_of(&self, n: usize, admin: Admin, which: u64) -> Option<VappId> {
         let undoes = |vm: &model::Vm| match admin {
             Admin::HostUp => vm.host_down,
@@ -183,7 +183,8 @@ impl World {
         }
     }
 
-    /// To one of ours. What a person does to a vApp may cost its instance; what only its records show may not.
+    /// An action on an owned vApp. If a person changes the vApp, its instance may be lost. If only its records change, it
+    /// may not.
     fn admin_of(&mut self, n: usize, admin: Admin, id: VappId, name: &str) {
         self.say(|| format!("== {admin:?} {}", super::vcd::href(id)));
         let ours = |vm: &VmId| !self.plugins[n].audit.foreign_vms.contains_key(vm);

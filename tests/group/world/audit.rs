@@ -8,13 +8,13 @@ use fleeting_plugin_vcd::group::{Group, Name, Phase, State, Ticket, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use vcd_sim::model::{Faults, GcStatus, Model, Operation, Power, TaskId, TaskStatus, Vapp, VappId, VmId};
 
-/// A task other than a create's that goes on for so long is stuck; a create's is, so long after it was cancelled.
+/// A task is stuck when it has run for this long. A create's task is stuck this long after it was cancelled.
 pub const SLOT_PATIENCE: u64 = 10 * MINUTE;
 pub const CANCEL_PATIENCE: u64 = 2 * MINUTE;
-/// So long a VM of somebody's can be in a vApp of ours before we have to know: polls may lag.
+/// The group has to know within this time that an owned vApp contains a foreign VM: polls may lag.
 const NOTICE: u64 = 2 * MINUTE;
 
-/// It says that it is in standby.
+/// It is marked as standby.
 fn is_marked_standby(vapp: &Vapp) -> bool {
     vapp.metadata.get(MARK).is_some_and(|(_, value)| value.starts_with("standby "))
 }
@@ -24,7 +24,7 @@ pub fn is_create(operation: Operation) -> bool {
     matches!(operation, Operation::Instantiate | Operation::Compose | Operation::UpdateVm | Operation::Deploy)
 }
 
-/// It has come to running, and has not ended.
+/// It was running, and has not ended.
 fn has_run(state: State) -> bool {
     matches!(state, State::Running | State::Suspending | State::Suspended | State::Resuming)
 }
@@ -34,51 +34,51 @@ pub fn is_faulty(vapp: &Vapp) -> bool {
     Faults { force_fails: false, ..vapp.faults } != Faults::default()
 }
 
-/// What is known beside the group and the model.
+/// What the audit knows in addition to the group and the model.
 #[derive(Default)]
 pub struct Audit {
-    /// vApps that the group asked for, with name and the life that asked.
+    /// vApps that the group requested, with name and life.
     pub ours: BTreeMap<VappId, (Name, u32)>,
     pub(super) by_name: BTreeMap<Name, Vec<VappId>>,
     pub foreign: BTreeSet<VappId>,
-    /// VMs of somebody's in vApps of ours, and what had been seen when they came.
+    /// Foreign VMs in owned vApps, and the time with polls when they appeared.
     pub foreign_vms: BTreeMap<VmId, u64>,
-    /// Ours once, until an administrator renamed or described them otherwise: whoever did that has them.
+    /// Owned until an administrator changed name or description: whoever did that owns them.
     pub taken: BTreeSet<VappId>,
     /// Those that are renamed now.
     pub renamed: BTreeSet<VappId>,
-    /// Made while a process shuts down, by a request that an earlier one sent before it died: only the next one can know.
+    /// Created during the shutdown of a process, by a request of an earlier, dead one: only the next process can know.
     unknowable: BTreeSet<VappId>,
-    /// An administrator deleted, stopped or renamed it, or the group had cause to delete it.
+    /// An administrator deleted, stopped or renamed it, or the group had a reason to delete it.
     pub(super) touched: BTreeSet<VappId>,
-    /// Its delete was carried out long after its answer was given up: nobody could know.
+    /// Its delete was carried out long after the request was given up: nobody could know.
     late: BTreeSet<VappId>,
-    /// When VCD was asked to cancel it.
+    /// When the cancel was requested.
     cancelled: BTreeMap<TaskId, u64>,
-    /// Ids that the host asked to remove, in any life.
+    /// Ids that the host deleted, in any life.
     pub(super) asked: BTreeSet<Name>,
-    /// Ids that the host asked to suspend, and to resume, in any life.
+    /// Ids that the host suspended, and resumed, in any life.
     asked_to_suspend: BTreeSet<Name>,
     asked_to_resume: BTreeSet<Name>,
     /// Ids that were suspended for the pool.
     rested: BTreeSet<Name>,
-    /// Powered on after its rest, by a request of its own.
+    /// Powered on after its suspend, by a request of the plugin.
     used: BTreeSet<VappId>,
-    /// Ids that had reached running when last seen, and how they were.
+    /// Ids that were running when last seen, and their state.
     running: BTreeMap<Name, State>,
-    /// Ids that an Increase brought, with the state seen last.
+    /// Ids from an Increase, with their last state.
     pub(super) accepted: BTreeMap<Name, State>,
-    /// All ids that an Increase of this process brought.
+    /// All ids from an Increase of this process.
     own: BTreeSet<Name>,
-    /// What the first Update of this process reported, once that was asked for.
+    /// The first Update of this process, after it was called.
     first: Option<BTreeSet<Name>>,
-    /// Made by an earlier process, and not reported in the first Update: not to be used, so it may be deleted.
+    /// Created by an earlier process, and not reported in the first Update: not to be used, so it may be deleted.
     missed: BTreeSet<Name>,
-    /// What an Increase should not have handed out.
+    /// A VM that an Increase must not hand out.
     broken: Option<String>,
-    /// Ids that a host has ever been told.
+    /// Ids that a host has ever seen.
     told: BTreeSet<Name>,
-    /// In standby by its mark, and on all the same: what had been seen when it was first so while a process lived.
+    /// Marked as standby, and powered on: the time with polls when this first was so while a process lived.
     woken: BTreeMap<VappId, u64>,
     /// Changing requests on the wire.
     wire: BTreeMap<Ticket, Request>,
@@ -104,8 +104,8 @@ impl Audit {
         self.accepted.clear();
     }
 
-    /// Init has answered. What ran before and is there has to be reported now, if it could be known: a host trusts what
-    /// comes later as new. `known`: the group says that there is nothing more to find out.
+    /// Init has answered. Instances that ran before and still exist have to be reported now, if the group could know them:
+    /// the host treats later ones as new. `known`: the group says that all vApps are decided.
     pub fn first_update(&mut self, group: &Group, model: &Model, known: bool, now: u64) -> Result<(), String> {
         let first: BTreeSet<Name> = group.update().map(|(name, _)| name.clone()).collect();
         self.told.extend(first.iter().cloned());
@@ -116,16 +116,18 @@ impl Audit {
         for (name, state) in lost {
             let ids = self.by_name.get(&name).cloned().unwrap_or_default();
             let busy = ids.iter().any(|id| task_of(model, *id).is_some());
-            // What is suspended is kept by a process that may suspend, if nobody's VM runs beside it.
+            // A process that may suspend keeps a suspended VM, if no foreign VM is in its vApp.
             let shared = ids.iter().filter_map(|id| model.vapps.get(id)).any(|vapp| self.is_shared(vapp));
             let suspended = state != State::Running && (!self.suspends || shared);
             let for_cause = suspended || busy || self.shutdown;
             if could && !for_cause && self.there(&name, model) && !self.gone_for_cause(&name, group, model, time) {
-                return Err(format!("6: {name} ran and is there, and the first Update of the next process lacks it"));
+                return Err(format!(
+                    "6: {name} ran and still exists, but the first Update of the next process does not report it"
+                ));
             }
             self.running.remove(&name);
         }
-        // What polls do not show yet is reported as creating.
+        // A VM that polls do not show yet is reported as creating.
         let unseen = group.update().filter(|(_, state)| *state == State::Creating);
         unseen.for_each(|(name, _)| _ = self.running.remove(name));
         let ours = self.ours.values().filter(|(name, life)| *life != self.life && !first.contains(name));
@@ -146,30 +148,30 @@ impl Audit {
     pub fn increased(&mut self, accepted: u32, before: &BTreeSet<Name>, group: &Group, model: &Model) {
         let new: Vec<Name> =
             group.update().map(|(name, _)| name.clone()).filter(|name| !before.contains(name)).collect();
-        assert_eq!(new.len(), accepted as usize, "every accepted request has an id in the next Update");
+        assert_eq!(new.len(), accepted as usize, "the next Update has an id for every accepted request");
         for name in &new {
-            // One that was not resumed when the process that handed it out died is as good as before.
+            // If it was not resumed when its process died, it is still unused.
             let mut ids = self.by_name.get(name).into_iter().flatten();
             let unused =
                 self.rested.contains(name) && !self.own.contains(name) && ids.all(|id| !self.used.contains(id));
             if !self.told.insert(name.clone()) && !unused {
-                self.broken = Some(format!("15: {name} is handed out again"));
+                self.broken = Some(format!("15: {name} was handed out before, and is handed out again"));
             }
             let mut ids = self.by_name.get(name).into_iter().flatten();
             if ids.any(|id| model.vapps.contains_key(id) && self.is_known_to_be_woken(*id)) {
-                self.broken = Some(format!("15: {name} has been on since its suspension, and is handed out"));
+                self.broken = Some(format!("15: {name} was powered on after its suspend, and is handed out"));
             }
         }
         self.own.extend(new.iter().cloned());
         self.accepted.extend(new.into_iter().map(|name| (name, State::Creating)));
     }
 
-    /// Polls have shown for long enough that it is on.
+    /// Polls have shown for long enough that it is powered on.
     fn is_known_to_be_woken(&self, id: VappId) -> bool {
         self.woken.get(&id).is_some_and(|at| self.pace.seen_clearly >= at + NOTICE)
     }
 
-    /// What is in standby has not been on since its suspension.
+    /// A standby VM was not powered on after its suspend.
     pub fn check_pool(&mut self, group: &Group, model: &Model, time: Time) -> Result<(), String> {
         if let Some(broken) = self.broken.take() {
             return Err(broken);
@@ -186,39 +188,41 @@ impl Audit {
         for glance in glances.iter().filter(|glance| glance.phase == Phase::Standby) {
             let mut ids = self.by_name.get(glance.name).into_iter().flatten();
             if ids.any(|id| self.is_known_to_be_woken(*id) && model.vapps.contains_key(id)) {
-                return Err(format!("15: {} has been on since its suspension, and is kept in standby", glance.name));
+                return Err(format!("15: {} was powered on after its suspend, and stays in standby", glance.name));
             }
         }
         Ok(())
     }
 
-    /// VCD is asked to power a vApp on: whoever finds it suspended later must know that it is used.
+    /// A request to power on a vApp: a process that later finds it suspended must know that it is used.
     pub fn powers_on(&mut self, id: VappId, model: &Model) -> Result<(), String> {
         if self.ours.get(&id).is_some_and(|(name, _)| self.rested.contains(name)) {
             self.used.insert(id);
         }
         match model.vapps.get(&id) {
-            Some(vapp) if is_marked_standby(vapp) => Err(format!("15: {} is resumed as one in standby", vapp.name)),
+            Some(vapp) if is_marked_standby(vapp) => {
+                Err(format!("15: {} is resumed while it is marked as standby", vapp.name))
+            }
             _ => Ok(()),
         }
     }
 
     pub fn decreased(&mut self, asked: &[Name], done: &[Name]) {
-        assert_eq!(asked, done, "a removal of anything, in any phase, is accepted");
+        assert_eq!(asked, done, "Decrease accepts every instance, in any phase");
     }
 
     pub fn suspended(&mut self, chosen: &[Name], done: &[Name], before: &BTreeMap<Name, State>) {
         for name in chosen {
             let state = before.get(name).copied();
             let may = matches!(state, Some(State::Running | State::Suspending | State::Suspended));
-            assert_eq!(done.contains(name), may, "{name}, which is {state:?}, is to be suspended");
+            assert_eq!(done.contains(name), may, "Suspend of {name}, which is {state:?}");
         }
         self.asked_to_suspend.extend(done.iter().cloned());
     }
 
     pub fn resumed(&mut self, name: &Name, done: bool, state: Option<State>) {
         let may = state.is_some_and(has_run);
-        assert_eq!(done, may, "{name}, which is {state:?}, is to be resumed");
+        assert_eq!(done, may, "Resume of {name}, which is {state:?}");
         if done {
             self.asked_to_resume.insert(name.clone());
         }
@@ -226,13 +230,13 @@ impl Audit {
 
     pub fn heartbeat(&mut self, name: &Name, healthy: bool, state: Option<State>) {
         let bad = healthy && matches!(state, Some(State::Deleting | State::Deleted | State::Timeout));
-        assert!(!bad, "{name} is {state:?} and said to be healthy");
+        assert!(!bad, "{name} is {state:?} and reported as healthy");
     }
 
     pub fn shutdown(&mut self, keep: bool, group: &Group) {
         self.shutdown = true;
         if !keep {
-            // What the group has not seen yet, too.
+            // Including what the group has not seen yet.
             self.asked.extend(self.ours.values().map(|(name, _)| name.clone()));
         }
         for (name, state) in group.update() {
@@ -268,7 +272,7 @@ impl Audit {
                     && model.vapps[id].name == *name
                     && !self.taken.contains(id)
                 {
-                    return Err(format!("7: {name} is asked for again while its vApp {} is there", href(*id)));
+                    return Err(format!("7: a second create of {name} while its vApp {} exists", href(*id)));
                 }
                 self.check_load(model, tuning, now)?;
             }
@@ -283,13 +287,13 @@ impl Audit {
                 let already = model.vapps.get(&id).is_some_and(|vapp| vapp.vms.iter().filter(ours).any(is));
                 let mine = self.ours.get(&id).is_some_and(|(_, life)| *life == self.life);
                 if already && mine && !self.late.contains(&id) && !self.touched.contains(&id) {
-                    return Err(format!("7: {} of {vapp}, which is {done:?} already", request.operation()));
+                    return Err(format!("7: {} of {vapp}, which is already {done:?}", request.operation()));
                 }
                 self.check_load(model, tuning, now)?;
             }
             Request::Delete { vapp } | Request::DeleteStopped { vapp } | Request::Undeploy { vapp } => {
                 let id = vapp_id(vapp);
-                // What is suspended is a leftover for a process that may not suspend.
+                // A suspended vApp is a leftover for a process that may not suspend.
                 let kept = |state: &State, name: &Name| {
                     self.suspends || (*state == State::Running && !self.asked_to_suspend.contains(name))
                 };
@@ -300,22 +304,22 @@ impl Audit {
                     && !self.excused(name, id, model)
                 {
                     let number = if *state == State::Running { 6 } else { 14 };
-                    return Err(format!("{number}: {name} is {state:?} and nobody asked to delete it"));
+                    return Err(format!("{number}: {name} is {state:?}, and its delete was not requested"));
                 }
                 self.gives_up(vapp, model, tuning, now)?;
                 if let Some(vm) = self.somebodys(id, model) {
-                    return Err(format!("3: {} of {vapp}, which holds {vm:?} of somebody's", request.operation()));
+                    return Err(format!("3: {} of {vapp}, which contains the foreign VM {vm:?}", request.operation()));
                 }
-                // Once sent for cause it may be carried out whenever.
+                // Sent for a reason, it may be carried out at any time.
                 self.touched.insert(id);
                 let deleting = |t: &vcd_sim::model::Task| {
                     t.operation == Operation::Delete && t.status == TaskStatus::Running && !t.cancel_requested
                 };
-                // A late one may begin between the look and the repeated request: VCD refuses that one as busy.
+                // A late delete may start between the lookup and the repeated request: VCD rejects that request as busy.
                 if !self.late.contains(&id)
                     && task_of(model, id).and_then(|task| model.tasks.get(&task)).is_some_and(deleting)
                 {
-                    return Err(format!("7: {vapp} is deleted again while its deletion goes on"));
+                    return Err(format!("7: a second delete of {vapp} while the first one is in progress"));
                 }
                 self.check_load(model, tuning, now)?;
             }
@@ -324,22 +328,22 @@ impl Audit {
         Ok(())
     }
 
-    /// At the end, VCD queues what is too much.
+    /// During shutdown, VCD queues the excess.
     fn check_load(&self, model: &Model, tuning: &Tuning, now: u64) -> Result<(), String> {
         let (creates, deletes, others) = self.load(model, now);
         let sum = creates + deletes + others;
-        // One for the pool, which may be handed out meanwhile.
+        // One VM for the pool, which may be handed out meanwhile.
         let pool = u32::from(tuning.standby > 0);
         let over =
             creates > tuning.max_creates + pool || deletes > tuning.max_deletes || sum > tuning.max_operations + pool;
         if over && !self.shutdown {
             let counts = format!("{creates} creates, {deletes} deletes, {others} suspends and resumes");
-            return Err(format!("4: {counts} at a time ({tuning:?})"));
+            return Err(format!("4: {counts} at the same time ({tuning:?})"));
         }
         Ok(())
     }
 
-    /// Creates, deletes, and suspends with resumes under way: those on the wire, and those that VCD works on.
+    /// Creates, deletes, and suspends with resumes in progress: on the wire, or in VCD.
     fn load(&self, model: &Model, now: u64) -> (u32, u32, u32) {
         let mut creates: BTreeSet<&Name> = BTreeSet::new();
         let mut deletes: BTreeSet<VappId> = BTreeSet::new();
@@ -361,7 +365,7 @@ impl Audit {
             }
         }
         for (id, (name, life)) in &self.ours {
-            // What carries another name is not known to be ours.
+            // A vApp with another name has no known owner.
             if *life != self.life || self.taken.contains(id) {
                 continue;
             }
@@ -383,7 +387,7 @@ impl Audit {
         (creates.len() as u32, deletes.len() as u32, others.len() as u32)
     }
 
-    /// Stuck: what hangs holds no slot for ever.
+    /// Stuck: a hanging operation does not keep its slot.
     fn is_given_up(&self, id: TaskId, model: &Model, now: u64) -> bool {
         let Some(task) = model.tasks.get(&id) else { return true };
         let cancelled = self.cancelled.get(&id).is_some_and(|at| now >= at + CANCEL_PATIENCE);
@@ -391,13 +395,13 @@ impl Audit {
         cancelled || (!creates && now >= task.start + SLOT_PATIENCE)
     }
 
-    /// A VM of somebody's in a vApp of ours that has been there for long enough to be seen.
+    /// A foreign VM in an owned vApp that has been there for long enough to be seen.
     fn somebodys(&self, id: VappId, model: &Model) -> Option<VmId> {
         let vms = &model.vapps.get(&id)?.vms;
         vms.iter().copied().find(|vm| self.foreign_vms.contains_key(vm) && self.is_noticed(*vm))
     }
 
-    /// Creates wait for a delete that VCD is asked for, and has not answered: for their slot, or for leftovers to be gone.
+    /// Creates wait for a delete on the wire: for its slot, or because it deletes a leftover.
     pub fn waits_for_deletes(&self, group: &Group, time: Time) -> bool {
         let standing = group.standing(time);
         let full = standing.operations.used >= standing.operations.most;
@@ -411,17 +415,17 @@ impl Audit {
         self.cancelled.entry(task).or_insert(now);
     }
 
-    /// It was suspended, ever: powering it on is no part of a create.
+    /// It was suspended before: a power-on is no part of a create.
     fn was_suspended(&self, name: &Name) -> bool {
         self.rested.contains(name) || self.asked_to_suspend.contains(name) || self.asked_to_resume.contains(name)
     }
 
-    /// The answer to a request has come back.
+    /// The answer to a request has arrived.
     pub fn answered(&mut self, ticket: Ticket) {
         self.wire.remove(&ticket);
     }
 
-    /// VCD made a vApp for us.
+    /// VCD created a vApp for the group.
     pub fn made(&mut self, id: VappId, name: &Name, life: u32, model: &Model, late: bool) -> Result<(), String> {
         let live = |(other, (of, _)): &(&VappId, &(Name, u32))| {
             let there = model.vapps.get(other).is_some_and(|vapp| vapp.name == *name);
@@ -429,7 +433,7 @@ impl Audit {
         };
         if let Some((other, _)) = self.ours.iter().find(live) {
             let late = if late { " (a late one)" } else { "" };
-            return Err(format!("1: {} and {}{late} are both there for {name}", href(*other), href(id)));
+            return Err(format!("1: {} and {}{late} both exist for {name}", href(*other), href(id)));
         }
         if life != self.life && self.shutdown {
             self.unknowable.insert(id);
@@ -442,7 +446,7 @@ impl Audit {
         Ok(())
     }
 
-    /// VCD is asked to delete a vApp.
+    /// A request to delete a vApp.
     pub fn deletes(&mut self, id: VappId, late: bool, model: &Model) -> Result<(), String> {
         if late {
             self.late.insert(id);
@@ -450,24 +454,24 @@ impl Audit {
         self.changes(id, model, "delete")
     }
 
-    /// A change is carried out long after its answer was given up.
+    /// A change is carried out long after its request was given up.
     pub fn came_late(&mut self, id: VappId) {
         self.late.insert(id);
     }
 
-    /// That it is somebody's, if it is.
+    /// An error if the vApp is foreign.
     fn is_noticed(&self, vm: VmId) -> bool {
         self.foreign_vms.get(&vm).is_none_or(|came| self.pace.seen_clearly >= came + NOTICE)
     }
 
-    /// VCD is asked to change a VM. One that was moved away just now may be thought to be where it was.
+    /// A request to change a VM. The group may not know that a VM was moved just now.
     pub fn changes_vm(&self, vm: VmId, vapp: VappId, model: &Model, what: &str) -> Result<(), String> {
         if self.is_noticed(vm) { self.changes(vapp, model, what) } else { Ok(()) }
     }
 
     pub fn changes(&self, id: VappId, model: &Model, what: &str) -> Result<(), String> {
         match model.vapps.get(&id) {
-            Some(vapp) if self.foreign.contains(&id) => Err(format!("3: {what} of {}, which is not ours", vapp.name)),
+            Some(vapp) if self.foreign.contains(&id) => Err(format!("3: {what} of the foreign vApp {}", vapp.name)),
             _ => Ok(()),
         }
     }
@@ -477,11 +481,10 @@ impl Audit {
         let (suspended, resumed, earlier) =
             (self.asked_to_suspend.contains(name), self.asked_to_resume.contains(name), *life != self.life);
         let up = |vm: &vcd_sim::model::Vm| match vm.power {
-            // A customization that is shown as failed after all, or an address that is not shown any more, is no reason to
-            // delete what runs; but a process that only finds it so has to take it for half made.
+            // A customization that fails late, or an address that is no longer shown, is no reason to delete a running VM.
+            // A process that finds it only in this state has to treat it as incomplete.
             Power::On if earlier && (vm.gc == GcStatus::Failed || vm.address_hidden) => false,
-            // After a resume that worked, a guest that does not answer is given up in the end.
-            // Nor can one be used whose address VCD does not tell.
+            // After a successful resume, a guest that does not answer is given up in the end.
             Power::On => !vm.host_down && ((vm.ssh && !vm.address_hidden) || !resumed),
             Power::Suspended => suspended,
             Power::Off | Power::Unresolved => false,
@@ -503,7 +506,7 @@ impl Audit {
             let before = self.running.get(name).copied();
             if has_run(state) && before.is_none() && !self.own.contains(name) && !self.is_first(name) {
                 return Err(format!(
-                    "13: {name} is {state:?}, an earlier process made it, and the first Update lacked it"
+                    "13: {name} is {state:?}, an earlier process created it, and the first Update did not report it"
                 ));
             }
             if state == State::Running && before.is_none() && self.own.contains(name) {
@@ -514,7 +517,7 @@ impl Audit {
                 && before != Some(state)
                 && !(self.suspends && self.asked_to_suspend.contains(name))
             {
-                return Err(format!("14: {name} is reported as suspended, and the host did not ask for that"));
+                return Err(format!("14: {name} is reported as suspended, and the host did not request it"));
             }
             if state == State::Running || (has_run(state) && may_suspend()) {
                 running.insert(name.clone(), state);
@@ -522,12 +525,12 @@ impl Audit {
                 && !self.gone_for_cause(name, group, model, time)
             {
                 let number = if before == State::Running { 6 } else { 14 };
-                return Err(format!("{number}: {name} was {before:?} and is {state:?} now, without cause"));
+                return Err(format!("{number}: {name} changed from {before:?} to {state:?} without cause"));
             }
             if let Some(before) = self.accepted.get_mut(name) {
                 let ended = matches!(before, State::Deleted | State::Timeout);
                 if ended && state != *before {
-                    return Err(format!("5: {name} was {before:?} and is {state:?} now"));
+                    return Err(format!("5: {name} changed from {before:?} to {state:?}"));
                 }
                 if state == State::Timeout && *before == State::Creating {
                     self.pace.create_failed(now, now, name);
@@ -537,14 +540,14 @@ impl Audit {
         }
         for (name, state) in &self.accepted {
             if !seen.contains(name) && !matches!(state, State::Deleted | State::Timeout) {
-                return Err(format!("5: {name} was {state:?} and is not reported any more"));
+                return Err(format!("5: {name} was {state:?} and is no longer reported"));
             }
         }
         self.accepted.retain(|name, _| seen.contains(name));
         let lost =
             self.running.keys().find(|name| !seen.contains(*name) && !self.gone_for_cause(name, group, model, time));
         if let Some(name) = lost {
-            return Err(format!("6: {name} ran and is not reported any more, without cause"));
+            return Err(format!("6: {name} ran and is no longer reported, without cause"));
         }
         self.running = running;
         Ok(())
@@ -554,7 +557,7 @@ impl Audit {
         self.first.as_ref().is_none_or(|first| first.contains(name))
     }
 
-    /// One of its vApps was taken away, so that there may be another, and perhaps both: one of them goes.
+    /// One of its vApps has another owner, so that there may be another, and perhaps both: one of them is deleted.
     fn is_taken(&self, name: &Name) -> bool {
         self.by_name.get(name).is_some_and(|ids| ids.iter().any(|id| self.taken.contains(id)))
     }
@@ -567,7 +570,7 @@ impl Audit {
         self.by_name.get(name).is_some_and(|ids| ids.iter().any(|id| model.vapps.contains_key(id)))
     }
 
-    /// Something is wrong with its vApp that nobody mends, or it holds a VM of somebody's.
+    /// Its vApp has a permanent fault, or contains a foreign VM.
     fn is_stuck_vapp(&self, vapp: &Vapp) -> bool {
         is_faulty(vapp) || self.is_shared(vapp)
     }
@@ -585,20 +588,20 @@ impl Audit {
         self.ours.keys().filter_map(|id| model.vapps.get(id)).any(|vapp| self.is_stuck_vapp(vapp))
     }
 
-    /// Why a running instance may have ended: the host or an administrator wanted it, VCD lost it, its guest stopped, or it
-    /// grew too old.
+    /// Why a running instance may have ended: a request of the host or an administrator, a loss in VCD, a stopped guest, or
+    /// its age.
     fn gone_for_cause(&self, name: &Name, group: &Group, model: &Model, time: Time) -> bool {
         let too_old = group.views(time).iter().any(|view| view.name == *name && group.too_old(view.age));
         let mut vapps = self.by_name.get(name).into_iter().flatten();
         too_old || self.asked.contains(name) || vapps.all(|id| self.excused(name, *id, model))
     }
 
-    /// vApps of ours that no running or suspended instance stands for, but for what is stuck.
+    /// Owned vApps that belong to no running or suspended instance, except stuck ones.
     pub fn orphans(&self, group: &Group, model: &Model) -> Vec<Name> {
         self.left(model, Some(group))
     }
 
-    /// vApps of ours that are there, but for what is stuck, and those of `group`'s running and suspended instances.
+    /// Existing owned vApps except stuck ones, and those of `group`'s running and suspended instances.
     pub fn left(&self, model: &Model, group: Option<&Group>) -> Vec<Name> {
         let mut running: BTreeSet<&Name> = group
             .iter()

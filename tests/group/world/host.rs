@@ -1,6 +1,6 @@
-//! A host that behaves as fleeting does: it keeps as many instances as it wishes for, and lives by what Update tells. It
-//! removes what it does not want any more until that is gone, replaces what is lost, asks Heartbeat before it uses an
-//! instance, and trusts what appears.
+//! A host that behaves like fleeting: it keeps the desired number of instances, and relies on Update. It deletes an
+//! unwanted instance until that is gone, replaces lost instances, calls Heartbeat before it uses an instance, and trusts
+//! new ones.
 
 use super::audit::Audit;
 use super::plan::{Dice, MINUTE};
@@ -9,18 +9,18 @@ use fleeting_plugin_vcd::group::{Group, Name, State, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use vcd_sim::model::Model;
 
-/// Between two turns while something is awaited, and while nothing is.
+/// Pause between two turns while it waits for something, and while it does not.
 const BUSY_TURN: u64 = 2_000;
 const TURN: u64 = MINUTE;
-/// A removal is asked for again after so long.
+/// A delete is repeated after this time.
 const REMOVAL: u64 = MINUTE;
-/// An instance that so many Updates in a row did not show is forgotten.
+/// An instance is forgotten when this many Updates in a row do not show it.
 const MISSED: u32 = 5;
-/// An instance that was unhealthy so often is replaced.
+/// An instance is replaced after this many failed heartbeats.
 const UNHEALTHY: u32 = 3;
-/// A job takes at most so long.
+/// Maximum duration of a job.
 const JOB: u64 = 3 * MINUTE;
-/// Of a hundred jobs, so many use an instance up.
+/// Percentage of jobs after which the instance is not used again.
 const USED_UP: u64 = 30;
 
 /// An instance that the host knows.
@@ -30,17 +30,17 @@ struct Known {
     unhealthy: u32,
     /// A job runs on it until then.
     job: u64,
-    /// To be removed, and when that was last asked for.
+    /// To be deleted, and the time of the last call.
     removal: Option<u64>,
 }
 
 impl Known {
-    /// It is told as deleted or timed out for a while.
+    /// It is reported as deleted or timed out for a while.
     fn ended(&self) -> bool {
         matches!(self.state, State::Deleted | State::Timeout)
     }
 
-    /// It counts towards what is wished for.
+    /// It counts towards the desired number.
     fn counts(&self) -> bool {
         self.removal.is_none() && !self.ended()
     }
@@ -48,11 +48,11 @@ impl Known {
 
 pub struct Host {
     pub wished: u32,
-    /// It knows of its instances after a restart, and goes on to use them.
+    /// It remembers its instances after a restart, and uses them.
     keeps: bool,
-    /// It has not asked for an Update yet.
+    /// It has not called Update yet.
     first: bool,
-    /// Asked for, and not seen yet.
+    /// Requested, and not seen yet.
     pending: u32,
     known: BTreeMap<Name, Known>,
     dice: Dice,
@@ -63,27 +63,27 @@ impl Host {
         Host { wished: 0, keeps, first: true, pending: 0, known: BTreeMap::new(), dice: Dice(seed) }
     }
 
-    /// The plugin has been started anew, and the host with it.
+    /// The plugin has been restarted, and the host with it.
     pub fn restart(&mut self) {
         (self.first, self.pending) = (true, 0);
         self.known.clear();
     }
 
-    /// To be removed from the next turn on.
+    /// To be deleted from the next turn on.
     pub fn remove(&mut self, name: &Name) {
         if let Some(known) = self.known.get_mut(name) {
             known.removal.get_or_insert(0);
         }
     }
 
-    /// Nothing is asked for, removed or awaited, and there are as many as wished for.
+    /// Nothing is requested, deleted or expected, and the number is the desired one.
     pub fn rests(&self) -> bool {
         let counted = self.known.values().filter(|known| known.counts()).count();
         let left = self.known.values().all(|known| known.counts() || known.ended());
         self.pending == 0 && counted == self.wished as usize && left
     }
 
-    /// One turn: Decrease, Update, Increase, and jobs. Says how long to wait for the next.
+    /// One turn: Decrease, Update, Increase, and jobs. Returns the pause until the next.
     fn turn(
         &mut self,
         group: &mut Group,
@@ -135,11 +135,11 @@ impl Host {
                 (known.state, known.missed) = (*state, 0);
             } else if self.first || self.pending > 0 {
                 self.pending -= u32::from(!self.first);
-                // Without a memory of its own it removes what it does not know.
+                // Without state storage it deletes unknown instances.
                 let removal = (self.first && !self.keeps).then_some(0);
                 self.known.insert(name.clone(), Known { state: *state, missed: 0, unhealthy: 0, job: 0, removal });
             } else {
-                return Err(format!("13: {name} is {state:?} and was not asked for: a host gives it to a job as new"));
+                return Err(format!("13: {name} is {state:?} and was not requested: a host gives it to a job as new"));
             }
         }
         self.first = false;
@@ -151,7 +151,7 @@ impl Host {
         Ok(())
     }
 
-    /// Gives jobs to what is running, if it is healthy, and replaces what is used up or often unhealthy.
+    /// Gives jobs to healthy running instances, and replaces instances that are used up or often unhealthy.
     fn jobs(&mut self, group: &mut Group, time: Time, now: u64, jobs: bool) {
         for (name, known) in &mut self.known {
             let free = known.state == State::Running && known.removal.is_none() && known.job <= now;

@@ -28,29 +28,29 @@ use vcd_sim::model::{self, Model, VappId};
 pub const GROUP: &str = "ci";
 pub const PREFIX: &str = "ci";
 
-/// What may be awaited after the last step, in virtual time: a task that hangs is cancelled after 30 minutes.
+/// Maximum virtual time that the group may still wait after the last step: a hanging task is cancelled after 30 minutes.
 const SETTLE: u64 = 40 * MINUTE;
-/// A delete that fails is tried again after at most an hour, give or take a quarter; then it has to work.
+/// A failed delete is repeated after at most an hour, plus or minus a quarter. Then it has to work.
 const LONGEST_BACKOFF: u64 = 80 * MINUTE;
-/// An orderly shutdown may take so long.
+/// Maximum duration of an orderly shutdown.
 const STOP: u64 = SETTLE + LONGEST_BACKOFF;
-/// Init answers at the latest so long after it began.
+/// Init answers at the latest this long after its start.
 const ADOPTION: u64 = 20_000;
 /// ready_timeout.
 pub const READY: u64 = 10 * MINUTE;
-/// Events of one run; more is a group that never rests.
+/// Maximum number of events in one run. More means that the group never comes to rest.
 const MAX_EVENTS: u64 = 400_000;
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Score {
     pub events: u64,
     pub requests: u64,
     pub virtual_ms: u64,
     pub created: u64,
-    /// The process died at the point that was asked for.
+    /// The process died at the given point.
     pub crashes: u64,
-    /// How long it took to come to rest in the end, if that was waited for.
+    /// The time until everything came to rest at the end, if the run waited for that.
     pub settled_ms: Option<u64>,
 }
 
@@ -65,7 +65,7 @@ impl Score {
     }
 }
 
-/// A run that went wrong: what, and when.
+/// A violation: what, and when.
 #[derive(Clone, Debug)]
 pub struct Violation {
     pub at: u64,
@@ -99,14 +99,14 @@ enum Happening {
         sending: Sending,
         fate: Fate,
     },
-    /// `truth`: it shows what is the case.
+    /// `truth`: it shows the real state.
     Answer {
         to: Process,
         sending: Sending,
         answer: Answer,
         truth: bool,
     },
-    /// A change whose answer was given up long ago is carried out after all.
+    /// A change is carried out although its request was given up long ago.
     Late {
         from: Process,
         request: Request,
@@ -119,36 +119,36 @@ enum Happening {
     Wake {
         whom: Process,
     },
-    /// The host looks after its instances.
+    /// A turn of the host.
     HostTurn {
         whom: Process,
     },
     Step(usize),
-    /// The host starts the plugin; Init's poll is answered.
+    /// The host starts the plugin. Init's poll is answered.
     Start(usize),
     /// The host's shutdown has waited long enough.
     Killed {
         whom: Process,
         down: u64,
     },
-    /// The model has something to do.
+    /// The model has a due event.
     Model,
 }
 
-/// Where the process is to die: at the n-th request, counted from 1 over all lives.
+/// Where the process dies: at the n-th request, counted from 1 over all lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CrashAt {
-    /// The group wants it sent, and it never leaves.
+    /// The request is never sent.
     BeforeRequest(u64),
-    /// It has left, unless others are before it, and reaches VCD though nobody waits for its answer.
+    /// It is sent, unless others are before it, and reaches VCD. Nobody waits for its answer.
     AfterRequest(u64),
-    /// VCD has done what it asks for; the answer goes nowhere.
+    /// VCD has carried it out. The answer is lost.
     BeforeAnswer(u64),
-    /// The group has taken the answer in; nothing that follows from it leaves.
+    /// The group has processed the answer. Its commands are lost.
     AfterAnswer(u64),
 }
 
-/// One plugin, through all its processes.
+/// One plugin with all its processes.
 pub struct Plugin {
     manager: String,
     pub group: Option<Group>,
@@ -160,7 +160,7 @@ pub struct Plugin {
     shutting_down: Option<u64>,
     wake_at: Option<u64>,
     wire: Wire,
-    /// Where the host behaves as fleeting does. Else the plan says all that is asked.
+    /// If the host behaves like fleeting. Otherwise the plan contains all calls.
     host: Option<Host>,
     pub audit: Audit,
 }
@@ -172,7 +172,7 @@ pub struct World {
     vdc: model::VdcId,
     template: model::TemplateId,
     network: model::NetworkId,
-    /// What VMs are created from.
+    /// What new VMs are created from.
     source: fleeting_plugin_vcd::cloud::Source,
     plan: Plan,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
@@ -180,14 +180,14 @@ pub struct World {
     sequence: u64,
     dice: Dice,
     pub plugins: Vec<Plugin>,
-    /// Faults and until when, with percent.
+    /// Faults with their end and percentage.
     faults: BTreeMap<Fault, (u64, u64)>,
     model_at: Option<u64>,
     pub score: Score,
-    /// Where to die once, and how long the process stays away.
+    /// Where to die once, and the time until the restart.
     pub crash_at: Option<(CrashAt, u64)>,
     pub trace: bool,
-    /// No more faults: everything has to settle.
+    /// No more faults: everything has to come to rest.
     calm: bool,
 }
 
@@ -253,7 +253,7 @@ impl World {
         world
     }
 
-    /// Plays the plan, lets everything settle, and checks that it has.
+    /// Plays the plan, lets everything come to rest, and checks that it has.
     pub fn run(mut self) -> Result<Score, Violation> {
         match self.play() {
             Ok(()) => Ok(self.score),
@@ -264,8 +264,8 @@ impl World {
     fn play(&mut self) -> Result<(), String> {
         self.play_steps()?;
         self.heal();
-        // In the end the hosts go, when all has settled or in the middle of things; nothing may be left, or everything that
-        // ran. If a process dies at that, the next one has to clear up and to go.
+        // At the end the hosts shut down, at rest or in the middle of operations. Nothing may remain, or every instance
+        // that ran. If a process dies during that, the next one has to clean up and to shut down.
         let mut hasty = self.dice.percent(50);
         loop {
             if !std::mem::take(&mut hasty) {
@@ -280,13 +280,13 @@ impl World {
         }
     }
 
-    /// Plays all that the plan says.
+    /// Plays all steps of the plan.
     pub fn play_steps(&mut self) -> Result<(), String> {
         let end = self.plan.steps.iter().map(plan::Step::end).max().unwrap_or(0) + 2_000;
         self.play_until(end)
     }
 
-    /// Nothing goes wrong any more, but for what is wrong with single vApps if the plan does not say that it is mended.
+    /// Ends all faults, except faults of single vApps if the plan keeps them.
     pub fn heal(&mut self) {
         self.calm = true;
         self.faults.clear();
@@ -318,13 +318,13 @@ impl World {
         self.audit_settled()
     }
 
-    /// How long everything may take to settle.
+    /// Maximum time until everything comes to rest.
     fn patience(&self) -> u64 {
         let tuning = &self.plan.policy;
         let hung = self.model.vapps.values().filter(|vapp| vapp.faults.hangs).count() as u64;
-        // What hangs holds its slot until it is given up, one after another in the worst case.
+        // A hanging operation keeps its slot until it is given up, in the worst case one after another.
         let hung = hung * (tuning.create_timeout + 13) * MINUTE;
-        // A delete that VCD forbids is not tried again for long.
+        // A delete that VCD forbids is not repeated for long.
         let forbidden = |step: &plan::Step| matches!(step.act, plan::Act::Fault(Fault::Forbidden, ..));
         let long = tuning.mended || self.plan.steps.iter().any(forbidden);
         let long = if long { LONGEST_BACKOFF } else { 0 };
@@ -333,7 +333,7 @@ impl World {
         SETTLE + hung + long + queue
     }
 
-    /// The hosts' shutdown, without haste.
+    /// An orderly shutdown of the hosts.
     fn stop(&mut self) -> Result<(), String> {
         for n in 0..self.plugins.len() {
             let (now, keep) = (self.now, self.plan.policy.keep);
@@ -369,7 +369,7 @@ impl World {
             self.model.advance(self.now);
             self.score.events += 1;
             if self.score.events > MAX_EVENTS {
-                return Err("the group never rests".into());
+                return Err("the group never comes to rest".into());
             }
             self.happen(happening)?;
             for n in 0..self.plugins.len() {
@@ -432,7 +432,7 @@ impl World {
 
     fn happen(&mut self, happening: Happening) -> Result<(), String> {
         match happening {
-            // One that was queued for another time is void.
+            // An event that was queued for another time is void.
             Happening::Model => self.model_at = self.model_at.filter(|at| *at > self.now),
             Happening::Wake { whom } => {
                 let time = self.time(whom.plugin);
@@ -510,7 +510,7 @@ impl World {
         }
     }
 
-    /// The process that lives now, or would, may suspend.
+    /// The current process, or the next one, may suspend.
     fn may_suspend(&self, n: usize) -> bool {
         match self.plan.policy.suspends {
             Suspends::Never => false,
@@ -519,7 +519,7 @@ impl World {
         }
     }
 
-    /// A new process: Init polls once, and fails with the poll; the host tries again.
+    /// A new process: Init polls once, and fails if the poll fails. Then the host starts it again.
     fn start(&mut self, n: usize) {
         if self.plugins[n].group.is_some() {
             return;
@@ -616,7 +616,7 @@ impl World {
         let (now, plugin) = (self.now, &mut self.plugins[n]);
         let Some(group) = &plugin.group else { return Ok(()) };
         if plugin.starting {
-            // The host sees nothing before Init has answered: not before undecided ones are known, or 20 s have gone.
+            // The host sees nothing before Init has answered: when all vApps are decided, or after 20 s.
             if !group.knows_its_own() {
                 return Ok(());
             }
@@ -633,20 +633,20 @@ impl World {
         plugin.audit.check(group, &self.model, Time(now - plugin.began), now)
     }
 
-    /// Everything that the host knows of has come to an end or to running, and VCD holds just that; but for what is stuck.
+    /// Every instance that the host knows is running or has ended, and VCD contains exactly those, except stuck ones.
     fn settled(&self) -> bool {
         let rests = |plugin: &Plugin| {
             let Some(group) = plugin.group.as_ref().filter(|_| plugin.shutting_down.is_none()) else { return false };
             let audit = &plugin.audit;
             let rest = |(name, state)| rests(state) || audit.is_stuck(name, &self.model);
-            // What is stuck counts towards max_size: the host may not get all that it wishes for.
+            // Stuck instances count towards max_size: the host may not get its desired number.
             let host = self.host_rests(plugin);
             host && self.pool_rests(plugin) && group.update().all(rest) && audit.orphans(group, &self.model).is_empty()
         };
         self.plugins.iter().all(rests)
     }
 
-    /// As many VMs are in standby as should be.
+    /// The standby pool is full.
     fn pool_rests(&self, plugin: &Plugin) -> bool {
         let rests = |group: &Group| {
             let glances = group.glances(Time(self.now - plugin.began));
@@ -662,31 +662,33 @@ impl World {
     }
 
     fn audit_settled(&self) -> Result<(), String> {
-        // Those that nothing is wrong with are waited for by their own right.
+        // Instances without faults are checked separately.
         let stuck = self.model.vapps.values().any(audit::is_faulty);
         let number = if stuck { 9 } else { 5 };
         for plugin in &self.plugins {
-            let Some(group) = &plugin.group else { return Err("the plugin does not come back".into()) };
+            let Some(group) = &plugin.group else { return Err("the plugin does not start again".into()) };
             for (name, state) in group.update() {
                 if !rests(state) && !plugin.audit.is_stuck(name, &self.model) {
                     return Err(format!("{number}: {name} is still {state:?} long after the last fault"));
                 }
             }
             if !self.host_rests(plugin) {
-                return Err(format!("{number}: the host has not what it wishes for long after the last fault"));
+                return Err(format!(
+                    "{number}: the host does not have the desired number of instances long after the last fault"
+                ));
             }
             if !self.pool_rests(plugin) {
                 return Err(format!("{number}: the standby pool is not full long after the last fault"));
             }
             if let Some(orphan) = plugin.audit.orphans(group, &self.model).first() {
                 let number = if stuck { 9 } else { 2 };
-                return Err(format!("{number}: vApp {orphan} of ours stays, and no instance stands for it"));
+                return Err(format!("{number}: the owned vApp {orphan} remains, and belongs to no instance"));
             }
         }
         Ok(())
     }
 
-    /// All plugins have stopped, or wait for nothing but what is stuck.
+    /// All plugins have stopped, or wait only for stuck instances.
     fn stopped(&self) -> bool {
         let keep = self.plan.policy.keep;
         self.plugins.iter().all(|plugin| {
@@ -702,7 +704,7 @@ impl World {
             let Some(group) = &plugin.group else { continue };
             let left = plugin.audit.left(&self.model, keep.then_some(group));
             if let Some(left) = left.first() {
-                return Err(format!("8: vApp {left} is left after shutdown"));
+                return Err(format!("8: vApp {left} remains after shutdown"));
             }
             if !group.stopped() && !plugin.audit.any_stuck(&self.model) {
                 return Err(format!("8: shutdown does not end: {:?}", group.views(self.time(n))));
@@ -712,7 +714,7 @@ impl World {
     }
 }
 
-/// Nothing more is to happen to an instance in this state.
+/// No more change is expected in this state.
 fn rests(state: State) -> bool {
     matches!(state, State::Running | State::Suspended | State::Deleted | State::Timeout)
 }

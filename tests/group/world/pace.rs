@@ -1,5 +1,5 @@
-//! How fast things have to go, how often VCD may be asked, and how long the host may believe what is not so: invariants 9
-//! to 12 of the list in `ARCHITECTURE.md`. All that takes time is judged by the time in which VCD could be seen.
+//! Maximum durations, the frequency of requests, and how long the host may see a wrong state: invariants 9 to 12 of the
+//! list in `ARCHITECTURE.md`. All durations count only the time in which VCD could be seen.
 
 use super::audit::{Audit, CANCEL_PATIENCE, SLOT_PATIENCE, is_create, is_faulty};
 use super::plan::{MINUTE, Tuning};
@@ -12,65 +12,65 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use vcd_sim::model::{GcStatus, Model, Power, Target, Vm};
 
-/// A pause between two polls that were answered counts as seen up to here.
+/// A pause between two answered polls counts as time with polls up to this length.
 const SEEN: u64 = MINUTE;
-/// So long may the host be told of an instance what is not so, while polls show how it is.
+/// Maximum time that the host may see a wrong state of an instance while polls show the right one.
 const MISTAKEN: u64 = 5 * MINUTE;
-/// So long creates may wait with none under way.
+/// Maximum time that creates may wait while none is in progress.
 const IDLE: u64 = MINUTE / 2;
-/// The same after what makes creates pause for long: the longest pause is 5 minutes, give or take a quarter.
+/// The same after an event that pauses creates for long: the longest pause is 5 minutes, plus or minus a quarter.
 const LONG_PAUSE: u64 = 400_000;
-/// The breaker opens after so many failures that are not of one event, and counts those of so long.
+/// The breaker opens after this many failures of different events, and counts those of this time.
 const BREAKER: usize = 3;
 const BREAKER_WINDOW: u64 = 10 * MINUTE;
-/// A task that has gone on for so long is slow, or hangs.
+/// A task that has run for this long is slow, or hangs.
 const OLD: u64 = 30_000;
-/// A request that VCD takes its time for takes at most so long, there and back.
+/// Maximum duration of a slow request, there and back.
 const SLOW: u64 = 40_000;
 /// Requests about one instance in one hour.
 const CHANGES_AN_HOUR: usize = 60;
 const LOOKS_AN_HOUR: usize = 500;
 const HOUR: u64 = 60 * MINUTE;
 
-/// When VCD was asked about one instance, in the last hour.
+/// Times of the requests about one instance in the last hour.
 #[derive(Default)]
 struct Asked {
     changes: VecDeque<u64>,
     looks: VecDeque<u64>,
 }
 
-/// What is known of time.
+/// The times that the checks need.
 #[derive(Default)]
 pub struct Pace {
-    /// For so long VCD could be seen, in all lives.
+    /// Time with polls, in all lives.
     pub seen: u64,
-    /// The same, but for polls that showed something else than what is the case.
+    /// The same without polls that showed a wrong state.
     pub seen_clearly: u64,
-    /// When this process began, and for how long no poll of it has failed, between one and the next.
+    /// When this process started, and the time without a failed poll.
     began: u64,
     seen_without_fail: u64,
-    /// The last poll that was answered, and the last one at all.
+    /// The last answered poll, and the last poll.
     good: u64,
     polled: u64,
-    /// When a poll last failed, or showed something else than what is the case.
+    /// When a poll last failed, or showed a wrong state.
     blind: u64,
-    /// A poll of this process showed what is the case.
+    /// A poll of this process showed the real state.
     pub clear: bool,
-    /// When a look of this process last failed, or took long.
+    /// When a lookup of this process last failed, or was slow.
     pub look_failed: Option<u64>,
     asked: BTreeMap<Arc<str>, Asked>,
-    /// How often each create was tried in this life, and what was seen before the first try.
+    /// Number of tries of each create in this life, and the time with polls at the first try.
     tries: BTreeMap<Name, (u32, u64)>,
-    /// Since when the host is told what is not so.
+    /// Since when the host sees a wrong state.
     mistaken: BTreeMap<Name, u64>,
     idle: Option<u64>,
-    /// There is a reason for creates to wait until then.
+    /// Creates have a reason to wait until then.
     pub excused: u64,
-    /// Creates that failed, but for those of one event.
+    /// Failed creates of different events.
     failures: VecDeque<u64>,
     /// The breaker may be open: the next create decides, however late.
     open: bool,
-    /// Leftovers that were there when last looked at.
+    /// Leftovers at the last check.
     leftovers: usize,
 }
 
@@ -81,7 +81,7 @@ impl Pace {
         *self = Pace { seen, seen_clearly, began, good, polled, blind, excused, ..Pace::default() };
     }
 
-    /// A poll was answered, and perhaps shows what is the case.
+    /// A poll was answered, and may show the real state.
     pub fn polled(&mut self, now: u64, answered: bool, truth: bool) {
         if answered {
             let since = (now - self.good).min(SEEN);
@@ -101,17 +101,17 @@ impl Pace {
         }
     }
 
-    /// Init has not yet waited for as long as it may.
+    /// Init may still wait.
     pub fn early(&self, now: u64) -> bool {
         now < self.began + ADOPTION
     }
 
-    /// For so long this process may not have seen VCD.
+    /// Time in which this process may not have seen VCD.
     fn unseen(&self, now: u64) -> u64 {
         (now - self.began).saturating_sub(self.seen_without_fail)
     }
 
-    /// A look tells too late what there is, or never, and slots are given back late.
+    /// Lookups are late or never answered, and slots are freed late.
     pub fn delayed(&mut self, now: u64, request: &Request) {
         self.excused = self.excused.max(now + SLOW);
         if matches!(request, Request::Look { .. } | Request::Find { .. }) {
@@ -119,22 +119,22 @@ impl Pace {
         }
     }
 
-    /// Something becomes of a request that is not what it asked for.
+    /// A request has another effect than requested.
     pub fn thwarted(&mut self, now: u64, request: &Request) {
         self.delayed(now, request);
         self.disturbed(now);
         if request.changes() {
-            // Whether it was done may not be known, and that holds a slot.
+            // The outcome may be unknown, and that keeps a slot.
             self.excused = self.excused.max(now + CHANGE_TIMEOUT + SLOT_PATIENCE);
         }
     }
 
-    /// Something goes wrong that may make creates pause.
+    /// A fault that may pause creates.
     pub fn disturbed(&mut self, now: u64) {
         self.excused = self.excused.max(now + LONG_PAUSE);
     }
 
-    /// Another request than a poll was answered.
+    /// A request other than a poll was answered.
     pub fn answered(&mut self, now: u64, request: &Request, answer: &Answer) {
         let refused = |error: &VcdError| {
             use ErrorKind::{Failed, Forbidden, Invalid, NotFound, Quota, State};
@@ -153,12 +153,12 @@ impl Pace {
         }
     }
 
-    /// A create came to running.
+    /// A create succeeded.
     pub fn create_succeeded(&mut self) {
         self.open = false;
     }
 
-    /// A create that began then has failed: its next try waits, and the breaker may open.
+    /// A create that started then has failed: its next try waits, and the breaker may open.
     pub fn create_failed(&mut self, now: u64, began: u64, name: &Name) {
         if self.failures.back().is_none_or(|last| began > *last) {
             self.failures.push_back(now);
@@ -174,14 +174,14 @@ impl Pace {
     }
 }
 
-/// Nothing is wrong with it: a job can run on it.
+/// It is healthy: a job can run on it.
 fn well(vm: &Vm) -> bool {
     let up = vm.power == Power::On && !vm.host_down && vm.ssh && vm.gc == GcStatus::Complete;
     up && !vm.address_hidden && vm.memory_mb == MEMORY_MB
 }
 
 impl Audit {
-    /// 10: VCD is not asked without end about one instance.
+    /// 10: a limited number of requests about one instance.
     pub fn count(&mut self, request: &Request, now: u64) -> Result<(), String> {
         let of = |vapp: &Href| self.ours.get(&vapp_id(vapp)).map_or_else(|| vapp.clone(), |(name, _)| name.clone());
         let key = match request {
@@ -214,7 +214,7 @@ impl Audit {
             times.pop_front();
         }
         if times.len() > most {
-            let what = if request.changes() { "changes" } else { "looks" };
+            let what = if request.changes() { "changes" } else { "lookups" };
             return Err(format!(
                 "10: {} {what} of {key} in one hour, the last is {}",
                 times.len(),
@@ -224,26 +224,25 @@ impl Audit {
         Ok(())
     }
 
-    /// 12: a guest that came up is not deleted because VCD could not be seen meanwhile. And a create that is given up has
-    /// failed.
+    /// 12: a ready guest is not deleted because VCD could not be seen meanwhile. A create that is given up has failed.
     pub fn gives_up(&mut self, vapp: &Href, model: &Model, tuning: &Tuning, now: u64) -> Result<(), String> {
         let id = vapp_id(vapp);
         let Some((name, life)) = self.ours.get(&id) else { return Ok(()) };
         let asked = self.asked.contains(name) || self.touched.contains(&id) || *life != self.life;
         let Some(there) = model.vapps.get(&id).filter(|_| !asked) else { return Ok(()) };
-        // What has run is seen to by others.
+        // Other checks handle instances that have run.
         let creating = matches!(self.accepted.get(name), Some(State::Creating | State::Timeout));
         let Some((_, tried)) = self.pace.tries.get(name).copied().filter(|_| creating) else { return Ok(()) };
         self.pace.create_failed(now, there.created, name);
         let seen = self.pace.seen - tried;
         let limit = READY.min(tuning.create_timeout * MINUTE) - 30_000;
         if there.vms.iter().filter_map(|vm| model.vms.get(vm)).any(well) && seen < limit {
-            return Err(format!("12: {name} is well and given up, after VCD was seen for {} s", seen / 1000));
+            return Err(format!("12: {name} is healthy and given up, after {} s of successful polls", seen / 1000));
         }
         Ok(())
     }
 
-    /// What tasks are said to have come to.
+    /// The reported results of tasks.
     pub fn tasks_ended(&mut self, answer: &Answer, model: &Model, now: u64) {
         let Ok(Reply::Tasks(tasks)) = answer else { return };
         for task in tasks.iter().filter(|task| matches!(task.state, TaskState::Failed(_))) {
@@ -260,7 +259,7 @@ impl Audit {
         }
     }
 
-    /// After a poll: what the host is told, held against what is so, and whether creates go on.
+    /// After a poll: compares what the host sees with the real state, and checks that creates continue.
     pub fn watch(
         &mut self,
         group: &mut Group,
@@ -276,7 +275,7 @@ impl Audit {
         self.check_idle(group, model, tuning, time, now)
     }
 
-    /// 11: what is running and healthy is there, on, and has the address that the host is given.
+    /// 11: a running and healthy instance exists, is powered on, and has the address that the host sees.
     fn check_told(&mut self, group: &mut Group, model: &Model, time: Time, now: u64) -> Result<(), String> {
         let running: Vec<Name> =
             group.update().filter(|(_, state)| *state == State::Running).map(|(name, _)| name.clone()).collect();
@@ -288,11 +287,11 @@ impl Audit {
             let told = group.reach(&name).map(|reach| reach.address);
             let Some(wrong) = self.mistake(&name, &told, model) else { continue };
             let since = self.pace.mistaken.get(&name).copied().unwrap_or(now);
-            // What a task holds is on its way to something, or so it seems.
+            // A VM with a task is in transition, or seems to be.
             let task = self.by_name.get(&name).into_iter().flatten().find_map(|id| task_of(model, *id));
             let held = task.and_then(|task| model.tasks.get(&task)).map_or(0, |task| task.start + SLOT_PATIENCE);
             if now > since.max(self.pace.blind).max(held) + MISTAKEN {
-                return Err(format!("11: {name} is said to be running and healthy at {told:?}, and {wrong}"));
+                return Err(format!("11: {name} is reported as running and healthy at {told:?}, but {wrong}"));
             }
             mistaken.insert(name, since);
         }
@@ -307,22 +306,22 @@ impl Audit {
         let wrong = |vm: &&Vm| {
             let address = vm.address().map(IpAddr::V4);
             match () {
-                _ if vm.host_down => Some("its host is down".into()),
+                _ if vm.host_down => Some("its ESXi host is down".into()),
                 _ if vm.power != Power::On => Some(format!("it is {:?}", vm.power)),
-                // A new address that is not shown cannot be known.
+                // Nobody can know a new address that VCD does not show.
                 _ if vm.address_hidden && told.is_ok() => None,
                 _ if told.as_ref().ok() != address.as_ref() => Some(format!("its address is {address:?}")),
                 _ => None,
             }
         };
-        // One that was taken away is there besides.
+        // A vApp with another owner exists in addition.
         if vms.iter().any(|vm| wrong(vm).is_none()) {
             return None;
         }
-        vms.iter().find_map(wrong).or(Some("it is not there".into()))
+        vms.iter().find_map(wrong).or(Some("it does not exist".into()))
     }
 
-    /// 9: creates go on as long as nothing is wrong with them.
+    /// 9: creates continue unless they have a fault.
     fn check_idle(
         &mut self,
         group: &Group,
@@ -343,23 +342,26 @@ impl Audit {
         let since = *self.pace.idle.get_or_insert(now);
         if now > since.max(self.pace.excused) + IDLE {
             let since = since.max(self.pace.excused);
-            return Err(format!("9: {waiting} creates wait and none is under way for {} s", (now - since) / 1000));
+            return Err(format!(
+                "9: {waiting} creates wait and none has been in progress for {} s",
+                (now - since) / 1000
+            ));
         }
         Ok(())
     }
 
-    /// What hangs and holds a slot still, or leftovers that go one after another.
+    /// Hanging operations that still have a slot, or leftovers that are deleted one after another.
     fn holds_creates(&mut self, group: &Group, model: &Model, tuning: &Tuning, time: Time, now: u64) -> bool {
         let unseen = self.pace.unseen(now);
-        // What holds a leftover is known by a look.
+        // A lookup shows which task works on a leftover.
         let known = (self.pace.began + ADOPTION).max(self.pace.look_failed.unwrap_or_default() + CHANGE_TIMEOUT);
         let holds = |task: &vcd_sim::model::Task| {
             let create = if is_create(task.operation) { tuning.create_timeout * MINUTE + CANCEL_PATIENCE } else { 0 };
             let patience = create.max(SLOT_PATIENCE) + unseen;
-            // One that fails again and again is always young.
+            // A delete that fails again and again is always young.
             (task.start + OLD..task.start.max(known) + patience).contains(&now)
         };
-        // Leftovers that nothing is wrong with, and that go as fast as requests do.
+        // Leftovers without faults are deleted as fast as requests allow.
         let fine = !model.vapps.values().any(is_faulty);
         if fine && group.standing(time).hold.is_some() {
             return true;

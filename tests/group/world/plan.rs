@@ -1,5 +1,5 @@
-//! What happens to a group in one run: what the host asks, what the administrators do, what goes wrong and when. All of it
-//! is drawn from one seed before the run begins, so that a failing run can be cut down to the steps that matter.
+//! The events of one run: the calls of the host, the actions of administrators, and the faults, each with its time. All of
+//! them are drawn from one seed before the run starts, so that a failing run can be reduced to the steps that matter.
 
 use super::{Violation, World};
 use std::fmt;
@@ -35,7 +35,7 @@ impl Dice {
     }
 }
 
-/// One thing that happens, when (milliseconds), and to which plugin, if there are several.
+/// One event, its time (milliseconds), and its plugin, if there are several.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
     pub at: u64,
@@ -44,7 +44,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// Until when the plan goes on because of it.
+    /// The end of its effects.
     pub fn end(&self) -> u64 {
         match self.act {
             Act::Outage(minutes) => self.at + minutes * MINUTE,
@@ -66,60 +66,60 @@ pub enum Act {
     SuspendAll,
     Resume(u64),
     Heartbeat(u64),
-    /// The process dies and comes back after so many milliseconds.
+    /// The process dies and starts again after this many milliseconds.
     Crash(u64),
-    /// The host shuts down in order, and comes back after so many milliseconds.
+    /// The host shuts down in order, and starts again after this many milliseconds.
     Restart(u64),
     Admin(Admin, u64),
-    /// This is wrong with the n-th vApp of ours from now on.
+    /// The n-th owned vApp has this fault from now on.
     Stuck(Stuck, u64),
-    /// For so many milliseconds, with so many percent of the requests (or tasks, guests) that it concerns.
+    /// A fault for this many milliseconds, for this percentage of the requests (or tasks, guests) that it concerns.
     Fault(Fault, u64, u64),
-    /// VCD cannot be reached for so many minutes; what it does goes on.
+    /// VCD is not reachable for this many minutes. Its tasks continue.
     Outage(u64),
-    /// All tasks that run are aborted, as by a cell that restarts.
+    /// All running tasks are aborted, as by a cell that restarts.
     AbortAll,
-    /// The VDC takes so many VMs at most; 0: as many as anybody likes.
+    /// Maximum number of VMs in the VDC; 0: no limit.
     VmLimit(u32),
     /// From now on VMs are created from another template.
     NewSource,
 }
 
-/// What an administrator, or the infrastructure, does to the n-th vApp of ours, or beside them.
+/// What an administrator, or the infrastructure, does to the n-th owned vApp, or to other vApps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admin {
     Delete,
     PowerOff,
-    /// On again, if it is off or suspended.
+    /// Powered on, if it is powered off or suspended.
     PowerOn,
     Suspend,
     Rename,
-    /// The first that was renamed gets its name back.
+    /// The first renamed vApp gets its name back.
     RenameBack,
     /// Its VM is deleted; the vApp stays.
     DeleteVm,
-    /// Its VM is moved to a vApp of somebody's.
+    /// Its VM is moved to a foreign vApp.
     MoveVm,
-    /// Somebody adds a VM of theirs to it.
+    /// Somebody adds a foreign VM to it.
     AddVm,
     /// The VM gets another description; its vApp keeps the tag.
     DescribeVm,
     /// The vApp gets another description; its VM keeps the tag.
     DescribeVapp,
-    /// The host that its VM runs on stops answering, or answers again.
+    /// The ESXi host of its VM stops answering, or answers again.
     HostDown,
     HostUp,
     /// A VM gets another address.
     NewAddress,
-    /// Its record stops telling its address.
+    /// Its record no longer shows its address.
     HideAddress,
-    /// GC_FAILED is shown after all.
+    /// GC_FAILED is shown late.
     CustomizationFails,
-    /// A vApp of somebody else, named like ours.
+    /// A foreign vApp whose name matches the prefix.
     Foreign,
     /// The same, of another manager of the same group.
     OtherManager,
-    /// A copy of one of ours: its description, another name.
+    /// A copy of an owned vApp: its description, another name.
     Copy,
 }
 
@@ -145,57 +145,57 @@ pub const ADMINS: [Admin; 19] = [
     Admin::Copy,
 ];
 
-/// What is wrong with one vApp while all else is well.
+/// The fault of one vApp while all others work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stuck {
     /// Its deletes are accepted, and their tasks fail.
     DeleteFails,
-    /// The same of deletes by force only: stopped first, it goes.
+    /// The same for forced deletes only: after a stop, the delete works.
     ForceFails,
-    /// Its deletes are refused.
+    /// Its deletes are rejected.
     Locked,
-    /// Its tasks never end, and ignore that they are cancelled.
+    /// Its tasks never end, and ignore a cancel.
     Hangs,
 }
 
-/// What goes wrong.
+/// Faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// VCD cannot be reached.
     Unreachable,
-    /// VCD takes requests and never answers: they end when their time is up.
+    /// VCD receives requests and never answers: they time out.
     Silent,
-    /// The answer to a change is lost, and nothing was done.
+    /// The answer to a change is lost, and the change was not carried out.
     LostBefore,
-    /// The answer to a change is lost, and it was done.
+    /// The answer to a change is lost, and the change was carried out.
     LostAfter,
-    /// The answer to a change is lost, and it is done later.
+    /// The answer to a change is lost, and the change is carried out later.
     LostLate,
-    /// What a process had sent when it died is done minutes later.
+    /// The requests of a dead process are carried out minutes later.
     Lingers,
-    /// The session is refused.
+    /// The session is rejected.
     Expired,
     /// The org's operation limit.
     Limit,
     Busy,
     Quota,
     Forbidden,
-    /// Creates are refused for what they carry.
+    /// Creates are rejected because of their content.
     Template,
     ReadFails,
     Slow,
     TaskFails,
     TaskHangs,
-    /// Tasks hang, ignore that they are cancelled, and so do all further ones of the same vApp.
+    /// Tasks hang and ignore a cancel, and so do all later ones of the same vApp.
     TaskDeaf,
     TaskSlow,
     GuestIll,
-    /// New VMs come to a host on which none boots.
+    /// New VMs are placed on an ESXi host on which none boots.
     BadHost,
     QueryStale,
     QueryEmpty,
     QueryPartial,
-    /// VCD does not say what time it is.
+    /// VCD does not show its time.
     NoDate,
 }
 
@@ -239,7 +239,7 @@ pub struct Plan {
 pub enum Suspends {
     Never,
     Always,
-    /// The first process may, its successors are configured otherwise.
+    /// The first process may suspend, its successors may not.
     AtFirst,
 }
 
@@ -257,22 +257,22 @@ pub struct Tuning {
     pub keep: bool,
     pub suspends: Suspends,
     pub duplicate_names: bool,
-    /// What VCD does with hardware in a create.
+    /// How VCD treats hardware in a create.
     pub hardware: HardwareInCreate,
-    /// Deletes by force need a right that the plugin's user lacks.
+    /// Forced deletes need a right that the plugin's user lacks.
     pub no_force: bool,
     /// The template needs a TPM that it does not have.
     pub tpm: bool,
-    /// What is wrong with single vApps is mended when everything else heals.
+    /// Faults of single vApps end together with the others.
     pub mended: bool,
-    /// VMs that are kept in standby.
+    /// Number of VMs in standby.
     pub standby: u32,
     /// Seconds that the clock of VCD's answers is ahead of the one that dates vApps.
     pub skew: i64,
-    /// Plugins of so many managers share the VDC.
+    /// Number of plugins of different managers that share the VDC.
     pub managers: usize,
-    /// The host behaves as fleeting does, and whether it goes on to use what it finds at a start. Else the plan says all
-    /// that it asks.
+    /// The host behaves like fleeting, and whether it uses what it finds after a start. Otherwise the plan contains all
+    /// calls.
     pub fleeting: Option<bool>,
 }
 
@@ -306,7 +306,7 @@ pub fn plan(seed: u64) -> Plan {
     let mut pool = Dice(seed ^ 0x57a9_db7c);
     let large = dice.percent(3);
     let fleeting = dice.pick(&[None, None, None, Some(false), Some(true)]);
-    // A host that replaces what is old would never rest.
+    // A host that replaces old instances would never come to rest.
     let ages: &[u64] = if large || fleeting.is_some() { &[0, 0, 120] } else { &[0, 0, 10, 60] };
     let policy = Tuning {
         max_size: if large { 60 } else { dice.between(1, 12) as u32 },
@@ -348,7 +348,7 @@ pub fn plan(seed: u64) -> Plan {
     Plan { seed, policy, steps }
 }
 
-/// The steps of a plan in the making.
+/// The steps of an unfinished plan.
 struct Swarm {
     dice: Dice,
     length: u64,
@@ -367,7 +367,7 @@ impl Swarm {
         self.add(at, act);
     }
 
-    /// So long after one of the requests for new instances, or somewhen.
+    /// This long after one of the requests for new instances, or at any time.
     fn after_an_increase(&mut self, low: u64, high: u64) -> u64 {
         let times: Vec<u64> =
             self.steps.iter().filter(|step| matches!(step.act, Act::Increase(_))).map(|step| step.at).collect();
@@ -394,7 +394,7 @@ impl Swarm {
         }
     }
 
-    /// What is wrong for a while, with everybody.
+    /// Temporary faults that concern everybody.
     fn faults(&mut self) {
         let share = self.dice.pick(&[0, 6, 20]);
         for fault in FAULTS {
@@ -417,7 +417,7 @@ impl Swarm {
             self.add(at, Act::AbortAll);
         }
         if self.dice.percent(6) {
-            // Wrong from the start, until somebody notices.
+            // A fault from the start, until somebody notices.
             let fault = self.dice.pick(&[Fault::Template, Fault::Forbidden, Fault::Quota]);
             let long = self.dice.between(MINUTE, self.length);
             self.add(0, Act::Fault(fault, long, 100));
@@ -445,7 +445,7 @@ impl Swarm {
             }
         }
         if self.dice.percent(15) {
-            // Killed with creates on the wire, and the next process is asked for more.
+            // Killed with creates on the wire, and the next process gets an Increase.
             let (at, down) = (self.after_an_increase(1, 3_000), self.dice.pick(&[100, 2_000, 20_000]));
             self.add(at, Act::Crash(down));
             let again = at + down + self.dice.between(500, 30_000);
@@ -454,7 +454,7 @@ impl Swarm {
         }
     }
 
-    /// What a process that starts is shown first is not all.
+    /// The first poll of a process is incomplete.
     fn starts(&mut self) {
         if self.dice.percent(5) {
             let (at, down) = (self.after_an_increase(60_000, 300_000), self.dice.pick(&[100, 2_000, 30_000]));
@@ -474,7 +474,7 @@ impl Swarm {
         }
     }
 
-    /// What is wrong with single vApps, and does not end with the rest.
+    /// Faults of single vApps that do not end with the others.
     fn one_alone(&mut self) {
         if self.dice.percent(25) {
             for _ in 0..self.dice.between(1, 4) {
@@ -485,7 +485,7 @@ impl Swarm {
             }
         }
         if self.dice.percent(4) {
-            // Deletes fail, and what is suspended meanwhile has to come back.
+            // Deletes fail, and suspended instances have to resume.
             let at = self.after_an_increase(60_000, 180_000);
             let stuck = self.dice.pick(&[Stuck::DeleteFails, Stuck::Hangs]);
             for (after, count) in [(0, 3), (20_000, 4), (30_000, 4), (60_000, 3)] {

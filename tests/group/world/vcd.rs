@@ -1,5 +1,4 @@
-//! VCD as a plugin meets it: what becomes of its requests on the way, what VCD does, and its answers as the client would
-//! give them.
+//! VCD as a plugin sees it: the transport of its requests, VCD's actions, and the answers in the form of the client.
 
 use super::plan::Fault;
 use super::{CrashAt, GROUP, Happening, PREFIX, Process, World};
@@ -12,24 +11,24 @@ use vcd_sim::model::{self, HardwareInCreate, Id, Model, QueryFault, Refusal, Tas
 
 /// Stale queries lag by at most this.
 pub const MAX_LAG: u64 = 40_000;
-/// A change whose answer was lost is carried out at most so much later.
+/// Maximum delay of a change whose answer was lost.
 const MAX_LATE: u64 = 30_000;
-/// One that a dead process had sent, at most so much later.
+/// The same for a change of a dead process.
 const MAX_LINGER: u64 = 90_000;
-/// Requests on the wire at a time: one for each of the driver's threads, and so many of them may change something.
+/// Maximum number of concurrent requests: one for each of the driver's threads, and at most this many changes.
 const THREADS: usize = 4;
 const CHANGES: usize = 3;
-/// When VCD does not answer, a request that reads and one that changes end after so long.
+/// Timeouts of reads and changes if VCD does not answer.
 const READ_TIMEOUT: u64 = 60_000;
 pub const CHANGE_TIMEOUT: u64 = 120_000;
 
 /// The metadata key of [`Request::Mark`].
 pub const MARK: &str = "fleeting-suspend";
 
-/// Memory of the VMs that are wished for, which is not the template's.
+/// Memory of the requested VMs, which differs from the template's.
 pub const MEMORY_MB: u32 = 8192;
 
-/// A request of a process. `number`: which one it is of all.
+/// A request of a process. `number`: its position among all requests.
 #[derive(Clone)]
 pub struct Sending {
     pub number: u64,
@@ -37,10 +36,10 @@ pub struct Sending {
     pub request: Request,
 }
 
-/// What a process has on the wire, and what waits for its turn, as in the driver.
+/// A process's requests on the wire, and those that wait, as in the driver.
 #[derive(Default)]
 pub struct Wire {
-    /// Changes that are on the wire or wait for a thread only.
+    /// Changes on the wire, or waiting for a thread only.
     changes: usize,
     busy: usize,
     changes_waiting: VecDeque<Sending>,
@@ -50,12 +49,12 @@ pub struct Wire {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     Normal,
-    /// Nothing is done, and VCD says why.
+    /// Nothing is done, and VCD returns the reason.
     Refused(ErrorKind),
     LostBefore,
     LostAfter,
     LostLate(u64),
-    /// VCD takes it and does not answer. `done`: it does what was asked for.
+    /// VCD receives it and does not answer. `done`: VCD carries it out.
     Silent {
         done: bool,
     },
@@ -90,7 +89,7 @@ impl World {
         self.at(at, Happening::Arrive { from, sending, fate });
     }
 
-    /// The next ones have their turn.
+    /// The next requests are sent.
     fn release(&mut self, n: usize, changes: bool) {
         let wire = &mut self.plugins[n].wire;
         wire.busy -= 1;
@@ -114,7 +113,7 @@ impl World {
         self.dice.between(1_000, 20_000)
     }
 
-    /// The fault is on now, and strikes.
+    /// The fault is active now, and applies.
     fn has(&mut self, fault: Fault) -> bool {
         match self.faults.get(&fault) {
             Some(&(until, percent)) => self.now < until && self.dice.percent(percent),
@@ -164,7 +163,7 @@ impl World {
     }
 
     pub fn arrive(&mut self, from: Process, sending: Sending, fate: Fate) -> Result<(), String> {
-        // What the process had sent reaches VCD even if the process is gone by now.
+        // Sent requests reach VCD even if the process has died.
         let request = &sending.request;
         let (what, changes) = (request.operation(), request.changes());
         let dead = !self.lives(from);
@@ -239,9 +238,9 @@ impl World {
         Ok(())
     }
 
-    // What VCD does.
+    // VCD's actions.
 
-    /// VCD carries out a request of a process. Also tells whether the answer shows what is the case.
+    /// VCD carries out a request of a process. Also returns whether the answer shows the real state.
     pub fn execute(&mut self, from: Process, request: &Request, late: bool) -> Result<(Answer, bool), String> {
         let fault = if request.changes() { None } else { self.query_fault() };
         let answer = self.carry_out(from, request, late, fault)?;
@@ -256,7 +255,7 @@ impl World {
         fault: Option<QueryFault>,
     ) -> Result<Answer, String> {
         let what = request.operation();
-        // Nobody waits for its answer any more.
+        // Nobody waits for the answer any more.
         let late = late || !self.lives(from);
         let n = from.plugin;
         Ok(match request {
@@ -275,7 +274,7 @@ impl World {
                     let records = self.model.query_vapps(self.who, fault);
                     let records = records.iter().filter(|vapp| shown(&vapp.name));
                     let mut all: Vec<cloud::Vapp> = records.map(|vapp| self.vapp_record(vapp)).collect();
-                    // What only the VDC's own document lists.
+                    // vApps that only the VDC's own document lists.
                     let listed = self.model.vapps.iter().filter(|(_, vapp)| shown(&vapp.name));
                     let unlisted: Vec<cloud::Vapp> = listed
                         .filter(|(id, _)| !all.iter().any(|vapp| vapp.href == href(**id)))
@@ -423,7 +422,7 @@ impl World {
         }
     }
 
-    /// What goes wrong with the next task and its guest.
+    /// The faults of the next task and its guest.
     fn inject(&mut self, n: usize, create: bool) {
         if self.calm || self.faults.is_empty() {
             return;
@@ -493,7 +492,7 @@ impl World {
         }
     }
 
-    // VCD's records as the client would give them.
+    // VCD's records in the form of the client.
 
     fn vm(&self, vm: &model::VmRecord) -> cloud::Vm {
         cloud::Vm {
@@ -564,7 +563,7 @@ impl World {
             made,
             created: Some(self.model.unix(vapp.created)),
             labelled: false,
-            // That is asked for only where it counts.
+            // Requested only where it counts.
             mark: match vapp.metadata.get(MARK) {
                 Some((_, value)) if suspending || power(self.model.vapp_status(vapp)) == cloud::Power::Suspended => {
                     cloud::Mark::read(value)
@@ -595,7 +594,7 @@ fn customization(gc: model::GcStatus) -> Customization {
     }
 }
 
-/// One that the query service does not show.
+/// A vApp that the query service does not show.
 fn unlisted(href: Href, name: Arc<str>) -> cloud::Vapp {
     cloud::Vapp {
         href,
@@ -618,7 +617,7 @@ fn wish() -> model::Hardware {
     model::Hardware { memory_mb: Some(MEMORY_MB), ..model::Hardware::default() }
 }
 
-/// The answer to what begins a task.
+/// The answer to a request that starts a task.
 fn started(task: Result<TaskId, Refusal>, what: &str) -> Answer {
     match task {
         Ok(task) => Ok(Reply::Started(cloud::Started { task: Some(task_href(task)), ..cloud::Started::default() })),
@@ -638,7 +637,7 @@ pub fn href(id: VappId) -> Href {
     format!("v/{}", id.number()).into()
 }
 
-/// The task that holds a vApp.
+/// The task that works on a vApp.
 pub fn task_of(model: &Model, id: VappId) -> Option<TaskId> {
     let vapp = model.vapps.get(&id)?;
     vapp.task.or_else(|| vapp.vms.iter().find_map(|vm| model.vms.get(vm)?.task))

@@ -176,8 +176,7 @@ impl Group {
         let (now, most) = (self.now, self.policy.standby_count as usize);
         let others = self.instances.values().filter(|i| i.origin == Origin::Standby).count();
         let is_current = *source == self.source || self.source == Source::default();
-        let is_another = |(other, i): (&Key, &Box<Instance>)| *other != key && i.name == seen.name;
-        let is_double = self.instances.iter().any(is_another);
+        let is_double = self.instances.iter().any(|(other, i)| *other != key && i.name == seen.name);
         let Some(i) = self.instances.get_mut(&key) else { return false };
         let locked_out = i.locked_out;
         let Some(vapp) = i.vapp_mut() else { return false };

@@ -285,6 +285,9 @@ pub struct Settings {
     pub no_suspend: bool,
     /// Life of a bearer in seconds.
     pub bearer_s: u64,
+    /// DHCP gives an address for so long, if not for ever: a guest that was suspended for longer gets another one, which shows
+    /// when its Tools tell it. Until then the old one shows, which another guest may have by now.
+    pub dhcp_lease: Option<Ms>,
     /// Tasks are forgotten so long after their end.
     pub task_kept: Ms,
     /// Durations vary at random by up to so many percent, up and down.
@@ -315,6 +318,7 @@ impl Default for Settings {
             force_needs_right: false,
             no_suspend: false,
             bearer_s: 86_400,
+            dhcp_lease: None,
             task_kept: 90 * 86_400_000,
             jitter_percent: 0,
             utc_offset_minutes: 0,
@@ -970,6 +974,10 @@ pub struct Vm {
     pub host_down: bool,
     /// Its record does not tell its address.
     pub address_hidden: bool,
+    /// Since when it is suspended.
+    pub suspended_at: Option<Ms>,
+    /// It was resumed after the end of its DHCP lease, and has no other address yet.
+    pub lease_over: bool,
     /// Counts power changes, so that steps of an earlier boot are void.
     pub boot: u32,
     /// The task that holds it.

@@ -144,6 +144,43 @@ fn a_dhcp_address_comes_after_power_on() {
     assert_eq!(w.m.query_vms(w.who, None)[0].address, Some("127.0.20.2".parse().unwrap()));
 }
 
+/// A VM with an address by DHCP, suspended for `ms`.
+fn suspended_for(w: &mut World, name: &str, ms: u64) -> VmId {
+    let create = |c: &mut Create| {
+        (c.name, c.items[0].name) = (name.into(), Some(name.into()));
+        c.items[0].nics = Some(vec![nic("ci-net", IpMode::Dhcp)]);
+    };
+    let (vapp, _) = w.try_create(create).unwrap();
+    w.m.advance(w.m.now() + 60_000);
+    w.m.power(w.who, Target::Vapp(vapp), PowerAction::Suspend).unwrap();
+    w.m.advance(w.m.now() + 12_000 + ms);
+    w.m.vapps[&vapp].vms[0]
+}
+
+#[test]
+fn a_suspended_vm_keeps_its_dhcp_address_as_long_as_its_lease() {
+    let mut w = world();
+    w.m.settings.dhcp_lease = Some(100_000);
+    let address = |w: &World, vm: VmId| w.m.vms[&vm].address().unwrap().to_string();
+    let vm = suspended_for(&mut w, "ci-one", 90_000);
+    w.m.power(w.who, Target::Vm(vm), PowerAction::On).unwrap();
+    w.m.advance(w.m.now() + 10_000 + 3_000);
+    assert_eq!((address(&w, vm).as_str(), w.m.vms[&vm].ssh), ("127.0.20.2", true));
+
+    // After the lease another VM may have it. That it has got another shows late.
+    let two = suspended_for(&mut w, "ci-two", 100_001);
+    let three = suspended_for(&mut w, "ci-three", 0);
+    assert_eq!(address(&w, two), address(&w, three));
+    w.m.power(w.who, Target::Vm(two), PowerAction::On).unwrap();
+    w.m.advance(w.m.now() + 10_000 + 9_999);
+    assert_eq!((address(&w, two), w.m.vms[&two].ssh), (address(&w, three), false));
+    w.m.advance(w.m.now() + 1);
+    assert_eq!((address(&w, two).as_str(), w.m.vms[&two].ssh), ("127.0.20.4", false));
+    w.m.advance(w.m.now() + 3_000);
+    assert!(w.m.vms[&two].ssh);
+    assert_eq!(w.m.vm_at("127.0.20.3".parse().unwrap()), Some(three));
+}
+
 #[test]
 fn creates_are_refused_for_what_they_carry() {
     type Case = (&'static str, fn(&mut Create));

@@ -99,6 +99,11 @@ const LEASE_RETRY: Ms = 60_000;
 /// A snapshot of the query service is taken so often: lag divided by this, and not more often than each 100 ms.
 const SNAPSHOTS_PER_LAG: u64 = 4;
 
+/// It is suspended for longer than DHCP keeps an address for it.
+fn is_lease_over(vm: &Vm, lease: Option<Ms>, now: Ms) -> bool {
+    lease.zip(vm.suspended_at).is_some_and(|(lease, since)| now.saturating_sub(since) > lease)
+}
+
 impl Model {
     /// Lets time pass until `to`: everything that falls due until then happens, in order.
     pub fn advance(&mut self, to: Ms) {
@@ -504,9 +509,12 @@ impl Model {
     // Guests.
 
     pub(super) fn boot(&mut self, id: VmId) {
-        let d = self.durations.clone();
+        let (d, now, lease) = (self.durations.clone(), self.now, self.settings.dhcp_lease);
         let Some(vm) = self.vms.get_mut(&id) else { return };
         let resumed = vm.power == Power::Suspended;
+        vm.lease_over = resumed && is_lease_over(vm, lease, now);
+        vm.suspended_at = None;
+        let address = if resumed && !vm.lease_over { 0 } else { d.address };
         vm.power = Power::On;
         vm.deployed = true;
         vm.boot += 1;
@@ -517,13 +525,11 @@ impl Model {
         }
         let (boot, vapp) = (vm.boot, vm.vapp);
         self.guest_changes += u64::from(was_up);
-        let now = self.now;
-        self.at(now + if resumed { 0 } else { d.address }, Event::Guest(id, boot, GuestStep::Address));
+        self.at(now + address, Event::Guest(id, boot, GuestStep::Address));
         if customizes {
             self.at(now + d.customization, Event::Guest(id, boot, GuestStep::Customized));
         } else {
-            let wait = if resumed { 0 } else { d.address };
-            self.at(now + wait + d.ssh, Event::Guest(id, boot, GuestStep::Ssh));
+            self.at(now + address + d.ssh, Event::Guest(id, boot, GuestStep::Ssh));
         }
         self.settle(vapp);
     }
@@ -532,6 +538,7 @@ impl Model {
         let Some(vm) = self.vms.get_mut(&id) else { return };
         // Undeploying with "suspend" suspends what runs and leaves the rest as it is.
         vm.power = if power == Power::Suspended && vm.power != Power::On { vm.power } else { power };
+        vm.suspended_at = (vm.power == Power::Suspended).then(|| vm.suspended_at.unwrap_or(self.now));
         vm.deployed &= deployed;
         vm.boot += 1;
         let was_up = std::mem::replace(&mut vm.ssh, false);
@@ -548,6 +555,7 @@ impl Model {
         let fault = vm.guest_fault;
         match step {
             GuestStep::Address if fault == Some(GuestFault::NoAddress) => {}
+            GuestStep::Address if vm.lease_over => self.renew_addresses(id),
             GuestStep::Address => {
                 let indexes: Vec<u32> = vm.nics.iter().filter(|n| n.mode == IpMode::Dhcp).map(|n| n.index).collect();
                 for index in indexes {
@@ -616,15 +624,19 @@ impl Model {
     }
 
     fn assign_address(&mut self, id: VmId, index: u32) -> Result<(), TaskError> {
-        let Some(vm) = self.vms.get_mut(&id) else { return Ok(()) };
-        let Some(nic) = vm.nics.iter_mut().find(|n| n.index == index && n.address.is_none()) else { return Ok(()) };
+        let Some(vm) = self.vms.get(&id) else { return Ok(()) };
+        let Some(nic) = vm.nics.iter().find(|n| n.index == index && n.address.is_none()) else { return Ok(()) };
         let parent = self
             .vapps
             .get(&vm.vapp)
             .and_then(|v| v.networks.iter().find(|n| Some(&n.name) == nic.network.as_ref()).and_then(|n| n.parent));
         let Some(network) = parent.and_then(|p| self.networks.get_mut(&p)) else { return Ok(()) };
-        let (first, last) = if nic.mode == IpMode::Dhcp { network.dhcp } else { network.pool };
-        let free = (u32::from(first)..=u32::from(last)).map(Ipv4Addr::from).find(|a| !network.used.contains_key(a));
+        let is_dhcp = nic.mode == IpMode::Dhcp;
+        let (first, last) = if is_dhcp { network.dhcp } else { network.pool };
+        let (lease, now) = (self.settings.dhcp_lease.filter(|_| is_dhcp), self.now);
+        let is_over = |holder: &VmId| self.vms.get(holder).is_some_and(|vm| is_lease_over(vm, lease, now));
+        let is_free = |address: &Ipv4Addr| network.used.get(address).is_none_or(is_over);
+        let free = (u32::from(first)..=u32::from(last)).map(Ipv4Addr::from).find(is_free);
         let Some(free) = free else {
             return Err(TaskError {
                 major: 400,
@@ -636,8 +648,25 @@ impl Model {
             });
         };
         network.used.insert(free, id);
-        nic.address = Some(free);
+        if let Some(nic) = self.vms.get_mut(&id).and_then(|vm| vm.nics.iter_mut().find(|n| n.index == index)) {
+            nic.address = Some(free);
+        }
         Ok(())
+    }
+
+    /// Gives a VM whose DHCP lease is over other addresses by DHCP.
+    fn renew_addresses(&mut self, id: VmId) {
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        vm.lease_over = false;
+        let of_dhcp = vm.nics.iter_mut().filter(|nic| nic.mode == IpMode::Dhcp);
+        let old: Vec<(u32, Option<Ipv4Addr>)> = of_dhcp.map(|nic| (nic.index, nic.address.take())).collect();
+        for (index, old) in old {
+            // The old one is still taken, so that it is another.
+            let _ = self.assign_address(id, index);
+            for network in self.networks.values_mut() {
+                network.used.retain(|address, vm| *vm != id || old != Some(*address));
+            }
+        }
     }
 
     /// Gives back the addresses of a VM: all, or only those that DHCP gave.

@@ -350,6 +350,8 @@ impl Model {
                 ssh: false,
                 guest_fault: None,
                 host_down: false,
+                suspended_at: None,
+                lease_over: false,
                 address_hidden: false,
                 boot: 0,
                 task: None,

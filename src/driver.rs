@@ -377,6 +377,10 @@ impl Driver {
             log::info!("{why}: the host is not told that instances can be suspended");
             policy.suspend_resume = false;
         }
+        if let (1.., Some(why)) = (policy.standby_count, environment.no_suspend) {
+            log::warn!("{why}: no VM is kept in standby");
+            policy.standby_count = 0;
+        }
         let suspend_resume = policy.suspend_resume;
         let settings = config.vcd;
         let about = About {

@@ -762,6 +762,11 @@ impl Client {
     }
 }
 
+/// Why VMs cannot be suspended.
+pub(super) const HAS_PASSTHROUGH: &str = "the template's VM has a passthrough device";
+/// The same.
+pub(super) const HAS_VGPU: &str = "a policy gives the VMs a part of a graphics card";
+
 impl Names {
     /// What the settings wish for and no policy decides.
     pub(super) fn wish(&self, settings: &Settings) -> Wish {
@@ -776,8 +781,8 @@ impl Names {
     pub(super) fn no_suspend(&self) -> Option<&'static str> {
         let vgpu = [&self.sizing_policy, &self.placement_policy].into_iter().flatten().any(|policy| policy.vgpu);
         match (self.template.hardware.passthrough, vgpu) {
-            (true, _) => Some("the template's VM has a passthrough device"),
-            (_, true) => Some("a policy gives the VMs a part of a graphics card"),
+            (true, _) => Some(HAS_PASSTHROUGH),
+            (_, true) => Some(HAS_VGPU),
             _ => None,
         }
     }

@@ -34,4 +34,5 @@ mod mistakes;
 mod operations;
 mod reliability;
 mod secrets;
+mod standby;
 mod version;

@@ -1,0 +1,434 @@
+//! The standby pool end to end: filled, handed out, found again after a kill, kept or deleted at the end, and left empty
+//! where VCD does not suspend.
+
+use crate::common::{PluginProcess, command, soon, until};
+use crate::fleet;
+use crate::live::{BINARY, SCALE, end, reach};
+use crate::relay::{Answer, Relay, Request, Watch};
+use fleeting_plugin_vcd::access::Key;
+use fleeting_plugin_vcd::host::proto::fleeting::{ConnectorConfig, State};
+use serde_json::{Value, json};
+use smol::{Timer, block_on};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use vcd_sim::Server;
+use vcd_sim::faults::Rule;
+use vcd_sim::model::{Model, Power, VappId, Vm, VmId};
+
+/// The metadata key of the mark.
+const MARK: &str = "fleeting-suspend";
+
+/// The plugin after Init, and its debug server's address.
+struct Standby {
+    plugin: PluginProcess,
+    debug: String,
+}
+
+impl Standby {
+    /// With two in standby, and more keys.
+    async fn start(server: &Server, guest_port: u16, keys: Value) -> Standby {
+        Standby::start_as(server, fleet::connector(guest_port), keys).await
+    }
+
+    async fn start_as(server: &Server, connector: ConnectorConfig, keys: Value) -> Standby {
+        let debug = format!("127.0.0.1:{}", fleet::free_port());
+        let mut config = fleet::plugin_config(server);
+        let own = json!({"standby_count": 2, "debug_server_addr": debug});
+        for keys in [own, keys] {
+            config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        }
+        let plugin = PluginProcess::start(command(BINARY)).await;
+        plugin.init(config.to_string().as_bytes(), connector).await.unwrap();
+        Standby { plugin, debug }
+    }
+
+    /// Waits until its page shows so many in standby. Returns their names, the oldest first.
+    async fn full(&self, server: &Server, count: usize) -> Vec<String> {
+        self.metric("instances_current{state=\"Standby\"}", count as f64).await;
+        let names = in_standby(server);
+        assert_eq!(names.len(), count, "{:?}", self.plugin.log());
+        names
+    }
+
+    /// Waits until a metric has this value.
+    async fn metric(&self, name: &str, wanted: f64) {
+        until(&format!("{name} {wanted}"), || sample(&self.debug, name) == Some(wanted)).await;
+    }
+
+    /// Killed, as `kill -9` does it.
+    async fn kill(mut self) {
+        self.plugin.child.kill().unwrap();
+        soon("the plugin's end", self.plugin.child.status()).await.unwrap();
+    }
+}
+
+/// A metric's value; labels in braces behind its name.
+fn sample(debug: &str, name: &str) -> Option<f64> {
+    let page = ureq::get(format!("http://{debug}/metrics")).call().ok()?.body_mut().read_to_string().ok()?;
+    let (name, label) = name.split_once('{').unwrap_or((name, ""));
+    let is_it = |line: &&str| {
+        let rest = line.strip_prefix("fleeting_vcd_").and_then(|line| line.strip_prefix(name));
+        rest.is_some_and(|rest| rest.starts_with('{') && rest.contains(label.trim_end_matches('}')))
+    };
+    page.lines().find(is_it)?.rsplit(' ').next()?.parse().ok()
+}
+
+fn mark(model: &Model, id: VappId) -> String {
+    model.vapps[&id].metadata.get(MARK).map_or(String::new(), |(_, value)| value.to_string())
+}
+
+fn power(model: &Model, id: VappId) -> Power {
+    model.vms[&model.vapps[&id].vms[0]].power
+}
+
+/// The vApps that are suspended and marked as in standby, the oldest first.
+fn in_standby(server: &Server) -> Vec<String> {
+    server.with_model(|model| {
+        let stands_by = |id: &VappId| {
+            let has_vm = !model.vapps[id].vms.is_empty();
+            has_vm && power(model, *id) == Power::Suspended && mark(model, *id).starts_with("standby ")
+        };
+        let mut all: Vec<_> = model.vapps.iter().filter(|(id, _)| stands_by(id)).map(|(_, vapp)| vapp).collect();
+        all.sort_by_key(|vapp| vapp.created);
+        all.into_iter().map(|vapp| vapp.name.to_string()).collect()
+    })
+}
+
+fn fault(server: &Server, rule: Value) {
+    assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
+}
+
+/// It can be logged in to, as far as a port that answers shows that.
+async fn is_reached(plugin: &PluginProcess, name: &str) -> std::net::SocketAddr {
+    let info = plugin.connect_info(name).await.unwrap();
+    let port = u16::try_from(info.connector.unwrap().protocol_port).unwrap();
+    let address = (info.internal_addr.parse::<Ipv4Addr>().unwrap(), port).into();
+    TcpStream::connect(address).expect("its port answers");
+    address
+}
+
+#[test]
+fn the_pool_is_filled_and_not_reported() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let Standby { plugin, debug } = {
+            let standby = Standby::start(&server, guest_port, json!({})).await;
+            standby.full(&server, 2).await;
+            standby.metric("standby_created_total", 2.0).await;
+            standby
+        };
+        assert_eq!(plugin.update().await.unwrap(), []);
+        assert_eq!(sample(&debug, "pool_size"), Some(0.0), "they come on top of max_size");
+        assert_eq!(sample(&debug, "instances_created_total"), Some(0.0));
+        let json = ureq::get(format!("http://{debug}/api/status")).call().unwrap().body_mut().read_to_string().unwrap();
+        let json: Value = serde_json::from_str(&json).unwrap();
+        let shown = json["Instances"].as_array().unwrap().iter();
+        let shown = shown.filter(|one| one["Phase"] == "Standby" && one["Reported"] == false).count();
+        assert_eq!(shown, 2, "{json}");
+        end(plugin).await;
+        assert!(fleet::vapps(&server).is_empty(), "on_shutdown is delete");
+    });
+}
+
+/// What came for a vApp, and how it was then.
+type Came = (String, Power, String);
+
+/// Writes down what suspends, marks and resumes.
+struct Book {
+    server: Arc<Server>,
+    came: Mutex<BTreeMap<String, Vec<Came>>>,
+}
+
+impl Watch for Book {
+    fn before(&self, request: &mut Request) -> bool {
+        let Some((_, rest)) = request.path.split_once("/vApp/vapp-") else { return true };
+        let Some((uuid, action)) = rest.split_once('/').filter(|_| request.changes()) else { return true };
+        let body = String::from_utf8_lossy(&request.body);
+        let what = match action {
+            "metadata" if !body.contains(MARK) => return true,
+            "metadata" => {
+                let value = body.split("<Value>").nth(1).and_then(|rest| rest.split('<').next());
+                format!("mark {}", value.unwrap_or_default())
+            }
+            action => action.replace("power/action/", ""),
+        };
+        let (name, came) = self.server.with_model(|model| {
+            let id = model.parse_uuid(uuid).unwrap();
+            (model.vapps[&id].name.to_string(), (what, power(model, id), mark(model, id)))
+        });
+        self.came.lock().unwrap().entry(name).or_default().push(came);
+        true
+    }
+
+    fn after(&self, _: &Request, answer: Answer) -> Option<Answer> {
+        Some(answer)
+    }
+}
+
+#[test]
+fn an_increase_gets_those_in_standby_first_each_marked_as_used_before_its_resume() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let server = Arc::new(server);
+        let book = Arc::new(Book { server: server.clone(), came: Mutex::default() });
+        let relay = Relay::start(&server.url(), book.clone());
+        let standby = Standby::start(&server, guest_port, json!({"url": format!("{}/api", relay.url())})).await;
+        let waiting = standby.full(&server, 2).await;
+        let source = server.with_model(|model| mark(model, model.vapps_named(&waiting[0])[0]));
+        let plugin = &standby.plugin;
+        assert_eq!(plugin.increase(3).await.unwrap(), 3);
+        let told = plugin.update().await.unwrap();
+        assert!(told.len() == 3 && told.iter().all(|(_, state)| *state == State::Creating), "at once: {told:?}");
+        assert!(waiting.iter().all(|name| told.iter().any(|(told, _)| told == name)), "{told:?}");
+        let running = reach(plugin, 3, State::Running).await;
+        for name in &running {
+            is_reached(plugin, name).await;
+        }
+        standby.metric("standby_taken_total", 2.0).await;
+        for (name, wanted) in [
+            ("standby_taken_duration_seconds_count", 2.0),
+            ("instance_creation_duration_seconds_count", 1.0),
+            ("instances_created_total", 3.0),
+            ("pool_size", 3.0),
+        ] {
+            assert_eq!(sample(&standby.debug, name), Some(wanted), "{name}");
+        }
+        let came = book.came.lock().unwrap().clone();
+        for name in &waiting {
+            let came: Vec<(&str, Power, &str)> =
+                came[name].iter().map(|(what, power, mark)| (what.as_str(), *power, mark.as_str())).collect();
+            let as_standby = format!("mark {source}");
+            assert_eq!(
+                came,
+                [
+                    ("suspend", Power::On, ""),
+                    (as_standby.as_str(), Power::Suspended, ""),
+                    ("mark no", Power::Suspended, source.as_str()),
+                    ("powerOn", Power::Suspended, "no"),
+                ],
+                "{name}"
+            );
+        }
+        let new = running.iter().find(|name| !waiting.contains(name)).unwrap();
+        assert!(!came.contains_key(new), "what is created for the runner is neither suspended nor marked: {came:?}");
+        standby.full(&server, 2).await;
+        assert_eq!(fleet::vapps(&server).len(), 5, "it is full again");
+        end(standby.plugin).await;
+        assert!(fleet::vapps(&server).is_empty());
+    });
+}
+
+#[test]
+fn what_is_in_standby_outlives_a_kill_and_is_replaced_when_the_configuration_is_another() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let standby = Standby::start(&server, guest_port, json!({})).await;
+        let before = standby.full(&server, 2).await;
+        standby.kill().await;
+
+        let standby = Standby::start(&server, guest_port, json!({})).await;
+        assert_eq!(standby.plugin.update().await.unwrap(), []);
+        assert_eq!(standby.full(&server, 2).await, before);
+        let log = standby.plugin.log();
+        assert_eq!(log.iter().filter(|line| line.contains("found in standby: adopted")).count(), 2, "{log:#?}");
+        assert_eq!((server.requests("instantiate"), server.requests("delete")), (2, 0));
+        assert_eq!(sample(&standby.debug, "standby_created_total"), Some(0.0), "this process has created none");
+        // They are as good as before.
+        standby.plugin.increase(1).await.unwrap();
+        assert_eq!(reach(&standby.plugin, 1, State::Running).await, before[..1]);
+        standby.plugin.decrease(&[&before[0]]).await.unwrap();
+        let before = standby.full(&server, 2).await;
+        until("the end of the first", || fleet::vapps(&server).len() == 2).await;
+        standby.kill().await;
+
+        let standby = Standby::start(&server, guest_port, json!({"memory_mb": 8192})).await;
+        assert_eq!(standby.plugin.update().await.unwrap(), []);
+        let others = || server.with_model(|model| model.vms.values().filter(|vm| vm.memory_mb == 8192).count());
+        until("two of the other size", || others() == 2 && in_standby(&server).len() == 2).await;
+        let after = standby.full(&server, 2).await;
+        assert!(after.iter().all(|name| !before.contains(name)), "{before:?}, then {after:?}");
+        assert_eq!(fleet::vapps(&server).len(), 2, "the old ones are gone");
+        assert_eq!(standby.plugin.update().await.unwrap(), []);
+        end(standby.plugin).await;
+    });
+}
+
+#[test]
+fn at_the_end_those_in_standby_stay_if_vms_are_kept() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let standby = Standby::start(&server, guest_port, json!({"on_shutdown": "keep"})).await;
+        let before = standby.full(&server, 2).await;
+        end(standby.plugin).await;
+        assert_eq!(in_standby(&server), before);
+
+        let standby = Standby::start(&server, guest_port, json!({"on_shutdown": "keep"})).await;
+        assert_eq!(standby.full(&server, 2).await, before);
+        end(standby.plugin).await;
+        assert_eq!((in_standby(&server), server.requests("delete")), (before, 0));
+
+        // Where none are wanted any more they go.
+        let standby = Standby::start(&server, guest_port, json!({"standby_count": 0})).await;
+        until("an empty VCD", || fleet::vapps(&server).is_empty()).await;
+        end(standby.plugin).await;
+
+        let standby = Standby::start(&server, guest_port, json!({})).await;
+        standby.full(&server, 2).await;
+        end(standby.plugin).await;
+        assert!(fleet::vapps(&server).is_empty(), "on_shutdown is delete");
+    });
+}
+
+#[test]
+fn where_nothing_is_suspended_the_pool_stays_empty_and_creates_go_on() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let body = "<Error xmlns=\"http://www.vmware.com/vcloud/v1.5\" majorErrorCode=\"403\" \
+                    minorErrorCode=\"ACCESS_TO_RESOURCE_IS_FORBIDDEN\" message=\"no right to suspend\"/>";
+        fault(&server, json!({"op": "power:suspend", "times": 0, "answer_before": {"status": 403, "body": body}}));
+        let standby = Standby::start(&server, guest_port, json!({})).await;
+        standby
+            .plugin
+            .logged("no right to suspend; it cannot be used for standby and is deleted; the next is tried in ")
+            .await;
+        until("the end of what cannot be suspended", || fleet::vapps(&server).is_empty()).await;
+        standby.plugin.increase(2).await.unwrap();
+        let names = reach(&standby.plugin, 2, State::Running).await;
+        for name in &names {
+            is_reached(&standby.plugin, name).await;
+        }
+        assert_eq!(sample(&standby.debug, "breaker_failures"), Some(0.0), "creates work");
+        assert_eq!(sample(&standby.debug, "standby_created_total"), Some(0.0));
+        end(standby.plugin).await;
+        assert!(fleet::vapps(&server).is_empty());
+    });
+}
+
+#[test]
+fn what_vcd_shows_to_be_unfit_for_it_is_not_created_for_standby() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        server.with_model(|model| model.template_vms.values_mut().for_each(|vm| vm.passthrough = true));
+        let standby = Standby::start(&server, guest_port, json!({})).await;
+        let says = "the template's VM has a passthrough device: no VM is kept in standby";
+        standby.plugin.logged(says).await;
+        standby.plugin.increase(1).await.unwrap();
+        reach(&standby.plugin, 1, State::Running).await;
+        assert_eq!(server.requests("instantiate"), 1);
+        end(standby.plugin).await;
+    });
+}
+
+#[test]
+fn credentials_of_its_own_work_in_one_from_standby() {
+    block_on(async {
+        for (template, os) in [("windows-2022", "windows"), ("ubuntu-22.04", "linux")] {
+            let (server, guest_port) = fleet::simulator(SCALE);
+            let connector = ConnectorConfig { protocol_port: guest_port.into(), ..ConnectorConfig::default() };
+            let keys = json!({"template": template, "standby_count": 1});
+            let standby = Standby::start_as(&server, connector.clone(), keys.clone()).await;
+            let waiting = standby.full(&server, 1).await;
+            // They are the same to another process.
+            standby.kill().await;
+            let standby = Standby::start_as(&server, connector, keys).await;
+            assert_eq!(standby.full(&server, 1).await, waiting);
+            standby.plugin.increase(1).await.unwrap();
+            let names = reach(&standby.plugin, 1, State::Running).await;
+            assert_eq!(names, waiting);
+            is_reached(&standby.plugin, &names[0]).await;
+            let login = standby.plugin.connect_info(&names[0]).await.unwrap().connector.unwrap();
+            let applied = server.with_model(|model| {
+                let id = model.vapps_named(&names[0])[0];
+                model.vms[&model.vapps[&id].vms[0]].applied.clone().unwrap()
+            });
+            assert_eq!(login.os, os);
+            match os {
+                "windows" => assert_eq!(Some(login.password.as_str()), applied.password.as_deref()),
+                _ => {
+                    let key = Key::parse(&login.key).unwrap();
+                    assert!(applied.script.unwrap().contains(&key.public), "its key was brought into the guest");
+                }
+            }
+            end(standby.plugin).await;
+        }
+    });
+}
+
+#[test]
+fn one_that_has_another_address_since_its_resume_is_running_at_that_one() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        server.with_model(|model| model.settings.dhcp_lease = Some(60_000));
+        let keys = json!({"ip_allocation_mode": "DHCP", "standby_count": 1, "reconcile_interval": "1s"});
+        let standby = Standby::start(&server, guest_port, keys).await;
+        let waiting = standby.full(&server, 1).await;
+        let vm_of = |model: &Model| model.vms[&model.vapps[&model.vapps_named(&waiting[0])[0]].vms[0]].clone();
+        let old = server.with_model(|model| vm_of(model).address().unwrap());
+        // Its Tools tell the new one late.
+        server.with_model(|model| model.durations.address = 150_000);
+        let over = || server.with_model(|model| model.now() > vm_of(model).suspended_at.unwrap() + 60_000);
+        until("the end of its lease of the address", over).await;
+
+        standby.plugin.increase(1).await.unwrap();
+        let running = async {
+            loop {
+                let (_, state) = standby.plugin.update().await.unwrap().remove(0);
+                let address = server.with_model(|model| vm_of(model).address().unwrap());
+                match state {
+                    State::Running => return address,
+                    state => assert_eq!(state, State::Creating),
+                }
+                Timer::after(Duration::from_millis(1)).await;
+            }
+        };
+        let new = soon("running", running).await;
+        assert_ne!(new, old);
+        let reached = is_reached(&standby.plugin, &waiting[0]).await;
+        assert_eq!(reached.ip(), new, "not {old}");
+        end(standby.plugin).await;
+    });
+}
+
+#[test]
+#[ignore = "not so yet: VCD does not tell that an address is an old one"]
+fn one_whose_old_address_another_guest_has_by_now_is_not_running_there() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        server.with_model(|model| model.settings.dhcp_lease = Some(60_000));
+        let keys = json!({"ip_allocation_mode": "DHCP", "standby_count": 1, "reconcile_interval": "1s"});
+        let standby = Standby::start(&server, guest_port, keys).await;
+        let waiting = standby.full(&server, 1).await;
+        let vm_of = |model: &Model| model.vms[&model.vapps[&model.vapps_named(&waiting[0])[0]].vms[0]].clone();
+        let old = server.with_model(|model| vm_of(model).address().unwrap());
+        // Its Tools tell the new one late.
+        server.with_model(|model| model.durations.address = 150_000);
+        let over = || server.with_model(|model| model.now() > vm_of(model).suspended_at.unwrap() + 60_000);
+        until("the end of its lease of the address", over).await;
+        server.with_model(|model| {
+            let (vdc, network) = (*model.vdcs.keys().next().unwrap(), *model.networks.keys().next().unwrap());
+            let template = *model.templates.keys().next().unwrap();
+            model.admin_foreign_vm(vdc, "other-1", "somebody's", template, network).unwrap();
+        });
+        let foreign = || {
+            let is_it = |(_, vm): &(&VmId, &Vm)| &*vm.name == "other-1" && vm.power == Power::On;
+            server.with_model(|model| model.vms.iter().find(is_it).map(|(id, _)| *id))
+        };
+        until("the foreign VM", || foreign().is_some()).await;
+        let id = foreign().unwrap();
+        server.with_model(|model| {
+            let vm = model.vms.get_mut(&id).unwrap();
+            (vm.nics[0].address, vm.ssh) = (Some(old), true);
+            // The simulator looks at its guests again.
+            model.admin_host_down(id, false);
+        });
+        until("its port", || TcpStream::connect((old, guest_port)).is_ok()).await;
+
+        standby.plugin.increase(1).await.unwrap();
+        reach(&standby.plugin, 1, State::Running).await;
+        let reached = is_reached(&standby.plugin, &waiting[0]).await;
+        assert_ne!(reached.ip(), old);
+        end(standby.plugin).await;
+    });
+}

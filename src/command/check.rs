@@ -17,6 +17,7 @@ use crate::vcd::{IpMode, Kind, Token, TokenKind};
 use crate::version::{self, with_addresses};
 use serde_json::Value;
 use smol::{LocalExecutor, Timer};
+use std::fmt;
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -312,7 +313,8 @@ fn runner_itself(report: &mut Report, file: &RunnerFile, runner: &Runner, config
         let text = "jobs run one after another on the same VM and see what earlier ones left (max_use_count is not 1)";
         report.say(Verdict::Warn, "runner", text, "set max_use_count = 1 for a fresh VM for each job");
     }
-    let jobs = wanted(runner, config) * runner.capacity.max(1);
+    standby(report, config, wanted(runner, config).runner);
+    let jobs = wanted(runner, config).runner * runner.capacity.max(1);
     if runner.idle_count > jobs {
         let text = format!("a policy keeps {} idle, but only {jobs} jobs fit on all instances", runner.idle_count);
         report.say(Verdict::Warn, "runner", &text, "lower idle_count, or raise max_instances");
@@ -385,13 +387,66 @@ fn credentials(report: &mut Report, runner: &Runner, offline: bool) {
     }
 }
 
-/// How many instances the runner may want.
-fn wanted(runner: &Runner, config: &Config) -> u64 {
-    match (runner.max_instances, u64::from(config.policy.max_size)) {
+/// How many VMs there may be at a time.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// The runner's instances.
+    runner: u64,
+    /// In standby, in addition.
+    standby: u64,
+}
+
+impl Wanted {
+    fn all(self) -> u64 {
+        self.runner.saturating_add(self.standby)
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.standby {
+            0 => write!(f, "{}", self.runner),
+            standby => write!(f, "{}, and {standby} are in standby", self.runner),
+        }
+    }
+}
+
+fn wanted(runner: &Runner, config: &Config) -> Wanted {
+    let instances = match (runner.max_instances, u64::from(config.policy.max_size)) {
         (0, most) => most,
         // It is a mistake of its own.
         (wanted, 0) => wanted,
         (wanted, most) => wanted.min(most),
+    };
+    Wanted { runner: instances, standby: config.policy.standby_count.into() }
+}
+
+/// What comes beside the `most` instances that the runner may want.
+fn standby(report: &mut Report, config: &Config, most: u64) {
+    let count = u64::from(config.policy.standby_count);
+    if count == 0 {
+        return;
+    }
+    let text = format!(
+        "{count} suspended VMs in addition to max_size: they count for the VM quota, the static IP pool and the storage"
+    );
+    report.say(Verdict::Note, "standby", &text, "");
+    if most > 0 && count > most {
+        let text = format!("standby_count is {count}, but the runner wants at most {most} at a time");
+        report.say(Verdict::Warn, "standby", &text, "lower standby_count");
+    }
+    if config.vcd.ip_mode == IpMode::Dhcp {
+        let text = "addresses by DHCP: after the lease of its address another guest may have that of a VM in standby";
+        let advice = "set standby_max_age below half the lease time of the DHCP server";
+        report.say(Verdict::Note, "standby", text, advice);
+    }
+}
+
+/// VCD tells that the VMs cannot be suspended.
+fn not_suspended(report: &mut Report, config: &Config, why: Option<&'static str>) {
+    if let (1.., Some(why)) = (config.policy.standby_count, why) {
+        let text = format!("{why}: VMs cannot be suspended, and none is kept in standby");
+        report.say(Verdict::Warn, "standby", &text, "set standby_count = 0, or take another template or policy");
     }
 }
 
@@ -437,7 +492,10 @@ fn vcd(report: &mut Report, runner: &Runner, config: &Config) {
         {
             let Some(name) = name else { continue };
             match inspector.policy(vdc, name, sizing) {
-                Ok(()) => report.ok(topic, &format!("{name:?}")),
+                Ok(no_suspend) => {
+                    report.ok(topic, &format!("{name:?}"));
+                    not_suspended(report, config, no_suspend);
+                }
                 Err(error) => report.fail(topic, &error),
             }
         }
@@ -469,7 +527,7 @@ fn token(report: &mut Report, config: &Config, login: &Login) {
     }
 }
 
-fn check_vdc(report: &mut Report, inspector: &Inspector, config: &Config, wanted: u64) -> Option<Href> {
+fn check_vdc(report: &mut Report, inspector: &Inspector, config: &Config, wanted: Wanted) -> Option<Href> {
     let vdc = match inspector.vdc() {
         Ok(vdc) => vdc,
         Err(error) => {
@@ -485,7 +543,7 @@ fn check_vdc(report: &mut Report, inspector: &Inspector, config: &Config, wanted
         &format!("{:?}: {} VMs, {quota}; {} of memory in use, {memory}", config.vcd.vdc, vdc.vms, size(used)),
     );
     if let Some(quota) = vdc.vm_quota
-        && quota.saturating_sub(vdc.vms) < wanted
+        && quota.saturating_sub(vdc.vms) < wanted.all()
     {
         let text = format!("room for {} more VMs, but the runner may want {wanted}", quota.saturating_sub(vdc.vms));
         report.say(Verdict::Warn, "quota", &text, "ask for a larger VM quota, remove VMs, or lower max_instances");
@@ -493,16 +551,16 @@ fn check_vdc(report: &mut Report, inspector: &Inspector, config: &Config, wanted
     let each = u64::from(config.vcd.memory_mb);
     if let Some(limit) = limit
         && each > 0
-        && limit.saturating_sub(used) / each < wanted
+        && limit.saturating_sub(used) / each < wanted.runner
     {
         let fit = limit.saturating_sub(used) / each;
-        let text = format!("memory for {fit} more VMs of {}, but the runner may want {wanted}", size(each));
+        let text = format!("memory for {fit} more VMs of {}, but the runner may want {}", size(each), wanted.runner);
         report.say(Verdict::Warn, "quota", &text, "ask for more memory, lower memory_mb, or lower max_instances");
     }
     Some(vdc.href)
 }
 
-fn check_network(report: &mut Report, inspector: &Inspector, config: &Config, vdc: Option<&Href>, wanted: u64) {
+fn check_network(report: &mut Report, inspector: &Inspector, config: &Config, vdc: Option<&Href>, wanted: Wanted) {
     let network = match inspector.network(vdc) {
         Ok(network) => network,
         Err(error) => {
@@ -519,7 +577,7 @@ fn check_network(report: &mut Report, inspector: &Inspector, config: &Config, vd
             format!("{name:?}: {} addresses in its static pool; VCD does not tell how many are free", network.pool);
         match network.pool {
             0 => report.say(Verdict::Fail, "network", &text, "give the network a static IP pool, or use DHCP"),
-            pool if pool < wanted => {
+            pool if pool < wanted.all() => {
                 report.say(Verdict::Warn, "network", &text, "enlarge the pool, or lower max_instances")
             }
             _ => report.ok("network", &text),
@@ -530,7 +588,7 @@ fn check_network(report: &mut Report, inspector: &Inspector, config: &Config, vd
     let text = format!("{name:?}: {free} of {} addresses of its static pool are free", network.pool);
     match free {
         0 => report.say(Verdict::Fail, "network", &text, "enlarge the static IP pool, or remove VMs"),
-        free if free < wanted => {
+        free if free < wanted.all() => {
             let text = format!("{text}, but the runner may want {wanted}");
             report.say(Verdict::Warn, "network", &text, "enlarge the static IP pool, or lower max_instances");
         }
@@ -611,6 +669,7 @@ fn check_template(report: &mut Report, inspector: &Inspector, config: &Config, r
         let text = format!("has {} NICs: VMs get one, on {:?}", template.nics, config.vcd.network);
         report.say(Verdict::Note, "template", &text, "");
     }
+    not_suspended(report, config, template.no_suspend);
     if is_windows(&template.guest_os) && runner.connector.os == "linux" {
         let text = "the guest is a Windows, but connector_config says os = \"linux\"";
         report.say(Verdict::Fail, "template", text, "remove os, or take another template");
@@ -627,7 +686,7 @@ fn check_storage(
     config: &Config,
     vdc: Option<&Href>,
     disk_mb: Option<u64>,
-    wanted: u64,
+    wanted: Wanted,
 ) {
     let storage = match inspector.storage(vdc) {
         Ok(storage) => storage,
@@ -644,7 +703,7 @@ fn check_storage(
     let text = format!("{name:?}: {} of {} left", size(left), size(limit));
     match disk_mb {
         // A VM's swap file takes its memory's size too.
-        Some(disk) if left / (disk + u64::from(config.vcd.memory_mb)).max(1) < wanted => {
+        Some(disk) if left / (disk + u64::from(config.vcd.memory_mb)).max(1) < wanted.all() => {
             let fit = left / (disk + u64::from(config.vcd.memory_mb)).max(1);
             let text = format!("{text}: enough for {fit} VMs, but the runner may want {wanted}");
             let verdict = if fit == 0 { Verdict::Fail } else { Verdict::Warn };

@@ -54,14 +54,15 @@ pub async fn interruptible<T>(future: impl Future<Output = T>) -> Option<T> {
 }
 
 impl Life {
-    /// Starts a plugin for `runner`, with some keys of plugin_config changed. It deletes all it has at [`Life::end`].
+    /// Starts a plugin for `runner`, with some keys of plugin_config changed. It keeps none in standby, and deletes all it has
+    /// at [`Life::end`].
     pub async fn begin(
         executor: &Rc<LocalExecutor<'static>>,
         runner: &Runner,
         changes: &[(&str, Value)],
     ) -> Result<Life, String> {
         let mut config = runner.plugin_config.clone();
-        let own = [("on_shutdown", "delete".into()), ("debug_server_addr", "".into())];
+        let own = [("on_shutdown", "delete".into()), ("debug_server_addr", "".into()), ("standby_count", 0.into())];
         for (key, value) in own.iter().chain(changes) {
             config.insert((*key).to_owned(), value.clone());
         }

@@ -2,7 +2,7 @@
 
 use super::output::{Paper, print, short};
 use super::runner::RunnerFile;
-use crate::cloud::{Href, Poll, Power, Reply, Request, UnixMs, VcdError};
+use crate::cloud::{Href, Mark, Poll, Power, Reply, Request, UnixMs, VcdError};
 use crate::config::Config;
 use crate::group::{Owner, Ownership, Policy};
 use crate::vcd::Client;
@@ -23,6 +23,8 @@ pub struct Item {
     pub name: String,
     /// Its VM's power state, or its own if it has none.
     pub power: Power,
+    /// It is suspended, and in standby.
+    pub standby: bool,
     /// A task works on it.
     pub busy: bool,
     /// Its VM's address.
@@ -51,14 +53,20 @@ fn look(client: &Client, policy: &Policy) -> Result<Vec<Item>, VcdError> {
     let owner = Owner::new(policy);
     let mut items = items(&poll, &owner);
     for (item, verdict) in &mut items {
-        if *verdict != Ownership::Unsure {
+        let is_unsure = *verdict == Ownership::Unsure;
+        let may_stand_by = item.is_ours && item.power == Power::Suspended;
+        if !is_unsure && !may_stand_by {
             continue;
         }
-        // Only its own document tells.
+        // Only its own document tells, and its mark.
         let labelled = item.is_ours;
         let Reply::Vapps(found) = client.call(&Request::Look { vapp: item.href.clone(), guest: false }, None)? else {
             continue;
         };
+        item.standby = found.first().is_some_and(|vapp| matches!(vapp.mark, Mark::Standby { .. }));
+        if !is_unsure {
+            continue;
+        }
         let description = found.first().and_then(|vapp| vapp.description.clone());
         item.is_ours = owner.owns(&item.name, description.as_deref(), labelled);
         item.owner = match item.is_ours {
@@ -82,6 +90,7 @@ fn items(poll: &Poll, owner: &Owner) -> Vec<(Item, Ownership)> {
             href: vm.vapp.clone(),
             name: vm.vapp_name.to_string(),
             power: vm.power,
+            standby: false,
             busy: vm.busy,
             address: vm.address,
             age: since(vm.created),
@@ -101,6 +110,7 @@ fn items(poll: &Poll, owner: &Owner) -> Vec<(Item, Ownership)> {
             href: vapp.href.clone(),
             name: vapp.name.to_string(),
             power: vapp.power,
+            standby: false,
             busy: vapp.busy,
             address: None,
             age: since(vapp.created),
@@ -178,6 +188,7 @@ fn state(item: &Item) -> &'static str {
         _ if item.busy => "busy",
         Power::On => "on",
         Power::Off => "off",
+        Power::Suspended if item.standby => "standby",
         Power::Suspended => "suspended",
         Power::Failed => "failed",
         Power::Other => "unclear",

@@ -4,6 +4,7 @@
 use super::errors::{self, Stage};
 use super::hardware::has_tpm;
 use super::http::encode;
+use super::names::{HAS_PASSTHROUGH, HAS_VGPU};
 use super::{Call, Client, Kind, Settings, TokenKind, query, xml};
 use crate::cloud::{ErrorKind, Href, VcdError};
 use roxmltree::Node;
@@ -100,6 +101,8 @@ pub struct TemplateFacts {
     pub nics: usize,
     /// It has a TPM.
     pub tpm: bool,
+    /// Why its VMs cannot be suspended, if VCD tells that.
+    pub no_suspend: Option<&'static str>,
 }
 
 /// A disk of a template's VM.
@@ -272,10 +275,11 @@ impl Inspector {
         if asked.is_ok() { names } else { Vec::new() }
     }
 
-    /// A compute policy of the VDC: sizing or placement.
-    pub fn policy(&self, vdc: &Href, name: &str, sizing: bool) -> Result<(), VcdError> {
+    /// A compute policy of the VDC: sizing or placement. With why its VMs cannot be suspended, if VCD tells that.
+    pub fn policy(&self, vdc: &Href, name: &str, sizing: bool) -> Result<Option<&'static str>, VcdError> {
         let call = call(format!("read compute policy {name:?}"));
-        self.finish(self.0.find_policy(&call, vdc, name, sizing).map(drop))
+        let found = self.0.find_policy(&call, vdc, name, sizing);
+        self.finish(found.map(|policy| policy.vgpu.then_some(HAS_VGPU)))
     }
 
     /// The template.
@@ -303,6 +307,7 @@ impl Inspector {
                 customizes: guest.and_then(|g| xml::text(g, "Enabled")).map(|enabled| enabled == "true"),
                 nics: elements(root, "NetworkConnection").count(),
                 tpm: has_tpm(root),
+                no_suspend: found.hardware.passthrough.then_some(HAS_PASSTHROUGH),
             })
         })())
     }

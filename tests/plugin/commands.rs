@@ -1,10 +1,10 @@
 //! The commands for people, run as they run them: the built binary, a config.toml, a simulated VCD.
 
 use crate::common::{self, PluginProcess, command, soon};
-use crate::fleet;
 #[cfg(target_os = "linux")]
 use crate::proxy;
 use crate::replay;
+use crate::{fleet, live};
 use fleeting_plugin_vcd::host::proto::fleeting::State;
 use fleeting_plugin_vcd::version::VERSION;
 use serde_json::{Value, json};
@@ -148,6 +148,88 @@ fn a_check_tells_what_vcd_lacks() {
         assert_eq!(status, expected, "{text}: {stdout}");
         assert!(found(&stdout, verdict, topic).iter().any(|line| line.contains(text)), "{text}: {stdout}");
     }
+}
+
+#[test]
+fn a_check_counts_what_is_in_standby() {
+    type Case = (&'static str, &'static str, fn(&mut Model));
+    let cases: [Case; 5] = [
+        ("quota", "room for 5 more VMs, but the runner may want 4, and 2 are in standby", |m| {
+            m.vdcs.values_mut().for_each(|v| v.vm_limit = Some(5))
+        }),
+        (
+            "network",
+            "5 of 5 addresses of its static pool are free, but the runner may want 4, and 2 are in standby",
+            |m| m.networks.values_mut().for_each(|n| n.pool.1 = std::net::Ipv4Addr::from(u32::from(n.pool.0) + 4)),
+        ),
+        ("storage profile", "enough for 5 VMs, but the runner may want 4, and 2 are in standby", |m| {
+            m.profiles.values_mut().for_each(|p| p.limit_mb = 5 * (20_480 + 4096))
+        }),
+        ("standby", "a passthrough device: VMs cannot be suspended, and none is kept in standby", |m| {
+            m.template_vms.values_mut().for_each(|vm| vm.passthrough = true)
+        }),
+        ("standby", "a part of a graphics card: VMs cannot be suspended", |m| {
+            m.policies.values_mut().for_each(|policy| policy.vgpu = true)
+        }),
+    ];
+    for (index, (topic, text, change)) in cases.into_iter().enumerate() {
+        let (server, guest_port) = world(change);
+        for (count, told) in [(2, 1), (0, 0)] {
+            let keys = json!({"standby_count": count, "placement_policy": "rack-1"});
+            let keys = if topic == "standby" { keys } else { json!({"standby_count": count}) };
+            let file =
+                file(&format!("standby-{index}-{count}"), &[runner(&server, guest_port, "vcd", keys, json!({}))]);
+            let (status, stdout, _) = run(&file, &["check"]);
+            let found = found(&stdout, "warn", topic);
+            assert_eq!((status, found.len()), (0, told), "{stdout}");
+            assert!(found.iter().all(|line| line.contains(text)), "{text}: {stdout}");
+        }
+    }
+}
+
+#[test]
+fn what_is_in_standby_is_listed_and_cleaned_and_a_check_creates_none() {
+    block_on(async {
+        let (server, guest_port) = world(|_| ());
+        let keys = json!({"standby_count": 2});
+        let file = file("standby", &[runner(&server, guest_port, "vcd", keys.clone(), json!({}))]);
+        let mut plugin = live::start(&server, guest_port, keys).await;
+        plugin.increase(1).await.unwrap();
+        let running = live::reach(&plugin, 1, State::Running).await;
+        plugin.suspend(&[&running[0]]).await.unwrap();
+        live::reach(&plugin, 1, State::Suspended).await;
+        let listed = |words: &[&str]| run(&file, words).1;
+        let states = || {
+            let json: Value = serde_json::from_str(&listed(&["list", "--json"])).unwrap();
+            let states = json.as_array().unwrap().iter().map(|item| item["state"].as_str().unwrap().to_owned());
+            let mut states: Vec<String> = states.collect();
+            states.sort();
+            states
+        };
+        common::until("two in standby", || states() == ["standby", "standby", "suspended"]).await;
+        foreign(&server);
+        let table = listed(&["list"]);
+        let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        let with = |state: &str| rows.iter().filter(|row| row[1] == state && row.last() == Some(&"ours")).count();
+        assert_eq!((with("standby"), with("suspended"), rows.len()), (2, 1, 6), "{table}");
+        plugin.child.kill().unwrap();
+        soon("the plugin's end", plugin.child.status()).await.unwrap();
+        drop(plugin);
+
+        // Neither takes any for its own.
+        let creates = server.requests("instantiate");
+        let (status, stdout, stderr) = run(&file, &["clean", "--yes"]);
+        assert_eq!(status, 0, "{stdout}{stderr}");
+        assert!(stdout.contains("  standby  ") && stdout.ends_with("deleted: 3 of 3\n"), "{stdout}");
+        assert_eq!((fleet::vapps(&server).len(), server.requests("instantiate")), (2, creates));
+        let folder = Folder::new("standby");
+        common::install(b"#!/bin/sh\nexit 0\n", &folder.0.join("ssh"));
+        let mut check = Command::new(BINARY);
+        check.env("PATH", format!("{}:{}", folder.0.display(), std::env::var("PATH").unwrap()));
+        let (status, stdout, stderr) = said(check, &file, &["check", "--create"]);
+        assert_eq!((status, found(&stdout, "ok", "delete").len()), (0, 1), "{stdout}{stderr}");
+        assert_eq!((fleet::vapps(&server).len(), server.requests("instantiate")), (2, creates + 1));
+    });
 }
 
 #[test]

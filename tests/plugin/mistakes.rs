@@ -316,6 +316,42 @@ const ROWS: &[Row] = &[
         "runner",
         "update_interval_when_expecting is 60 s",
     ),
+    // The standby pool.
+    (
+        DEBUG,
+        "      memory_mb = 4096\n      standby_count = 4\n",
+        "note",
+        "standby",
+        "4 suspended VMs in addition to max_size",
+    ),
+    (
+        DEBUG,
+        "      memory_mb = 4096\n      standby_count = 5\n",
+        "warn",
+        "standby",
+        "standby_count is 5, but the runner wants at most 4 at a time -> lower standby_count",
+    ),
+    (
+        DEBUG,
+        "      memory_mb = 4096\n      standby_count = 1001\n",
+        "FAIL",
+        "configuration",
+        "standby_count: 1001 is not from 0 to 1000",
+    ),
+    (
+        DEBUG,
+        "      memory_mb = 4096\n      standby_count = 4\n      standby_max_age = \"1d\"\n",
+        "FAIL",
+        "configuration",
+        "standby_max_age: expected a duration",
+    ),
+    (
+        "      ip_allocation_mode = \"POOL\"\n",
+        "      ip_allocation_mode = \"DHCP\"\n      standby_count = 4\n",
+        "note",
+        "standby",
+        "-> set standby_max_age below half the lease time of the DHCP server",
+    ),
     // The debug server.
     (
         DEBUG,

@@ -3,7 +3,8 @@
 //!     cargo run --release --example demo
 //!
 //! Scales a group 0 -> 3 -> 1 -> 0, shows the plugin's own table of instances whenever it changes, and logs in to what runs,
-//! where there is an OpenSSH server for guests. Exits 0 when VCD is empty again, else 1 with the reason.
+//! where there is an OpenSSH server for guests. Then 0 -> 3 again, while two VMs are in standby: these run in the time of a
+//! resume. Exits 0 when VCD is empty again, else 1 with the reason.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -13,6 +14,7 @@ mod fleet;
 use common::{PluginProcess, command};
 use fleeting_plugin_vcd::host::proto::fleeting::{ConnectInfoResponse, ConnectorConfig, State};
 use smol::Timer;
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -22,6 +24,8 @@ use vcd_sim::{GuestKind, Options, Server};
 
 /// The simulator's clock runs so many times as fast as a real VCD's.
 const SCALE: f64 = 10.0;
+/// VMs in standby.
+const STANDBY: usize = 2;
 /// Each change of size must be done within this time.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -52,6 +56,7 @@ async fn run() -> Result<Duration, String> {
     let mut config = fleet::plugin_config(&server);
     if let Some(config) = config.as_object_mut() {
         config.insert("debug_server_addr".into(), debug.as_str().into());
+        config.insert("standby_count".into(), STANDBY.into());
     }
     let mut plugin = PluginProcess::start(command(&binary)).await;
     // Without static credentials: the plugin makes a key for each guest.
@@ -67,6 +72,16 @@ async fn run() -> Result<Duration, String> {
         println!("--- the runner wants {size} {}", if size == 1 { "instance" } else { "instances" });
         scale(&plugin, size, server.guest_user().is_some(), &mut view).await?;
     }
+    println!("--- the runner wants none; {STANDBY} VMs are created, and suspended for standby");
+    let waiting = view.standby().await?;
+    println!("--- the runner wants 3 instances again, and {STANDBY} are in standby");
+    let took = scale(&plugin, 3, server.guest_user().is_some(), &mut view).await?;
+    let mut took: Vec<(String, Duration)> = took.into_iter().collect();
+    took.sort_by_key(|(_, took)| *took);
+    for (name, took) in took {
+        let way = if waiting.contains(&name) { "taken from standby" } else { "created" };
+        println!("    {name} was running after {:.1} s: {way}", took.as_secs_f64());
+    }
 
     plugin.shutdown().await.map_err(|status| format!("Shutdown: {}", status.message()))?;
     plugin.quit().await.map_err(|status| format!("quit: {}", status.message()))?;
@@ -80,8 +95,14 @@ async fn run() -> Result<Duration, String> {
     }
 }
 
-/// Brings the group to `size` as a runner does, waits until it is there, and logs in to what runs.
-async fn scale(plugin: &PluginProcess, size: usize, logs_in: bool, view: &mut View) -> Result<(), String> {
+/// Brings the group to `size` as a runner does, waits until it is there, and logs in to what runs. Returns after which time
+/// each was running.
+async fn scale(
+    plugin: &PluginProcess,
+    size: usize,
+    logs_in: bool,
+    view: &mut View,
+) -> Result<BTreeMap<String, Duration>, String> {
     let text = |status: tonic::Status| status.message().to_string();
     let instances = plugin.update().await.map_err(text)?;
     let live: Vec<&str> =
@@ -91,16 +112,19 @@ async fn scale(plugin: &PluginProcess, size: usize, logs_in: bool, view: &mut Vi
     } else {
         plugin.decrease(live.get(size..).unwrap_or_default()).await.map_err(text)?;
     }
-    let deadline = Instant::now() + PATIENCE;
+    let (began, mut took) = (Instant::now(), BTreeMap::new());
     loop {
         view.show()?;
         let instances = plugin.update().await.map_err(text)?;
-        let running = instances.iter().filter(|(_, state)| *state == State::Running).count();
+        let running = || instances.iter().filter(|(_, state)| *state == State::Running);
+        for (name, _) in running() {
+            took.entry(name.clone()).or_insert(began.elapsed());
+        }
         let settled = instances.iter().all(|(_, state)| matches!(state, State::Running | State::Deleted));
-        if running == size && settled {
+        if running().count() == size && settled {
             break;
         }
-        if Instant::now() > deadline {
+        if began.elapsed() > PATIENCE {
             return Err(format!("not {size} running after {} s: {instances:?}", PATIENCE.as_secs()));
         }
         Timer::after(Duration::from_millis(200)).await;
@@ -117,7 +141,7 @@ async fn scale(plugin: &PluginProcess, size: usize, logs_in: bool, view: &mut Vi
             }
         }
     }
-    Ok(())
+    Ok(took)
 }
 
 /// Logs in with the system's ssh and what the plugin says.
@@ -157,12 +181,31 @@ struct View {
 }
 
 impl View {
-    fn show(&mut self) -> Result<(), String> {
+    /// Waits until all that are wanted are in standby. Returns their names.
+    async fn standby(&mut self) -> Result<Vec<String>, String> {
+        let began = Instant::now();
+        loop {
+            let table = self.show()?;
+            let rows = table.iter().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            let waiting = rows.filter(|row| row.get(1) == Some(&"Standby")).filter_map(|row| row.first().copied());
+            let waiting: Vec<String> = waiting.map(String::from).collect();
+            if waiting.len() == STANDBY {
+                return Ok(waiting);
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(format!("not {STANDBY} in standby after {} s: {table:?}", PATIENCE.as_secs()));
+            }
+            Timer::after(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// The table of instances; printed if it has changed.
+    fn show(&mut self) -> Result<Vec<String>, String> {
         let page = ureq::get(&self.page).call().and_then(|mut answer| answer.body_mut().read_to_string());
         let page = page.map_err(|error| format!("debug page: {error}"))?;
         // The table alone, without the columns of ages.
-        let table: Vec<&str> =
-            page.lines().skip_while(|line| !line.starts_with("NAME")).take_while(|line| !line.is_empty()).collect();
+        let table = page.lines().skip_while(|line| !line.starts_with("NAME")).take_while(|line| !line.is_empty());
+        let table: Vec<String> = table.map(String::from).collect();
         let essence: String =
             table.iter().flat_map(|line| line.split_whitespace().filter(|word| !is_age(word))).collect();
         if essence != self.shown {
@@ -176,7 +219,7 @@ impl View {
                 writeln!(out, "{at}  {on}{line}{plain}").map_err(|error| error.to_string())?;
             }
         }
-        Ok(())
+        Ok(table)
     }
 }
 

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use vcd_sim::model::Operation;
 
 /// All figures: name, what it is, and what VCD itself needs of it.
-const ROWS: [(&str, &str, Option<f64>); 22] = [
+const ROWS: [(&str, &str, Option<f64>); 34] = [
     ("share_s", "our own share of a create, s", Some(0.0)),
     ("share_at_once_s", "– where SSH answers as soon as customization is over, s", Some(0.0)),
     ("life_tasks", "tasks of an instance's life", Some(2.0)),
@@ -52,6 +52,18 @@ const ROWS: [(&str, &str, Option<f64>); 22] = [
     ("start_ms", "start to handshake, ms", None),
     ("poll_us", "the group's own part of a poll of 1,000, µs", None),
     ("instance_bytes", "memory of a running instance in the group, bytes", None),
+    ("standby_s", "from Increase to running, from standby, s", Some(RESUME)),
+    ("standby_ten_s", "– the last of 10 at once, slots for all, s", Some(RESUME)),
+    ("standby_ten_default_s", "– the last of 10 at once, default slots, s", Some(RESUME_IN_TURN)),
+    ("burst_with_s", "the last of a burst of 20, 10 in standby, s", None),
+    ("burst_with_mean_s", "– mean, s", None),
+    ("burst_without_s", "the last of a burst of 20, without a pool, s", None),
+    ("burst_without_mean_s", "– mean, s", None),
+    ("burst_created_mean_s", "mean of those created, 10 in standby, s", None),
+    ("burst_created_all_mean_s", "– slots for all resumes, s", None),
+    ("refill_mean_s", "mean of a burst of 10, empty pool of 10, s", None),
+    ("refill_without_mean_s", "– without a pool, s", None),
+    ("standby_minute_requests", "requests in an idle minute, 10 in standby", Some(6.0)),
 ];
 /// What the last release cost.
 const FIGURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/release/figures");
@@ -72,6 +84,12 @@ const CREATES: usize = 5;
 const STORM: usize = 50;
 /// Three creates of 30 s at a time, and the last guest.
 const STORM_FLOOR: f64 = 538.0;
+/// The simulator's mark 1 s, resume 10 s; then 3 s until SSH answers.
+const RESUME: f64 = 14.0;
+/// The same for 10 by the default 4 slots: three times mark and resume, and SSH.
+const RESUME_IN_TURN: f64 = 36.0;
+/// In standby.
+const POOL: usize = 10;
 /// The simulator's clock runs so fast where a group only grows.
 const FAST: f64 = 20.0;
 const VERY_FAST: f64 = 100.0;
@@ -83,7 +101,7 @@ struct Options {
     /// seconds of each idle phase (60)
     #[argh(option, default = "60")]
     idle: u64,
-    /// only shares, slot, storm, fifty or polls
+    /// only shares, slot, storm, standby, fifty or polls
     #[argh(option)]
     only: Option<String>,
     /// write the figures into release/figures, for a release
@@ -132,6 +150,9 @@ async fn run(options: &Options) -> Result<(), String> {
     let storm = async { if wants("storm") { storm(&binary, &figures).await } else { Ok(()) } };
     let (shares, (slot, storm)) = zip(shares, zip(slot, storm)).await;
     shares.and(slot).and(storm)?;
+    if wants("standby") {
+        standby(&binary, options, &figures).await?;
+    }
     if wants("fifty") {
         fifty(&binary, options, &figures).await?;
     }
@@ -326,6 +347,129 @@ async fn storm(binary: &Path, figures: &Figures) -> Result<(), String> {
     }
     figures.put("storm_s", began.elapsed().as_secs_f64());
     figures.put("storm_requests", bench.counts()?.requests as f64);
+    bench.set_scale(VERY_FAST)?;
+    bench.end().await
+}
+
+/// The standby pool, at the pace of a real VCD, side by side.
+async fn standby(binary: &Path, options: &Options, figures: &Figures) -> Result<(), String> {
+    let pool = || json!({"standby_count": POOL});
+    let taken = async {
+        let bench = with_pool(binary, pool()).await?;
+        // VCD is done before the plugin has seen it.
+        while bench.metric("tasks_awaited")? > 0 {
+            Timer::after(Duration::from_millis(50)).await;
+        }
+        figures.put("standby_minute_requests", minute(&bench, options).await?.0);
+        figures.put("standby_s", last(&burst(&bench, 1).await?));
+        fill_again(&bench).await?;
+        figures.put("standby_ten_default_s", last(&burst(&bench, POOL).await?));
+        end_fast(bench).await
+    };
+    let at_once = async {
+        let slots = json!({"standby_count": POOL, "max_concurrent_operations": 16});
+        let bench = with_pool(binary, slots).await?;
+        figures.put("standby_ten_s", last(&burst(&bench, POOL).await?));
+        // The resumes take no slot of the creates: what is left is what the refilling costs them.
+        fill_again(&bench).await?;
+        let waiting = in_standby(&bench);
+        let all = burst(&bench, 2 * POOL).await?;
+        figures.put("burst_created_all_mean_s", mean(created(&all, &waiting)));
+        end_fast(bench).await
+    };
+    let with = async {
+        let bench = with_pool(binary, pool()).await?;
+        let waiting = in_standby(&bench);
+        let all = burst(&bench, 2 * POOL).await?;
+        figures.put("burst_with_s", last(&all));
+        figures.put("burst_with_mean_s", mean(all.values()));
+        figures.put("burst_created_mean_s", mean(created(&all, &waiting)));
+        end_fast(bench).await
+    };
+    let without = async {
+        let bench = Bench::start(binary, 1.0, json!({})).await?;
+        let all = burst(&bench, 2 * POOL).await?;
+        figures.put("burst_without_s", last(&all));
+        figures.put("burst_without_mean_s", mean(all.values()));
+        end_fast(bench).await
+    };
+    let refill = async |keys, name| {
+        let bench = Bench::start(binary, 1.0, keys).await?;
+        figures.put(name, mean(burst(&bench, POOL).await?.values()));
+        end_fast(bench).await
+    };
+    let refills = zip(refill(pool(), "refill_mean_s"), refill(json!({}), "refill_without_mean_s"));
+    let (taken, (at_once, (with, (without, (refilled, alone))))) =
+        zip(taken, zip(at_once, zip(with, zip(without, refills)))).await;
+    taken.and(at_once).and(with).and(without).and(refilled).and(alone)
+}
+
+/// A plugin whose pool is full, on a VCD at its own pace.
+async fn with_pool(binary: &Path, keys: serde_json::Value) -> Result<Bench, String> {
+    let bench = Bench::start(binary, FAST, keys).await?;
+    fill_again(&bench).await?;
+    Ok(bench)
+}
+
+/// Waits, in a fast VCD, until nothing runs and the pool is full.
+async fn fill_again(bench: &Bench) -> Result<(), String> {
+    bench.set_scale(FAST)?;
+    bench.scale(0).await?;
+    let until = Instant::now() + Duration::from_secs(300);
+    while in_standby(bench).len() < POOL || bench.server.with_model(|model| model.tasks_running().next().is_some()) {
+        if Instant::now() > until {
+            return Err(format!("not {POOL} in standby but {:?}", in_standby(bench)));
+        }
+        Timer::after(Duration::from_millis(50)).await;
+    }
+    bench.set_scale(1.0)
+}
+
+/// The vApps that VCD shows to be in standby.
+fn in_standby(bench: &Bench) -> Vec<String> {
+    bench.server.with_model(|model| {
+        let marked = model.vapps.values().filter(|vapp| {
+            let mark = vapp.metadata.get("fleeting-suspend");
+            vapp.task.is_none() && mark.is_some_and(|(_, mark)| mark.starts_with("standby "))
+        });
+        marked.map(|vapp| vapp.name.to_string()).collect()
+    })
+}
+
+/// How long each of `count` takes from Increase to running, in seconds.
+async fn burst(bench: &Bench, count: usize) -> Result<BTreeMap<String, f64>, String> {
+    let text = |status: tonic::Status| status.message().to_string();
+    let known = bench.running().await?;
+    let began = Instant::now();
+    bench.plugin.increase(count as u32).await.map_err(text)?;
+    let mut took: BTreeMap<String, f64> = BTreeMap::new();
+    while took.len() < count {
+        for name in bench.running().await?.into_iter().filter(|name| !known.contains(name)) {
+            took.entry(name).or_insert(began.elapsed().as_secs_f64());
+        }
+        if began.elapsed() > Duration::from_secs(900) {
+            return Err(format!("{} of {count} run after {:?}", took.len(), began.elapsed()));
+        }
+        Timer::after(Duration::from_millis(20)).await;
+    }
+    Ok(took)
+}
+
+/// The times of those that were not in standby.
+fn created<'a>(all: &'a BTreeMap<String, f64>, waiting: &'a [String]) -> impl Iterator<Item = &'a f64> {
+    all.iter().filter(|(name, _)| !waiting.contains(name)).map(|(_, took)| took)
+}
+
+fn last(took: &BTreeMap<String, f64>) -> f64 {
+    took.values().copied().fold(0.0, f64::max)
+}
+
+fn mean<'a>(took: impl Iterator<Item = &'a f64>) -> f64 {
+    let took: Vec<f64> = took.copied().collect();
+    took.iter().sum::<f64>() / took.len().max(1) as f64
+}
+
+async fn end_fast(bench: Bench) -> Result<(), String> {
     bench.set_scale(VERY_FAST)?;
     bench.end().await
 }

@@ -1,18 +1,19 @@
-//! Makes the released program smaller, by the linker: without the tables for unwinding (it aborts when it panics), an eighth
-//! of it; and with its addresses packed where what loads it can unpack them. And lets it say which build it is.
+//! Makes the released program smaller with linker options: it leaves out the tables for unwinding (the program aborts
+//! on a panic), an eighth of the file, and packs the relocations where the loader can unpack them. It also sets the
+//! facts about the build.
 
 use std::env;
 use std::path::Path;
 use std::process::Command;
 
-/// The first glibc whose loader knows packed addresses (`DT_RELR`).
+/// The first glibc whose loader can read packed relocations (`DT_RELR`).
 const GLIBC_WITH_RELR: (u32, u32) = (2, 36);
-/// The first Rust whose own musl (1.2.5) knows them, in what it links into a static program.
+/// The first Rust whose own musl (1.2.5) can read them, for static programs.
 const RUST_WITH_RELR: (u32, u32) = (1, 93);
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    // Without optimization a build is one of many on the way to a commit: it is not made anew for each.
+    // A build without optimization is one of many during work on a commit: it is not repeated for each commit.
     if variable("PROFILE") == "release" {
         say_which_build();
         if variable("CARGO_CFG_TARGET_OS") == "linux" {
@@ -27,7 +28,7 @@ fn variable(name: &str) -> String {
 
 fn make_smaller() {
     println!("cargo::rerun-if-changed=unwind.ld");
-    // A linker that is called by itself, not by a compiler, takes its words as they are.
+    // A linker that is called directly, not through a compiler, uses other options.
     let linker = variable("RUSTC_LINKER");
     let plain = linker.ends_with("ld");
     let to_linker = if plain { "" } else { "-Wl," };
@@ -43,12 +44,12 @@ fn make_smaller() {
     }
 }
 
-/// This machine's, such as 2.36.
+/// This machine's version, such as 2.36.
 fn glibc() -> Option<(u32, u32)> {
     version(said(Command::new("getconf").arg("GNU_LIBC_VERSION"))?.strip_prefix("glibc ")?)
 }
 
-/// The compiler's, such as 1.93.
+/// The compiler's version, such as 1.93.
 fn rust() -> Option<(u32, u32)> {
     version(said(Command::new(variable("RUSTC")).arg("--version"))?.strip_prefix("rustc ")?)
 }
@@ -59,7 +60,7 @@ fn version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()??, numbers.next()??))
 }
 
-/// What `version` tells beside the version, where the environment does not say it already (src/version.rs).
+/// The facts that `version` shows in addition to the version, unless the environment sets them (src/version.rs).
 fn say_which_build() {
     let folder = variable("CARGO_MANIFEST_DIR");
     let mut facts = git_facts(Path::new(&folder));
@@ -72,14 +73,14 @@ fn say_which_build() {
     }
 }
 
-/// The commit of this folder, its name and its time: a build of the same commit says the same whenever it is made. Nothing
-/// where the folder is no clone of its own, but an archive, perhaps within somebody else's repository.
+/// The commit of this folder, its branch or tag, and its time: builds of the same commit report the same at any time.
+/// Empty if the folder is not a clone of its own, but an archive, perhaps inside another repository.
 pub fn git_facts(folder: &Path) -> Vec<(&'static str, String)> {
     if !folder.join(".git").exists() {
         return Vec::new();
     }
     let git = |words: &[&str]| said(Command::new("git").arg("-C").arg(folder).args(words).env("TZ", "UTC0"));
-    // All that a new commit or another branch changes.
+    // The files that change with a new commit or another branch.
     for file in ["HEAD", "logs/HEAD"] {
         let path = git(&["rev-parse", "--git-path", file]).map(|path| folder.join(path));
         if let Some(path) = path.filter(|path| path.exists()) {
@@ -95,7 +96,7 @@ pub fn git_facts(folder: &Path) -> Vec<(&'static str, String)> {
     facts.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
-/// A command's output, if it went well and said something.
+/// The output of a command, if it succeeded and is not empty.
 fn said(command: &mut Command) -> Option<String> {
     let output = command.output().ok().filter(|output| output.status.success())?;
     let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();

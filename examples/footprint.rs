@@ -1,4 +1,4 @@
-//! What the plugin weighs: the shipped file, part by part, and what a serving one takes of the machine while it speaks HTTPS
+//! The size of the plugin: the shipped file, part by part, and the resources of a serving plugin while it speaks HTTPS
 //! with VCD. Prints a table for docs/dependencies.md. `release/footprint` runs it, and compares with release/budget.
 //!
 //!     cargo run --example footprint -- BINARY UNSTRIPPED
@@ -18,16 +18,16 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-/// Starts that are timed; the median counts.
+/// Number of measured starts. The median counts.
 const STARTS: usize = 11;
 /// Instances of the larger group.
 const INSTANCES: usize = 50;
-/// The simulator's clock runs so many times as fast as a real VCD's.
+/// The simulator's clock is this many times as fast as a real VCD's.
 const SCALE: f64 = 200.0;
-/// The group must have grown within this time.
+/// Maximum time for the growth of the group.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Crates by what they are for; the first that begins like a symbol's crate counts.
+/// Crates by purpose. The first prefix of a symbol's crate counts.
 const PARTS: [(&str, &[&str]); 9] = [
     ("the plugin itself", &["fleeting_plugin_vcd"]),
     ("TLS", &["rustls", "webpki", "ring", "untrusted"]),
@@ -80,8 +80,8 @@ fn run(binary: &Path, unstripped: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Bytes of code and data by part, the last for what has no crate's name. Tables for unwinding and relocation, strings and
-/// padding have no symbols, so that the sum is less than the file.
+/// Bytes of code and data by part; the last is for symbols without a crate. Tables for unwinding and relocation,
+/// strings and padding have no symbols, so the sum is less than the file.
 fn parts(unstripped: &Path) -> Result<Vec<u64>, String> {
     let output = Command::new("nm").args(["--print-size", "--demangle"]).arg(unstripped).output();
     let output = output.map_err(|error| format!("run nm: {error}"))?;
@@ -96,7 +96,7 @@ fn parts(unstripped: &Path) -> Result<Vec<u64>, String> {
             continue;
         };
         let Ok(size) = u64::from_str_radix(size, 16) else { continue };
-        // What is not in the file.
+        // Symbols that are not in the file.
         if matches!(kind, "b" | "B" | "U") {
             continue;
         }
@@ -118,14 +118,14 @@ fn parts(unstripped: &Path) -> Result<Vec<u64>, String> {
     Ok(sums)
 }
 
-/// What a process takes.
+/// The resources of a process.
 struct Taken {
     /// Resident memory, KB.
     memory: u64,
     threads: u64,
 }
 
-/// The median start, a plugin that has nothing to do, and one with a large group.
+/// The median start, an idle plugin, and a plugin with a large group.
 async fn serve(binary: &Path) -> Result<(Duration, Taken, Taken), String> {
     let mut starts = Vec::new();
     for _ in 0..STARTS {

@@ -1,6 +1,6 @@
-//! A large group under load: many instances, a host that asks far more often than a runner does, and more readers of the debug
-//! page than it takes. Prints how long calls take, the CPU of the process, and its requests to VCD; judges nothing but
-//! that all is answered.
+//! A large group under load: many instances, a host with far more calls than GitLab Runner, and more readers of the
+//! debug page than it allows. Prints the duration of calls, the CPU time of the process, and its requests to VCD. It
+//! only fails if something is not answered.
 //!
 //!     cargo run --release --example load
 
@@ -27,7 +27,7 @@ struct Options {
     /// update calls a second (100)
     #[argh(option, default = "100")]
     updates: u32,
-    /// readers of the debug page at a time (50)
+    /// concurrent readers of the debug page (50)
     #[argh(option, default = "50")]
     readers: usize,
     /// seconds (60)
@@ -55,7 +55,7 @@ async fn run(options: &Options) -> Result<(), String> {
     let began = Instant::now();
     bench.scale(options.instances).await?;
     println!("{} instances run after {:.1} s", options.instances, began.elapsed().as_secs_f64());
-    // Labels, which come half a minute later, are written.
+    // The metadata entries, which follow half a minute later, are written.
     Timer::after(Duration::from_secs(45)).await;
     phase(&bench, options, "at rest", 0, 0).await?;
     phase(&bench, options, "with Update calls", options.updates, 0).await?;
@@ -72,7 +72,7 @@ async fn phase(bench: &Bench, options: &Options, what: &str, updates: u32, reade
     let read = Arc::new(AtomicU64::new(0));
     let refused = Arc::new(AtomicU64::new(0));
     let url = format!("http://{}/", bench.debug);
-    // Threads of their own: what they wait for does not hold up the calls that are timed.
+    // Separate threads: they must not delay the calls that are timed.
     let threads: Vec<_> = (0..readers)
         .map(|_| {
             let (stop, read, refused, url) = (stop.clone(), read.clone(), refused.clone(), url.clone());

@@ -8,7 +8,7 @@ mod manual;
 fn main() -> std::process::ExitCode {
     let kind = std::env::args().nth(1).unwrap_or_default();
     let Some(page) = manual::page(&kind) else {
-        eprintln!("manual: give man, bash, zsh or fish");
+        eprintln!("manual: use man, bash, zsh or fish");
         return std::process::ExitCode::FAILURE;
     };
     print!("{page}");

@@ -1,5 +1,5 @@
-//! Plays a recording of `check --record` to the client as it is now, and says where it is not what the simulator would have
-//! said: `cargo run --example replay FILE`. What it finds is a change of the simulator first, then one of the plugin.
+//! Replays a recording of `check --record` to the current client, and shows the differences from the simulator's
+//! answers: `cargo run --example replay FILE`. First change the simulator to match the recording, then the plugin.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../tests/common/replay.rs"]
@@ -10,7 +10,7 @@ use fleeting_plugin_vcd::command::check;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Plays a recording of `check --record` to the client, and compares its answers with the simulator's.
+/// Replays a recording of `check --record` to the client, and compares its answers with the simulator's.
 #[derive(FromArgs)]
 struct Flags {
     /// the recording

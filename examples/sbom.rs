@@ -41,8 +41,8 @@ fn bill(target: &str) -> Result<Value, String> {
         list(&metadata["resolve"], "nodes").into_iter().map(|node| (text(&node["id"]), node)).collect();
     let start = text(&metadata["resolve"]["root"]);
 
-    // What is linked. The metadata alone would show what features of the tests' dependencies add, and macros, which run in
-    // the compiler.
+    // The crates that are linked. The metadata alone would also show features of the tests' dependencies, and macros,
+    // which run in the compiler.
     let tree =
         ["tree", "--locked", "--edges=normal,no-proc-macro", "--prefix=none", "--format={p}", "--target", target];
     let tree = cargo(&tree)?;
@@ -116,7 +116,7 @@ fn cargo(words: &[&str]) -> Result<String, String> {
     }
 }
 
-/// SHA-256 of each package that Cargo.lock has one for, by name and version.
+/// The SHA-256 of each package in Cargo.lock that has one, by name and version.
 fn checksums(lock: &str) -> Result<BTreeMap<(String, String), String>, String> {
     let table = DeTable::parse(lock).map_err(|error| format!("Cargo.lock: {error}"))?;
     let Some(DeValue::Array(packages)) = table.get_ref().get("package").map(|value| value.get_ref()) else {

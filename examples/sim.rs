@@ -1,9 +1,9 @@
-//! Plays lives of a group in virtual time, as many as wanted:
+//! Plays lives of a group in virtual time:
 //!
 //!     cargo run --release --example sim -- --seeds 100000
 //!     cargo run --release --example sim -- --seed 42 --trace
 //!
-//! Exits 1 at the first seed that breaks an invariant, with the shortest plan that still does.
+//! Exits with 1 at the first seed that breaks an invariant, with the shortest plan that still breaks it.
 
 #[path = "../tests/group/world/mod.rs"]
 mod world;
@@ -16,7 +16,7 @@ use std::time::Instant;
 use world::plan::{plan, shortest};
 use world::{Score, World};
 
-/// Of each invariant, a survey shows so many seeds.
+/// Maximum number of seeds that a survey shows for each invariant.
 const SHOWN: usize = 12;
 
 /// Plays lives of a group in virtual time, each with its own mix of faults.
@@ -28,19 +28,19 @@ struct Options {
     /// the first seed (0)
     #[argh(option, default = "0")]
     from: u64,
-    /// run this one only
+    /// run only this one
     #[argh(option)]
     seed: Option<u64>,
     /// print every event
     #[argh(switch)]
     trace: bool,
-    /// play the shortest plan that still fails instead of the whole one
+    /// play the shortest plan that still fails, not the whole one
     #[argh(switch)]
     shrink: bool,
-    /// go on after a seed that breaks an invariant, and tell in the end how many broke which
+    /// continue after a seed that breaks an invariant, and report at the end how many broke which
     #[argh(switch)]
     survey: bool,
-    /// threads (as many as there are processors)
+    /// threads (the number of processors)
     #[argh(option)]
     threads: Option<usize>,
 }

@@ -1,11 +1,11 @@
-//! A long life of the release binary against the simulated VCD: instances come and go all the time, and nothing of the process may
-//! grow. At the end its metrics must say what the simulator counted.
+//! A long run of the release binary against the simulated VCD: instances come and go all the time, and no resource of
+//! the process may grow. At the end its metrics must match the simulator's counts.
 //!
 //!     cargo run --release --example soak -- --minutes 60
 //!     release/build && STATIC_PLUGIN=dist/linux/amd64/plugin cargo run --release --example soak -- --minutes 60
 //!
-//! Prints a line each minute; fails if memory, threads or descriptors have grown, if the counts differ, or if something is
-//! left in VCD.
+//! Prints a line each minute. Fails if memory, threads or descriptors have grown, if the counts differ, or if something
+//! is left in VCD.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -20,18 +20,18 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use vcd_sim::model::Rng;
 
-/// Instances at most.
+/// Maximum number of instances.
 const LARGEST: u64 = 60;
-/// Instances that a step adds or removes at most.
+/// Maximum number of instances that a step adds or deletes.
 const STEP: u64 = 6;
 /// Pause between two steps of the host.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Resident memory may be so much larger at the end than after the first fifth, KB: the allocator's pages, not what is kept.
+/// Maximum growth of resident memory after the first fifth of the run, KB: pages of the allocator, not kept data.
 const GROWTH_KB: u64 = 512;
 /// The executor's, async-io's, and four for requests.
 const THREADS: u64 = 6;
 
-/// Lets instances come and go for a long time, and compares.
+/// Creates and deletes instances for a long time, and compares.
 #[derive(argh::FromArgs)]
 struct Options {
     /// how long (60)
@@ -40,12 +40,12 @@ struct Options {
     /// time scale of the simulator (50)
     #[argh(option, default = "50.0")]
     scale: f64,
-    /// for the order of what comes and goes (1)
+    /// seed of the order of creates and deletes (1)
     #[argh(option, default = "1")]
     seed: u64,
 }
 
-/// What the process takes.
+/// The resources of the process.
 #[derive(Clone, Copy)]
 struct Taken {
     memory: u64,
@@ -73,18 +73,19 @@ async fn run(options: &Options) -> Result<(), String> {
     let began = Instant::now();
     let length = Duration::from_secs(options.minutes * 60);
     let (mut minute, mut early) = (0, None);
-    println!("minute, running, made, gone, requests to VCD: resident KB, threads, descriptors, CPU seconds");
+    println!("minute, running, created, deleted, requests to VCD: resident KB, threads, descriptors, CPU seconds");
     while began.elapsed() < length {
         step(&bench, &mut rng).await?;
         if began.elapsed().as_secs() / 60 > minute {
             minute = began.elapsed().as_secs() / 60;
             let now = taken(&bench)?;
             let running = bench.running().await?.len();
-            let (made, gone) = (bench.metric("instances_created_total")?, bench.metric("instances_deleted_total")?);
+            let (created, deleted) =
+                (bench.metric("instances_created_total")?, bench.metric("instances_deleted_total")?);
             let (requests, cpu) = (bench.counts()?.requests, bench.cpu());
             let Taken { memory, threads, descriptors } = now;
             println!(
-                "{minute:4} {running:3} {made:6} {gone:6} {requests:7}: {memory} {threads} {descriptors} {cpu:.1}"
+                "{minute:4} {running:3} {created:6} {deleted:6} {requests:7}: {memory} {threads} {descriptors} {cpu:.1}"
             );
             if began.elapsed() >= length / 5 {
                 let first = *early.get_or_insert(now);
@@ -99,7 +100,7 @@ async fn run(options: &Options) -> Result<(), String> {
     bench.end().await
 }
 
-/// As a runner does: looks at all, asks for the health of some, and makes or removes some.
+/// One step like GitLab Runner's: reads all instances, checks the health of some, and creates or deletes some.
 async fn step(bench: &Bench, rng: &mut Rng) -> Result<(), String> {
     let text = |status: tonic::Status| status.message().to_owned();
     let running = bench.running().await?;
@@ -116,7 +117,7 @@ async fn step(bench: &Bench, rng: &mut Rng) -> Result<(), String> {
     if rng.chance(0.5) && !removed.is_empty() {
         bench.plugin.decrease(&removed).await.map_err(text)?;
     } else if (running.len() as u64) < LARGEST {
-        // Above max_size fewer are accepted, which is no error.
+        // Above max_size fewer are accepted. That is not an error.
         bench.plugin.increase(1 + rng.below(STEP) as u32).await.map_err(text)?;
     }
     Ok(())
@@ -141,24 +142,24 @@ fn check(early: Taken, now: Taken) -> Result<(), String> {
     Ok(())
 }
 
-/// The plugin's own counts against the simulator's.
+/// Compares the plugin's counts with the simulator's.
 fn compare(bench: &Bench) -> Result<(), String> {
     let counts = bench.counts()?;
     let accepted = |operation: &str| counts.accepted.get(operation).and_then(Value::as_u64).unwrap_or_default();
-    let made = accepted("instantiate");
+    let created = accepted("instantiate");
     let pairs = [
-        ("instances made", bench.metric("instances_created_total")?, made),
+        ("instances created", bench.metric("instances_created_total")?, created),
         ("instances deleted", bench.metric("instances_deleted_total")?, accepted("delete")),
         ("requests to VCD", bench.metric("api_calls_total")?, counts.requests),
         ("instances now", bench.metric("pool_size")?, 0),
     ];
     println!("accepted by VCD: {:?}", counts.accepted);
-    for (what, ours, theirs) in pairs {
-        println!("{what}: {ours} by the plugin's metrics, {theirs} by the simulator");
+    for (what, plugin, simulator) in pairs {
+        println!("{what}: {plugin} in the plugin's metrics, {simulator} in the simulator");
     }
-    match pairs.iter().find(|(_, ours, theirs)| ours != theirs) {
+    match pairs.iter().find(|(_, plugin, simulator)| plugin != simulator) {
         Some((what, ..)) => Err(format!("{what}: the counts differ")),
-        None if made == 0 => Err("nothing was made".into()),
+        None if created == 0 => Err("nothing was created".into()),
         None => Ok(()),
     }
 }

@@ -1,5 +1,5 @@
-//! Access to the guests: keys and passwords, the customization scripts that install them, and the probe that tells whether
-//! a guest answers on its login port. It does not log in: that is the runner's part.
+//! Access to the guests: keys and passwords, the customization scripts that install them, and the probe of a guest's
+//! login port. It does not log in: that is the task of GitLab Runner.
 
 mod generated;
 mod key;
@@ -13,17 +13,17 @@ pub use script::MAX_SCRIPT;
 
 use crate::cloud::{Guest, Secret, is_windows};
 
-/// VCD's longest computer name for Linux.
+/// VCD's maximum length of a computer name for Linux.
 const MAX_LINUX_NAME: usize = 63;
-/// The longest computer name of a Windows (NetBIOS).
+/// The maximum length of a computer name in Windows (NetBIOS).
 const MAX_WINDOWS_NAME: usize = 15;
-/// The part at the end of an instance's name that tells it from the others: `-` and 8 characters.
+/// Length of the unique end of an instance's name: `-` and 8 characters.
 const UNIQUE_TAIL: usize = 9;
 
-/// Bytes of the hash that tells guests of other credentials or scripts apart.
+/// Bytes of the hash that differs for guests with other credentials or scripts.
 const SOURCE_BYTES: usize = 8;
 
-/// How a runner logs in to a guest.
+/// The protocol for logins to a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// SSH, port 22.
@@ -35,7 +35,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// The port that is used when none is set.
+    /// The default port.
     pub fn default_port(self) -> u16 {
         match self {
             Protocol::Ssh => 22,
@@ -45,7 +45,7 @@ impl Protocol {
     }
 }
 
-/// The connector_config of the runner, checked.
+/// The checked connector_config.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `linux` or `windows`; `None`: by the guest OS.
@@ -54,35 +54,36 @@ pub struct Settings {
     pub arch: Option<String>,
     /// ssh if not set.
     pub protocol: Protocol,
-    /// The port to log in at; the protocol's default if not set.
+    /// The login port; the protocol's default if not set.
     pub port: u16,
     /// The user; `None`: root or Administrator.
     pub username: Option<String>,
     /// The static password.
     pub password: Option<Secret>,
-    /// The static private key as the host gave it (PEM), and its public half as a line for `authorized_keys`.
+    /// The static private key from the host (PEM), and its public key as a line for `authorized_keys`.
     pub key: Option<Key>,
-    /// Makes credentials for each instance: then there is no static password or key.
+    /// Generates credentials for each instance: then there is no static password or key.
     pub seed: Option<Seed>,
-    /// A script of the user's, run in each new guest after ours. For Linux sh, or what its `#!` line names; for Windows a
-    /// batch file, or PowerShell if its first line begins with `#ps1`.
+    /// The user's script, which each new guest runs after the plugin's own. For Linux: sh, or the interpreter in its
+    /// `#!` line. For Windows: a batch file, or PowerShell if its first line begins with `#ps1`.
     pub custom_script: Option<Secret>,
-    /// A script lets the runner in; without one the template or the user data has to. The user's own is not concerned.
+    /// A script sets up the login for GitLab Runner. Without it, the template or the user data has to. The user's own
+    /// script does not depend on this.
     pub login_script: bool,
-    /// Passed back to the host as it came, nanoseconds.
+    /// Returned to the host unchanged, nanoseconds.
     pub keepalive: i64,
-    /// Passed back to the host as it came, nanoseconds.
+    /// Returned to the host unchanged, nanoseconds.
     pub timeout: i64,
 }
 
-/// What the host needs to log in to one guest.
+/// The values that the host needs to log in to one guest.
 #[derive(Clone, Debug)]
 pub struct Login {
     /// `linux` or `windows`.
     pub os: String,
-    /// `amd64`, or `386` for what VCD calls a guest of 32 bits.
+    /// `amd64`, or `386` for a guest that VCD calls 32-bit.
     pub arch: String,
-    /// How.
+    /// The protocol.
     pub protocol: Protocol,
     /// Never empty.
     pub username: String,
@@ -92,9 +93,9 @@ pub struct Login {
     pub key: Option<Secret>,
     /// Port.
     pub port: u16,
-    /// As it came from the host.
+    /// From the host, unchanged.
     pub keepalive: i64,
-    /// As it came from the host.
+    /// From the host, unchanged.
     pub timeout: i64,
 }
 
@@ -126,13 +127,13 @@ pub fn login(settings: &Settings, guest_os: &str, name: &str) -> Login {
     }
 }
 
-/// Tells the source of generated credentials from others, for the mark on what is made with them; empty if they are static.
+/// Identifies the source of generated credentials, for the suspend mark; empty if they are static.
 pub fn fingerprint(settings: &Settings) -> String {
     let user = settings.username.as_deref().unwrap_or_default();
     settings.seed.as_ref().and_then(|seed| seed.fingerprint(user)).unwrap_or_default()
 }
 
-/// Tells guests of other credentials or scripts apart, whatever their OS: a hash, 16 hexadecimal digits.
+/// A hash that differs for guests with other credentials or scripts, whatever their OS: 16 hexadecimal digits.
 pub fn source(settings: &Settings) -> String {
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     for guest_os in ["", "windows"] {
@@ -144,24 +145,24 @@ pub fn source(settings: &Settings) -> String {
     context.finish().as_ref().iter().take(SOURCE_BYTES).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What the user should know before the first instance is made, once the template's guest OS is known.
+/// A warning for the user before the first instance is created, when the template's guest OS is known.
 pub fn warning(settings: &Settings, guest_os: &str) -> Option<String> {
     let windows = windows(settings, guest_os);
     if !windows && settings.protocol != Protocol::Ssh {
         return Some(format!(
-            "connector_config: protocol: winrm is for windows, and the template's guest is {guest_os:?}"
+            "connector_config: protocol: winrm is for windows, but the template's guest is {guest_os:?}"
         ));
     }
     let password = settings.password.as_ref()?.reveal();
     let user = username(settings, windows);
     (windows && !is_complex(password, user)).then(|| {
-        "connector_config: password: Windows refuses it by default (8 characters or more, three kinds of upper case, lower \
-         case, digits and others, no part of the user's name): where the template does so too, guest customization fails"
+        "connector_config: password: Windows rejects it by default (required: 8 characters or more, three kinds of upper case, \
+         lower case, digits and others, no part of the user's name): if the template does so too, guest customization fails"
             .into()
     })
 }
 
-/// Whether Windows takes the password where "must meet complexity requirements" is on.
+/// Whether Windows accepts the password if "must meet complexity requirements" is on.
 fn is_complex(password: &str, user: &str) -> bool {
     let has = |is: fn(char) -> bool| usize::from(password.contains(is));
     let other = |c: char| !c.is_alphanumeric();
@@ -171,12 +172,12 @@ fn is_complex(password: &str, user: &str) -> bool {
     kinds >= 3 && password.chars().count() >= 8 && !names.into_iter().any(|part| password.contains(part))
 }
 
-/// Checks that the customization script is text and fits into [`MAX_SCRIPT`], for the template's guest OS; before that is
-/// known (`None`), that it fits for one OS at least.
+/// Checks that the customization script is text and fits into [`MAX_SCRIPT`] for the template's guest OS. Before that
+/// is known (`None`): for at least one OS.
 pub fn check(settings: &Settings, guest_os: Option<&str>) -> Result<(), String> {
     let custom = settings.custom_script.as_ref().map_or("", Secret::reveal);
     if custom.contains(|c: char| c.is_control() && !matches!(c, '\t' | '\r' | '\n')) {
-        return Err("customization_script_file: holds control characters: it is no text".into());
+        return Err("customization_script_file: contains control characters: it is not a text file".into());
     }
     let known = match guest_os {
         Some(guest_os) => Some(windows(settings, guest_os)),
@@ -188,14 +189,14 @@ pub fn check(settings: &Settings, guest_os: Option<&str>) -> Result<(), String> 
     };
     match known.map_or_else(|| length(false).min(length(true)), length) {
         length if length > MAX_SCRIPT => Err(format!(
-            "customization_script_file: with what the plugin adds, the script has {length} characters, more than VCD's \
+            "customization_script_file: with the plugin's own part, the script has {length} characters, more than VCD's \
              {MAX_SCRIPT}"
         )),
         _ => Ok(()),
     }
 }
 
-/// What lets a runner in to one instance.
+/// The credentials for one instance.
 struct Credentials {
     password: Option<Secret>,
     key: Option<Key>,
@@ -212,23 +213,23 @@ fn credentials(settings: &Settings, windows: bool, name: &str) -> Credentials {
     }
 }
 
-/// Whether the guest is a Windows: what the user says wins over what VCD shows.
+/// Whether the guest runs Windows: the user's setting overrides VCD's guest OS.
 fn windows(settings: &Settings, guest_os: &str) -> bool {
     settings.os.as_ref().map_or_else(|| is_windows(guest_os), |os| os == "windows")
 }
 
-/// Go's name of the guest's architecture: VCD's VMs are x86, and its names of guests end in their bits.
+/// Go's name of the guest's architecture. VCD's VMs are x86, and its names of guests end in their bits.
 fn arch(guest_os: &str) -> &'static str {
     if guest_os.contains("(32-bit)") { "386" } else { "amd64" }
 }
 
-/// The user to log in as.
+/// The user for logins.
 fn username(settings: &Settings, windows: bool) -> &str {
     settings.username.as_deref().unwrap_or(if windows { "Administrator" } else { "root" })
 }
 
-/// The customization script, if one is needed: for a key, for a user whose password VCD does not set, for a sshd that lets
-/// nobody in by password, or the user's own.
+/// The customization script, if one is needed: for a key, for a user whose password VCD does not set, for an sshd that
+/// does not allow passwords, or for the user's own script.
 fn script(settings: &Settings, credentials: &Credentials, windows: bool) -> Option<String> {
     let user = username(settings, windows);
     let administrator = if windows { user.eq_ignore_ascii_case("Administrator") } else { user == "root" };
@@ -237,10 +238,10 @@ fn script(settings: &Settings, credentials: &Credentials, windows: bool) -> Opti
         administrator,
         password: credentials.password.as_ref().map(Secret::reveal).filter(|_| !administrator),
         key: credentials.key.as_ref().map(|key| key.public.as_str()),
-        // Where a key does, nobody needs to open root's account to passwords.
+        // With a key, root needs no login by password.
         by_password: !windows && credentials.password.is_some() && !(administrator && credentials.key.is_some()),
     };
-    // Editors of Windows like to begin with a mark.
+    // Windows editors often begin a file with a byte order mark.
     let custom = settings.custom_script.as_ref().map(Secret::reveal);
     let custom = custom.map(|custom| custom.strip_prefix(script::BOM).unwrap_or(custom));
     let account = match settings.login_script {
@@ -253,13 +254,13 @@ fn script(settings: &Settings, credentials: &Credentials, windows: bool) -> Opti
     Some(if windows { script::windows(&account, custom) } else { script::linux(&account, custom) })
 }
 
-/// A host name made of an instance's name: letters, digits and inner hyphens, not digits only, short enough for the OS.
-/// When it must be cut, the unique tail stays whole.
+/// A host name from an instance's name: letters, digits and inner hyphens, not only digits, short enough for the OS. If
+/// it must be cut, the unique end stays whole.
 fn computer_name(name: &str, windows: bool) -> String {
     let longest = if windows { MAX_WINDOWS_NAME } else { MAX_LINUX_NAME };
     let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let plain = plain.trim_matches('-');
-    // All is ASCII from here on: bytes are characters.
+    // From here on all is ASCII: a byte is a character.
     let (head, tail) = match plain.len() > longest {
         true => plain.split_at(plain.len() - UNIQUE_TAIL),
         false => (plain, ""),

@@ -1,4 +1,4 @@
-//! The command line's table of commands and options. `--help` comes from it, and so do the man page and the shells' completions
+//! The table of commands and options on the command line. `--help`, the man page and the shell completions come from it
 //! (`examples/manual.rs`).
 #![allow(missing_docs, reason = "the doc comments of fields are what --help says")]
 
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 /// GitLab Runner fleeting plugin for VMware Cloud Director. Without a command: serve.
 #[derive(ArgsInfo, FromArgs)]
 pub struct Arguments {
-    /// show which build this is
+    /// show version and build
     #[argh(switch)]
     pub version: bool,
     #[argh(subcommand)]
@@ -32,91 +32,90 @@ pub enum Command {
 #[argh(subcommand, name = "serve")]
 pub struct Serve {}
 
-/// Show which build this is.
+/// Show version and build.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "version")]
 pub struct Version {}
 
-/// Tell whether the runners of a config.toml would get VMs from VCD, and what to do where not. Changes nothing without
-/// --create.
+/// Check a config.toml against VCD and suggest fixes. Read-only without --create.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(
     subcommand,
     name = "check",
     example = "{command_name} --runner vcd\n{command_name} --create\n{command_name} --record vcd.txt\n{command_name} --offline --config config.toml",
-    error_code(0, "it works; there may be warnings"),
-    error_code(1, "something does not work, or the file cannot be read")
+    error_code(0, "success; there may be warnings"),
+    error_code(1, "an error was found, or the file cannot be read")
 )]
 pub struct Check {
-    /// the runner's configuration (/etc/gitlab-runner/config.toml)
+    /// configuration of GitLab Runner (/etc/gitlab-runner/config.toml)
     #[argh(option, default = "DEFAULT_PATH.into()")]
     pub config: PathBuf,
-    /// only the runner of this name
+    /// check only the runner with this name
     #[argh(option)]
     pub runner: Option<String>,
-    /// read the file only, ask nothing of VCD
+    /// read only the file, send nothing to VCD
     #[argh(switch)]
     pub offline: bool,
-    /// make one instance, log in to it, delete it
+    /// create a test VM, log in to it, delete it
     #[argh(switch)]
     pub create: bool,
-    /// write what VCD is asked and answers into this new file, with stand-ins for secrets and names
+    /// record the requests and VCD's answers in this new file, without secrets and names
     #[argh(option)]
     pub record: Option<PathBuf>,
 }
 
-/// List the vApps in VCD that are named like the group's, and whose they are.
+/// List the vApps whose names begin with the group's prefix, and their owners.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(
     subcommand,
     name = "list",
     example = "{command_name}\n{command_name} --runner vcd --json",
-    error_code(0, "listed"),
-    error_code(1, "not listed; the reason is on stderr")
+    error_code(0, "success"),
+    error_code(1, "failure; the reason is on stderr")
 )]
 pub struct List {
-    /// the runner's configuration (/etc/gitlab-runner/config.toml)
+    /// configuration of GitLab Runner (/etc/gitlab-runner/config.toml)
     #[argh(option, default = "DEFAULT_PATH.into()")]
     pub config: PathBuf,
-    /// the runner of this name, if several use this plugin
+    /// the runner with this name, if several use this plugin
     #[argh(option)]
     pub runner: Option<String>,
-    /// as JSON, for scripts
+    /// print JSON, for scripts
     #[argh(switch)]
     pub json: bool,
 }
 
-/// Delete what the group has left in VCD, after showing it and asking. Stop the runner first.
+/// Delete all vApps of the group in VCD, after confirmation. Stop GitLab Runner first.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(
     subcommand,
     name = "clean",
     example = "{command_name}\n{command_name} --runner vcd --yes",
-    error_code(0, "nothing of the group is left"),
-    error_code(1, "something is left, or nothing was tried; the reason is on stderr")
+    error_code(0, "success; no vApp of the group is left"),
+    error_code(1, "failure; vApps may be left, and the reason is on stderr")
 )]
 pub struct Clean {
-    /// the runner's configuration (/etc/gitlab-runner/config.toml)
+    /// configuration of GitLab Runner (/etc/gitlab-runner/config.toml)
     #[argh(option, default = "DEFAULT_PATH.into()")]
     pub config: PathBuf,
-    /// the runner of this name, if several use this plugin
+    /// the runner with this name, if several use this plugin
     #[argh(option)]
     pub runner: Option<String>,
-    /// do not ask
+    /// delete without confirmation
     #[argh(switch)]
     pub yes: bool,
 }
 
-/// Install this plugin from its OCI image into the runner's plugin folder ($FLEETING_PLUGIN_PATH, /plugins).
+/// Install this plugin from its OCI image into GitLab Runner's plugin folder ($FLEETING_PLUGIN_PATH, /plugins).
 #[derive(ArgsInfo, FromArgs)]
 #[argh(
     subcommand,
     name = "bootstrap",
     example = "FLEETING_PLUGIN_PATH=~/.config/fleeting/plugins {command_name} registry.example.com/ci/fleeting-plugin-vcd",
-    error_code(1, "not installed; the reason is on stdout, as fleeting's tools expect it")
+    error_code(1, "failure; the reason is on stdout, as fleeting's tools expect it")
 )]
 pub struct Bootstrap {
-    /// where the plugin comes from: HOST/GROUP/NAME, GROUP/NAME at GitLab's registry, or the NAME of one of fleeting's own
+    /// repository of the plugin: HOST/GROUP/NAME, GROUP/NAME in GitLab's registry, or the NAME of one of fleeting's plugins
     #[argh(positional)]
     pub repo: String,
 }

@@ -1,5 +1,5 @@
-//! The commands for people and for fleeting's tools, one module each. `main` reads the command line and calls them; a
-//! plugin that serves runs none of this.
+//! The commands for people and for fleeting's tools, one module each. `main` reads the command line and calls them. A
+//! plugin that serves GitLab Runner uses none of this.
 
 use crate::config::nearest;
 
@@ -16,12 +16,12 @@ pub use life::run;
 
 /// The commands.
 const COMMANDS: [&str; 6] = ["serve", "version", "check", "list", "clean", "bootstrap"];
-/// Their options that are followed by a value.
+/// The options that take a value.
 const WITH_VALUE: [&str; 3] = ["--config", "--runner", "--record"];
-/// Their others.
+/// The other options.
 const SWITCHES: [&str; 6] = ["--offline", "--create", "--json", "--yes", "--help", "--version"];
 
-/// What is wrong with a command line that could not be read, and what may be meant by it; `None` if nobody can tell.
+/// Why the command line could not be read, and what the user probably meant. `None` if neither is clear.
 pub fn meant(words: &[&str]) -> Option<String> {
     let options = || WITH_VALUE.iter().chain(&SWITCHES).copied();
     let mut value = false;
@@ -37,11 +37,13 @@ pub fn meant(words: &[&str]) -> Option<String> {
             (_, false) if words.first() == Some(&"bootstrap") => continue,
             (_, false) => {
                 let command = words.first().copied().unwrap_or_default();
-                return Some(format!("{word:?} belongs to no option; did you mean {command} --config {word}?"));
+                return Some(format!(
+                    "{word:?} is not an option or its value; did you mean {command} --config {word}?"
+                ));
             }
         };
         let known = known.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
-        return Some(format!("there is no {kind} {word:?}{known}"));
+        return Some(format!("unknown {kind} {word:?}{known}"));
     }
     None
 }
@@ -53,12 +55,15 @@ mod tests {
     #[test]
     fn of_a_wrong_command_line_the_wrong_word_and_the_one_that_is_meant_are_named() {
         for (line, expected) in [
-            ("chekc", "there is no command \"chekc\"; did you mean check?"),
-            ("frobnicate", "there is no command \"frobnicate\""),
-            ("check config.toml", "\"config.toml\" belongs to no option; did you mean check --config config.toml?"),
-            ("check --ofline", "there is no option \"--ofline\"; did you mean --offline?"),
-            ("list --runner vcd --jsn", "there is no option \"--jsn\"; did you mean --json?"),
-            ("list --runner lst x", "\"x\" belongs to no option; did you mean list --config x?"),
+            ("chekc", "unknown command \"chekc\"; did you mean check?"),
+            ("frobnicate", "unknown command \"frobnicate\""),
+            (
+                "check config.toml",
+                "\"config.toml\" is not an option or its value; did you mean check --config config.toml?",
+            ),
+            ("check --ofline", "unknown option \"--ofline\"; did you mean --offline?"),
+            ("list --runner vcd --jsn", "unknown option \"--jsn\"; did you mean --json?"),
+            ("list --runner lst x", "\"x\" is not an option or its value; did you mean list --config x?"),
         ] {
             assert_eq!(meant(&line.split(' ').collect::<Vec<_>>()).as_deref(), Some(expected), "{line}");
         }

@@ -1,6 +1,7 @@
-//! plugin_config and connector_config as the host gives them at Init, turned into settings, and into lists of what is wrong
-//! with them and of what their user should know. It reads the files that are named there, but the certificates' (and the token's only if credentials are
-//! derived from it), and asks nothing of VCD: whether a name exists there is found out later.
+//! plugin_config and connector_config, as the host sends them in Init. This module turns them into settings, a list of
+//! errors, and a list of warnings for the user. It reads the files that the keys name, except the certificates. It
+//! reads the token file only if credentials are derived from the token. It sends nothing to VCD: whether a name exists
+//! there is checked later.
 
 use crate::access::{Key, Protocol, Seed};
 use crate::cloud::Secret;
@@ -15,45 +16,47 @@ use std::path::PathBuf;
 use std::time::Duration;
 use ureq::http::Uri;
 
-/// plugin_config may have so many bytes.
+/// Maximum size of plugin_config, in bytes.
 pub const MAX_CONFIG: usize = 64 * 1024;
-/// Names may have so many characters: VCD's own names are shorter.
+/// Maximum length of a name, in characters. VCD's own names are shorter.
 const MAX_TEXT: usize = 256;
-/// A prefix may have so many characters: with `-` and 8 more it stays below the 80 of a VM's name in vCenter.
+/// Maximum length of a prefix, in characters. With `-` and 8 more it stays below the 80 that vCenter allows for the
+/// name of a VM.
 pub const MAX_PREFIX: usize = 64;
-/// An API token, or the url, may have so many characters.
+/// Maximum length of an API token or of the url, in characters.
 const MAX_LONG_TEXT: usize = 4096;
-/// User names and passwords of guests may have so many characters.
+/// Maximum length of a guest's user name or password, in characters.
 const MAX_CREDENTIAL: usize = 256;
-/// A secret that credentials are derived from has at least so many characters: public keys let one try guesses.
+/// Minimum length of a secret from which credentials are derived, in characters: guests show public keys, so a short
+/// secret could be guessed offline.
 const MIN_SEED: usize = 16;
-/// A table may have so many entries.
+/// Maximum number of entries in a table.
 const MAX_ENTRIES: usize = 64;
-/// A key in a table, such as the name of a piece of metadata, may have so many characters.
+/// Maximum length of a key in a table, such as the name of a metadata entry, in characters.
 const MAX_ENTRY_KEY: usize = 256;
-/// `user_data_file` may have so many characters: it travels in base64 as one attribute.
+/// Maximum length of `user_data_file`, in characters. VCD gets it in base64 as one attribute.
 const MAX_USER_DATA: usize = 48 * 1024;
-/// A lease ends so long after twice max_instance_age: after the garbage collection that would have taken the instance, and
-/// after the time before its end that counts as its end.
+/// A lease ends this long after twice max_instance_age: later than the garbage collection that deletes the instance,
+/// and later than the margin before its end in which the plugin treats a lease as expired.
 const LEASE_EXTRA: Duration = Duration::from_secs(2 * 60 * 60);
-/// Let the plugin decide.
+/// Value of a key: the plugin decides.
 const AUTO: &str = "auto";
 /// The key of the limit on all operations.
 const OPERATIONS: &str = "max_concurrent_operations";
-/// To be said of a service account's token that guests' credentials are derived from.
-pub const SEED_CHANGES: &str = "guests' credentials are derived from the token, which VCD replaces at each login: after a \
-                                restart all VMs are unhealthy; credentials_seed is what to derive them from";
-/// The token, if plugin_config gives none.
+/// Warning about a service account's token from which guest credentials are derived.
+pub const SEED_CHANGES: &str = "guest credentials are derived from the token, but VCD replaces this token at each login: after \
+                                a restart all VMs are unhealthy; set credentials_seed to derive them from that";
+/// The environment variable with the token, if plugin_config has none.
 const TOKEN_VARIABLE: &str = "VCD_TOKEN";
-/// What the user wrote is shown in messages up to so many characters.
+/// Maximum length of a user's text in messages, in characters.
 const MAX_SHOWN: usize = 64;
-/// So many unknown keys are named; the others are counted.
+/// Maximum number of unknown keys that are named. The others are counted.
 const MAX_UNKNOWN_NAMED: usize = 10;
-/// A known key is suggested for an unknown one that is at most so many edits away.
+/// Maximum number of edits between an unknown key and the known key that is suggested for it.
 const MAX_EDITS: usize = 3;
-/// Guests do not boot with less memory: as a rule GB were written where MB are expected.
+/// Guests do not boot with less memory. The usual cause is GB instead of MB.
 const LITTLE_MEMORY_MB: u32 = 256;
-/// With a longer `reconcile_interval` VMs are seen late.
+/// With a longer `reconcile_interval` the plugin notices VMs late.
 const SLOW_INTERVAL: Duration = Duration::from_secs(60);
 /// The kernel's limit for a socket's path, in bytes.
 const MAX_SOCKET_PATH: usize = 107;
@@ -83,7 +86,7 @@ pub struct Connector {
     pub protocol_port: i64,
 }
 
-/// Everything that the plugin is told by its user.
+/// All settings of the user.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// For the VCD client.
@@ -92,19 +95,19 @@ pub struct Config {
     pub policy: group::Policy,
     /// For the guests.
     pub access: access::Settings,
-    /// `HOST:PORT` or `unix:/PATH` of the debug server, if wanted.
+    /// `HOST:PORT` or `unix:/PATH` of the debug server, if there is one.
     pub debug_server_addr: Option<String>,
     /// Guests' credentials are derived from the token.
     pub seed_is_token: bool,
-    /// What the user should know: unknown keys with the nearest known key, an `http://` url.
+    /// Warnings for the user: unknown keys with the nearest known key, an `http://` url.
     pub warnings: Vec<String>,
 }
 
-/// The settings as far as they could be read: what is wrong is empty in them.
+/// The settings as far as they could be read. A wrong value is empty here.
 pub struct Draft {
     /// The settings.
     pub config: Config,
-    /// What is wrong, one mistake each, on one line, without anything of the token, the password or the key.
+    /// The mistakes: one line each, without any part of the token, the password or the key.
     pub errors: Vec<String>,
 }
 
@@ -118,45 +121,45 @@ impl Draft {
 /// A key of plugin_config.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfigKey {
-    /// As it is written in plugin_config.
+    /// The name in plugin_config.
     pub name: &'static str,
-    /// What its value must be.
+    /// The kind of its value.
     pub kind: Kind,
-    /// What holds when it is not given, written as in plugin_config; `None` if it must be given.
+    /// The default, written as in plugin_config. `None`: the key is required.
     pub default: Option<&'static str>,
-    /// One sentence for users.
+    /// One or two sentences for users.
     pub doc: &'static str,
 }
 
-/// What a key's value must be. The bounds are inclusive.
+/// The kind of a key's value. The limits are inclusive.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
-    /// A string without control characters. An empty one counts as not given.
+    /// A string without control characters. An empty one counts as not set.
     Text {
-        /// At most so many characters.
+        /// Maximum length in characters.
         max: usize,
     },
     /// A whole number.
     Whole {
-        /// The smallest.
+        /// Minimum.
         min: u32,
-        /// The largest.
+        /// Maximum.
         max: u32,
     },
     /// true or false.
     Flag,
-    /// true, false or, as a string, what is decided by itself.
+    /// true, false, or the string "auto".
     AutoFlag,
     /// A table of strings, each without control characters.
     Table {
-        /// At most so many characters in a value.
+        /// Maximum length of a value, in characters.
         max: usize,
     },
-    /// A duration as Go writes it, such as "1h30m". An empty one counts as not given.
+    /// A duration as Go writes it, such as "1h30m". An empty one counts as not set.
     Span {
-        /// The shortest.
+        /// Minimum.
         min: Duration,
-        /// The longest.
+        /// Maximum.
         max: Duration,
     },
 }
@@ -337,9 +340,14 @@ pub const KEYS: &[ConfigKey] = {
             "standby_count",
             whole(0, 1000),
             Some("0"),
-            "Number of suspended VMs kept ready for the next jobs, in addition to max_size; 0: none.",
+            "Number of suspended VMs that the plugin keeps ready for the next jobs, in addition to max_size. 0: none.",
         ),
-        key("standby_max_age", span(0, 366 * DAY), Some("24h"), "An older standby VM is replaced; 0: never."),
+        key(
+            "standby_max_age",
+            span(0, 366 * DAY),
+            Some("24h"),
+            "Age at which the plugin replaces a standby VM. 0: never.",
+        ),
         key(
             "on_shutdown",
             NAME,
@@ -358,8 +366,8 @@ enum Found {
     Span(Duration),
 }
 
-/// The values that were found so far, and what is wrong with the rest. The getters answer empty or zero for a key whose
-/// value is wrong: then there is a mistake, and the result is thrown away.
+/// The values found so far, and the mistakes in the others. The getters return empty or zero for a wrong value: there
+/// is a mistake then, and nobody uses the result.
 #[derive(Default)]
 struct Reading {
     values: BTreeMap<&'static str, Found>,
@@ -368,13 +376,14 @@ struct Reading {
 }
 
 impl Config {
-    /// What tells this group from others: of two plugins that agree in it, one that starts takes the VMs of the other for its own.
+    /// The identity of this group. If two plugins have the same identity, the one that starts adopts the VMs of the
+    /// other.
     pub fn identity(&self) -> [&str; 6] {
         let (vcd, policy) = (&self.vcd, &self.policy);
         [&vcd.url, &vcd.org, &vcd.vdc, &policy.prefix, &policy.group, &policy.manager]
     }
 
-    /// [`Config::read`], for whom a mistake ends it: the error names every one.
+    /// [`Config::read`] for callers that stop at a mistake. The error names every mistake.
     pub fn parse(plugin_config: &[u8], connector: &Connector) -> Result<Config, String> {
         Config::read(plugin_config, connector).checked()
     }
@@ -469,7 +478,7 @@ impl Config {
     }
 }
 
-/// plugin_config as a JSON object. Of a key that is given twice the last one counts.
+/// plugin_config as a JSON object. If a key is there twice, the last one counts.
 fn object(plugin_config: &[u8]) -> Result<Map<String, Value>, String> {
     if plugin_config.len() > MAX_CONFIG {
         return Err(format!("plugin_config has {} bytes, more than the {MAX_CONFIG} allowed", plugin_config.len()));
@@ -481,7 +490,7 @@ fn object(plugin_config: &[u8]) -> Result<Map<String, Value>, String> {
         Ok(Value::Object(object)) => Ok(object),
         Ok(Value::Null) => Err("plugin_config is missing".into()),
         Ok(other) => Err(format!("plugin_config: expected an object, found {}", kind_of(&other))),
-        // serde_json's words for a syntax error are fixed ones and a place; they quote nothing.
+        // serde_json's messages for syntax errors are fixed texts with a position. They quote nothing.
         Err(error) => Err(format!("plugin_config is not JSON: {error}")),
     }
 }
@@ -491,7 +500,7 @@ impl Reading {
         if let Some(Found::Text(text)) = self.values.get(name) { text.clone() } else { String::new() }
     }
 
-    /// The text, if one was given.
+    /// The text, if it is set.
     fn some(&self, name: &str) -> Option<String> {
         Some(self.text(name)).filter(|text| !text.is_empty())
     }
@@ -512,14 +521,14 @@ impl Reading {
         if let Some(Found::Span(span)) = self.values.get(name) { *span } else { Duration::ZERO }
     }
 
-    /// Everything that the table of keys says.
+    /// Reads all keys of the table.
     fn read(&mut self, object: &Map<String, Value>) {
         for key in KEYS {
             match read_key(key, object.get(key.name)) {
                 Ok(found) => _ = self.values.insert(key.name, found),
                 Err(mistake) => self.mistakes.push(mistake),
             }
-            // A token with white space is refused anyway.
+            // A token with white space is a mistake anyway.
             if let Some(Found::Text(text)) = self.values.get(key.name)
                 && text.trim() != text
                 && key.name != "token"
@@ -527,7 +536,8 @@ impl Reading {
                 self.warnings.push(format!("{}: begins or ends with white space, which is kept", key.name));
             }
         }
-        // A configuration of before this key was keeps the limits that it sets: one place is kept for creates.
+        // A configuration without this key may be older than the key. Its other limits stay in force: one slot is
+        // reserved for creates.
         let given = |name: &str| object.get(name).is_some_and(|value| !value.is_null());
         if !given(OPERATIONS) {
             let limits = [("max_concurrent_creates", 0), ("max_concurrent_deletes", 1)];
@@ -558,7 +568,7 @@ impl Reading {
         }
     }
 
-    /// What the table cannot say. Answers the values that are not taken as they are: mode, url, debug address.
+    /// Checks that the table cannot express. Returns the values that are converted: IP mode, url, debug address.
     fn check(&mut self) -> (vcd::IpMode, String, Option<String>) {
         let ip_mode = match self.text("ip_allocation_mode").as_str() {
             "POOL" | "" => vcd::IpMode::Pool,
@@ -588,8 +598,7 @@ impl Reading {
         }
 
         if self.flag("insecure_skip_tls_verify") {
-            let text =
-                "insecure_skip_tls_verify: any certificate is believed, so that anybody on the way can read the token";
+            let text = "insecure_skip_tls_verify: TLS certificates are not verified, so anyone on the network path can read the token";
             self.warnings.push(text.into());
         }
 
@@ -598,7 +607,7 @@ impl Reading {
         if let Some(wrong) = prefix.chars().find(|c| !fits(*c)) {
             let wrong = wrong.escape_debug();
             self.mistakes
-                .push(format!("vapp_name_prefix: may hold letters, digits, '-', '_' and '.', found '{wrong}'"));
+                .push(format!("vapp_name_prefix: may contain letters, digits, '-', '_' and '.', found '{wrong}'"));
         } else if prefix.starts_with(['-', '_', '.']) {
             self.mistakes.push("vapp_name_prefix: must begin with a letter or a digit".into());
         }
@@ -615,19 +624,19 @@ impl Reading {
                 let text = "debug_server_addr: expected HOST:PORT, such as 127.0.0.1:27060, or unix:/PATH";
                 self.mistakes.push(text.into());
             } else if path.is_none() && !is_loopback(address) {
-                let text = "everyone who can reach this address can read the debug page, which asks for no password";
+                let text = "anyone who can reach this address can read the debug pages: they need no password";
                 self.warnings.push(format!("debug_server_addr: {}: {text}", shown(address)));
             }
         }
         (ip_mode, url, address)
     }
 
-    /// The one token that is given. What the environment gives counts only if the configuration gives none.
+    /// The token, from exactly one source. The environment counts only if the configuration has no token.
     fn token(&mut self, variable: Option<String>) -> Option<vcd::Token> {
         let variable = variable.filter(|token| !token.is_empty());
         let (name, token) = match (self.some("token"), self.some("token_file"), variable) {
             (Some(_), Some(_), _) => {
-                self.mistakes.push("token, token_file: only one of them can be given".into());
+                self.mistakes.push("token, token_file: set only one of them".into());
                 return None;
             }
             (None, None, None) => {
@@ -637,7 +646,7 @@ impl Reading {
             }
             (token, file, Some(_)) if token.is_some() || file.is_some() => {
                 let name = if token.is_some() { "token" } else { "token_file" };
-                self.warnings.push(format!("${TOKEN_VARIABLE} is ignored: {name} is given"));
+                self.warnings.push(format!("${TOKEN_VARIABLE} is ignored: {name} is set"));
                 match file {
                     Some(file) => return Some(vcd::Token::File(file.into())),
                     None => ("token", token?),
@@ -648,14 +657,13 @@ impl Reading {
             (.., Some(token)) => ("$VCD_TOKEN", token),
         };
         if token.chars().count() > MAX_LONG_TEXT || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            self.mistakes
-                .push(format!("{name}: holds white space or other characters that no token has, or is too long"));
+            self.mistakes.push(format!("{name}: contains white space or other invalid characters, or is too long"));
             return None;
         }
         Some(vcd::Token::Text(Secret::new(token)))
     }
 
-    /// CPUs and memory, which a policy can stand for.
+    /// CPUs and memory. A policy can replace them.
     fn check_hardware(&mut self) {
         let has_policy = self.some("sizing_policy").is_some() || self.some("placement_policy").is_some();
         for name in ["cpu_count", "cores_per_socket", "memory_mb"] {
@@ -666,7 +674,7 @@ impl Reading {
         let (cpus, cores) = (self.whole("cpu_count"), self.whole("cores_per_socket"));
         if self.some("sizing_policy").is_some() && (cpus > 0 || self.whole("memory_mb") > 0) {
             self.warnings
-                .push("sizing_policy: what it fixes wins over cpu_count, cores_per_socket and memory_mb".into());
+                .push("sizing_policy: values that it fixes override cpu_count, cores_per_socket and memory_mb".into());
         }
         if cpus > 0 && cores > 0 && cpus % cores != 0 {
             self.mistakes.push(format!("cores_per_socket: {cores} does not divide cpu_count {cpus}"));
@@ -677,20 +685,20 @@ impl Reading {
         }
         if (1..LITTLE_MEMORY_MB).contains(&memory) {
             self.warnings
-                .push(format!("memory_mb: {memory} MB is too little for a guest; {memory} GB are {}", memory * 1024));
+                .push(format!("memory_mb: {memory} MB is too little for a guest; {memory} GB is {}", memory * 1024));
         }
     }
 
-    /// What makes the plugin slow.
+    /// Settings that make the plugin slow.
     fn check_pace(&mut self) {
         let interval = self.span("reconcile_interval");
         if interval > SLOW_INTERVAL {
-            let text = format!("reconcile_interval: VMs that are lost are noticed up to {} late", in_go(interval));
+            let text = format!("reconcile_interval: the plugin notices lost VMs up to {} late", in_go(interval));
             self.warnings.push(text);
         }
     }
 
-    /// What is no name but an id or a link has to be one of its kind.
+    /// An id or a link must be one of the right kind of object.
     fn check_names(&mut self) {
         let names = [
             ("virtual_datacenter", vcd::Kind::Vdc),
@@ -708,22 +716,23 @@ impl Reading {
         }
     }
 
-    /// What is written by us cannot be given.
+    /// The user cannot set entries that the plugin writes.
     fn check_tables(&mut self) {
         if self.table("metadata").iter().any(|(key, _)| key == vcd::LABEL_KEY) {
             self.mistakes.push(format!("metadata: {} is written by the plugin itself", vcd::LABEL_KEY));
         }
         if self.text("metadata_label") == "false" && !self.table("metadata").is_empty() {
             self.mistakes
-                .push("metadata: it is written together with the label, which metadata_label = false forbids".into());
+                .push("metadata: metadata_label = false turns off all metadata entries: set it to auto or true".into());
         }
         let given = self.table("guest_properties").iter().any(|(key, _)| key == vcd::USER_DATA);
         if given && self.some("user_data_file").is_some() {
-            self.mistakes.push(format!("guest_properties: {} is given by user_data_file already", vcd::USER_DATA));
+            self.mistakes.push(format!("guest_properties: {} is set by user_data_file already", vcd::USER_DATA));
         }
     }
 
-    /// How long VCD lets a vApp be that nobody removes: longer than the garbage collection does, awake and asleep.
+    /// The lease of a vApp, for one that nobody deletes. It is longer than the age at which the garbage collection
+    /// deletes it, for running and for suspended VMs.
     fn lease(&mut self) -> Option<vcd::Lease> {
         let awake = self.span("max_instance_age").saturating_mul(2);
         let asleep = [
@@ -745,7 +754,7 @@ impl Reading {
         }
     }
 
-    /// The text in the file that a key names, with at most `max` characters.
+    /// The text in the file that a key names, at most `max` characters.
     fn file(&mut self, key: &str, max: usize) -> Option<Secret> {
         let path = self.some(key)?;
         let read = || -> Result<String, String> {
@@ -764,7 +773,8 @@ impl Reading {
         read().map(Secret::new).map_err(|why| self.mistakes.push(wrong(why))).ok()
     }
 
-    /// What credentials are derived from: the seed or, if there is none, the token as it is now. `None` after a mistake.
+    /// The secret from which credentials are derived: credentials_seed or, without one, the current token. `None` after
+    /// a mistake.
     fn seed(&mut self, token: Option<&vcd::Token>) -> Option<Seed> {
         let secret = match self.some("credentials_seed") {
             Some(seed) => Secret::new(seed),
@@ -773,7 +783,7 @@ impl Reading {
         Some(Seed::new(secret))
     }
 
-    /// connector_config, and what else is for the guests.
+    /// connector_config, and the other settings for guests.
     fn connector(
         &mut self,
         connector: &Connector,
@@ -816,7 +826,7 @@ impl Reading {
 
         let user = connector.username.as_str();
         if user.contains(|c: char| c.is_control() || matches!(c, ':' | '/')) {
-            wrong("username", "holds ':', '/' or a control character".into());
+            wrong("username", "contains ':', '/' or a control character".into());
         } else if user.starts_with('-') || user.trim() != user {
             wrong("username", "begins with '-', or begins or ends with white space".into());
         }
@@ -825,7 +835,7 @@ impl Reading {
         }
         let password = connector.password.as_str();
         if password.contains(char::is_control) {
-            wrong("password", "holds a line end or another control character".into());
+            wrong("password", "contains a line break or another control character".into());
         }
         if password.chars().count() > MAX_CREDENTIAL {
             wrong("password", format!("has more than the {MAX_CREDENTIAL} characters allowed"));
@@ -836,7 +846,7 @@ impl Reading {
         };
         let given = !password.is_empty() || !connector.key.is_empty();
         if !connector.use_static_credentials && given {
-            let text = "false means that credentials are generated: set it to true, or remove password and key_path";
+            let text = "with false the plugin generates credentials: set it to true, or remove password and key_path";
             wrong("use_static_credentials", text.into());
         } else if connector.use_static_credentials && !given {
             wrong("use_static_credentials", "needs username and password, or key_path".into());
@@ -845,13 +855,12 @@ impl Reading {
         }
 
         if !self.flag("login_script") && !connector.use_static_credentials {
-            let text =
-                "login_script: false needs use_static_credentials = true: nothing else could know what is generated";
+            let text = "login_script: false needs use_static_credentials = true: the template cannot know generated credentials";
             self.mistakes.push(text.into());
         }
         let seed = self.text("credentials_seed");
         if !seed.is_empty() && seed.chars().count() < MIN_SEED {
-            self.mistakes.push(format!("credentials_seed: has fewer than the {MIN_SEED} characters that are needed"));
+            self.mistakes.push(format!("credentials_seed: has fewer than the {MIN_SEED} characters required"));
         }
         let seed = if connector.use_static_credentials { None } else { self.seed(token) };
         let settings = access::Settings {
@@ -875,7 +884,7 @@ impl Reading {
     }
 }
 
-/// One key's value, or what is wrong with it. Tells no value but numbers.
+/// The value of one key, or its mistake. It shows numbers, but no other value.
 fn read_key(key: &ConfigKey, given: Option<&Value>) -> Result<Found, String> {
     let name = key.name;
     let given = given.filter(|value| !value.is_null() && value.as_str() != Some(""));
@@ -887,7 +896,7 @@ fn read_key(key: &ConfigKey, given: Option<&Value>) -> Result<Found, String> {
         Kind::Text { max } => {
             let text = value.as_str().ok_or_else(|| format!("{name}: expected a string, found {}", kind_of(value)))?;
             if text.contains(char::is_control) {
-                return Err(format!("{name}: holds a line end or another control character"));
+                return Err(format!("{name}: contains a line break or another control character"));
             }
             match text.chars().count() {
                 length if length > max => Err(format!("{name}: has {length} characters, more than the {max} allowed")),
@@ -942,7 +951,7 @@ fn read_table(name: &str, table: &Map<String, Value>, max: usize) -> Result<Vec<
         let place = format!("{name}.{}", shown(key));
         let text = value.as_str().ok_or_else(|| format!("{place}: expected a string, found {}", kind_of(value)))?;
         if key.trim().is_empty() || key.contains(char::is_control) || key.chars().count() > MAX_ENTRY_KEY {
-            return Err(format!("{place}: is no key: it is empty, too long, or holds a control character"));
+            return Err(format!("{place}: is not a valid key: it is empty, too long, or contains a control character"));
         }
         if text.contains(char::is_control) || text.chars().count() > max {
             return Err(format!("{place}: has more than the {max} characters allowed, or a control character"));
@@ -965,7 +974,7 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// What the user wrote, on one line and not too long.
+/// A user's text, on one line, cut to a maximum length.
 fn shown(text: &str) -> String {
     let cut: String = text.chars().take(MAX_SHOWN).collect();
     let dots = if cut.len() < text.len() { "…" } else { "" };
@@ -1017,16 +1026,16 @@ fn in_go(span: Duration) -> String {
     }
 }
 
-/// Whether `url` is one of VCD's API: `Ok(true)` for https, `Ok(false)` for http. The error quotes nothing of it but a host,
-/// as it may hold a password.
+/// Whether `url` is one of VCD's API: `Ok(true)` for https, `Ok(false)` for http. The error quotes only a host name,
+/// because the url may contain a password.
 fn check_url(url: &str) -> Result<bool, Cow<'static, str>> {
     let https = url.starts_with("https://");
     if !https && !url.starts_with("http://") {
         return Err("must begin with https:// or http://".into());
     }
     let uri: Uri = url.parse().map_err(|_| match host_in_ascii(url) {
-        Some(host) => format!("has a host with letters beyond ASCII: write it as DNS has it, {host}").into(),
-        None => Cow::Borrowed("is no valid URL"),
+        Some(host) => format!("has a host name with non-ASCII letters: write its DNS name, {host}").into(),
+        None => Cow::Borrowed("is not a valid URL"),
     })?;
     check_parts(&uri, url).map(|()| https).map_err(Cow::Borrowed)
 }
@@ -1034,7 +1043,7 @@ fn check_url(url: &str) -> Result<bool, Cow<'static, str>> {
 fn check_parts(uri: &Uri, url: &str) -> Result<(), &'static str> {
     let authority = uri.authority().ok_or("has no host, expected https://HOST/api")?;
     if authority.as_str().contains('@') {
-        return Err("must not hold a user name or password");
+        return Err("must not contain a user name or password");
     }
     if authority.host().is_empty() {
         return Err("has no host, expected https://HOST/api");
@@ -1044,9 +1053,9 @@ fn check_parts(uri: &Uri, url: &str) -> Result<(), &'static str> {
         return Err("has an invalid port");
     }
     if uri.query().is_some() || url.contains('#') {
-        return Err("must not hold '?' or '#'");
+        return Err("must not contain '?' or '#'");
     }
-    // Anything else is the address of a page for people, as a rule.
+    // Another path is usually the address of a web page.
     let path = uri.path().trim_end_matches('/');
     if !path.is_empty() && !path.ends_with("/api") {
         return Err("has a path that does not end in /api, expected https://HOST/api or https://HOST");
@@ -1054,8 +1063,8 @@ fn check_parts(uri: &Uri, url: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// The host of a url that has letters beyond ASCII in it and nothing else amiss, in ASCII: such parts of its name begin with
-/// `xn--`, and are in Punycode.
+/// The host name of a url, converted to ASCII, if its only mistake is non-ASCII letters. Such labels begin with `xn--`
+/// and are in Punycode.
 fn host_in_ascii(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -1116,36 +1125,36 @@ fn punycode(text: &str) -> Option<String> {
     Some(code)
 }
 
-/// Whether `address` can be listened on: an IP address or a host name, and a port.
+/// Whether the server can listen on `address`: an IP address or a host name, and a port.
 fn is_host_port(address: &str) -> bool {
     if let Ok(address) = address.parse::<SocketAddr>() {
         return address.port() != 0;
     }
     let Some((host, port)) = address.rsplit_once(':') else { return false };
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
-    // All digits and dots is an address, and was no valid one.
+    // A name of digits and dots is an IP address. This one is not valid.
     let is_number = host.chars().all(|c| c.is_ascii_digit() || c == '.');
     let has_digits_only = port.chars().all(|c| c.is_ascii_digit());
     host.chars().all(is_name) && !is_number && has_digits_only && matches!(port.parse(), Ok(1u16..))
 }
 
-/// The known key that `name` was probably meant to be.
+/// The known key that the user probably meant by `name`.
 fn nearest_key(name: &str) -> Option<&'static str> {
     nearest(&name.replace('-', "_"), KEYS.iter().map(|key| key.name))
 }
 
-/// What of `known` was probably meant by `name`, whatever is in capitals.
+/// The element of `known` that `name` probably means. Case does not matter.
 pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let lower = |name: &str| name.chars().take(MAX_SHOWN).flat_map(char::to_lowercase).collect::<String>();
     let name = lower(name);
     let (distance, known) = known.map(|known| (edits(&name, &lower(known)), known)).min()?;
-    // Half of a short name must not be guessed.
+    // Half of a short name is not enough for a guess.
     (distance <= MAX_EDITS && distance * 2 < known.len()).then_some(known)
 }
 
-/// To be said of a path that could not be read, if that is why.
+/// A hint for a path that could not be read, if `~` is the reason.
 pub(crate) fn tilde(path: &str) -> &'static str {
-    if path.starts_with('~') { "; ~ is not expanded: write the whole path" } else { "" }
+    if path.starts_with('~') { "; ~ is not expanded: write the full path" } else { "" }
 }
 
 /// Whether only this machine reaches an address that [`is_host_port`].
@@ -1156,7 +1165,7 @@ fn is_loopback(address: &str) -> bool {
     }
 }
 
-/// How many characters have to be inserted, removed or replaced to get from one to the other (Levenshtein).
+/// The number of characters to insert, delete or replace to get from one text to the other (Levenshtein).
 fn edits(from: &str, to: &str) -> usize {
     let mut row: Vec<usize> = (0..=to.chars().count()).collect();
     for (line, a) in from.chars().enumerate() {

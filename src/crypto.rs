@@ -1,5 +1,5 @@
-//! rustls' cryptography by ring, less what a client never needs here: ChaCha20 (every VCD speaks AES-GCM) and the keys of
-//! clients. What is left out is not linked, which saves some 90 KB.
+//! rustls' cryptography by ring, without the parts that a client never needs here: ChaCha20 (every VCD supports
+//! AES-GCM) and client keys. These parts are not linked, which saves about 90 KB.
 
 use rustls::crypto::ring::{DEFAULT_KX_GROUPS, cipher_suite};
 use rustls::crypto::{CryptoProvider, GetRandomFailed, KeyProvider, SecureRandom, WebPkiSupportedAlgorithms};
@@ -27,7 +27,7 @@ pub(crate) fn provider() -> CryptoProvider {
     }
 }
 
-/// Those of rustls' own provider. With TLS 1.2 a scheme says nothing of the curve.
+/// The same as in rustls' own provider. In TLS 1.2 a scheme does not include the curve.
 static SIGNATURES: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
     all: &[
         algorithm::ECDSA_P256_SHA256,
@@ -58,7 +58,7 @@ static SIGNATURES: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
     ],
 };
 
-/// Chance from the system, and no keys: a client that shows no certificate has none.
+/// Random numbers from the system, and no client keys.
 #[derive(Debug)]
 struct Source;
 

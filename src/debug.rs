@@ -1,5 +1,5 @@
-//! The debug server: what the plugin does, over HTTP/1, as text, HTML, JSON and Prometheus metrics. Read-only, a few short
-//! connections at a time.
+//! The debug server: the state of the plugin over HTTP/1, as text, HTML, JSON and Prometheus metrics. It is read-only
+//! and serves few short connections.
 
 mod html;
 mod json;
@@ -33,39 +33,38 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// At most so many connections at a time. A further one takes the place of the oldest, so that those who connect and say
-/// nothing keep nobody out.
+/// Maximum number of connections. A further one replaces the oldest, so that silent clients block nobody.
 pub const MAX_CONNECTIONS: usize = 64;
-/// A connection may last so long in all.
+/// Maximum duration of a connection.
 pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
-/// A request's head must arrive within this time.
+/// Maximum time until the head of a request has arrived.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// A request's head may be so large.
+/// Maximum size of a request's head, in bytes.
 pub const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// Pause after a failed accept (no descriptors left, for one).
+/// Pause after a failed accept, for example without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
-/// A page shows so many events; `/api/status` has all that are kept.
+/// Maximum number of events on a page. `/api/status` has all that are kept.
 pub const SHOWN_EVENTS: usize = 50;
-/// Columns of the text page if `?width=` does not ask for others.
+/// Columns of the text page without `?width=`.
 const WIDTH: usize = 80;
-/// What `?width=` may ask for.
+/// The valid values of `?width=`.
 const WIDTHS: std::ops::RangeInclusive<usize> = 60..=400;
-/// What an address begins with that is a Unix socket's path.
+/// The prefix of an address that is the path of a Unix socket.
 const UNIX: &str = "unix:";
 
-/// Serves `driver`'s state at `address` (`HOST:PORT` or `unix:/PATH`) until the process ends. A failure to listen is a
-/// warning: the plugin runs on without it.
+/// Serves `driver`'s state at `address` (`HOST:PORT` or `unix:/PATH`) until the process ends. If it cannot listen, it
+/// logs a warning, and the plugin continues without it.
 pub fn start(executor: &Rc<LocalExecutor<'static>>, driver: Rc<Driver>, address: String) {
     let server = Server { executor: executor.clone(), driver, open: RefCell::default() };
     executor
         .spawn(async move {
             let Err(error) = server.listen(&address).await;
-            log::warn!("listen at debug_server_addr {address}: {error}; the plugin runs on without a debug server");
+            log::warn!("listen at debug_server_addr {address}: {error}; the plugin continues without a debug server");
         })
         .detach();
 }
 
-/// A connection of either kind, so that hyper's machinery is compiled once.
+/// One type for both kinds of connections, so that hyper's code is compiled once.
 trait Connection: AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Connection for T {}
@@ -78,7 +77,7 @@ struct Server {
 }
 
 impl Server {
-    /// Accepts connections for ever. The error says why it cannot listen.
+    /// Accepts connections until the process ends. The error says why it cannot listen.
     async fn listen(&self, address: &str) -> std::io::Result<Infallible> {
         if let Some(path) = address.strip_prefix(UNIX) {
             return self.listen_unix(path.into()).await;
@@ -100,7 +99,7 @@ impl Server {
         }
     }
 
-    /// A socket for this user only, in place of one that a dead process left behind.
+    /// A socket for this user only. It replaces the socket of a dead process.
     #[cfg(unix)]
     async fn listen_unix(&self, path: std::path::PathBuf) -> std::io::Result<Infallible> {
         use smol::net::unix::UnixStream;
@@ -126,10 +125,10 @@ impl Server {
 
     #[cfg(not(unix))]
     async fn listen_unix(&self, _: std::path::PathBuf) -> std::io::Result<Infallible> {
-        Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "there are no Unix sockets here"))
+        Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "Unix sockets are not supported on this system"))
     }
 
-    /// `name`: reached from this machine only, by this name.
+    /// `name`: set if only this machine can connect; the name that it uses.
     async fn serve(&self, stream: Box<dyn Connection>, name: Option<Rc<str>>) {
         let driver = self.driver.clone();
         let connection = async move {
@@ -143,12 +142,12 @@ impl Server {
             }
             open.push_back(self.executor.spawn(connection));
         }
-        // It is read from before others are let in.
+        // The new connection reads before the next one is accepted.
         smol::future::yield_now().await;
     }
 }
 
-/// Serves one connection to its end. `name`: reached from this machine only, by this name.
+/// Serves one connection to its end. `name`: set if only this machine can connect; the name that it uses.
 async fn serve(driver: &Driver, stream: Box<dyn Connection>, name: Option<&str>) {
     let serve = hyper::server::conn::http1::Builder::new()
         .timer(Clock)
@@ -171,11 +170,11 @@ pub async fn serve_connection(driver: &Driver, stream: impl AsyncRead + AsyncWri
 }
 
 async fn pause(error: std::io::Error) {
-    log::warn!("debug server: accept: {error}; goes on in {} s", ACCEPT_PAUSE.as_secs());
+    log::warn!("debug server: accept: {error}; retry in {} s", ACCEPT_PAUSE.as_secs());
     smol::Timer::after(ACCEPT_PAUSE).await;
 }
 
-/// What is sent back.
+/// An answer.
 struct Page {
     status: StatusCode,
     kind: &'static str,
@@ -201,20 +200,20 @@ async fn answer(
     request: Request<Incoming>,
     name: Option<&str>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    // What follows the head may be a body to one reader and the next request to another.
+    // The bytes after the head could be a body for one reader, and the next request for another.
     let has_body = !request.body().is_end_stream();
     let page = match *request.method() {
-        _ if has_body => Page::refusal(StatusCode::BAD_REQUEST, "this server takes no bodies\n"),
+        _ if has_body => Page::refusal(StatusCode::BAD_REQUEST, "requests must have no body\n"),
         _ if name.is_some_and(|name| !is_for(name, request.headers())) => Page::refusal(
             StatusCode::MISDIRECTED_REQUEST,
-            "ask by address or as localhost: another name may be a web page's trick to read what is for this machine\n",
+            "use an IP address, localhost or the configured name: other names are rejected to prevent DNS rebinding\n",
         ),
         Method::GET | Method::HEAD => {
             let (path, query) = (request.uri().path(), request.uri().query());
             let html = wants_html(request.headers());
             driver.show(|status| page(status, path, query.unwrap_or_default(), html))
         }
-        _ => Page::refusal(StatusCode::METHOD_NOT_ALLOWED, "this server only shows: GET and HEAD\n"),
+        _ => Page::refusal(StatusCode::METHOD_NOT_ALLOWED, "this server is read-only: use GET or HEAD\n"),
     };
     let mut response = Response::new(Full::new(Bytes::from(page.body)));
     *response.status_mut() = page.status;
@@ -237,8 +236,8 @@ async fn answer(
     Ok(response)
 }
 
-/// False if the request was meant for another host than `own` or `localhost`: a web page from elsewhere can make its own
-/// name lead to this machine, and have the reader's browser read for it what only this machine is to see.
+/// False if the request's `Host` is neither `own` nor `localhost` nor an IP address. With DNS rebinding, a foreign web
+/// page lets its own name point to this machine, and the browser reads for it what only this machine may see.
 fn is_for(own: &str, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     hosts.all(|host| {
@@ -261,8 +260,8 @@ fn page(status: &Status<'_>, path: &str, query: &str, html: bool) -> Page {
         let body = match (found, html) {
             (true, true) => html::instance(status, name),
             (true, false) => text::instance(status, name, width(query)),
-            (false, true) => html::missing("No such instance is known, or not any more."),
-            (false, false) => "no such instance is known, or not any more\n".into(),
+            (false, true) => html::missing("There is no instance with this name, or its steps are no longer kept."),
+            (false, false) => "there is no instance with this name, or its steps are no longer kept\n".into(),
         };
         let code = if found { StatusCode::OK } else { StatusCode::NOT_FOUND };
         return Page { status: code, kind, body };
@@ -295,15 +294,15 @@ fn width(query: &str) -> usize {
     asked.map_or(WIDTH, |asked: usize| asked.clamp(*WIDTHS.start(), *WIDTHS.end()))
 }
 
-/// One line of what stands above the table, in both kinds of page.
+/// One line above the table, on both kinds of page.
 struct Fact {
     label: &'static str,
     words: String,
-    /// Somebody should look at it: the document that tells what to do; else empty.
+    /// Where to find the fix, if there is a problem; else empty.
     fix: &'static str,
 }
 
-/// Everything but instances and events.
+/// Everything except instances and events.
 fn facts(status: &Status<'_>) -> Vec<Fact> {
     let mut all = Vec::new();
     let mut fact = |label, words: String, fix| all.push(Fact { label, words, fix });
@@ -329,7 +328,7 @@ fn facts(status: &Status<'_>) -> Vec<Fact> {
         words += &format!(", renewed in {}", short(left));
     }
     if let Some(failure) = &session.failure {
-        words += &format!("; the last login failed: {failure}");
+        words += &format!("; last login failed: {failure}");
     }
     let bad = session.state == SessionState::Ended || session.failure.is_some();
     fact("session", words, if bad { "docs/troubleshooting.md#the-token-and-the-session" } else { "" });
@@ -339,7 +338,7 @@ fn facts(status: &Status<'_>) -> Vec<Fact> {
         Some(Ok(1)) => "1 VM".to_owned(),
         Some(Ok(vms)) => counted(*vms as u64, "VM"),
         Some(Err(error)) => format!(
-            "FAILED ({} in a row, the last good one {} ago): {error}",
+            "FAILED ({} in a row, the last successful one {} ago): {error}",
             standing.failed_polls,
             short(status.now - polls.good)
         ),
@@ -379,7 +378,7 @@ fn facts(status: &Status<'_>) -> Vec<Fact> {
     if standing.stuck > 0 {
         let longest = short(standing.stuck_for.unwrap_or_default());
         let words = format!(
-            "{}, for up to {longest}: VCD does not end or refuses what is done there",
+            "{}, for up to {longest}: VCD does not finish a task, or rejects a request",
             counted(standing.stuck.into(), "instance")
         );
         fact("stuck", words, "docs/troubleshooting.md#what-an-instance-waits-for");
@@ -387,16 +386,14 @@ fn facts(status: &Status<'_>) -> Vec<Fact> {
 
     let failures = standing.failures;
     let (words, paused) = match (standing.breaker, failures) {
-        (Some(left), _) => {
-            (format!("PAUSED, as more failed lately than worked; one is tried in {}", short(left)), true)
-        }
-        (None, _) if standing.breaker_tries => ("one is tried, as more failed lately than worked".to_owned(), true),
+        (Some(left), _) => (format!("PAUSED, because too many failed recently; one is tried in {}", short(left)), true),
+        (None, _) if standing.breaker_tries => ("one is tried, because too many failed recently".to_owned(), true),
         (None, 0) => ("allowed".to_owned(), false),
-        (None, _) => (format!("allowed, though {failures} more failed lately than worked"), false),
+        (None, _) => (format!("allowed; recently {failures} more failed than succeeded"), false),
     };
     fact("creates", words, if paused { "docs/troubleshooting.md#creates" } else { "" });
     if standing.unreachable {
-        let words = "VCD could not be asked: they wait for a poll that succeeds";
+        let words = "VCD does not answer: they wait until a poll succeeds";
         fact("changes", words.into(), "docs/troubleshooting.md#while-running");
     }
     let process = &status.process;
@@ -416,7 +413,7 @@ fn limit(of: Limit) -> String {
     format!("{} of {}", of.used, of.most)
 }
 
-/// What stands above the steps of a life, in both kinds of page.
+/// The lines above the steps of an instance, on both kinds of page.
 fn life_facts(status: &Status<'_>, life: &Life) -> Vec<(&'static str, String)> {
     let at = |time: Time| {
         let text = timestamp(status.wall(time));
@@ -436,32 +433,32 @@ fn life_facts(status: &Status<'_>, life: &Life) -> Vec<(&'static str, String)> {
         more("guest OS", view.guest_os.as_deref().map(str::to_owned));
         more("vApp", view.vapp.as_deref().map(str::to_owned));
         more("task", view.task.as_deref().map(str::to_owned));
-        more("failed tries", (view.retries > 0).then(|| view.retries.to_string()));
+        more("failed attempts", (view.retries > 0).then(|| view.retries.to_string()));
         more("last error", view.error.as_deref().map(str::to_owned));
     }
     let began = if life.was_made_here() { "accepted" } else { "found" };
     all.push((began, at(life.began)));
-    all.extend(life.create_asked.map(|time| ("VCD asked to make it", at(time))));
+    all.extend(life.create_asked.map(|time| ("first create request", at(time))));
     all.extend(life.created.map(|time| ("running", at(time))));
-    all.extend(life.removal.map(|(time, cause)| ("to be removed", format!("{}, cause: {}", at(time), cause.name()))));
-    all.extend(life.delete_asked.map(|time| ("deleting", at(time))));
-    all.extend(life.ended.map(|time| ("gone", at(time))));
+    all.extend(life.removal.map(|(time, cause)| ("delete wanted", format!("{}, cause: {}", at(time), cause.name()))));
+    all.extend(life.delete_asked.map(|time| ("first delete request", at(time))));
+    all.extend(life.ended.map(|time| ("deleted", at(time))));
     all
 }
 
-/// How many instances there are of each phase; what may be another's is not counted.
+/// Number of instances in each phase, without those whose owner is not known yet.
 fn by_phase(status: &Status<'_>) -> impl Iterator<Item = (&'static str, u16)> {
     let known = status.views.iter().filter(|view| !view.undecided);
     let counts = crate::journal::count(known.map(|view| view.phase));
     crate::group::Phase::ALL.iter().map(|phase| phase.name()).zip(counts)
 }
 
-/// Time since the instance came to its phase.
+/// Time since the instance entered its phase.
 fn since(status: &Status<'_>, key: u64) -> String {
     status.journal.life(key).map_or_else(|| "-".into(), |life| short(status.now - life.since))
 }
 
-/// What an entry says: `Creating -> Running: text (3 times since 12:00:01)`.
+/// The text of an entry: `Creating -> Running: text (3 times since 12:00:01)`.
 fn words(status: &Status<'_>, entry: &Entry) -> String {
     let mut words = match (entry.from, entry.phase) {
         (Some(from), Some(to)) => format!("{} -> {}: ", from.name(), to.name()),
@@ -478,7 +475,7 @@ fn words(status: &Status<'_>, entry: &Entry) -> String {
     if words.is_empty() { "done".to_owned() } else { words.to_owned() }
 }
 
-/// `12:34:56`, in UTC; with the date if it was not today.
+/// `12:34:56`, in UTC; with the date if it is not today.
 fn clock(status: &Status<'_>, time: Time) -> String {
     let (then, now) = (timestamp(status.wall(time)), timestamp(status.wall));
     let today = then.get(..10) == now.get(..10);
@@ -486,7 +483,7 @@ fn clock(status: &Status<'_>, time: Time) -> String {
     text.unwrap_or_default().replace('T', " ")
 }
 
-/// In seconds with one decimal. Formatting floating-point numbers would take more code than this whole page.
+/// Seconds with one decimal. Formatting of floating-point numbers would need more code than this whole page.
 fn tenths(duration: Duration) -> String {
     let tenths = duration.as_millis().saturating_add(50) / 100;
     format!("{}.{}", tenths / 10, tenths % 10)

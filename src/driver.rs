@@ -1,6 +1,6 @@
-//! Owns the group; runs its commands and feeds it the results. What the gRPC services call.
+//! Owns the group, executes its commands and passes the results to it. The gRPC services call it.
 //!
-//! All of it runs on the one executor; only the requests to VCD run on the pool's threads.
+//! All of it runs on one executor. Only the requests to VCD run on the threads of the pool.
 
 use crate::access::{self, Login};
 use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, TaskState, VcdError};
@@ -22,62 +22,62 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-/// At most so many changing requests on the wire, so that a read always finds a thread.
+/// Maximum number of changing requests in progress, so that there is always a thread for a read.
 const MAX_CHANGES_ON_WIRE: usize = THREADS - 1;
-/// The group ends adoption by itself; Init waits a little longer for that.
+/// The group itself ends adoption. Init waits this much longer for that.
 const ADOPTION_MARGIN: Duration = Duration::from_secs(2);
-/// A guest has so long to answer a probe.
+/// Maximum time for a probe of a guest.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Shutdown's time if the host gives none.
+/// Time for Shutdown if the host sets none.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
-/// fleeting's capability of suspending and resuming instances.
+/// fleeting's capability to suspend and resume instances.
 const SUSPEND_RESUME: &str = "suspend_resume";
-/// Shutdown answers so long before the host's deadline.
+/// Shutdown answers this long before the host's deadline.
 const SHUTDOWN_MARGIN: Duration = Duration::from_millis(500);
 
-/// The plugin as the gRPC services see it: one method for each rpc of `proto.InstanceGroup`.
+/// The plugin as the gRPC services see it: one method per rpc of `proto.InstanceGroup`.
 pub struct Plugin {
     executor: Rc<LocalExecutor<'static>>,
     serve_debug: ServeDebug,
     state: RefCell<Stage>,
 }
 
-/// Starts the debug server at the configured address; called once, when Init has succeeded.
+/// Starts the debug server at the configured address. Called once, after a successful Init.
 pub type ServeDebug = fn(&Rc<LocalExecutor<'static>>, Rc<Driver>, String);
 
 enum Stage {
     /// Init has not been called, or failed.
     Idle,
-    /// Init is under way.
+    /// Init is in progress.
     Starting,
     Running(Rc<Driver>),
 }
 
-/// A call that could not be answered. Becomes a gRPC status.
+/// The error of a call. It becomes a gRPC status.
 #[derive(Clone, Debug)]
 pub enum CallError {
     /// Init has not been called, or failed. FAILED_PRECONDITION.
     NotReady(String),
     /// The configuration is wrong. INVALID_ARGUMENT.
     Invalid(String),
-    /// No such instance. NOT_FOUND.
+    /// There is no such instance. NOT_FOUND.
     NotFound(String),
-    /// Not now. UNAVAILABLE.
+    /// Not possible now. UNAVAILABLE.
     Unavailable(String),
-    /// Not with this configuration. UNIMPLEMENTED.
+    /// Not possible with this configuration. UNIMPLEMENTED.
     Unsupported(String),
 }
 
 /// The answer to Init.
 #[derive(Clone, Debug)]
 pub struct Provider {
-    /// Path join of vcd, org, VDC, network, prefix and group.
+    /// VCD, org, VDC, network, prefix and group, joined as a path.
     pub id: String,
-    /// At most so many instances.
+    /// Maximum number of instances.
     pub max_size: u32,
     /// This program's version.
     pub version: String,
-    /// How it was built.
+    /// The build.
     pub build_info: String,
     /// fleeting's capabilities, such as `suspend_resume`.
     pub capabilities: Vec<String>,
@@ -86,12 +86,12 @@ pub struct Provider {
 /// The answer to ConnectInfo.
 #[derive(Clone, Debug)]
 pub struct ConnectInfo {
-    /// How to log in.
+    /// The login.
     pub login: Login,
-    /// Where, within VCD's network.
+    /// The address within VCD's network.
     pub internal: IpAddr,
-    /// Where, from outside: the same, as the vApps that are made here are bridged to the organization's network; another for
-    /// one that was adopted and has NAT.
+    /// The address from outside. It is the same for vApps that this plugin creates, because they are bridged to the
+    /// organization's network. An adopted vApp with NAT has another one.
     pub external: IpAddr,
 }
 
@@ -101,14 +101,14 @@ impl Plugin {
         Rc::new(Plugin { executor, serve_debug, state: RefCell::new(Stage::Idle) })
     }
 
-    /// Init: reads the configuration, logs in to VCD, adopts what is there. A second Init is an error.
+    /// Init: reads the configuration, logs in to VCD, adopts existing VMs. A second Init is an error.
     pub async fn init(self: &Rc<Self>, config: &[u8], connector: Connector) -> Result<Provider, CallError> {
         let before = std::mem::replace(&mut *self.state.borrow_mut(), Stage::Starting);
         if !matches!(before, Stage::Idle) {
             *self.state.borrow_mut() = before;
             return Err(CallError::NotReady("Init was called before".into()));
         }
-        // A call that the host gives up leaves the plugin as if it had not come.
+        // If the host cancels the call, the plugin is idle as before.
         let mut reset = ResetUnlessRunning { plugin: self, done: false };
         let draft = Config::read(config, &connector);
         for warning in &draft.config.warnings {
@@ -149,29 +149,29 @@ impl Plugin {
         Ok(group.update().map(|(name, state)| (name.clone(), state)).collect())
     }
 
-    /// Every instance as the debug pages show it; none before Init.
+    /// All instances as the debug pages show them. None before Init.
     pub fn views(&self) -> Vec<View> {
         self.driver().map(|driver| driver.group.borrow().views(driver.now())).unwrap_or_default()
     }
 
-    /// Increase: how many were accepted.
+    /// Increase. Returns how many were accepted.
     pub fn increase(&self, n: u32) -> Result<u32, CallError> {
         Ok(self.driver()?.with(|group, now| group.increase(now, n)))
     }
 
-    /// Decrease: those of `names` that are or will be deleted.
+    /// Decrease. Returns those of `names` that are or will be deleted.
     pub fn decrease(&self, names: Vec<String>) -> Result<Vec<String>, CallError> {
         let names: Vec<Name> = names.into_iter().map(Name::from).collect();
         let succeeded = self.driver()?.with(|group, now| group.decrease(now, &names));
         Ok(succeeded.iter().map(|name| name.to_string()).collect())
     }
 
-    /// Suspend: begins it, and does not wait for its end.
+    /// Suspend: starts it, and does not wait for its end.
     pub fn suspend(&self, names: Vec<String>) -> Result<Outcome, CallError> {
         self.nap(names, Group::suspend)
     }
 
-    /// Resume: begins it, and does not wait for its end.
+    /// Resume: starts it, and does not wait for its end.
     pub fn resume(&self, names: Vec<String>) -> Result<Outcome, CallError> {
         self.nap(names, Group::resume)
     }
@@ -179,7 +179,9 @@ impl Plugin {
     fn nap(&self, names: Vec<String>, change: fn(&mut Group, Time, &[Name]) -> Outcome) -> Result<Outcome, CallError> {
         let driver = self.driver()?;
         if !driver.suspend_resume {
-            return Err(CallError::Unsupported("suspend_resume is off: by plugin_config, or for this template".into()));
+            return Err(CallError::Unsupported(
+                "suspend_resume is off in plugin_config, or not possible with this template".into(),
+            ));
         }
         let names: Vec<Name> = names.into_iter().map(Name::from).collect();
         Ok(driver.with(|group, now| change(group, now, &names)))
@@ -193,7 +195,7 @@ impl Plugin {
         Ok(ConnectInfo { login, internal: reach.address, external: reach.external })
     }
 
-    /// Heartbeat: an error is "unhealthy".
+    /// Heartbeat: an error means "unhealthy".
     pub fn heartbeat(&self, name: &str) -> Result<(), CallError> {
         self.driver()?.with(|group, now| group.heartbeat(now, name)).map_err(CallError::Unavailable)
     }
@@ -206,7 +208,7 @@ impl Plugin {
         if !stopped {
             let left = driver.group.borrow().left();
             log::error!(
-                "shutdown: not yet gone from VCD when the host's time was up: {}; VCD goes on with what it has begun, and the \
+                "shutdown: at GitLab Runner's deadline VCD still has {}; VCD continues the deletes that have started, and the \
                  next start deletes the rest. Raise shutdown_timeout in config.toml to 80",
                 left.join(", ")
             );
@@ -214,8 +216,8 @@ impl Plugin {
         Ok(())
     }
 
-    /// The end of the process: starts nothing new, and waits until requests that are on the wire have been answered or
-    /// have timed out, and for a login that is under way. The caller bounds the wait.
+    /// The end of the process: starts nothing new, and waits until requests in progress are answered or time out, and
+    /// until a current login ends. The caller limits the wait.
     pub async fn drain(&self) {
         if let Ok(driver) = self.driver() {
             driver.closing.set(true);
@@ -228,7 +230,7 @@ impl Plugin {
         }
     }
 
-    /// After [`Plugin::drain`]: ends the session with VCD. The caller bounds the wait.
+    /// After [`Plugin::drain`]: ends the session with VCD. The caller limits the wait.
     pub async fn log_out(&self) {
         if let Ok(driver) = self.driver() {
             let client = driver.client.clone();
@@ -237,12 +239,12 @@ impl Plugin {
     }
 }
 
-/// How long Shutdown may wait if the host waits for `deadline`.
+/// Maximum time for Shutdown if the host waits for `deadline`.
 fn shutdown_time(deadline: Option<Duration>) -> Duration {
     deadline.unwrap_or(SHUTDOWN_TIMEOUT).saturating_sub(SHUTDOWN_MARGIN)
 }
 
-/// Puts the plugin back to idle if Init fails or is dropped half-way.
+/// Resets the plugin to idle if Init fails or is dropped before its end.
 struct ResetUnlessRunning<'a> {
     plugin: &'a Plugin,
     done: bool,
@@ -256,7 +258,7 @@ impl Drop for ResetUnlessRunning<'_> {
     }
 }
 
-/// Ends what an Init that fails or is dropped half-way has begun: nobody would.
+/// Ends the session of an Init that fails or is dropped before its end. Nothing else would end it.
 struct LogOutUnlessServing {
     executor: Rc<LocalExecutor<'static>>,
     pool: Rc<Pool>,
@@ -279,7 +281,7 @@ impl Drop for LogOutUnlessServing {
     }
 }
 
-/// The group and what runs its commands.
+/// The group, and everything that executes its commands.
 pub struct Driver {
     executor: Rc<LocalExecutor<'static>>,
     group: RefCell<Group>,
@@ -288,36 +290,36 @@ pub struct Driver {
     changes: Semaphore,
     access: access::Settings,
     suspend_resume: bool,
-    /// The template's guest OS: what a new instance will run.
+    /// The template's guest OS: that of new instances.
     guest_os: String,
     started: Instant,
     about: About,
     journal: RefCell<Journal>,
     polls: RefCell<Polls>,
-    /// Changing requests on the wire.
+    /// Changing requests in progress.
     on_wire: Cell<usize>,
-    /// Changing requests that wait because enough are on the wire.
+    /// Changing requests that wait for their turn.
     changes_waiting: Cell<usize>,
     /// The process ends: no new requests.
     closing: Cell<bool>,
-    /// Shows other processes that this group is served.
+    /// Shows other processes that a plugin serves this group.
     _presence: Option<Presence>,
-    /// Wakes the clock when the group's next wake-up may have changed.
+    /// Wakes the clock if the group's next wake-up may have changed.
     nudge: Sender<()>,
-    /// Wakes those who wait for a condition.
+    /// Wakes the tasks that wait for a condition.
     waiting: RefCell<Vec<Sender<()>>>,
-    /// What has to be tidied up when the process ends.
+    /// Functions to call when the process ends.
     at_end: RefCell<Vec<Box<dyn FnOnce()>>>,
 }
 
 impl Driver {
-    /// Logs in, polls once, and begins. Failures name everything that is wrong, one line.
+    /// Logs in, polls once, and starts. The error names all mistakes, in one line.
     async fn start(executor: Rc<LocalExecutor<'static>>, config: Config) -> Result<Rc<Driver>, CallError> {
         let presence = Presence::claim(&config.identity());
         if presence.as_ref().is_some_and(|presence| presence.is_second) {
             log::warn!(
-                "another plugin with the same name, group and prefix runs on this machine: if it is not about to end, this \
-                 one takes its VMs for its own; give each runner another name"
+                "another plugin with the same name, group and prefix runs on this machine: unless it is about to end, this \
+                 plugin adopts its VMs; give each runner its own name"
             );
         }
         let pool = Rc::new(Pool::default());
@@ -325,7 +327,7 @@ impl Driver {
         let opened = pool.run(move || Client::open(settings)).await.ok_or_else(no_thread_at_all)?;
         let (client, environment) = opened.map_err(|errors| {
             let lines: Vec<String> = errors.iter().map(VcdError::to_string).collect();
-            let text = format!("{}; no instance was made", lines.join("; "));
+            let text = format!("{}; no VM was created", lines.join("; "));
             match errors.iter().any(|e| matches!(e.kind, ErrorKind::Unavailable | ErrorKind::Protocol)) {
                 true => CallError::Unavailable(text),
                 false => CallError::Invalid(text),
@@ -346,7 +348,7 @@ impl Driver {
         match Driver::begin(executor, config, presence, pool.clone(), client.clone(), environment).await {
             Ok(driver) => {
                 unless_serving.driver = Some(driver.clone());
-                // What is not known to be complete by then is a leftover.
+                // Instances that are not known to be complete by then are leftovers.
                 driver.wait(ADOPTION_TIMEOUT + ADOPTION_MARGIN, Group::knows_its_own).await;
                 unless_serving.done = true;
                 Ok(driver)
@@ -359,7 +361,7 @@ impl Driver {
         }
     }
 
-    /// The part of [`Driver::start`] that has a session.
+    /// The part of [`Driver::start`] with a session.
     async fn begin(
         executor: Rc<LocalExecutor<'static>>,
         config: Config,
@@ -374,7 +376,7 @@ impl Driver {
         }
         let mut policy = config.policy;
         if let (true, Some(why)) = (policy.suspend_resume, environment.no_suspend) {
-            log::info!("{why}: the host is not told that instances can be suspended");
+            log::info!("{why}: the plugin does not offer suspend and resume to GitLab Runner");
             policy.suspend_resume = false;
         }
         if let (1.., Some(why)) = (policy.standby_count, environment.no_suspend) {
@@ -401,8 +403,8 @@ impl Driver {
         let first = match first {
             Ok(Reply::Poll(poll)) => poll,
             other => {
-                let why = other.err().map_or("first poll: an answer of another kind".into(), |error| error.to_string());
-                return Err(CallError::Unavailable(format!("{why}; no instance was made")));
+                let why = other.err().map_or("first poll: unexpected kind of answer".into(), |error| error.to_string());
+                return Err(CallError::Unavailable(format!("{why}; no VM was created")));
             }
         };
         let seed = getrandom::u64().map_err(|error| CallError::Unavailable(format!("random seed: {error}")))?;
@@ -441,7 +443,7 @@ impl Driver {
         Time(self.started.elapsed().as_millis() as u64)
     }
 
-    /// Hands everything that the debug pages show to `show`.
+    /// Passes all values of the debug pages to `show`.
     pub fn show<T>(&self, show: impl FnOnce(&Status<'_>) -> T) -> T {
         let (now, group, journal) = (self.now(), self.group.borrow(), self.journal.borrow());
         let (threads, busy) = (self.pool.threads(), self.pool.busy());
@@ -466,17 +468,17 @@ impl Driver {
         })
     }
 
-    /// Has `tidy` called when the process ends in order.
+    /// Registers `tidy` to be called when the process ends normally.
     pub fn at_end(&self, tidy: impl FnOnce() + 'static) {
         self.at_end.borrow_mut().push(Box::new(tidy));
     }
 
-    /// Feeds the group, and runs what it commands.
+    /// Gives the group an input, and executes its commands.
     fn with<T>(self: &Rc<Self>, feed: impl FnOnce(&mut Group, Time) -> T) -> T {
         self.turn(Shown::Nothing, Vec::new(), feed)
     }
 
-    /// The same with what the input showed, and what is known of the operations that it ended.
+    /// The same with the kind of the input, and the facts about the operations that it ended.
     fn turn<T>(self: &Rc<Self>, shown: Shown, notes: Vec<Note>, feed: impl FnOnce(&mut Group, Time) -> T) -> T {
         let now = self.now();
         let mut group = self.group.borrow_mut();
@@ -499,7 +501,7 @@ impl Driver {
             write(&entry);
         }
         drop(group);
-        // Full means that a nudge is on its way already.
+        // Full: a nudge is in the queue already.
         let _ = self.nudge.try_send(());
         for waiter in self.waiting.borrow_mut().drain(..) {
             let _ = waiter.try_send(());
@@ -565,8 +567,8 @@ impl Driver {
         self.turn(shown, notes, |group, now| group.answer(now, ticket, answer));
     }
 
-    /// The answer without what guests were given: VCD may echo it in any error, and in that of a task long after the
-    /// request.
+    /// The answer without the guests' secrets: VCD may echo them in any error, and in the error of a task long after
+    /// the request.
     fn redact(&self, mut answer: Answer) -> Answer {
         let (script, password) = (self.access.custom_script.clone(), self.access.password.clone());
         let any = Guest { computer_name: String::new(), script, password };
@@ -604,7 +606,7 @@ impl Driver {
         }
     }
 
-    /// What is known of the tasks that have ended.
+    /// The facts about the tasks that have ended.
     fn tasks_ended(&self, answer: &Answer) -> Vec<Note> {
         let Ok(Reply::Tasks(tasks)) = answer else { return Vec::new() };
         let mut notes = Vec::new();
@@ -628,7 +630,7 @@ impl Driver {
         notes
     }
 
-    /// Failed creates are counted by their tries.
+    /// Failed creates are counted elsewhere, by attempt.
     fn count_failure(&self, operation: &str, about: Option<u64>) {
         let mut journal = self.journal.borrow_mut();
         let resuming = about.and_then(|key| journal.life(key)).is_some_and(|life| life.phase == Phase::Resuming);
@@ -649,7 +651,7 @@ impl Driver {
         self.turn(Shown::Port, vec![note], |group, now| group.probed(now, ticket, result));
     }
 
-    /// Calls the group when it wants to be called.
+    /// Calls the group when it is due.
     async fn run_clock(self: Rc<Self>, nudged: Receiver<()>) {
         while !self.closing.get() {
             let due = self.journal.borrow().due();
@@ -689,7 +691,7 @@ impl Driver {
     }
 }
 
-/// One line in the log, with what is known as fields of its own.
+/// Writes one log line, with the facts as separate fields.
 fn write(entry: &Entry) {
     let took = entry.took.map(|took| format!("{}.{:03}s", took.as_secs(), took.subsec_millis()));
     let fields = [
@@ -722,7 +724,7 @@ fn write(entry: &Entry) {
     }
 }
 
-/// What follows the last slash: the id in a link.
+/// The text after the last slash: the id in a link.
 pub fn last_part(href: &str) -> &str {
     href.rsplit('/').next().unwrap_or(href)
 }

@@ -1,4 +1,5 @@
-//! What the runner sees: go-plugin's handshake, the gRPC services over a Unix socket, the log lines, the end of the process.
+//! The interface to GitLab Runner: go-plugin's handshake, the gRPC services over a Unix socket, the log lines, the end
+//! of the process.
 
 mod calls;
 mod end;
@@ -32,16 +33,17 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// At the end, requests to VCD that are on the wire are waited for so long. The host kills the process 2 s after its last call.
+/// At its end the plugin waits at most this time for requests in progress. The host kills the process 2 s after its
+/// last call.
 const DRAIN_LIMIT: Duration = Duration::from_millis(1000);
 
-/// Then VCD has so long to end the session; without that it ends by itself, much later.
+/// Then it waits at most this time until VCD has ended the session. Otherwise the session expires much later.
 const LOG_OUT_LIMIT: Duration = Duration::from_millis(500);
 
-/// At the end, the host has so long to take its last answers.
+/// At its end the plugin waits at most this time until the host has read the last answers.
 const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
-/// Serves `plugin` to the host that started this process, until the host says shutdown, goes away, or SIGTERM comes.
+/// Serves `plugin` to the host that started this process, until the host's last call, the host's exit, or SIGTERM.
 pub async fn serve(executor: Rc<LocalExecutor<'static>>, plugin: Rc<Plugin>) -> ExitCode {
     log::init();
     let environment = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
@@ -49,8 +51,8 @@ pub async fn serve(executor: Rc<LocalExecutor<'static>>, plugin: Rc<Plugin>) -> 
         Ok(handshake) => run(executor, plugin, handshake).await,
         Err(Refusal::Unsupported(reason)) => Err(reason.to_owned()),
         Err(Refusal::NoHost) => {
-            let text = "This binary is a plugin. It is not meant to be run directly: GitLab Runner starts it, as the \
-                 configuration's [runners.autoscaler] says. `--help` shows what else it can do.\n";
+            let text = "This binary is a plugin. Do not run it directly: GitLab Runner starts it, as set in \
+                        [runners.autoscaler] of its config.toml. `--help` lists the commands for people.\n";
             let _ = std::io::stderr().write_all(text.as_bytes());
             return ExitCode::FAILURE;
         }
@@ -58,22 +60,22 @@ pub async fn serve(executor: Rc<LocalExecutor<'static>>, plugin: Rc<Plugin>) -> 
     match started {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
-            ::log::error!("cannot start, so that GitLab Runner gets no VMs: {reason}");
+            ::log::error!("cannot start, and GitLab Runner gets no VMs: {reason}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// From the socket's birth to its end. The error says why nothing could be served.
+/// From the start of the socket to its end. The error says why the plugin cannot serve.
 async fn run(executor: Rc<LocalExecutor<'static>>, plugin: Rc<Plugin>, handshake: Handshake) -> Result<(), String> {
-    // First: a signal from here on cannot leave the socket behind.
+    // First: from here on no signal can leave the socket behind.
     let signals = end::signals()?;
     let socket = Socket::bind(handshake.socket_dir.as_deref(), handshake.socket_group.as_deref())?;
     let server = Server::new(executor, plugin);
     let address = socket.address();
     handshake
         .answer(socket::NETWORK, &address)
-        .map_err(|error| format!("cannot tell the host on stdout where to connect: {error}"))?;
+        .map_err(|error| format!("cannot write the socket's address to stdout for GitLab Runner: {error}"))?;
     ::log::debug!("listening on {address}");
 
     let accepting = async {
@@ -100,7 +102,7 @@ async fn run(executor: Rc<LocalExecutor<'static>>, plugin: Rc<Plugin>, handshake
     };
     let leave = async {
         let drained = within(DRAIN_LIMIT, drain).await;
-        // Without a session, what is still on the wire would have to log in anew.
+        // Without a session, requests in progress would have to log in again.
         if drained && !within(LOG_OUT_LIMIT, log_out).await {
             ::log::debug!("VCD did not end the session in time");
         }
@@ -108,15 +110,15 @@ async fn run(executor: Rc<LocalExecutor<'static>>, plugin: Rc<Plugin>, handshake
     };
     let (drained, flushed) = zip(leave, within(FLUSH_LIMIT, flush)).await;
     if !drained {
-        ::log::warn!("some requests to VCD were not answered in time: their outcome is looked up at the next start");
+        ::log::warn!("VCD did not answer some requests in time: the next start looks up their results");
     }
     if !flushed {
-        ::log::debug!("the host still has a connection open");
+        ::log::debug!("GitLab Runner still has a connection open");
     }
     Ok(())
 }
 
-/// For `fuzz/`: the line that answers the handshake with this environment, but nothing is made for it.
+/// For `fuzz/`: the answer to the handshake with this environment. Nothing is created for it.
 #[cfg(fuzzing)]
 pub fn line(variable: impl Fn(&str) -> Option<String>) -> Result<Result<String, String>, Refusal> {
     let handshake = Handshake::read(variable)?;

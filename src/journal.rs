@@ -1,5 +1,5 @@
-//! What has happened: a ring of events, the life of each instance step by step, how many there were of each phase, and the
-//! counts that follow from it. It is told everything, the time included, and does no I/O. It changes nothing.
+//! The history: a ring of events, the steps of each instance, samples of the number of instances by phase, and the
+//! counters. The driver passes everything to it, the time included. It does no I/O and changes nothing.
 
 use crate::cloud::Href;
 #[cfg(doc)]
@@ -10,81 +10,81 @@ use log::Level;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Events that are kept.
+/// Number of events that are kept.
 pub const MAX_EVENTS: usize = 200;
-/// Steps of one life that are kept, the newest ones.
+/// Number of steps of an instance that are kept, the newest ones.
 pub const MAX_STEPS: usize = 64;
-/// Lives that are kept after their end.
+/// Number of deleted instances that are kept.
 pub const MAX_ENDED: usize = 64;
-/// Present instances whose steps are kept; of more there are events only, and all are counted.
+/// Number of existing instances whose steps are kept. Further ones have only events, and all are counted.
 pub const MAX_LIVES: usize = 512;
-/// An event's text is cut to so many bytes.
+/// Maximum length of an event's text, in bytes.
 pub const MAX_TEXT: usize = 1000;
-/// The history of instances by phase goes back so far.
+/// The history of instances by phase covers this time.
 pub const HISTORY: Duration = Duration::from_secs(2 * 60 * 60);
-/// Changes that follow each other faster are one sample of the history.
+/// Changes within this time are one sample of the history.
 pub const SAMPLE_PAUSE: Duration = Duration::from_secs(1);
-/// Samples that are kept; of the older half every second one goes when there are more.
+/// Maximum number of samples. Beyond it, every second sample of the older half is dropped.
 pub const MAX_SAMPLES: usize = 400;
-/// An instance that is on its way for so long is mentioned; then after twice this time, and so on.
+/// An instance that is in a temporary phase for this time is logged; again after twice this time, and so on.
 pub const FIRST_WORD: Duration = Duration::from_secs(60);
-/// Longest pause between two such words.
+/// Maximum pause between two such log lines.
 pub const WORD_PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
-/// A repeated event is written to the log again after so long, and at its 10th, 100th, … time.
+/// A repeated event is logged again after this time, and at its 10th, 100th, … occurrence.
 pub const REPEAT_PAUSE: Duration = Duration::from_secs(60 * 60);
 
-/// One event, or one step of a life.
+/// One event, or one step of an instance.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// When it happened last.
+    /// Time of the last occurrence.
     pub at: Time,
-    /// When it happened first.
+    /// Time of the first occurrence.
     pub first: Time,
-    /// How often.
+    /// Number of occurrences.
     pub times: u32,
-    /// How bad.
+    /// Its severity.
     pub level: Level,
-    /// Which instance, if one.
+    /// The instance, if it is about one.
     pub name: Option<Name>,
-    /// The phase it left, if it changed.
+    /// The old phase, if it changed.
     pub from: Option<Phase>,
-    /// Its phase since.
+    /// The new phase, if it changed.
     pub phase: Option<Phase>,
     /// What happened, and what follows.
     pub text: Arc<str>,
-    /// The operation that it came of.
+    /// The operation that caused it.
     pub operation: Option<&'static str>,
     /// VCD's task.
     pub task: Option<Href>,
-    /// How long the operation or task took; for a change of phase without either, the time in the phase before.
+    /// Duration of the operation or task. For a change of phase without either, the time in the old phase.
     pub took: Option<Duration>,
-    /// What went wrong.
+    /// The error.
     pub error: Option<Arc<str>>,
     /// [`View::key`] of the instance.
     key: Option<u64>,
-    /// When it was written to the log last.
+    /// Time of the last log line about it.
     logged: Time,
 }
 
-/// What is known of the operation that an input to the group ended.
+/// The facts about an operation that has ended with an input to the group.
 #[derive(Clone, Debug)]
 pub struct Note {
     /// The instance ([`View::key`]), if it is about one.
     pub key: Option<u64>,
     /// The operation.
     pub operation: &'static str,
-    /// The task that it began, or that ended.
+    /// The task that it started, or that ended.
     pub task: Option<Href>,
-    /// How long it took.
+    /// Its duration.
     pub took: Duration,
-    /// Why it failed.
+    /// Its error.
     pub error: Option<Arc<str>>,
 }
 
-/// What an input to the group showed of the world.
+/// The kind of an input to the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown {
-    /// Nothing: the host asked, or time has passed.
+    /// Nothing: a call of the host, or the time.
     Nothing,
     /// The states of tasks.
     Tasks,
@@ -94,7 +94,7 @@ pub enum Shown {
     Port,
 }
 
-/// One instance's life.
+/// The history of one instance.
 #[derive(Clone, Debug)]
 pub struct Life {
     /// The id.
@@ -105,73 +105,73 @@ pub struct Life {
     pub began: Time,
     /// Its phase.
     pub phase: Phase,
-    /// Since when.
+    /// Start of the phase.
     pub since: Time,
-    /// When VCD was first asked to make it.
+    /// First create request to VCD.
     pub create_asked: Option<Time>,
-    /// When it first came to running here.
+    /// When it became running in this process for the first time.
     pub created: Option<Time>,
-    /// When it was first to go, and why.
+    /// When its delete was first wanted, and why.
     pub removal: Option<(Time, Cause)>,
-    /// When VCD was first asked to delete it.
+    /// First delete request to VCD.
     pub delete_asked: Option<Time>,
-    /// When VCD did not have it any more.
+    /// When VCD no longer had it.
     pub ended: Option<Time>,
     /// Only counted: there were [`MAX_LIVES`] when it began.
     brief: bool,
-    /// What happened, oldest first.
+    /// The steps, oldest first.
     pub steps: Vec<Entry>,
-    /// Steps that were dropped.
+    /// Number of dropped steps.
     pub dropped: u64,
-    /// It was made here; else it was found.
+    /// This process created it. Else it was found.
     made_here: bool,
     /// The host knows it.
     reported: bool,
-    /// It was handed out when it was complete.
+    /// It was complete when GitLab Runner got it.
     taken: bool,
-    /// The task that is awaited: which, of which operation, since when.
+    /// The task that the plugin waits for: its link, operation and start.
     task: Option<(Href, &'static str, Time)>,
-    /// Something went wrong since it last came to rest: what happens again from here on is a repeat.
+    /// It has failed since it was last at rest: later steps may be repeats.
     trouble: bool,
     retries: u32,
     waits_for: &'static str,
     waits_since: Time,
-    /// The last look that showed no progress.
+    /// Time between progress and its notice, so far.
     looked: Time,
-    /// Between progress and notice, so far.
+    /// When it is logged if it is still in a temporary phase.
     noticed: Duration,
     /// When it is mentioned if it is still on its way.
     word_at: Time,
 }
 
-/// An instance has come to another phase.
+/// The phase of an instance has changed.
 struct Change {
     key: u64,
     from: Option<Phase>,
     to: Phase,
-    /// Time in the phase before.
+    /// Time in the old phase.
     stayed: Duration,
 }
 
-/// How many instances there were of each phase, in the order of [`Phase::ALL`].
+/// Number of instances in each phase, in the order of [`Phase::ALL`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// When.
+    /// The time.
     pub at: Time,
-    /// How many.
+    /// The numbers.
     pub counts: [u16; Phase::ALL.len()],
 }
 
-/// All of it.
+/// The whole history.
 #[derive(Default)]
 pub struct Journal {
     /// Events, oldest first.
     pub events: Vec<Entry>,
-    /// Events that have been dropped.
+    /// Number of dropped events.
     pub dropped: u64,
     /// Samples, oldest first.
     pub samples: Vec<Sample>,
-    /// What was counted.
+    /// The counters.
     pub tally: Tally,
     /// By key.
     lives: Vec<Life>,
@@ -179,8 +179,8 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// One input to the group: what it showed, what is known of what it ended, what the group said, and how the instances
-    /// are now, in the order of their keys. Returns what to write to the log.
+    /// Processes one input to the group: its kind, the operations that it ended, the events of the group, and the
+    /// current state of the instances, in the order of their keys. Returns the entries to log.
     pub fn turn<'a, Look>(
         &mut self,
         now: Time,
@@ -214,10 +214,10 @@ impl Journal {
             }
             life.follow(&view, from.is_none(), now, shown, &notes, &mut self.tally);
         }
-        // The group's views come in the order of their keys.
+        // The group's views are in the order of their keys.
         let here = |key: u64| looks.binary_search_by_key(&key, |look| Glance::from(look).key).is_ok();
         for life in self.lives.iter_mut().filter(|life| !here(life.key)) {
-            // A leftover is forgotten in the moment in which it is gone.
+            // The group forgets a leftover as soon as it no longer exists.
             if life.phase != Phase::Deleted {
                 let stayed = now - life.since;
                 changed.push(Change { key: life.key, from: Some(life.phase), to: Phase::Deleted, stayed });
@@ -254,7 +254,7 @@ impl Journal {
             entry.explain(note, Some(change));
             log.extend(self.record(entry, false));
         }
-        // What ended and changed nothing is part of the instance's life only.
+        // Operations that changed nothing are only part of the instance's steps.
         for note in notes {
             let Some(life) = note.key.and_then(|key| self.life_mut(key)) else { continue };
             let mut entry = Entry::new(now, Level::Debug, "");
@@ -270,12 +270,12 @@ impl Journal {
         log
     }
 
-    /// When [`Journal::turn`] wants to be called at the latest.
+    /// The next time at which [`Journal::turn`] must be called.
     pub fn due(&self) -> Option<Time> {
         self.lives.iter().filter(|life| !life.phase.rests()).map(|life| life.word_at).min()
     }
 
-    /// The life of an instance, by [`View::key`]; of those that have ended the last ones are kept.
+    /// The history of an instance, by [`View::key`]. Of the deleted ones only the last are kept.
     pub fn life(&self, key: u64) -> Option<&Life> {
         match self.lives.binary_search_by_key(&key, |life| life.key) {
             Ok(at) => self.lives.get(at),
@@ -288,12 +288,12 @@ impl Journal {
         self.lives.get_mut(at)
     }
 
-    /// The lives of this name, oldest first: the present one last.
+    /// The instances with this name, oldest first. An existing one is last.
     pub fn lives_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Life> {
         self.ended.iter().chain(&self.lives).filter(move |life| *life.name == *name)
     }
 
-    /// The instance whose awaited task this is, and the operation.
+    /// The instance that waits for this task, and its operation.
     pub fn task_of(&self, task: &str) -> Option<(&Life, &'static str, Time)> {
         let waits = |life: &&Life| life.task.as_ref().is_some_and(|(href, ..)| **href == *task);
         let life = self.lives.iter().find(waits)?;
@@ -306,7 +306,7 @@ impl Journal {
         keys.next().or_else(|| self.lives.iter().rev().find(|life| life.name == *name).map(|life| life.key))
     }
 
-    /// Counts what a note tells, and remembers the task that it began.
+    /// Counts the facts in a note, and remembers the task that it started.
     fn settle(&mut self, note: &mut Note, now: Time) {
         let at = note.key.and_then(|key| self.lives.binary_search_by_key(&key, |life| life.key).ok());
         let Some(life) = at.and_then(|at| self.lives.get_mut(at)) else { return };
@@ -322,8 +322,8 @@ impl Journal {
         }
     }
 
-    /// Keeps an entry, in the ring and in its instance's life. Returns it if it is to be logged: it is no repeat, or its
-    /// turn has come again.
+    /// Keeps an entry in the ring and in its instance's steps. Returns it if it is to be logged: it is not a repeat, or
+    /// a repeat is due.
     fn record(&mut self, mut entry: Entry, anew: bool) -> Option<Entry> {
         let troubled = entry.error.is_some()
             || match entry.key.and_then(|key| self.life(key)) {
@@ -331,7 +331,7 @@ impl Journal {
                 None => entry.level <= Level::Warn,
             };
         let same = |old: &Entry| troubled && !anew && old.repeats(&entry);
-        // What went well for the group as a whole ends its trouble.
+        // A success for the whole group ends its failures.
         let well = |old: &Entry| entry.name.is_none() && old.name.is_none() && old.level > Level::Warn;
         let at = self.events.iter().rposition(|old| same(old) || well(old));
         let mut show = true;
@@ -353,7 +353,7 @@ impl Journal {
         show.then_some(entry)
     }
 
-    /// A word on those that are on their way for long, with growing pauses.
+    /// Entries about instances that have been in a temporary phase for long, with growing pauses.
     fn words(&mut self, now: Time) -> Vec<Entry> {
         let mut entries = Vec::new();
         for life in self.lives.iter_mut().filter(|life| !life.phase.rests() && life.word_at <= now) {
@@ -370,14 +370,14 @@ impl Journal {
         entries.into_iter().filter_map(|entry| self.record(entry, true)).collect()
     }
 
-    /// Notes how many there are of each phase, if that has changed.
+    /// Records the number of instances in each phase, if it has changed.
     fn sample(&mut self, now: Time, counts: [u16; Phase::ALL.len()]) {
         match self.samples.last_mut() {
             Some(last) if last.counts == counts => {}
             Some(last) if now < last.at + SAMPLE_PAUSE => last.counts = counts,
             _ => self.samples.push(Sample { at: now, counts }),
         }
-        // One that is older tells how it was when the history begins.
+        // An older sample shows the state at the start of the history.
         while self.samples.get(1).is_some_and(|second| second.at + HISTORY < now) {
             self.samples.remove(0);
         }
@@ -421,15 +421,15 @@ impl Life {
         }
     }
 
-    /// True if it was made by this process; else it was found.
+    /// True if this process created it. False if it was found.
     pub fn was_made_here(&self) -> bool {
         self.made_here
     }
 
-    /// Takes in how the instance is now; `first` if nothing was known of it.
+    /// Updates it with the current state of the instance; `first` if it is new.
     fn follow(&mut self, view: &Glance<'_>, first: bool, now: Time, shown: Shown, notes: &[Note], tally: &mut Tally) {
         if view.reported && !self.reported && view.cause.is_none() {
-            // It was made for the standby pool, and is the runner's from now on.
+            // It was created for the standby pool, and belongs to GitLab Runner from now on.
             self.taken = matches!(self.phase, Phase::Standby | Phase::Suspending);
             (self.reported, self.made_here, self.began, self.noticed) = (true, true, now, Duration::ZERO);
             self.create_asked = self.create_asked.map(|_| now);
@@ -448,7 +448,7 @@ impl Life {
                 cause => tally.collected += u64::from(cause.is_collected()),
             }
         }
-        // Progress that was waited for is noticed at a look; it may have come right after the look before.
+        // A lookup or poll shows progress that may have happened right after the previous one.
         let looks = match shown {
             Shown::Nothing => false,
             Shown::Tasks => view.has_task,
@@ -545,7 +545,7 @@ impl Entry {
         }
     }
 
-    /// True if `other` tells the same of the same instance: numbers and ids in it aside.
+    /// True if `other` says the same about the same instance, apart from numbers and ids.
     fn repeats(&self, other: &Entry) -> bool {
         let frame = |entry: &Entry| (entry.key, entry.from, entry.phase, entry.operation);
         if frame(self) != frame(other) || self.error.is_some() != other.error.is_some() {
@@ -558,7 +558,7 @@ impl Entry {
     }
 }
 
-/// True if both have the same words; words with a digit in them are alike.
+/// True if both have the same words. Words with a digit count as equal.
 fn alike(one: &str, two: &str) -> bool {
     let numbered = |word: &str| word.bytes().any(|byte| byte.is_ascii_digit());
     let (mut one, mut two) = (one.split_whitespace(), two.split_whitespace());
@@ -576,7 +576,7 @@ fn is_round(times: u32) -> bool {
     times.checked_ilog10().is_some_and(|digits| times == 10_u32.pow(digits))
 }
 
-/// How many there are of each phase, in the order of [`Phase::ALL`].
+/// Number of instances in each phase, in the order of [`Phase::ALL`].
 pub fn count(phases: impl Iterator<Item = Phase>) -> [u16; Phase::ALL.len()] {
     let mut counts = [0; Phase::ALL.len()];
     for phase in phases {
@@ -588,7 +588,7 @@ pub fn count(phases: impl Iterator<Item = Phase>) -> [u16; Phase::ALL.len()] {
     counts
 }
 
-/// The oldest goes if there are as many as there may be. They are few: moving them costs less than a ring's code.
+/// Drops the oldest item if there are `most`. They are few: moving them costs less than the code of a ring.
 fn push<T>(to: &mut Vec<T>, item: T, most: usize) {
     if to.len() >= most {
         to.remove(0);

@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     guard_memory();
     let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     let program = words.next().unwrap_or_default();
-    // fleeting's tools give the flag as Go writes it, with one dash, and an empty word for no command.
+    // fleeting's tools pass the flag as Go writes it, with one dash, and an empty word for no command.
     let words = words.map(|word| match word.as_str() {
         "-version" => "--version".to_owned(),
         "-h" => "--help".to_owned(),
@@ -71,8 +71,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// No core dumps, and no other process, not even of the same user, reads this one's memory or environment or traces it: both
-/// hold secrets. Only root may.
+/// Forbids core dumps, and reading or tracing of this process by other processes, including those of the same user: its
+/// memory and environment contain secrets. Only root can still do it.
 fn guard_memory() {
     #[cfg(target_os = "linux")]
     {
@@ -81,7 +81,7 @@ fn guard_memory() {
     }
 }
 
-/// The end of a command: whether all is well, or why it could not be done.
+/// The exit code of a command: success, or why it failed.
 fn end(result: Result<bool, String>) -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -93,7 +93,7 @@ fn end(result: Result<bool, String>) -> ExitCode {
     }
 }
 
-/// Prints on stdout. `println!` would panic if nobody reads it.
+/// Prints on stdout. `println!` would panic if stdout is closed.
 fn print(text: &str) -> ExitCode {
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -101,7 +101,7 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
-/// Prints on stderr, if anybody reads it.
+/// Prints on stderr. A closed stderr is not an error.
 fn complain(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }

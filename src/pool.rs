@@ -1,5 +1,6 @@
-//! A few threads for blocking calls. They start when first needed and then sleep until there is work: no wake-ups in idling.
-//! The one that slept last is woken first: in quiet times it is always the same one, and the memory of one is used.
+//! A few threads for blocking calls. They start when first needed and then sleep until there is work: an idle pool
+//! causes no wake-ups. The thread that slept last wakes first: in quiet times it is always the same one, and only its
+//! memory is used.
 
 use smol::channel::{Sender, bounded};
 use std::cell::Cell;
@@ -7,11 +8,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-/// At most so many threads, and so requests to VCD at a time.
+/// Maximum number of threads, and so of concurrent requests to VCD.
 pub const THREADS: usize = 4;
-/// At most so many calls wait for a thread.
+/// Maximum number of calls that wait for a thread.
 pub const MAX_WAITING: usize = 4096;
-/// Stack of a thread: TLS and XML need less, musl's default would be too small.
+/// Stack of a thread. TLS and XML need less. musl's default would be too small.
 const STACK: usize = 512 * 1024;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -26,31 +27,31 @@ pub struct Pool {
 #[derive(Default)]
 struct Shared {
     waiting: VecDeque<Job>,
-    /// Each takes one job.
+    /// Each accepts one job.
     asleep: Vec<Sender<Job>>,
     threads: usize,
-    /// The pool is gone.
+    /// The pool was dropped.
     closed: bool,
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
-    // Jobs run outside of it.
+    // Jobs run without the lock.
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Pool {
-    /// Runs `call` on a thread. `None` if too many calls wait already or no thread can be had. A dropped future does not
+    /// Runs `call` on a thread. `None` if too many calls wait already or no thread can start. A dropped future does not
     /// stop its call.
     pub async fn run<T: Send + 'static>(&self, call: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let (done, result) = bounded(1);
         let job: Job = Box::new(move || {
-            // Nobody waits any more if the future was dropped.
+            // If the future was dropped, nobody waits for the result.
             let _ = done.try_send(call());
         });
         self.busy.set(self.busy.get() + 1);
         let _busy = Busy(&self.busy);
         self.hand_out(job);
-        // A job that is dropped unrun closes the channel.
+        // A job that is dropped before it runs closes the channel.
         result.recv().await.ok()
     }
 
@@ -64,20 +65,20 @@ impl Pool {
         lock(&self.shared).threads
     }
 
-    /// Wakes a thread for the job, starts one, or lets it wait.
+    /// Wakes a thread for the job, starts one, or lets the job wait.
     fn hand_out(&self, job: Job) {
         let mut shared = lock(&self.shared);
         if let Some(thread) = shared.asleep.pop() {
             let _ = thread.try_send(job);
             return;
         }
-        // One that has just ended its job takes the next, too.
+        // A thread that has just finished its job accepts the next one, too.
         if self.busy.get() > shared.threads && shared.threads < THREADS {
             match start_thread(self.shared.clone()) {
                 Ok(_) => shared.threads += 1,
                 Err(error) => log::error!(
-                    "start a thread for requests to VCD: {error}; {} others go on, more slowly. Is a limit of threads \
-                     (TasksMax, ulimit -u) reached?",
+                    "start a thread for requests to VCD: {error}; {} others continue, more slowly. Check the limits of \
+                     threads (TasksMax, ulimit -u)",
                     shared.threads
                 ),
             }

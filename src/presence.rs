@@ -1,10 +1,11 @@
-//! That a plugin serves a group on this machine, seen by other processes: an abstract Unix socket of the group's name, which
-//! leaves nothing behind and ends with the process. Nothing is said over it. Linux only; elsewhere nothing is seen.
+//! Shows other processes on this machine that a plugin serves a group: an abstract Unix socket with the group's name,
+//! which leaves nothing behind and ends with the process. Nothing is sent over it. Linux only; on other systems nothing
+//! is shown.
 
 #[cfg(target_os = "linux")]
 use ring::digest::{SHA256, digest};
 
-/// So many plugins of one group on one machine are told apart: while one ends, the next one begins.
+/// Maximum number of plugins of one group on one machine that detect each other: one may end while the next one starts.
 #[cfg(target_os = "linux")]
 const PLACES: usize = 4;
 
@@ -17,7 +18,7 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// Makes this process visible as a plugin of the group that `identity` names. `None` if that cannot be done here.
+    /// Makes this process visible as a plugin of the group `identity`. `None` if that is not possible here.
     pub fn claim(identity: &[&str]) -> Option<Presence> {
         #[cfg(target_os = "linux")]
         return (0..PLACES).find_map(|place| {
@@ -32,7 +33,7 @@ impl Presence {
         }
     }
 
-    /// True if a process on this machine (in the same network namespace) serves the group that `identity` names.
+    /// True if a process on this machine (in the same network namespace) serves the group `identity`.
     pub fn is_held(identity: &[&str]) -> bool {
         #[cfg(target_os = "linux")]
         return (0..PLACES).filter_map(|place| address(identity, place)).any(|address| {
@@ -51,11 +52,11 @@ impl Presence {
 fn address(identity: &[&str], place: usize) -> Option<std::os::unix::net::SocketAddr> {
     use std::fmt::Write as _;
     use std::os::linux::net::SocketAddrExt as _;
-    // A name has 107 bytes; the parts of an identity may be longer.
+    // A name has at most 107 bytes; the parts of an identity may be longer.
     let hash = digest(&SHA256, identity.join("\0").as_bytes());
     let mut name = String::from("fleeting-plugin-vcd/");
     for byte in hash.as_ref() {
-        // Writing to a String cannot fail.
+        // Writing to a String never fails.
         let _ = write!(name, "{byte:02x}");
     }
     let _ = write!(name, "/{place}");

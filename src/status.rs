@@ -1,4 +1,4 @@
-//! Everything that the debug pages show at one moment, as plain values.
+//! All values that the debug pages show at one moment.
 
 use crate::group::{STUCK_ALERT, Standing, State, Time, View};
 use crate::journal::Journal;
@@ -6,32 +6,32 @@ use crate::vcd::{Count, READ_TIMEOUT, SessionState, SessionView};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// Polls are fresh if one ended well within this many intervals, and [`READ_TIMEOUT`].
+/// Polls are fresh if one succeeded within this many intervals plus [`READ_TIMEOUT`].
 const FRESH_INTERVALS: u32 = 3;
-/// No more stuck instances are named.
+/// Maximum number of stuck instances that are named.
 const MAX_STUCK_TOLD: usize = 5;
-/// Jobs that wait for so long for an instance whose creates fail are a failure of the whole.
+/// `/healthz` fails if GitLab Runner waits longer than this for an instance whose creates fail.
 pub const CREATES_ALERT: Duration = Duration::from_secs(15 * 60);
 
 /// One moment.
 pub struct Status<'a> {
-    /// Now, since Init.
+    /// The time since Init.
     pub now: Time,
     /// The same by the system's clock.
     pub wall: SystemTime,
-    /// Who and where.
+    /// The names of the group and its place.
     pub about: &'a About,
     /// The session with VCD.
     pub session: SessionView,
     /// The polls.
     pub polls: Polls,
-    /// Limits, and what holds the group up.
+    /// Limits, and the reasons for pauses.
     pub standing: Standing,
     /// Requests to VCD.
     pub wire: Wire,
     /// Every instance.
     pub views: Vec<View>,
-    /// What has happened.
+    /// The history.
     pub journal: &'a Journal,
     /// HTTP requests by operation.
     pub requests: Vec<Count>,
@@ -39,7 +39,7 @@ pub struct Status<'a> {
     pub process: Process,
 }
 
-/// Who and where.
+/// The names of the group and its place.
 #[derive(Clone, Debug, Default)]
 pub struct About {
     /// `instance_group_name`.
@@ -63,30 +63,30 @@ pub struct About {
 /// The polls.
 #[derive(Clone, Debug, Default)]
 pub struct Polls {
-    /// When the last one ended, well or badly.
+    /// When the last poll ended, successful or not.
     pub ended: Time,
-    /// How long it took.
+    /// Its duration.
     pub took: Duration,
-    /// How many VMs it showed, or why it failed.
+    /// Number of VMs in it, or its error.
     pub result: Option<Result<usize, Arc<str>>>,
-    /// When the last one ended well.
+    /// When the last successful poll ended.
     pub good: Time,
 }
 
 /// Requests to VCD.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wire {
-    /// Threads that work on one.
+    /// Threads that process one.
     pub busy: usize,
-    /// At most so many.
+    /// Number of threads.
     pub most: usize,
     /// Requests that wait for a thread.
     pub waiting: usize,
-    /// Changing requests that wait because enough of them are on the wire.
+    /// Changes that wait because the maximum number of them is in progress.
     pub changes_waiting: usize,
 }
 
-/// This process, where the system tells.
+/// This process, as far as the system reports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Process {
     /// Resident memory in bytes.
@@ -99,19 +99,19 @@ pub struct Process {
     pub open_files: Option<u64>,
 }
 
-/// Something that is not as it should be.
+/// A problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
-    /// What, why, and what follows.
+    /// What happened, why, and what happens next.
     pub text: String,
-    /// The document that tells what to do.
+    /// The document with the fix.
     pub fix: &'static str,
     /// It lasts, or does harm: `/healthz` fails.
     pub grave: bool,
 }
 
 impl Status<'_> {
-    /// Everything that is not as it should be, the gravest first.
+    /// All problems, serious ones first.
     pub fn troubles(&self) -> Vec<Trouble> {
         let mut all = Vec::new();
         let mut add = |text: String, fix, grave| all.push(Trouble { text, fix, grave });
@@ -133,7 +133,7 @@ impl Status<'_> {
             add(format!("there is no session with VCD{why}"), fix, true);
         }
         let creates = "docs/troubleshooting.md#creates";
-        // Of those that are not there yet and whose creates fail, the oldest.
+        // The oldest instance that does not exist yet and whose creates fail.
         let late = |view: &&View| view.reported && view.state == State::Creating && view.error.is_some();
         let late = self.views.iter().filter(late).max_by_key(|view| view.age);
         let why = late.and_then(|view| view.error.as_deref()).map(|error| format!(". Last error: {error}"));
@@ -141,17 +141,13 @@ impl Status<'_> {
         let grave = late.is_some_and(|view| view.age >= CREATES_ALERT);
         if standing.breaker.is_some() || standing.breaker_tries {
             let follows = match standing.breaker {
-                Some(left) => format!("none is tried for {} s", left.as_secs()),
-                None => "one is tried".to_owned(),
+                Some(left) => format!("no VM is created for {} s", left.as_secs()),
+                None => "one create is tried".to_owned(),
             };
-            add(format!("creates fail: {follows}; deletes go on{why}"), creates, grave);
+            add(format!("creates fail: {follows}; deletes continue{why}"), creates, grave);
         } else if let Some(view) = late.filter(|_| grave) {
             let minutes = view.age.as_secs() / 60;
-            add(
-                format!("instance {} does not come to running since {minutes} minutes{why}", view.name),
-                creates,
-                grave,
-            );
+            add(format!("instance {} has not become running for {minutes} minutes{why}", view.name), creates, grave);
         }
         // The longest first.
         let mut stuck: Vec<&View> = self.views.iter().filter(|view| view.stuck.is_some()).collect();
@@ -180,7 +176,7 @@ impl Status<'_> {
         }
         if let Some(left) = standing.hold {
             let text = format!(
-                "creates wait for {} leftovers of an earlier run to be deleted, for at most {} s more",
+                "creates wait for {} leftovers of an earlier run to be deleted, for at most {} s",
                 standing.leftovers,
                 left.as_secs()
             );
@@ -190,7 +186,7 @@ impl Status<'_> {
         all
     }
 
-    /// What is gravely so, for a health check.
+    /// The serious problems, for a health check.
     pub fn ailments(&self) -> Vec<String> {
         self.troubles().into_iter().filter(|trouble| trouble.grave).map(|trouble| trouble.text).collect()
     }
@@ -202,7 +198,7 @@ impl Status<'_> {
 }
 
 impl Process {
-    /// Asks the system.
+    /// Reads it from the system.
     #[cfg(target_os = "linux")]
     pub fn read() -> Process {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

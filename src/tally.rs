@@ -1,17 +1,18 @@
-//! Counts and distributions, as plain numbers. They know neither Prometheus nor where they come from.
+//! Counters and distributions, as plain numbers. They do not depend on Prometheus or on their source.
 
 use std::time::Duration;
 
-/// What was measured, in buckets.
+/// Measurements in buckets.
 #[derive(Clone, Debug)]
 pub struct Histogram {
-    /// Upper bounds in seconds, ascending.
+    /// Upper limits in seconds, ascending.
     pub bounds: &'static [f64],
-    /// How many were above the bound before and not above this one; those above the last are in `count` only.
+    /// Number of values above the previous limit and not above this one. Values above the last limit are only in
+    /// `count`.
     pub buckets: Vec<u64>,
-    /// How many.
+    /// Number of values.
     pub count: u64,
-    /// Seconds in all.
+    /// Sum in seconds.
     pub sum: f64,
 }
 
@@ -21,7 +22,7 @@ impl Histogram {
         Histogram { bounds, buckets: vec![0; bounds.len()], count: 0, sum: 0.0 }
     }
 
-    /// One more.
+    /// Adds a value.
     pub fn add(&mut self, took: Duration) {
         let seconds = took.as_secs_f64();
         self.count += 1;
@@ -32,9 +33,9 @@ impl Histogram {
     }
 }
 
-/// Buckets of creates: from 30 s, which is what VCD needs at least.
+/// Buckets of creates: from 30 s, VCD's minimum.
 const CREATION: &[f64] = &[30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 900.0, 1200.0];
-/// Buckets of resumes, which take VCD seconds.
+/// Buckets of resumes. They take VCD a few seconds.
 const STANDBY: &[f64] = &[5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 1200.0];
 const DELETION: &[f64] = &[10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0];
 const GC: &[f64] = &[1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
@@ -42,39 +43,39 @@ const RECONCILE: &[f64] = &[0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0];
 const OVERHEAD: &[f64] = &[0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 const TASK: &[f64] = &[1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0];
 
-/// Everything that is counted since Init, HTTP requests aside.
+/// Everything that is counted since Init, except HTTP requests.
 #[derive(Clone, Debug)]
 pub struct Tally {
-    /// Instances that came to running.
+    /// Instances that became running.
     pub created: u64,
-    /// Instances that VCD does not have any more.
+    /// Instances that VCD no longer has.
     pub deleted: u64,
-    /// What failed, by operation: `create` counts tries, `timeout` instances that were given up, others
-    /// requests and tasks.
+    /// Failures by operation: `create` counts attempts, `timeout` creates that were given up, others requests and
+    /// tasks.
     pub failed: Vec<(&'static str, u64)>,
-    /// From Increase to running.
+    /// From Increase until running.
     pub creation: Histogram,
-    /// VMs that were created for the standby pool, and are in it or were.
+    /// VMs that were created for the standby pool, and are or were in it.
     pub standby_created: u64,
-    /// From Increase to running, of VMs that were taken from standby: these are not in `creation`.
+    /// From Increase until running, of VMs from standby. They are not in `creation`.
     pub standby: Histogram,
-    /// From the wish to remove it until VCD does not have it any more.
+    /// From the delete request until VCD no longer has it.
     pub deletion: Histogram,
-    /// The part of `creation` until VCD was first asked.
+    /// The part of `creation` before the first request to VCD.
     pub queued: Histogram,
-    /// The part of `creation` between VCD's or the guest's progress and our notice of it, at most.
+    /// The part of `creation` between a change in VCD or the guest and its notice by the plugin, at most.
     pub noticed: Histogram,
-    /// Polls with vApps, which find leftovers and what is too old.
+    /// Polls with vApps, which find leftovers and instances that are too old.
     pub gc: Histogram,
-    /// Instances that were removed for being unhealthy, too old or a leftover.
+    /// Instances deleted because they are unhealthy, too old or leftovers.
     pub collected: u64,
-    /// Leftovers that were found.
+    /// Leftovers found.
     pub leftovers: u64,
-    /// Polls that ended well.
+    /// Successful polls.
     pub polls: Histogram,
     /// Polls that failed.
     pub failed_polls: u64,
-    /// VCD's tasks from the request to the notice of their end, by operation.
+    /// Duration of VCD tasks from the request until the plugin sees their end, by operation.
     pub tasks: Vec<(&'static str, Histogram)>,
     /// Tasks that failed, by operation.
     pub failed_tasks: Vec<(&'static str, u64)>,
@@ -104,7 +105,7 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// A task of VCD's has ended.
+    /// A VCD task has ended.
     pub fn task(&mut self, operation: &'static str, took: Duration, failed: bool) {
         of(&mut self.tasks, operation, || Histogram::new(TASK)).add(took);
         *of(&mut self.failed_tasks, operation, || 0) += u64::from(failed);
@@ -116,7 +117,7 @@ impl Tally {
     }
 }
 
-/// The operation's, made if it is the first. There are few operations.
+/// The entry of the operation. It is created if it is the first. There are few operations.
 fn of<'a, T>(all: &'a mut Vec<(&'static str, T)>, operation: &'static str, new: impl FnOnce() -> T) -> &'a mut T {
     let at = all.iter().position(|(name, _)| *name == operation).unwrap_or(all.len());
     if at == all.len() {

@@ -11,8 +11,8 @@ pub fn timestamp(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", since.subsec_micros())
 }
 
-/// Year, month and day of the Gregorian calendar, `days` after 1970-01-01. Counts from 0000-03-01, so that a leap day is the
-/// last day of its year, in 400-year eras of 146,097 days.
+/// Year, month and day of the Gregorian calendar, `days` after 1970-01-01. Counts from 0000-03-01, so that a leap day
+/// is the last day of its year, in eras of 400 years with 146,097 days.
 fn date(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);

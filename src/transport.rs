@@ -1,4 +1,4 @@
-//! hyper on smol: its executor, its timer and its byte streams. Also used by whoever else serves or asks HTTP here.
+//! hyper on smol: its executor, its timer and its byte streams, for all HTTP servers and clients here.
 
 use hyper::rt;
 use smol::LocalExecutor;
@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-/// At most so many bytes are taken from a connection at a time.
+/// Maximum number of bytes per read from a connection.
 const READ_SIZE: usize = 8 * 1024;
 
 /// hyper's tasks on this thread's executor; they need not be `Send`.
@@ -57,7 +57,7 @@ impl rt::Sleep for Sleep {}
 /// Listens on a Unix socket that has this mode from its first moment.
 #[cfg(unix)]
 pub fn listen(path: &std::path::Path, mode: u32) -> io::Result<smol::Async<std::os::unix::net::UnixListener>> {
-    // A change of the mode afterwards would go by the path, which may lead elsewhere by then.
+    // A later change of the mode would use the path, which may lead elsewhere by then.
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::Mode;
@@ -76,7 +76,7 @@ pub fn listen(path: &std::path::Path, mode: u32) -> io::Result<smol::Async<std::
     }
 }
 
-/// A byte stream of smol as hyper wants it.
+/// A byte stream of smol in hyper's interface.
 pub struct Io<T>(pub T);
 
 impl<T: AsyncRead + Unpin> rt::Read for Io<T> {

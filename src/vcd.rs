@@ -1,5 +1,5 @@
-//! The VCD client: blocking, one HTTP request at a time per calling thread. It knows VCD's REST API and nothing of groups:
-//! what to ask and when, and what to do about an error, is the caller's.
+//! The VCD client. It is blocking: each calling thread sends one HTTP request after another. It knows VCD's REST API,
+//! but not groups: the caller decides which requests to send, when, and what to do about errors.
 
 mod change;
 mod create;
@@ -46,40 +46,40 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use ureq::http::Method;
 
-/// [`Client::open`] ends within this time, well or badly.
+/// Maximum duration of [`Client::open`], whether it succeeds or fails.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(25);
-/// A call that takes several requests begins none of them after this time.
+/// A call with several requests starts none of them after this time.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(120);
-/// A template that is named by a pattern is looked up again, before a create, when it was looked up so long ago.
+/// A create looks up a template with a pattern again if the last lookup is older than this.
 pub const PATTERN_LIFE: Duration = Duration::from_secs(5 * 60);
-/// The same for one that is named in full: another one may have been given its name.
+/// The same for a template with a full name: its name may belong to another template by now.
 pub const TEMPLATE_LIFE: Duration = Duration::from_secs(60 * 60);
-/// Lines of a script that are shorter are no secret: `exit 0`.
+/// Shorter lines of a script are not secret: `exit 0`.
 const MIN_SECRET_LINE: usize = 8;
-/// The XML namespace of VCD's documents, OVF's within them, and that of `nil` and `type`.
+/// The XML namespaces of VCD's documents, of OVF in them, and of `nil` and `type`.
 const NAMESPACE: &str = "http://www.vmware.com/vcloud/v1.5";
 const OVF: &str = "http://schemas.dmtf.org/ovf/envelope/1";
 const XSI: &str = "http://www.w3.org/2001/XMLSchema-instance";
 
-/// How a NIC gets its address (`IpAddressAllocationMode`).
+/// How a NIC gets its IP address (`IpAddressAllocationMode`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IpMode {
     /// From the network's static pool, by VCD.
     Pool,
-    /// From a DHCP server, told by VMware Tools.
+    /// From a DHCP server. VMware Tools reports it.
     Dhcp,
 }
 
-/// How long VCD lets a vApp be that nobody removes.
+/// The lease of a vApp that nobody deletes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// While it runs (`DeploymentLeaseInSeconds`).
     pub runtime: Duration,
-    /// While it is suspended or off (`StorageLeaseInSeconds`); `None` leaves it to the org.
+    /// While it is suspended or off (`StorageLeaseInSeconds`); `None`: the org's default.
     pub storage: Option<Duration>,
 }
 
-/// Where VCD is, who we are there, and what a new VM is made of.
+/// Where VCD is, the login, and the properties of new VMs.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `https://HOST/api`; `http://` works too.
@@ -88,12 +88,12 @@ pub struct Settings {
     pub org: String,
     /// The API token.
     pub token: Token,
-    /// PEM certificates that are trusted beside the public ones and the system's.
+    /// PEM certificates to trust in addition to the public ones and the system's.
     pub ca_file: Option<PathBuf>,
-    /// Believe any certificate.
+    /// Do not verify certificates.
     pub insecure_skip_tls_verify: bool,
-    /// The VDC's name. Here, in `network`, `catalog`, `template` and `storage_profile` an id (`urn:vcloud:…`) or a link may
-    /// stand for a name.
+    /// The VDC's name. Here, and in `network`, `catalog`, `template` and `storage_profile`, an id (`urn:vcloud:…`) or a
+    /// link can replace a name.
     pub vdc: String,
     /// The org VDC network's name.
     pub network: String,
@@ -101,17 +101,17 @@ pub struct Settings {
     pub ip_mode: IpMode,
     /// The catalog's name, or a pattern with `*`; `ORG/NAME` for that of another org.
     pub catalog: String,
-    /// The vApp template's name; it must hold one VM. With `*` here or in `catalog` the newest one that fits is taken.
+    /// The vApp template's name. The template must have one VM. With `*` here or in `catalog` the newest match is used.
     pub template: String,
-    /// The template is looked up again when a create comes so long afterwards ([`template_life`]).
+    /// A create looks up the template again if the last lookup is older than this ([`template_life`]).
     pub template_life: Duration,
     /// The storage profile's name.
     pub storage_profile: String,
-    /// The VM sizing policy's name, if one is wanted.
+    /// The VM sizing policy's name, if there is one.
     pub sizing_policy: Option<String>,
-    /// The VM placement policy's name, if one is wanted.
+    /// The VM placement policy's name, if there is one.
     pub placement_policy: Option<String>,
-    /// Number of virtual CPUs; 0 leaves it to the policies and the template.
+    /// Number of virtual CPUs. 0: as in the policies and the template.
     pub cpus: u32,
     /// Cores per socket; divides `cpus`. 0 as above.
     pub cores_per_socket: u32,
@@ -119,36 +119,36 @@ pub struct Settings {
     pub memory_mb: u32,
     /// Size of the boot disk in GB; 0 keeps the template's.
     pub disk_gb: u32,
-    /// vApps of interest are named `<vapp_prefix>-…`.
+    /// The client finds vApps with the name `<vapp_prefix>-…`.
     pub vapp_prefix: String,
-    /// Value of the metadata label `vcd-instance-group`.
+    /// Value of the metadata entry `vcd-instance-group`.
     pub label: String,
-    /// Metadata to write beside that label.
+    /// Metadata entries to write in addition to that one.
     pub metadata: Vec<(String, String)>,
-    /// OVF properties that the guest finds in its environment.
+    /// OVF properties for the guest's OVF environment.
     pub guest_properties: Vec<(String, Secret)>,
-    /// cloud-init's user data: one more such property, `user-data`.
+    /// User data for cloud-init: the OVF property `user-data`.
     pub user_data: Option<Secret>,
-    /// The leases of a new vApp; `None` leaves both to the org.
+    /// The leases of a new vApp; `None`: the org's defaults.
     pub lease: Option<Lease>,
-    /// The bearer is renewed when it is this old, whatever its own expiry says.
+    /// Age at which the bearer token is renewed, even if VCD lets it live longer.
     pub session_refresh: Duration,
-    /// Pause between two polls when nothing is awaited: a connection idles for so long.
+    /// Interval between two polls when no change is expected: a connection is idle for this time.
     pub poll_interval: Duration,
-    /// VMs are kept in standby: whether a newer template is there is asked for even without a create.
+    /// VMs are kept in standby: the template is looked up again even without a create.
     pub standby: bool,
-    /// Tells guests of other credentials or scripts apart: a hash.
+    /// A hash that differs for guests with other credentials or scripts.
     pub guest_source: String,
 }
 
 impl Settings {
-    /// The org of the provider's own users has other doors.
+    /// The System org has other login endpoints.
     fn is_provider(&self) -> bool {
         self.org.eq_ignore_ascii_case("System")
     }
 }
 
-/// For how long a template that is named so is not looked up again.
+/// The time after which a template with such a name is looked up again.
 pub fn template_life(catalog: &str, template: &str) -> Duration {
     if query::is_pattern(catalog) || query::is_pattern(template) { PATTERN_LIFE } else { TEMPLATE_LIFE }
 }
@@ -160,9 +160,9 @@ pub struct Environment {
     pub api_version: String,
     /// The template's guest OS as VCD shows it.
     pub guest_os: String,
-    /// Why its VMs cannot be suspended, if VCD tells that beforehand.
+    /// Why VMs of this template cannot be suspended, if VCD says so in advance.
     pub no_suspend: Option<&'static str>,
-    /// What the token is.
+    /// The kind of the token.
     pub token: TokenKind,
 }
 
@@ -173,59 +173,59 @@ pub struct Client {
     http: Http,
     session: Session,
     names: Mutex<Known>,
-    /// Held while names are looked up anew, so that one thread does it for all.
+    /// Locked while names are looked up again, so that one thread does it for all.
     resolving: Mutex<()>,
-    /// VCD refuses to list tasks.
+    /// VCD rejects the query for tasks.
     no_task_query: AtomicBool,
-    /// VCD refuses to list the VMs of several names.
+    /// VCD rejects the query for the VMs with several names.
     no_names_filter: AtomicBool,
-    /// VCD refuses to show metadata in vApp records.
+    /// VCD rejects metadata fields in vApp records.
     no_metadata_field: AtomicBool,
-    /// VCD refuses a create that carries guest properties.
+    /// VCD rejects a create with guest properties.
     no_properties_in_create: AtomicBool,
-    /// It has been said that VCD's links lead to another address than ours.
+    /// The log line about links of VCD to another address was written.
     told_alias: AtomicBool,
 }
 
-/// The names as they were looked up last.
+/// The result of the last lookup of names.
 struct Known {
     names: Arc<Names>,
-    /// When the template was looked up.
+    /// When the template was looked up last.
     at: Instant,
-    /// VCD did not find something of them: look them up before the next create.
+    /// VCD did not find one of the objects: look them up before the next create.
     stale: bool,
-    /// What is created from them.
+    /// The source of VMs that are created from them.
     source: Source,
 }
 
 impl Known {
-    /// Looked up now.
+    /// The result of a lookup now.
     fn new(names: Arc<Names>, settings: &Settings) -> Known {
         Known { source: create::source(settings, &names), names, at: Instant::now(), stale: false }
     }
 }
 
-/// One call of the caller's, which may take several HTTP requests.
+/// One call of the caller. It may take several HTTP requests.
 struct Call {
     operation: &'static str,
-    /// What is tried, on what: the beginning of every error.
+    /// The action and its object: the beginning of every error.
     what: String,
     changes: bool,
     deadline: Instant,
 }
 
 impl Call {
-    /// One of [`Client::call`] that begins `now`; `what` it is.
+    /// A call of [`Client::call`] that begins `now`, with the description `what`.
     fn of(request: &Request, what: String, now: Instant) -> Call {
         Call { operation: request.operation(), what, changes: request.changes(), deadline: now + CALL_TIMEOUT }
     }
 
-    /// A look-up of names that begins `now`.
+    /// A lookup of names that begins `now`.
     fn lookup(what: String, now: Instant) -> Call {
         Call { operation: "resolve", what, changes: false, deadline: now + OPEN_TIMEOUT }
     }
 
-    /// The time for its next request; none is left after its deadline.
+    /// The timeout of its next request. After its deadline there is none.
     fn timeout(&self) -> Result<Duration, http::Lost> {
         session::time_left(self.deadline, if self.changes { CHANGE_TIMEOUT } else { READ_TIMEOUT })
     }
@@ -242,7 +242,7 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// A client that has asked nothing yet.
+    /// A client that has sent no request yet.
     fn new(settings: Settings) -> Result<Client, VcdError> {
         let site = Site::new(&settings.url)
             .map_err(|why| errors::own(ErrorKind::Invalid, format!("open VCD for org {:?}", settings.org), why))?;
@@ -250,7 +250,7 @@ impl Client {
         let tls = tls::config(settings.ca_file.as_deref(), settings.insecure_skip_tls_verify).map_err(wrong)?;
         let proxy = http::proxy(&site, |name| std::env::var(name).ok()).map_err(wrong)?;
         if let Some(proxy) = &proxy {
-            log::info!("VCD is asked over the proxy {}:{}, which the environment names", proxy.host(), proxy.port());
+            log::info!("requests to VCD go through the proxy {}:{} from the environment", proxy.host(), proxy.port());
         }
         let http = Http::new(tls, proxy, settings.poll_interval);
         if let Token::Text(token) = &settings.token {
@@ -276,7 +276,7 @@ impl Client {
         })
     }
 
-    /// For `fuzz/`: a client with the names of this one, that has asked nothing yet.
+    /// For `fuzz/`: a client with the names of this one that has sent no request yet.
     #[cfg(fuzzing)]
     pub fn anew(&self) -> Result<Client, VcdError> {
         let client = Client::new(self.settings.clone())?;
@@ -284,8 +284,9 @@ impl Client {
         Ok(client)
     }
 
-    /// Chooses the API version, logs in and resolves all names, within [`OPEN_TIMEOUT`] in all. Every unknown name is an
-    /// error of its own, all are returned at once; the session is then ended, which may take [`LOGOUT_TIMEOUT`] more.
+    /// Chooses the API version, logs in and resolves all names, within [`OPEN_TIMEOUT`] in all. Every unknown name is
+    /// an error of its own, and all are returned together. The session then ends, which may take [`LOGOUT_TIMEOUT`]
+    /// more.
     pub fn open(settings: Settings) -> Result<(Client, Environment), Vec<VcdError>> {
         let client = Client::new(settings).map_err(|e| vec![e])?;
         let call = Call::lookup(format!("look up names in org {:?}", client.settings.org), Instant::now());
@@ -311,8 +312,8 @@ impl Client {
         }
     }
 
-    /// Asks VCD one thing and waits for the answer. `guest` is needed for [`Request::Create`] only. Reads may be sent a
-    /// second time after the session was renewed; what changes something is sent at most once.
+    /// Sends a request to VCD and waits for the answer. `guest` is needed for [`Request::Create`] only. A read may be
+    /// sent a second time after the session was renewed. A change is sent at most once.
     pub fn call(&self, request: &Request, guest: Option<&Guest>) -> Answer {
         let call = Call::of(request, self.what(request), Instant::now());
         let answer = match request {
@@ -349,8 +350,8 @@ impl Client {
         }
     }
 
-    /// Ends our session with VCD, if there is one, as far as that can be done within [`LOGOUT_TIMEOUT`]. To be called
-    /// when nothing more is asked: a later call would log in again.
+    /// Ends the session with VCD, if there is one, within [`LOGOUT_TIMEOUT`]. For the end of the process: a later call
+    /// would log in again.
     pub fn close(&self) {
         let Some(pass) = self.session.end() else { return };
         let ask = Ask {
@@ -369,17 +370,17 @@ impl Client {
         }
     }
 
-    /// Waits for the end of a login that is under way: who ends the process in between may lose the next token.
+    /// Waits until a current login ends. If the process ended in between, the next token could be lost.
     pub fn settle(&self) {
         self.session.settle();
     }
 
-    /// `error` without what `guest` was given: VCD may echo it long after the request that brought it.
+    /// `error` without the secrets of `guest`: VCD may echo them long after the request that contained them.
     pub fn redact(&self, error: VcdError, guest: &Guest) -> VcdError {
         self.finish(error, Some(guest))
     }
 
-    /// How the session stands. Never waits.
+    /// The state of the session. Never waits.
     pub fn session(&self) -> SessionView {
         self.session.view(&self.http)
     }
@@ -394,13 +395,13 @@ impl Client {
             Request::Poll { .. } => format!("poll VDC {:?} for {}-*", self.settings.vdc, self.settings.vapp_prefix),
             Request::PollSome { names } => format!("poll VDC {:?} for {} vApps", self.settings.vdc, names.len()),
             Request::Find { name } => format!("find vApp {name}"),
-            Request::Look { vapp, .. } => format!("look at vApp {}", last_part(vapp)),
+            Request::Look { vapp, .. } => format!("look up vApp {}", last_part(vapp)),
             Request::Create { name, .. } => format!("create vApp {name}"),
             Request::Configure { vm } => format!("configure VM {}", last_part(vm)),
-            Request::AddTpm { vm } => format!("give VM {} a TPM", last_part(vm)),
+            Request::AddTpm { vm } => format!("add a TPM to VM {}", last_part(vm)),
             Request::PowerOn { vapp } => format!("power on vApp {}", last_part(vapp)),
             Request::Suspend { vapp } => format!("suspend vApp {}", last_part(vapp)),
-            Request::Mark { vapp, .. } => format!("mark vApp {}", last_part(vapp)),
+            Request::Mark { vapp, .. } => format!("write the suspend mark on vApp {}", last_part(vapp)),
             Request::Delete { vapp } => format!("delete vApp {}", last_part(vapp)),
             Request::Undeploy { vapp } => format!("stop vApp {}", last_part(vapp)),
             Request::DeleteStopped { vapp } => format!("delete the stopped vApp {}", last_part(vapp)),
@@ -409,13 +410,13 @@ impl Client {
                 many => format!("read {} tasks", many.len()),
             },
             Request::Cancel { task } => format!("cancel task {}", last_part(task)),
-            Request::Label { vapp } => format!("label vApp {}", last_part(vapp)),
+            Request::Label { vapp } => format!("write metadata on vApp {}", last_part(vapp)),
         }
     }
 
-    /// Sends one request of a call in the session, and returns an answer with a good status only. After a 401 the session
-    /// is renewed; a read is then sent once more, a change is not. Where VCD says that it does not speak the version any
-    /// more, which it does before anything else, both are sent once more in another one.
+    /// Sends one request of a call in the session. Returns only answers with a good status. After a 401 it renews the
+    /// session, and sends a read again, but not a change. If VCD no longer supports the API version, which it checks
+    /// first, it sends both again with another version.
     fn send(
         &self,
         call: &Call,
@@ -436,7 +437,7 @@ impl Client {
         content: Option<(&str, &str)>,
     ) -> Result<Received, VcdError> {
         if !self.site.holds(url) {
-            let why = format!("{url} is not at {}: it is not followed", self.site.root);
+            let why = format!("{url} is not at {}: the plugin does not follow it", self.site.root);
             return Err(errors::own(ErrorKind::Protocol, call.what.clone(), why));
         }
         let pass = self.pass(None, call.deadline)?;
@@ -447,7 +448,7 @@ impl Client {
                 if call.changes {
                     let mut e = errors::refused(&call.what, call.stage(), &got);
                     e.text = format!(
-                        "the session had ended and was renewed; this request was refused and is not repeated: {}",
+                        "the session had ended and is renewed; VCD rejected this request, and the plugin does not repeat it: {}",
                         e.text
                     );
                     return Err(e);
@@ -455,7 +456,8 @@ impl Client {
                 let again = self.send_with(&pass, accept, call, &method, url, content)?;
                 if again.status == 401 {
                     let mut e = errors::refused(&call.what, call.stage(), &again);
-                    e.text = format!("VCD took the token, and refuses the session that it gave for it: {}", e.text);
+                    e.text =
+                        format!("VCD accepted the token, but rejects the session that it started for it: {}", e.text);
                     return Err(e);
                 }
                 again
@@ -516,8 +518,8 @@ impl Client {
         self.known().names.clone()
     }
 
-    /// The names; looked up anew if VCD did not find something of them last time, and the template alone if it was looked
-    /// up long ago: a newer one may be there.
+    /// The names. They are looked up again if VCD did not find one of the objects last time. The template alone is
+    /// looked up again if its lookup is old: there may be a newer one.
     fn names_for_create(&self, call: &Call) -> Result<Arc<Names>, VcdError> {
         let current = |known: &Known| !known.stale && known.at.elapsed() < self.settings.template_life;
         if current(&self.known()) {
@@ -540,14 +542,14 @@ impl Client {
             }
             Err(all) => {
                 for e in all {
-                    log::warn!("{}; the template that was found before is used", self.finish(e, None));
+                    log::warn!("{}; the plugin uses the template of the last lookup", self.finish(e, None));
                 }
                 old.clone()
             }
         };
         let (new, old) = (&names.template, &old.template);
         if new.href != old.href {
-            log::info!("new VMs are made from template {:?} in catalog {:?}", new.name, new.catalog);
+            log::info!("new VMs are created from template {:?} in catalog {:?}", new.name, new.catalog);
         }
         let known = Known::new(names.clone(), &self.settings);
         *self.known() = known;
@@ -558,13 +560,13 @@ impl Client {
         query::is_pattern(&self.settings.template) || query::is_pattern(&self.settings.catalog)
     }
 
-    /// Something of these names is gone.
+    /// One of these names no longer exists.
     fn distrust(&self, names: &Arc<Names>) {
         let mut known = self.known();
         known.stale |= Arc::ptr_eq(&known.names, names);
     }
 
-    /// The last step of every error: no secrets, no length.
+    /// The last step of every error: it takes out secrets and cuts the text.
     fn finish(&self, error: VcdError, guest: Option<&Guest>) -> VcdError {
         let shown = self.http.shown().clone();
         let script = guest.and_then(|g| g.script.as_ref()).map(Secret::reveal);
@@ -582,7 +584,7 @@ impl Client {
     }
 }
 
-/// What follows the last slash: the id in a link.
+/// The text after the last slash: the id in a link.
 fn last_part(href: &str) -> &str {
     href.rsplit('/').next().unwrap_or(href)
 }

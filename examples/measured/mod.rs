@@ -1,5 +1,5 @@
-//! A simulator, the plugin's release binary on it, and the example as its host; what the process takes of the machine, and
-//! what the simulator and the plugin's own metrics count. What bench, soak and load share.
+//! The parts that bench, soak and load share: a simulator, the plugin's release binary, and the example as its host;
+//! the resources of the process, and the counts of the simulator and of the plugin's own metrics.
 #![allow(dead_code)]
 
 use crate::common::{PluginProcess, command};
@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use vcd_sim::Server;
 
-/// Growing or shrinking takes no longer.
+/// Maximum time for a change of size.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The simulator and the plugin, with its debug server.
@@ -22,13 +22,13 @@ pub struct Bench {
     pub debug: SocketAddr,
 }
 
-/// What the simulator counted.
+/// The simulator's counts.
 pub struct Counts {
     pub requests: u64,
     pub tasks: u64,
     /// Requests by operation, as the simulator names them.
     pub by_operation: Map<String, Value>,
-    /// Those that change something and were accepted.
+    /// Accepted changes.
     pub accepted: Map<String, Value>,
     /// New connections.
     pub connections: u64,
@@ -61,12 +61,12 @@ impl Bench {
         Ok(Bench { server, plugin, debug })
     }
 
-    /// Names of the instances that run.
+    /// Names of the running instances.
     pub async fn running(&self) -> Result<Vec<String>, String> {
         Ok(running(self.plugin.update().await.map_err(|status| format!("Update: {}", status.message()))?))
     }
 
-    /// Makes the group this large, and waits until it is. What is being made at first is waited for.
+    /// Sets the size of the group, and waits until it has that size. Creates in progress are finished first.
     pub async fn scale(&self, size: usize) -> Result<(), String> {
         let text = |status: tonic::Status| status.message().to_string();
         let deadline = Instant::now() + PATIENCE;
@@ -112,7 +112,7 @@ impl Bench {
         })
     }
 
-    /// From now on the simulator's time runs so many times as fast.
+    /// From now on the simulator's time runs this many times as fast.
     pub fn set_scale(&self, scale: f64) -> Result<(), String> {
         let url = format!("{}/scale", self.server.control_url());
         let body = json!({"scale": scale}).to_string();
@@ -146,7 +146,7 @@ impl Bench {
         Ok(std::fs::read_dir(&path).map_err(|error| format!("{path}: {error}"))?.count())
     }
 
-    /// The sum of a metric's samples, by the plugin's own page.
+    /// The sum of a metric's samples, from the plugin's own page.
     pub fn metric(&self, name: &str) -> Result<u64, String> {
         let text = get(&format!("http://{}/metrics", self.debug))?;
         let samples = text.lines().filter_map(|line| {
@@ -158,7 +158,7 @@ impl Bench {
         if samples.is_empty() { Err(format!("no metric {name}")) } else { Ok(samples.iter().sum::<f64>() as u64) }
     }
 
-    /// The host's orderly end. An error if it fails or something is left in VCD.
+    /// A normal shutdown by the host. An error if it fails or something is left in VCD.
     pub async fn end(mut self) -> Result<(), String> {
         self.plugin.shutdown().await.map_err(|status| format!("Shutdown: {}", status.message()))?;
         self.plugin.quit().await.map_err(|status| format!("quit: {}", status.message()))?;

@@ -1,19 +1,19 @@
-//! Credentials that are made for each instance: derived from a secret that survives restarts and from the instance's name,
-//! so that they are stored nowhere and an adopted instance still has its own.
+//! Generated credentials: derived from a secret that survives restarts and from the instance's name. So they are not
+//! stored, and an adopted instance still has its own.
 
 use super::Key;
 use crate::cloud::Secret;
 use ring::hkdf::{HKDF_SHA256, Salt};
 
-/// Keeps what is derived here apart from all else that may be derived from the same secret.
+/// Separates these keys from others that may be derived from the same secret.
 const SALT: &[u8] = b"fleeting-plugin-vcd/1";
 /// Bytes of a fingerprint.
 const FINGERPRINT: usize = 4;
-/// The kinds of characters of a password, in turn: two letters never meet, so that no part of a user's name, which Windows
-/// refuses in a password, can come up; and three of its four kinds of characters are always there.
+/// The kinds of characters of a password, in turn. Two letters are never adjacent, so a part of the user's name, which
+/// Windows rejects in a password, cannot occur. Three of Windows' four kinds of characters always occur.
 const KINDS: [&[u8]; 4] = [b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"0123456789", b"abcdefghijklmnopqrstuvwxyz", b"0123456789"];
 
-/// What the credentials of all instances are derived from.
+/// The secret from which the credentials of all instances are derived.
 #[derive(Clone, Debug)]
 pub struct Seed(Secret);
 
@@ -23,7 +23,7 @@ impl Seed {
         Seed(secret)
     }
 
-    /// HKDF-SHA256 (RFC 5869). `None` never comes: HKDF gives 32 bytes of anything.
+    /// HKDF-SHA256 (RFC 5869). It never returns `None`: HKDF returns 32 bytes for any input.
     fn derive(&self, purpose: &str, name: &str) -> Option<[u8; 32]> {
         let pseudo_random = Salt::new(HKDF_SHA256, SALT).extract(self.0.reveal().as_bytes());
         let info = [purpose.as_bytes(), b"\0", name.as_bytes()];
@@ -37,7 +37,7 @@ impl Seed {
         Key::from_seed(&self.derive("ed25519", name)?)
     }
 
-    /// The password of the instance `name`: 32 letters and digits, of some 130 bits.
+    /// The password of the instance `name`: 32 letters and digits, about 130 bits.
     pub fn password(&self, name: &str) -> Option<Secret> {
         let bytes = self.derive("password", name)?;
         let chars = bytes
@@ -47,7 +47,7 @@ impl Seed {
         Some(Secret::new(chars.collect::<String>()))
     }
 
-    /// Tells this secret and user from others, and nothing else of them: 8 hexadecimal digits.
+    /// Identifies this secret and user, and reveals nothing else about them: 8 hexadecimal digits.
     pub fn fingerprint(&self, user: &str) -> Option<String> {
         let bytes = self.derive("fingerprint", user)?;
         Some(bytes.iter().take(FINGERPRINT).map(|byte| format!("{byte:02x}")).collect())

@@ -1,5 +1,5 @@
-//! Private keys as the host gives them, in every format that Go's `ssh.ParsePrivateKey` takes, and their public halves; and
-//! keys made from a seed. Reads OpenSSH's format, PKCS#1, PKCS#8 and SEC1, none of them encrypted.
+//! Private keys from the host, in every format that Go's `ssh.ParsePrivateKey` accepts, and their public keys; and keys
+//! that are generated from a seed. Reads OpenSSH's format, PKCS#1, PKCS#8 and SEC1, all without encryption.
 
 use crate::cloud::Secret;
 use pem_rfc7468::LineEnding;
@@ -14,15 +14,15 @@ use ssh_key::private::{Ed25519Keypair, RsaKeypair};
 use ssh_key::public::{EcdsaPublicKey, Ed25519PublicKey, KeyData, RsaPublicKey};
 use ssh_key::{EcdsaCurve, Mpint, PublicKey};
 
-/// A private key may have so many bytes: an RSA key of 16,384 bits has less.
+/// Maximum size of a private key, in bytes: an RSA key of 16,384 bits is smaller.
 pub const MAX_KEY: usize = 16 * 1024;
-/// PEM is read only with lines of one length; this is the standard's.
+/// PEM is read only with lines of one length. This is the standard one.
 const PEM_LINE: usize = 64;
 
-/// An RSA key's modulus has at least so many bytes: OpenSSH (RequiredRSASize) and Go's crypto/rsa refuse shorter ones.
+/// Minimum size of an RSA key's modulus, in bytes: OpenSSH (RequiredRSASize) and Go's crypto/rsa reject smaller ones.
 const MIN_RSA: usize = 1024 / 8;
 
-/// OpenSSH's format begins so.
+/// The first bytes of OpenSSH's format.
 const OPENSSH_MAGIC: &[u8] = b"openssh-key-v1\0";
 /// rsaEncryption, id-ecPublicKey, id-Ed25519.
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
@@ -35,10 +35,10 @@ const CURVES: [(ObjectIdentifier, EcdsaCurve); 3] = [
     (ObjectIdentifier::new_unwrap("1.3.132.0.35"), EcdsaCurve::NistP521),
 ];
 
-/// A private key and its public half.
+/// A private key and its public key.
 #[derive(Clone, Debug)]
 pub struct Key {
-    /// PEM: the private key's block as the host gave it, and nothing around it.
+    /// PEM: the block of the private key from the host, without the text around it.
     pub private: Secret,
     /// `ssh-ed25519 AAAA…`, without a comment.
     pub public: String,
@@ -50,7 +50,7 @@ impl Key {
         if pem.len() > MAX_KEY {
             return Err(format!("the key has {} bytes, more than the {MAX_KEY} allowed", pem.len()));
         }
-        let text = std::str::from_utf8(pem).map_err(|_| "the key is no text (PEM is expected)")?;
+        let text = std::str::from_utf8(pem).map_err(|_| "the key is not text (expected PEM)")?;
         let (label, block) = block(text)?;
         let unreadable = |why: &str| format!("the key ({label}) cannot be read: {why}");
         let pem = rewrap(label, block);
@@ -64,16 +64,16 @@ impl Key {
         Ok(Key { private: Secret::new(format!("{block}\n")), public: public.and_then(line).map_err(unreadable)? })
     }
 
-    /// The Ed25519 key that these bytes stand for, in OpenSSH's format: of all that Go reads, the one that OpenSSH's own client
-    /// reads, too. It never fails: any 32 bytes are a key.
+    /// The Ed25519 key for these bytes, in OpenSSH's format: of the formats that Go reads, the one that OpenSSH's own
+    /// client reads, too. It never fails: any 32 bytes are a key.
     pub fn from_seed(seed: &[u8; 32]) -> Option<Key> {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed).ok()?;
         let (name, point) = (b"ssh-ed25519".as_slice(), pair.public_key().as_ref());
         let public = fields(&[name, point]);
-        // It begins with two equal numbers, by which one sees that it was decrypted well.
+        // It begins with two equal numbers, which show that it was decrypted correctly.
         let mut private = [0; 8].to_vec();
         private.extend(fields(&[name, point, &[seed, point].concat(), b""]));
-        // Filled up to blocks of 8 bytes, those of no cipher.
+        // Padded to blocks of 8 bytes, as without a cipher.
         let padding = private.len().next_multiple_of(8) - private.len();
         private.extend((1_u8..).take(padding));
         let count = 1_u32.to_be_bytes();
@@ -83,13 +83,13 @@ impl Key {
     }
 }
 
-/// Each field after its length, as SSH writes them.
+/// Each field after its length, as in SSH.
 fn fields(fields: &[&[u8]]) -> Vec<u8> {
     let length = |field: &[u8]| u32::try_from(field.len()).unwrap_or_default().to_be_bytes();
     fields.iter().flat_map(|field| [length(field).as_slice(), field].concat()).collect()
 }
 
-/// The first private key's label and its block, from BEGIN to END.
+/// The label and the block of the first private key, from BEGIN to END.
 fn block(text: &str) -> Result<(&str, &str), String> {
     const BEGIN: &str = "-----BEGIN ";
     for (at, _) in text.match_indices(BEGIN) {
@@ -110,11 +110,11 @@ fn block(text: &str) -> Result<(&str, &str), String> {
     Err(no_key(text).into())
 }
 
-/// Why an encrypted key is of no use.
-const ENCRYPTED: &str = "the key is encrypted with a passphrase, and nobody is there to type it: remove the passphrase \
+/// Why an encrypted key cannot be used.
+const ENCRYPTED: &str = "the key is encrypted with a passphrase, and nobody can enter it: remove the passphrase \
                          with ssh-keygen -p";
 
-/// The PEM again, with lines of the one length that is read; other tools write other lengths.
+/// The PEM again, with lines of the length that can be read. Other tools write other lengths.
 fn rewrap(label: &str, block: &str) -> String {
     let body = block.split("-----").nth(2).unwrap_or_default();
     let mut pem = format!("-----BEGIN {label}-----");
@@ -127,13 +127,13 @@ fn rewrap(label: &str, block: &str) -> String {
     pem + &format!("\n-----END {label}-----\n")
 }
 
-/// What the formats' readers have to say more is of no use to anybody.
+/// Further details of the readers help nobody.
 const DAMAGED: &str = "its content is damaged";
-const OF_NO_USE: &str = "only Ed25519, RSA and ECDSA keys can be used";
+const OF_NO_USE: &str = "only Ed25519, RSA and ECDSA keys are supported";
 
-/// OpenSSH's format: the public half, then the private one, which holds the public one again.
+/// OpenSSH's format: the public key, then the private part, which contains the public key again.
 fn openssh(der: &[u8]) -> Result<KeyData, &'static str> {
-    let rest = &mut der.strip_prefix(OPENSSH_MAGIC).ok_or("it does not begin as OpenSSH's format does")?;
+    let rest = &mut der.strip_prefix(OPENSSH_MAGIC).ok_or("it does not begin like OpenSSH's format")?;
     let mut parts = || -> Result<_, ssh_key::Error> {
         let cipher = String::decode(rest)?;
         let (_kdf, _options, _keys) = (String::decode(rest)?, Vec::<u8>::decode(rest)?, u32::decode(rest)?);
@@ -145,11 +145,11 @@ fn openssh(der: &[u8]) -> Result<KeyData, &'static str> {
     }
     match halves(&public, &private).map_err(|_| DAMAGED)? {
         Some(public) => Ok(public),
-        None => Err("its halves do not belong together, or it is no Ed25519, RSA or ECDSA key"),
+        None => Err("its public and private parts do not match, or it is not an Ed25519, RSA or ECDSA key"),
     }
 }
 
-/// Reads both halves; `None` if they do not belong together, or are of another type than can be used.
+/// Reads both parts; `None` if they do not match, or are of an unsupported type.
 fn halves(mut public: &[u8], mut private: &[u8]) -> Result<Option<KeyData>, ssh_key::Error> {
     let (public, private) = (&mut public, &mut private);
     let same = u32::decode(private)? == u32::decode(private)?;
@@ -169,7 +169,7 @@ fn halves(mut public: &[u8], mut private: &[u8]) -> Result<Option<KeyData>, ssh_
         }
         "ecdsa-sha2-nistp256" | "ecdsa-sha2-nistp384" | "ecdsa-sha2-nistp521" => {
             let public = EcdsaPublicKey::decode(public)?;
-            // ssh-key reads no private number that happens to be short.
+            // ssh-key cannot read a private number that happens to be short.
             let (_curve, point, number) =
                 (String::decode(private)?, Vec::<u8>::decode(private)?, Mpint::decode(private)?);
             let size = public.as_sec1_bytes().len() / 2;
@@ -181,7 +181,7 @@ fn halves(mut public: &[u8], mut private: &[u8]) -> Result<Option<KeyData>, ssh_
     Ok(same.then_some(public))
 }
 
-/// PKCS#8: a wrapping around one of the others.
+/// PKCS#8: a wrapper around the other formats.
 fn pkcs8(der: &[u8]) -> Result<KeyData, &'static str> {
     let info = PrivateKeyInfo::try_from(der).map_err(|_| DAMAGED)?;
     match info.algorithm.oid {
@@ -189,7 +189,7 @@ fn pkcs8(der: &[u8]) -> Result<KeyData, &'static str> {
         EC => ec(info.private_key, info.algorithm.parameters_oid().ok()),
         ED25519 => {
             let seed = <OctetStringRef as der::Decode>::from_der(info.private_key).map_err(|_| DAMAGED)?;
-            ed25519(seed.as_bytes().try_into().map_err(|_| "it is no Ed25519 key of 32 bytes")?)
+            ed25519(seed.as_bytes().try_into().map_err(|_| "it is not an Ed25519 key of 32 bytes")?)
         }
         _ => Err(OF_NO_USE),
     }
@@ -202,17 +202,17 @@ fn rsa(der: &[u8]) -> Result<KeyData, &'static str> {
     Ok(KeyData::Rsa(RsaPublicKey { e: number(key.public_exponent.as_bytes())?, n: number(key.modulus.as_bytes())? }))
 }
 
-/// SEC1, on a curve that is named outside or within.
+/// SEC1, with the curve named outside or inside.
 fn ec(der: &[u8], curve: Option<ObjectIdentifier>) -> Result<KeyData, &'static str> {
     let key = EcPrivateKey::try_from(der).map_err(|_| DAMAGED)?;
     let curve = curve.or(key.parameters.and_then(|parameters| parameters.named_curve()));
     let curve = CURVES.iter().find(|(oid, _)| Some(*oid) == curve).map(|(_, curve)| *curve);
-    let curve = curve.ok_or("its curve is none of P-256, P-384 and P-521")?;
-    let point = key.public_key.ok_or("it does not hold its public half: write it anew with openssl ec")?;
+    let curve = curve.ok_or("its curve is not P-256, P-384 or P-521")?;
+    let point = key.public_key.ok_or("it lacks its public key: convert it with openssl ec")?;
     let public = EcdsaPublicKey::from_sec1_bytes(point).map_err(|_| DAMAGED)?;
     if public.curve() != curve || point.first() != Some(&4) {
         return Err(
-            "its public half is not of its curve, or compressed: write it anew with openssl ec -conv_form uncompressed",
+            "its public key is not on its curve, or compressed: convert it with openssl ec -conv_form uncompressed",
         );
     }
     Ok(KeyData::Ecdsa(public))
@@ -220,7 +220,7 @@ fn ec(der: &[u8], curve: Option<ObjectIdentifier>) -> Result<KeyData, &'static s
 
 fn ed25519(seed: &[u8; 32]) -> Result<KeyData, &'static str> {
     let pair = Ed25519KeyPair::from_seed_unchecked(seed).map_err(|_| DAMAGED)?;
-    let public = pair.public_key().as_ref().try_into().map_err(|_| "it has no public half")?;
+    let public = pair.public_key().as_ref().try_into().map_err(|_| "it has no public key")?;
     Ok(KeyData::Ed25519(Ed25519PublicKey(public)))
 }
 
@@ -228,26 +228,26 @@ fn ed25519(seed: &[u8; 32]) -> Result<KeyData, &'static str> {
 fn line(public: KeyData) -> Result<String, &'static str> {
     let modulus = public.rsa().and_then(|key| key.n.as_positive_bytes());
     if modulus.is_some_and(|modulus| modulus.len() < MIN_RSA) {
-        return Err("RSA keys of fewer than 1024 bits are refused by SSH servers and by the runner");
+        return Err("SSH servers and GitLab Runner reject RSA keys of fewer than 1024 bits");
     }
     let line = PublicKey::new(public, "").to_openssh();
     Ok(line.map_err(|_| DAMAGED)?.trim_end().into())
 }
 
-/// What a text that holds no private key is instead.
+/// What a text without a private key is instead.
 fn no_key(text: &str) -> &'static str {
     let has = |label: &str| text.contains(label);
     if has("-----BEGIN ENCRYPTED PRIVATE KEY-----") {
         ENCRYPTED
     } else if has("-----BEGIN DSA PRIVATE KEY-----") {
-        "DSA keys are refused by the SSH servers of today: use an Ed25519 key"
+        "current SSH servers reject DSA keys: use an Ed25519 key"
     } else if has("PuTTY-User-Key-File") {
         "the key is in PuTTY's format: export it as OpenSSH key with puttygen"
     } else if has("PUBLIC KEY") || text.starts_with("ssh-") || text.starts_with("ecdsa-") {
-        "this is a public key, the private key is needed"
+        "this is a public key: use the private key"
     } else if has("-----BEGIN ") {
-        "this PEM file holds no private key that SSH can use"
+        "this PEM file contains no private key that SSH can use"
     } else {
-        "this is no private key (PEM is expected)"
+        "this is not a private key (expected PEM)"
     }
 }

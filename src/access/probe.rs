@@ -1,4 +1,4 @@
-//! Does a guest answer on its login port? One TCP connection, one look at the first bytes.
+//! The probe of a guest's login port: one TCP connection, and a read of the first bytes.
 
 use super::Protocol;
 use crate::crypto;
@@ -13,16 +13,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// An SSH server may send lines before its banner (RFC 4253, 4.2); so many bytes are read.
+/// Maximum number of bytes before the banner: an SSH server may send lines before it (RFC 4253, 4.2).
 const MAX_BEFORE_BANNER: usize = 8 * 1024;
-/// A TLS server has said what we ask for in its first bytes; so many are read.
+/// Maximum number of bytes that are read from a TLS server: its first bytes contain the version.
 const MAX_HELLO: usize = 16 * 1024;
-/// Read at a time.
+/// Size of one read.
 const CHUNK: usize = 512;
 
-/// Asks whether a guest answers on its login port, in `timeout` all in all: the SSH banner, or for WinRM an HTTP answer.
-/// For WinRM over HTTPS the beginning of a TLS handshake is enough, whatever the certificate. The error says what was seen
-/// instead, in a few words.
+/// Probes the login port of a guest within `timeout`: the SSH banner, or for WinRM an HTTP answer. For WinRM over HTTPS
+/// the start of a TLS handshake is enough, whatever the certificate. The error says briefly what came instead.
 pub async fn probe(address: SocketAddr, protocol: Protocol, timeout: Duration) -> Result<(), String> {
     let connected = Cell::new(false);
     let ask = async {
@@ -36,7 +35,7 @@ pub async fn probe(address: SocketAddr, protocol: Protocol, timeout: Duration) -
     };
     let give_up = async {
         Timer::after(timeout).await;
-        let what = if connected.get() { "connected, but it said nothing of use" } else { "not connected" };
+        let what = if connected.get() { "connected, but no useful answer" } else { "not connected" };
         Err(format!("{what} within {timeout:?}"))
     };
     ask.or(give_up).await
@@ -62,10 +61,10 @@ async fn banner(stream: &mut TcpStream) -> Result<(), String> {
             }
         }
     }
-    Err("connected, but to something else than an SSH server".into())
+    Err("connected, but not to an SSH server".into())
 }
 
-/// Sends a request to WinRM's path. Any HTTP answer will do, "unauthorized" included.
+/// Sends a request to WinRM's path. Any HTTP answer is enough, "unauthorized" included.
 async fn http(stream: &mut TcpStream, address: SocketAddr) -> Result<(), String> {
     const EXPECTED: &[u8; 7] = b"HTTP/1.";
     let gone = |error: std::io::Error| format!("connected, no HTTP answer: {error}");
@@ -73,13 +72,13 @@ async fn http(stream: &mut TcpStream, address: SocketAddr) -> Result<(), String>
     stream.write_all(request.as_bytes()).await.map_err(gone)?;
     let mut start = [0; EXPECTED.len()];
     stream.read_exact(&mut start).await.map_err(gone)?;
-    if start == *EXPECTED { Ok(()) } else { Err("connected, but to something else than WinRM".into()) }
+    if start == *EXPECTED { Ok(()) } else { Err("connected, but not to WinRM".into()) }
 }
 
-/// Begins a TLS handshake. No certificate is believed, so that a handshake that fails at it has got far enough.
+/// Starts a TLS handshake. It accepts no certificate: a handshake that fails there has come far enough.
 async fn tls(stream: &mut TcpStream, address: SocketAddr) -> Result<(), String> {
     let gone = |error: std::io::Error| format!("connected, no TLS answer: {error}");
-    let unable = |error: rustls::Error| format!("connected, but TLS cannot be tried: {error}");
+    let unable = |error: rustls::Error| format!("connected, but TLS is not possible: {error}");
     let config = ClientConfig::builder_with_provider(Arc::new(crypto::provider()))
         .with_safe_default_protocol_versions()
         .map_err(unable)?
@@ -103,11 +102,11 @@ async fn tls(stream: &mut TcpStream, address: SocketAddr) -> Result<(), String> 
             connection.read_tls(&mut rest).map_err(gone)?;
             match connection.process_new_packets() {
                 Err(rustls::Error::AlertReceived(_) | rustls::Error::InvalidCertificate(_)) => return Ok(()),
-                Err(_) => return Err("connected, but to something else than a TLS server".into()),
+                Err(_) => return Err("connected, but not to a TLS server".into()),
                 Ok(_) if connection.protocol_version().is_some() => return Ok(()),
                 Ok(_) => {}
             }
         }
     }
-    Err("connected, but to something else than a TLS server".into())
+    Err("connected, but not to a TLS server".into())
 }

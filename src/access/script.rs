@@ -2,28 +2,28 @@
 
 use base64ct::{Base64, Encoding};
 
-/// VCD takes customization scripts of so many characters.
+/// Maximum length of a customization script in VCD, in characters.
 pub const MAX_SCRIPT: usize = 49_000;
 
 /// Byte order mark.
 pub const BOM: &str = "\u{feff}";
 
-/// Who shall be able to log in, and how.
+/// The account that can log in, and how.
 pub struct Account<'a> {
-    /// The user; made if there is none.
+    /// The user. It is created if it does not exist.
     pub user: &'a str,
     /// The user is root or Administrator.
     pub administrator: bool,
-    /// The password to set; `None` leaves it to VCD.
+    /// The password to set; `None`: VCD sets it.
     pub password: Option<&'a str>,
     /// Line for authorized_keys.
     pub key: Option<&'a str>,
-    /// A Linux's sshd shall let the user in by password.
+    /// Linux: sshd has to allow logins with a password.
     pub by_password: bool,
 }
 
 /// For Linux: POSIX sh. With `FLEETING_ROOT` set, it works below that folder, and writes the commands that would change
-/// accounts, owners or services to `$FLEETING_ROOT/commands` instead of running them. `custom` is run at the end.
+/// accounts, owners or services to `$FLEETING_ROOT/commands` instead of running them. `custom` runs at the end.
 pub fn linux(account: &Account, custom: Option<&str>) -> String {
     let mut script = LINUX_START.to_string();
     if account.password.is_some() || account.key.is_some() || account.by_password {
@@ -34,7 +34,7 @@ pub fn linux(account: &Account, custom: Option<&str>) -> String {
         script += if account.administrator { "" } else { LINUX_RIGHTS };
     }
     if let Some(password) = account.password {
-        // The line that ends the text has no colon, so the text cannot be that line.
+        // The line that ends the text has no colon, so the text cannot contain it.
         script += &format!("change chpasswd <<'END_OF_PASSWORD'\n{}:{password}\nEND_OF_PASSWORD\n", account.user);
     }
     if account.by_password {
@@ -50,8 +50,8 @@ pub fn linux(account: &Account, custom: Option<&str>) -> String {
     script
 }
 
-/// Runs the user's script from a file by what its first line names, as the kernel would, but from a folder that may be
-/// mounted `noexec` too.
+/// Runs the user's script from a file with the interpreter in its first line, as the kernel would, but also from a
+/// folder that is mounted `noexec`.
 fn linux_custom(custom: &str) -> String {
     let text = custom.replace("\r\n", "\n");
     let line = text.lines().next().and_then(|line| line.strip_prefix("#!")).unwrap_or("/bin/sh").trim();
@@ -79,7 +79,7 @@ umask 077
 const LINUX_CHANGE: &str = r#"
 root=${FLEETING_ROOT-}
 
-# Runs a command that changes accounts or owners; in a folder other than / it is only noted.
+# Runs a command that changes accounts or owners; in a folder other than / it is only recorded.
 change() {
     if [ -z "$root" ]; then
         "$@"
@@ -114,7 +114,7 @@ END_OF_LINE
 if ! look_up; then
     shell=/bin/sh
     [ ! -x /bin/bash ] || shell=/bin/bash
-    # The password * lets nobody in, but does not lock the account: sshd refuses locked ones even with a key.
+    # The password * matches nothing, but does not lock the account: sshd rejects locked accounts even with a key.
     if [ -n "$root" ] || command -v useradd >/dev/null 2>&1; then
         change useradd -m -s "$shell" -p '*' -- "$user"
     else
@@ -122,13 +122,13 @@ if ! look_up; then
         printf '%s:*\n' "$user" | change chpasswd -e
     fi
     if ! look_up; then
-        [ -n "$root" ] || { echo "the user was not made" >&2; exit 1; }
+        [ -n "$root" ] || { echo "the user was not created" >&2; exit 1; }
         owner=$user: home=/home/$user
     fi
 fi
 "#;
 
-/// sudo and docker, if they are there; a user's number needs no quoting in sudoers.
+/// sudo and docker, if they exist. A user's number needs no quoting in sudoers.
 const LINUX_RIGHTS: &str = r#"
 if [ -d "$root/etc/sudoers.d" ]; then
     printf '#%s ALL=(ALL:ALL) NOPASSWD: ALL\n' "${owner%%:*}" >"$root/etc/sudoers.d/99-fleeting"
@@ -143,8 +143,8 @@ if [ -r "$root/etc/group" ] && grep -q '^docker:' "$root/etc/group"; then
 fi
 "#;
 
-/// Cloud images let nobody in by password, and sshd by itself not root. Of what sshd reads twice, the first counts; before OpenSSH 8.2 (RHEL 8) there is
-/// no folder that it includes.
+/// Cloud images do not allow logins with a password, and sshd by default not those of root. If an option is set twice,
+/// sshd uses the first. Before OpenSSH 8.2 (RHEL 8) sshd includes no folder.
 const LINUX_PASSWORD: &str = r#"config=$root/etc/ssh/sshd_config
 if [ -d "$config.d" ] && { [ ! -e "$config" ] || grep -qi '^[[:space:]]*include[[:space:]].*sshd_config\.d/' "$config"; }; then
     echo "$allow" >"$config.d/00-fleeting.conf"
@@ -160,22 +160,22 @@ elif command -v rc-service >/dev/null 2>&1; then
 fi
 "#;
 
-/// Modes as sshd's StrictModes wants them: nobody but the user may write the home, `.ssh` and the file.
+/// Modes for sshd's StrictModes: only the user may write the home, `.ssh` and the file.
 const LINUX_KEY: &str = r#"
-made=
+created=
 if [ ! -d "$root$home" ]; then
-    # Others must get through the folders above it.
+    # Other users need access to the folders above it.
     (umask 022 && mkdir -p "$root$home")
     chmod 700 "$root$home"
     change chown "$owner" "$root$home"
-    made=$root$home
+    created=$root$home
 fi
 ssh=$root$home/.ssh
 keys=$ssh/authorized_keys
 mkdir -p "$ssh"
 touch "$keys"
 if ! grep -qxF -e "$key" "$keys"; then
-    # A last line without an end would swallow the new one.
+    # The new line must not become part of a last line without a line end.
     [ -z "$(tail -c 1 "$keys")" ] || echo >>"$keys"
     printf '%s\n' "$key" >>"$keys"
 fi
@@ -184,11 +184,12 @@ chmod 700 "$ssh"
 chmod 600 "$keys"
 change chown "$owner" "$ssh" "$keys"
 if command -v restorecon >/dev/null 2>&1; then
-    change restorecon -R "${made:-$ssh}" || :
+    change restorecon -R "${created:-$ssh}" || :
 fi
 "#;
 
-/// For Windows: a batch file that has PowerShell run its own lower part. Line ends are CRLF. `custom` is run at the end.
+/// For Windows: a batch file that starts PowerShell with its own lower part. Line ends are CRLF. `custom` runs at the
+/// end.
 pub fn windows(account: &Account, custom: Option<&str>) -> String {
     let mut script = String::from(WINDOWS_START);
     if account.password.is_some() || account.key.is_some() {
@@ -201,7 +202,7 @@ pub fn windows(account: &Account, custom: Option<&str>) -> String {
         script += &format!("$key = {}\n{WINDOWS_KEY}", powershell_quoted(key));
     }
     if let Some(custom) = custom {
-        // Windows' PowerShell takes a file without a byte order mark for one in the system's code page.
+        // Windows PowerShell reads a file without a byte order mark in the system's code page.
         let (kind, mark) = if custom.starts_with("#ps1") { ("ps1", BOM) } else { ("cmd", "") };
         let text = mark.to_owned() + &custom.replace("\r\n", "\n").replace('\n', "\r\n");
         script +=
@@ -211,7 +212,8 @@ pub fn windows(account: &Account, custom: Option<&str>) -> String {
     script.replace('\n', "\r\n")
 }
 
-/// cmd reads line by line and so never sees what follows `exit`. The mark is written in two pieces where it is searched.
+/// cmd reads line by line and never sees the text after `exit`. The marker is written in two pieces where it is
+/// searched.
 const WINDOWS_START: &str = r#"@echo off
 rem Lets the CI runner log in. VCD runs this before and after the customization; only after it counts.
 if not "%~1"=="postcustomization" exit /b 0
@@ -223,7 +225,7 @@ $ErrorActionPreference = 'Stop'
 trap { Write-Output $_.Exception.Message; exit 1 }
 "#;
 
-/// A user with a backslash is of a domain, and not made here.
+/// A user with a backslash belongs to a domain, and is not created here.
 const WINDOWS_USER: &str = r#"
 if ($user -notmatch '\\') {
     $known = Get-LocalUser | Where-Object { $_.Name -eq $user }
@@ -232,10 +234,10 @@ if ($user -notmatch '\\') {
         if ($known) { $known | Set-LocalUser -Password $secure }
         else { New-LocalUser -Name $user -Password $secure -PasswordNeverExpires | Out-Null }
     } elseif (-not $known) {
-        # Nobody knows it. An account without one would be open to all at the console, and closed to the network.
+        # Nobody knows it. An account without a password would be open at the console, and closed to the network.
         $bytes = New-Object byte[] 24
         [Security.Cryptography.RandomNumberGenerator]::Create().GetBytes($bytes)
-        # Two letters at most meet, so that no user's name, which Windows refuses in a password, can come up.
+        # At most two letters are adjacent, so a user's name, which Windows rejects in a password, cannot occur.
         $secure = ConvertTo-SecureString ('a.' + [BitConverter]::ToString($bytes)) -AsPlainText -Force
         New-LocalUser -Name $user -Password $secure -PasswordNeverExpires | Out-Null
     }
@@ -248,7 +250,7 @@ const WINDOWS_KEY: &str = r#"
 $sid = (New-Object Security.Principal.NTAccount($user)).Translate([Security.Principal.SecurityIdentifier]).Value
 $home_dir = (Get-CimInstance Win32_UserProfile | Where-Object { $_.SID -eq $sid }).LocalPath
 if (-not $home_dir) {
-    # A folder that is simply made would not become the user's: the first login would make another one beside it.
+    # A plain new folder would not become the user's profile: the first login would create another one.
     try {
         $userenv = Add-Type -PassThru -Namespace Fleeting -Name Userenv -MemberDefinition @'
 [DllImport("userenv.dll", CharSet = CharSet.Unicode)]
@@ -256,7 +258,7 @@ public static extern int CreateProfile(string sid, string user, System.Text.Stri
 '@
         $path = New-Object Text.StringBuilder 260
         if ($userenv::CreateProfile($sid, ($user -replace '^.*\\', ''), $path, 260) -ge 0) { $home_dir = "$path" }
-    } catch { Write-Output "no profile was made: $($_.Exception.Message)" }
+    } catch { Write-Output "no profile was created: $($_.Exception.Message)" }
 }
 
 # Administrators and SYSTEM by their SIDs: their names are translated.
@@ -265,7 +267,7 @@ function Install-Key($file, $grants) {
     $lines = @()
     if (Test-Path -LiteralPath $file) {
         $lines = @(Get-Content -LiteralPath $file)
-        # A new file has no owner or rights that sshd would refuse.
+        # A new file has no owner or rights that sshd rejects.
         Remove-Item -LiteralPath $file -Force
     }
     if ($lines -cnotcontains $key) { $lines += $key }
@@ -285,7 +287,7 @@ if (Get-Service -Name sshd -ErrorAction SilentlyContinue) {
 }
 "#;
 
-/// The user's script runs as a file of its own.
+/// The user's script runs as a separate file.
 const WINDOWS_CUSTOM: &str = r#"
 $file = Join-Path ([IO.Path]::GetTempPath()) "fleeting-custom.$kind"
 [IO.File]::WriteAllBytes($file, [Convert]::FromBase64String($custom))
@@ -302,8 +304,8 @@ fn sh_quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// As an expression of PowerShell. PowerShell takes several characters for a quote, so whatever is not plain is written
-/// in numbers.
+/// As an expression of PowerShell. PowerShell treats several characters as quotes, so text with special characters is
+/// written in numbers.
 fn powershell_quoted(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || " +/=@.-_".contains(c);
     if text.chars().all(is_plain) {

@@ -120,14 +120,14 @@ fn keys_that_cannot_be_used_are_refused_with_the_reason() {
         (begin("RSA PRIVATE KEY"), "cannot be read"),
         (begin("PRIVATE KEY"), "cannot be read"),
         (begin("EC PRIVATE KEY"), "cannot be read"),
-        (include_str!("testdata/k256.sec1").to_owned(), "none of P-256"),
+        (include_str!("testdata/k256.sec1").to_owned(), "not P-256"),
         (include_str!("testdata/p256.explicit").to_owned(), "cannot be read"),
         (include_str!("testdata/p256.nopublic").to_owned(), "openssl ec"),
         (include_str!("testdata/p256.encrypted8").to_owned(), "encrypted"),
         (include_str!("testdata/dsa").to_owned(), "DSA"),
         (include_str!("testdata/rsa768").to_owned(), "fewer than 1024 bits"),
         // Its private half is another's.
-        (include_str!("testdata/ed25519.swapped").to_owned(), "do not belong together"),
+        (include_str!("testdata/ed25519.swapped").to_owned(), "do not match"),
         // The key's label is another's.
         (include_str!("testdata/rsa.pkcs1").replace("RSA PRIVATE", "PRIVATE"), "cannot be read"),
         (include_str!("testdata/rsa.pkcs8").replace("PRIVATE KEY", "RSA PRIVATE KEY"), "cannot be read"),
@@ -137,8 +137,8 @@ fn keys_that_cannot_be_used_are_refused_with_the_reason() {
         (begin("CERTIFICATE"), "no private key"),
         (include_str!("testdata/ed25519.pub").to_owned(), "public key"),
         ("PuTTY-User-Key-File-3: ssh-ed25519".to_owned(), "PuTTY"),
-        ("hello".to_owned(), "no private key"),
-        (String::new(), "no private key"),
+        ("hello".to_owned(), "not a private key"),
+        (String::new(), "not a private key"),
         (cut, "END line"),
         (damaged, "cannot be read"),
         (begin("OPENSSH PRIVATE KEY"), "cannot be read"),
@@ -157,7 +157,7 @@ fn keys_that_cannot_be_used_are_refused_with_the_reason() {
             assert!(Key::parse(left.join("\n").as_bytes()).is_err(), "{file} without line {without}");
         }
     }
-    assert!(Key::parse(&[0xff, 0xfe]).unwrap_err().contains("no text"));
+    assert!(Key::parse(&[0xff, 0xfe]).unwrap_err().contains("not text"));
     let shown = format!("{:?}", Key::parse(ED25519.as_bytes()).unwrap());
     assert!(!shown.contains("OPENSSH"), "{shown}");
 }
@@ -688,7 +688,7 @@ fn the_probe_knows_an_ssh_server() {
         (b"", "closed"),
         (b"SSH-2.0-cut", "closed"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "closed"),
-        (&[b'x'; 20_000], "something else"),
+        (&[b'x'; 20_000], "not to an SSH server"),
     ] {
         let error = probed(server(0, say, true), Protocol::Ssh, LONG).unwrap_err();
         assert!(error.contains(expected), "{expected}: {error}");
@@ -700,7 +700,7 @@ fn the_probe_knows_winrm() {
     let answer = b"HTTP/1.1 401 Unauthorized\r\n\r\n";
     assert_eq!(probed(server(20, answer, false), Protocol::Winrm, LONG), Ok(()));
     let error = probed(server(0, b"SSH-2.0-OpenSSH_9.2\r\n", false), Protocol::Winrm, LONG).unwrap_err();
-    assert!(error.contains("something else"), "{error}");
+    assert!(error.contains("not to WinRM"), "{error}");
 }
 
 /// Three TLS records of 16,000 bytes each with parts of one long message: more than a probe reads of it.
@@ -722,13 +722,13 @@ fn the_probe_knows_winrm_over_https() {
     let alert = b"\x15\x03\x03\x00\x02\x02\x28";
     assert_eq!(probed(server(20, alert, false), Protocol::WinrmHttps, LONG), Ok(()));
     for (say, expected) in [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n".as_slice(), "something else than a TLS server"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "something else than a TLS server"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n".as_slice(), "not to a TLS server"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "not to a TLS server"),
         (b"", "closed without a TLS answer"),
         (&[0x16, 3, 3, 0, 100, 2], "closed without a TLS answer"),
-        (&[b'x'; 40_000], "something else than a TLS server"),
+        (&[b'x'; 40_000], "not to a TLS server"),
         // The beginning of a hello that goes on and on.
-        (&ENDLESS_HELLO, "something else than a TLS server"),
+        (&ENDLESS_HELLO, "not to a TLS server"),
     ] {
         let error = probed(server(100, say, true), Protocol::WinrmHttps, LONG).unwrap_err();
         assert!(error.contains(expected), "{expected}: {error}");
@@ -745,7 +745,7 @@ fn the_probe_knows_winrm_over_https() {
 fn the_probe_ends_in_time() {
     for protocol in [Protocol::Ssh, Protocol::Winrm] {
         let error = probed(server(0, b"SSH-", false), protocol, SHORT).unwrap_err();
-        assert!(error.contains("connected, but it said nothing of use"), "{error}");
+        assert!(error.contains("connected, but no useful answer"), "{error}");
     }
     // Bound, but never listened on: refused at once.
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

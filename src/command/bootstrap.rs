@@ -1,5 +1,5 @@
-//! `bootstrap REPO`: how fleeting's installer (`fleeting install`, run from the plugin's OCI image) puts a plugin into the
-//! runner's plugin folder. It knows no registry: it copies what lies beside this binary.
+//! `bootstrap REPO`: fleeting's installer (`fleeting install`) starts it from the plugin's OCI image to put the plugin
+//! into GitLab Runner's plugin folder. It contacts no registry: it copies the files beside this binary.
 
 use crate::version;
 use std::env;
@@ -7,16 +7,16 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Where plugins are installed if `FLEETING_PLUGIN_PATH` does not say.
+/// The default of `FLEETING_PLUGIN_PATH`.
 const DEFAULT_FOLDER: &str = "/plugins";
-/// Before a REPO without a host.
+/// The registry of a REPO without a host name.
 const REGISTRY: &str = "registry.gitlab.com";
-/// Before a REPO that is one word.
+/// The namespace of a REPO that is one word.
 const NAMESPACE: &str = "gitlab-org/fleeting/plugins";
-/// A plugin's folder holds no more files: one that does is a folder for something else.
+/// Maximum number of files in a plugin's folder. A folder with more has another purpose.
 const MAX_FILES: usize = 64;
 
-/// The variables and facts that `bootstrap` goes by.
+/// The environment variables and facts that `bootstrap` uses.
 struct Build<'a> {
     version: &'a str,
     revision: &'a str,
@@ -25,16 +25,16 @@ struct Build<'a> {
     package: &'a str,
 }
 
-/// What was done, for the caller to print: the folder on stdout, the warning on stderr.
+/// The result, for the caller to print: the folder on stdout, the warning on stderr.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Installed {
-    /// Where the plugin is now.
+    /// The folder with the plugin.
     pub folder: PathBuf,
-    /// The package's version is another one than the binary's.
+    /// The version of the package differs from that of the binary.
     pub warning: Option<String>,
 }
 
-/// Installs this binary, and what lies beside it, as the plugin `repo`. Nothing is done if it is there already.
+/// Installs this binary, and the files beside it, as the plugin `repo`. Does nothing if it is installed already.
 pub fn run(repo: &str) -> Result<Installed, String> {
     let package = env::var("FLEETING_PLUGIN_PKG_VERSION").unwrap_or_default();
     let build =
@@ -53,8 +53,8 @@ pub fn run(repo: &str) -> Result<Installed, String> {
 }
 
 impl Build<'_> {
-    /// The version in the folder's name: the binary's if it is an `x.y.z`, else the package's, else a pseudo version as Go
-    /// makes it.
+    /// The version in the folder's name: the binary's if it is `x.y.z`, otherwise the package's, otherwise a pseudo
+    /// version like Go's.
     fn version(&self) -> String {
         let own = self.version.strip_prefix('v').unwrap_or(self.version);
         let version = match own.splitn(3, '.').count() {
@@ -79,14 +79,14 @@ impl Build<'_> {
     }
 }
 
-/// The digits of a time such as `2026-01-02T15:04:05Z`; Go's zero time if it is none.
+/// The digits of a time such as `2026-01-02T15:04:05Z`, or Go's zero time if it is not a time.
 fn stamp(built: &str) -> String {
     let digits: String =
         built.split(['.', 'Z', '+']).next().unwrap_or_default().chars().filter(char::is_ascii_digit).collect();
     if digits.len() == 14 { digits } else { "00010101000000".into() }
 }
 
-/// The whole path of a plugin: with host and namespace, without a version.
+/// The full path of a plugin: with registry and namespace, without a version.
 fn normalize(repo: &str) -> Result<String, String> {
     let repo = repo.trim_end_matches('/');
     if repo.is_empty() {
@@ -102,21 +102,22 @@ fn normalize(repo: &str) -> Result<String, String> {
     Ok(format!("{folder}/{name}"))
 }
 
-/// As Go escapes a module's path; refuses what would leave the plugin folder or mean something to a shell.
+/// Escapes a path as Go escapes a module's path. Rejects paths that leave the plugin folder or contain characters that
+/// a shell interprets.
 fn escape_path(path: &str) -> Result<String, String> {
     for part in path.split('/') {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '~');
         if part.is_empty() || part.starts_with('.') || part.ends_with('.') || !part.chars().all(plain) {
-            return Err(format!("escaping plugin path: {part:?} in {path:?} is no name of a repository"));
+            return Err(format!("escaping plugin path: {part:?} in {path:?} is not a valid repository name"));
         }
     }
     escape(path)
 }
 
-/// `!` and the small letter for each capital one: file systems may not tell them apart.
+/// Replaces each capital letter with `!` and the small letter, because some file systems ignore case.
 fn escape(text: &str) -> Result<String, String> {
     if text.contains(['!', '\\', '\0']) || !text.is_ascii() || text.split('/').any(|part| part == "..") {
-        return Err(format!("escaping {text:?}: it holds characters that no plugin has"));
+        return Err(format!("escaping {text:?}: it contains invalid characters"));
     }
     let escaped = text.chars().map(|c| match c.is_ascii_uppercase() {
         true => format!("!{}", c.to_ascii_lowercase()),
@@ -125,7 +126,7 @@ fn escape(text: &str) -> Result<String, String> {
     Ok(escaped.collect())
 }
 
-/// Copies the files in `from` to `to`, which appears at once or not at all.
+/// Copies the files in `from` to `to`. The folder appears complete or not at all.
 fn copy(from: &Path, plugins: &Path, to: &Path) -> io::Result<()> {
     if to.exists() {
         return Ok(());
@@ -139,7 +140,9 @@ fn copy(from: &Path, plugins: &Path, to: &Path) -> io::Result<()> {
         }
         files += 1;
         if files > MAX_FILES {
-            return Err(io::Error::other(format!("more than {MAX_FILES} files lie there: it is not the plugin's own")));
+            return Err(io::Error::other(format!(
+                "more than {MAX_FILES} files are there: it is not the plugin's own folder"
+            )));
         }
         fs::copy(entry.path(), temporary.0.join(entry.file_name()))?;
     }
@@ -147,13 +150,13 @@ fn copy(from: &Path, plugins: &Path, to: &Path) -> io::Result<()> {
         fs::create_dir_all(parent)?;
     }
     match fs::rename(&temporary.0, to) {
-        // Somebody else was faster.
+        // Another process was faster.
         Err(_) if to.exists() => Ok(()),
         other => other,
     }
 }
 
-/// A folder that is gone when this is dropped, unless it was renamed.
+/// A folder that is deleted on drop, unless it was renamed.
 struct Temporary(PathBuf);
 
 impl Temporary {

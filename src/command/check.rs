@@ -367,7 +367,7 @@ fn credentials(report: &mut Report, runner: &Runner, offline: bool) {
     let user = if connector.username.is_empty() { "root or Administrator" } else { &connector.username };
     match (&runner.key_unread, connector.use_static_credentials) {
         (Some(why), _) if offline => {
-            report.say(Verdict::Warn, "credentials", why, "the file must be there where the runner runs");
+            report.say(Verdict::Warn, "credentials", why, "the file must exist on the machine of GitLab Runner");
         }
         (_, false) => report.ok("credentials", &format!("{user}, with a key of its own for each VM")),
         (_, true) => {

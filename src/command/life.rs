@@ -1,5 +1,5 @@
-//! A plugin inside a command: the group's own code makes and deletes what `check --create` and `clean` want, with all its
-//! care, and a person watches.
+//! A plugin inside a command. The code of the group creates and deletes the VMs of `check --create` and `clean`, with
+//! all its safety rules, and a person watches.
 
 use super::output::{say, tenths};
 use super::runner::Runner;
@@ -14,30 +14,30 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// Pause between two looks at what has changed.
+/// Interval between two checks for changes.
 const LOOK: Duration = Duration::from_millis(200);
-/// What has not changed is shown again after so long.
+/// Unchanged states are printed again after this time.
 const WORD: Duration = Duration::from_secs(5);
-/// What is deleted at the end has so long; VCD goes on without us.
+/// Maximum time for the deletes at the end. VCD continues them without the plugin.
 pub const DELETE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// A started plugin.
 pub struct Life {
-    /// What the runner would call.
+    /// The interface that GitLab Runner would call.
     pub plugin: Rc<Plugin>,
     began: Instant,
-    /// What was shown last, and when.
+    /// The last printed text and its time.
     shown: (String, Instant),
 }
 
-/// Runs `work` to its end on `executor`.
+/// Runs `work` on `executor` until it ends.
 pub fn run(executor: &Rc<LocalExecutor<'static>>, work: impl Future<Output = ExitCode>) -> ExitCode {
-    // One kind of future for all commands, `serve` included: the loop around it is linked once.
+    // All commands, `serve` included, use one type of future, so the loop around it is linked once.
     let work: Pin<Box<dyn Future<Output = ExitCode> + '_>> = Box::pin(work);
     smol::block_on(executor.run(work))
 }
 
-/// `future`, or `None` when a person or the system wants an end.
+/// `future`, or `None` if a person or the system interrupts it.
 pub async fn interruptible<T>(future: impl Future<Output = T>) -> Option<T> {
     let interrupted = async {
         match Signals::new([
@@ -54,8 +54,8 @@ pub async fn interruptible<T>(future: impl Future<Output = T>) -> Option<T> {
 }
 
 impl Life {
-    /// Starts a plugin for `runner`, with some keys of plugin_config changed. It keeps none in standby, and deletes all it has
-    /// at [`Life::end`].
+    /// Starts a plugin for `runner`, with some keys of plugin_config changed. It keeps no VMs in standby. [`Life::end`] deletes
+    /// all its instances.
     pub async fn begin(
         executor: &Rc<LocalExecutor<'static>>,
         runner: &Runner,
@@ -74,7 +74,7 @@ impl Life {
         }
     }
 
-    /// Shows each change until `done`; false if that takes longer than `limit`.
+    /// Prints each change until `done`. False if that takes longer than `limit`.
     pub async fn watch(&mut self, limit: Duration, mut done: impl FnMut(&Plugin) -> bool) -> bool {
         let deadline = Instant::now() + limit;
         while !done(&self.plugin) {
@@ -87,7 +87,7 @@ impl Life {
         true
     }
 
-    /// What the instances wait for, when that has changed, and from time to time while it has not.
+    /// Prints what the instances wait for when it changes, and repeats it from time to time.
     fn show(&mut self) {
         let mut all = Vec::new();
         for view in self.plugin.views() {
@@ -105,15 +105,15 @@ impl Life {
         }
     }
 
-    /// What is awaited, and what went wrong last, to be put behind what has come to nothing.
+    /// What an instance waits for, and its last error: the end of a message about a failure.
     pub fn waits(&self) -> String {
         let mut views = self.plugin.views().into_iter();
         let Some(view) = views.find(|view| !view.phase.rests()) else { return String::new() };
-        let error = view.error.map(|error| format!("; the last error: {error}")).unwrap_or_default();
+        let error = view.error.map(|error| format!("; last error: {error}")).unwrap_or_default();
         format!(": {} waits for {}{error}", view.name, view.waits_for)
     }
 
-    /// Deletes everything the plugin has, and says whether all of it is gone.
+    /// Deletes all instances of the plugin. True if none is left.
     pub async fn end(mut self, limit: Duration) -> bool {
         let plugin = self.plugin.clone();
         let stop = async {
@@ -129,7 +129,7 @@ impl Life {
     }
 }
 
-/// A failed call in words.
+/// The text of a failed call.
 pub fn text(error: CallError) -> String {
     match error {
         CallError::NotReady(text)

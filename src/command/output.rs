@@ -1,22 +1,22 @@
-//! What commands print: plain text for pipes, colours on a terminal only. Results go to stdout, progress to stderr.
+//! The output of commands: plain text for pipes, colours on a terminal only. Results go to stdout, progress to stderr.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// Colours, if anybody sees them.
+/// Colours, if stdout shows them.
 #[derive(Clone, Copy)]
 pub struct Paper {
     colours: bool,
 }
 
-/// How a line of `check` comes out.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It works.
     Ok,
-    /// Worth knowing.
+    /// Information.
     Note,
-    /// It works, but something about it can break jobs.
+    /// It works, but can break jobs.
     Warn,
     /// It does not work.
     Fail,
@@ -45,7 +45,7 @@ impl Paper {
         if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    /// One finding: `  ok    topic            text`, and below it what to do.
+    /// One finding: `  ok    topic            text`, and below it the advice.
     pub fn finding(self, verdict: Verdict, topic: &str, text: &str, advice: &str) {
         let (word, code) = verdict.word();
         let word = self.paint(code, &format!("{word:4}"));
@@ -62,7 +62,7 @@ impl Default for Paper {
     }
 }
 
-/// Prints on stdout. Nobody may read it: then the rest of the work still counts.
+/// Prints on stdout. A closed stdout is not an error: the rest of the work still counts.
 pub fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
@@ -72,21 +72,21 @@ pub fn say(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// Sends log lines of this level and above to stderr, as people read them: time since now, then the text.
+/// Prints log lines of this level and above on stderr, for people: the elapsed time, then the text.
 pub fn log_for_people(level: log::LevelFilter) {
     let began = Instant::now();
     let format = move |to: &mut env_logger::fmt::Formatter, record: &log::Record| {
         let name = record.key_values().get("instance".into()).map(|name| format!("{name}: ")).unwrap_or_default();
         writeln!(to, "  {:>6} s  {name}{}", tenths(began.elapsed()), record.args())
     };
-    // Fails only if there is a logger already: then that one stays.
+    // Fails only if there is a logger already. That one stays.
     let _ = env_logger::Builder::new().filter_module(env!("CARGO_CRATE_NAME"), level).format(format).try_init();
 }
 
-/// Asks on stderr and reads an answer from the terminal. The error says that there is none.
+/// Prints a question on stderr and reads the answer from the terminal. The error says that there is no terminal.
 pub fn confirm(question: &str) -> Result<bool, String> {
     if !std::io::stdin().is_terminal() {
-        return Err("nobody can be asked here: give --yes".into());
+        return Err("stdin is not a terminal: use --yes to delete without confirmation".into());
     }
     say(&format!("{question} [y/N] "));
     let mut answer = String::new();
@@ -94,7 +94,7 @@ pub fn confirm(question: &str) -> Result<bool, String> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// Two places at most: `47s`, `12m`, `3h`, `9d`.
+/// One number and its unit: `47s`, `12m`, `3h`, `9d`.
 pub fn short(duration: Duration) -> String {
     match duration.as_secs() {
         s @ 0..120 => format!("{s}s"),
@@ -109,7 +109,7 @@ pub fn tenths(duration: Duration) -> String {
     format!("{}.{}", duration.as_secs(), duration.subsec_millis() / 100)
 }
 
-/// MB as people read them.
+/// MB in a readable unit.
 pub fn size(mb: u64) -> String {
     if mb < 10 * 1024 { format!("{mb} MB") } else { format!("{} GB", mb / 1024) }
 }

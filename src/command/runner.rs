@@ -1,5 +1,5 @@
-//! GitLab Runner's own config.toml: which runners use this plugin, and what they would give it. Unknown keys are the
-//! runner's business and are passed over.
+//! GitLab Runner's own config.toml: the runners that use this plugin, and the settings that they pass to it. Keys that
+//! this module does not know belong to GitLab Runner, and are ignored.
 
 use crate::config::{self, Config, Connector, Draft, KEYS};
 use serde_json::{Map, Value};
@@ -9,46 +9,46 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
-/// Where GitLab Runner keeps it when it runs as a service.
+/// The file of a GitLab Runner that runs as a service.
 pub const DEFAULT_PATH: &str = "/etc/gitlab-runner/config.toml";
-/// A config.toml may have so many bytes.
+/// Maximum size of a config.toml, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
-/// A private key may have so many bytes.
+/// Maximum size of a private key, in bytes.
 const MAX_KEY: u64 = 64 * 1024;
-/// So many runners of a file are looked at.
+/// Maximum number of runners in a file that are read.
 const MAX_RUNNERS: usize = 256;
 /// Names under which the plugin is installed: on PATH, and the last part of an OCI image's name.
 const PLUGIN_NAMES: [&str; 2] = ["fleeting-plugin-vcd", "vcd"];
-/// What the runner takes for `shutdown_timeout` if it is not given.
+/// GitLab Runner's default for `shutdown_timeout`.
 pub const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
-/// Keys of plugin_config that the runner has as well, in `[[runners]]`.
+/// Keys of plugin_config that `[[runners]]` has as well.
 const RUNNERS_KEYS: [&str; 3] = ["name", "token", "url"];
-/// How often the runner asks the plugin how its instances are, if it does not say otherwise; more seldom is slow.
+/// GitLab Runner's default interval between two Update calls. A longer one is slow.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(60);
-/// The same while it expects a change: above this it is slow.
+/// The same while it expects a change. A longer one is slow.
 const SLOW_UPDATE: Duration = Duration::from_secs(10);
-/// No more names of other plugins are told.
+/// Maximum number of other plugins that an error names.
 const MAX_OTHERS_TOLD: usize = 5;
-/// Stands for a key that is not on this machine, where only the rest is to be judged.
+/// Replaces a key that is not on this machine, when only the other settings are checked.
 const STAND_IN: &str = "stand-in";
 
-/// What of a config.toml matters here.
+/// The parts of a config.toml that matter here.
 pub struct RunnerFile {
-    /// Where it was read.
+    /// Path of the file.
     pub path: PathBuf,
-    /// `concurrent`: jobs at a time, over all runners.
+    /// `concurrent`: maximum number of jobs at the same time, over all runners.
     pub concurrent: u64,
     /// `shutdown_timeout`.
     pub shutdown_timeout: Duration,
-    /// How many `[[runners]]` there are in all.
+    /// Number of `[[runners]]` sections.
     pub count: usize,
     /// Those that use this plugin.
     pub runners: Vec<Runner>,
-    /// What the others name in `plugin`.
+    /// The values of `plugin` in the others.
     others: Vec<String>,
 }
 
-/// One of the `[[runners]]` with this plugin.
+/// A `[[runners]]` section with this plugin.
 pub struct Runner {
     /// `name`.
     pub name: String,
@@ -56,17 +56,17 @@ pub struct Runner {
     pub executor: String,
     /// `limit`; 0: none.
     pub limit: u64,
-    /// `capacity_per_instance`; 0: not given.
+    /// `capacity_per_instance`; 0: not set.
     pub capacity: u64,
     /// `max_use_count`; 0: any number.
     pub max_use_count: u64,
-    /// `max_instances`; 0: not given.
+    /// `max_instances`; 0: not set.
     pub max_instances: u64,
     /// `delete_instances_on_shutdown`.
     pub delete_on_shutdown: bool,
     /// `state_storage.enabled`.
     pub state_storage: bool,
-    /// How many `[[runners.autoscaler.policy]]` it has.
+    /// Number of `[[runners.autoscaler.policy]]` sections.
     pub policies: usize,
     /// The largest `idle_count` of its policies.
     pub idle_count: u64,
@@ -74,35 +74,40 @@ pub struct Runner {
     pub has_docker: bool,
     /// `connector_config.use_external_addr`.
     pub use_external_addr: bool,
-    /// plugin_config as the runner gives it to the plugin: JSON.
+    /// plugin_config as GitLab Runner passes it to the plugin: JSON.
     pub plugin_config: Map<String, Value>,
-    /// connector_config as the runner gives it to the plugin.
+    /// connector_config as GitLab Runner passes it to the plugin.
     pub connector: Connector,
-    /// `connector_config.key_path`, if given.
+    /// `connector_config.key_path`, if set.
     pub key_path: Option<PathBuf>,
-    /// What is wrong with the parts that are the runner's.
+    /// Mistakes in the settings of GitLab Runner itself.
     pub mistakes: Vec<String>,
-    /// What works there, but hardly as it is meant, and what to do.
+    /// Settings that work, but are probably not meant, and what to do.
     pub warnings: Vec<(String, &'static str)>,
-    /// The key file could not be read: why.
+    /// Why the key file could not be read, if so.
     pub key_unread: Option<String>,
 }
 
 impl RunnerFile {
-    /// Reads `path`. The error says what to do; it quotes nothing of the file.
+    /// Reads `path`. The error says what to do. It quotes nothing of the file.
     pub fn read(path: &Path) -> Result<RunnerFile, String> {
         let text = read_limited(path, MAX_FILE).map_err(|why| {
-            format!("read {}: {why}; --config names another file, and root may be needed to read it", path.display())
+            format!("read {}: {why}; use --config for another file, or run this as root", path.display())
         })?;
         let text = String::from_utf8(text).map_err(|_| format!("read {}: it is not UTF-8", path.display()))?;
         RunnerFile::parse(&text, path)
     }
 
-    /// Reads `text`, which was found at `path`; keys are read from the files that it names.
+    /// Parses `text`, the content of `path`. Keys are read from the files that it names.
     pub fn parse(text: &str, path: &Path) -> Result<RunnerFile, String> {
         let table = DeTable::parse(text).map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-            format!("{} is not TOML: line {}: {}", path.display(), before.matches('\n').count() + 1, error.message())
+            format!(
+                "{} is not valid TOML: line {}: {}",
+                path.display(),
+                before.matches('\n').count() + 1,
+                error.message()
+            )
         })?;
         let root = object(table.get_ref());
         let mut file = RunnerFile {
@@ -129,7 +134,7 @@ impl RunnerFile {
         Ok(file)
     }
 
-    /// Those of the runners that are meant: all, or the one of this name. The error says which there are.
+    /// The runners with this plugin: all, or the one with this name. The error names the existing ones.
     pub fn select(&self, name: Option<&str>) -> Result<Vec<&Runner>, String> {
         let chosen: Vec<&Runner> =
             self.runners.iter().filter(|runner| name.is_none_or(|name| runner.name == name)).collect();
@@ -144,26 +149,29 @@ impl RunnerFile {
                     self.others.iter().take(MAX_OTHERS_TOLD).map(|name| format!("{name:?}")).collect();
                 let found = if found.is_empty() { String::new() } else { format!("; found: {}", found.join(", ")) };
                 format!(
-                    "{place}: none of its {} [[runners]] has plugin = {:?} in [runners.autoscaler]{found}",
+                    "{place}: none of the {} [[runners]] sections has plugin = {:?} in [runners.autoscaler]{found}",
                     self.count, PLUGIN_NAMES[0]
                 )
             }
             (name, false) => format!(
-                "{place}: no runner {:?} with this plugin; there {} {}",
+                "{place}: no runner {:?} uses this plugin; found: {}",
                 name.unwrap_or_default(),
-                if names.len() == 1 { "is" } else { "are" },
                 names.join(", ")
             ),
         })
     }
 
-    /// The one runner that is meant.
+    /// The one runner that `name` selects.
     pub fn only(&self, name: Option<&str>) -> Result<&Runner, String> {
         match self.select(name)?.as_slice() {
             [only] => Ok(only),
             many => {
                 let names: Vec<String> = many.iter().map(|runner| format!("{:?}", runner.name)).collect();
-                Err(format!("{}: which runner? Give --runner: {}", self.path.display(), names.join(", ")))
+                Err(format!(
+                    "{}: several runners use this plugin; choose one with --runner: {}",
+                    self.path.display(),
+                    names.join(", ")
+                ))
             }
         }
     }
@@ -220,12 +228,13 @@ impl Runner {
             ("[runners.autoscaler.connector_config]", &connector, &[]),
         ] {
             for key in KEYS.iter().filter(|key| table.contains_key(key.name) && !known.contains(&key.name)) {
-                let text = format!("{} stands in {place}, where nobody reads it", key.name);
+                let text = format!("{} is in {place}, where GitLab Runner ignores it", key.name);
                 read.warnings.push((text, "move it into [runners.autoscaler.plugin_config]"));
             }
         }
         if let Some(path) = &read.key_path {
-            // The runner reads it from where it is started, as a rule its configuration's folder.
+            // GitLab Runner opens it relative to its working directory, which is usually the folder of its
+            // configuration.
             match read_limited(&folder.join(path), MAX_KEY) {
                 Ok(key) => read.connector.key = key,
                 Err(why) => {
@@ -238,18 +247,19 @@ impl Runner {
         Some(read)
     }
 
-    /// A duration of the runner's, in nanoseconds. One that it cannot read is a mistake, and a small number hardly meant.
+    /// A duration of GitLab Runner, in nanoseconds. An invalid one is a mistake; a small number is probably one.
     fn span(&mut self, place: &str, table: &Map<String, Value>, name: &str) -> Option<i64> {
         let value = table.get(name)?;
         match (duration(value), value) {
             (None, Value::String(given)) => {
-                let text =
-                    format!("{place}: {name}: {given:?} is no duration such as \"10m\": the runner does not start");
+                let text = format!(
+                    "{place}: {name}: {given:?} is not a duration such as \"10m\": GitLab Runner does not start"
+                );
                 self.mistakes.push(text);
             }
             (None, _) => self.mistakes.push(format!("{place}: {name}: expected a duration such as \"10m\"")),
             (Some(nanos @ 1..=999_999), Value::Number(_)) => {
-                let text = format!("{place}: {name} = {nanos} are nanoseconds, as a number without a unit is");
+                let text = format!("{place}: {name} = {nanos}: a number without a unit is in nanoseconds");
                 self.warnings.push((text, "write it with a unit, such as \"10m\""));
             }
             (Some(_), _) => {}
@@ -257,32 +267,30 @@ impl Runner {
         duration(value)
     }
 
-    /// How soon the runner learns of what has changed.
+    /// How soon GitLab Runner notices changes.
     fn pace(&mut self, autoscaler: &Map<String, Value>) {
         for (name, slow, advice) in [
-            ("update_interval", UPDATE_INTERVAL, "leave it out: the runner asks each minute"),
-            ("update_interval_when_expecting", SLOW_UPDATE, "leave it out: the runner asks every 2 s"),
+            ("update_interval", UPDATE_INTERVAL, "remove it: GitLab Runner's default is 60 s"),
+            ("update_interval_when_expecting", SLOW_UPDATE, "remove it: GitLab Runner's default is 2 s"),
         ] {
             let given = self.span("[runners.autoscaler]", autoscaler, name).and_then(|nanos| u64::try_from(nanos).ok());
             if let Some(given) = given.map(Duration::from_nanos).filter(|given| *given > slow) {
-                let text = format!(
-                    "{name} is {} s: the runner learns of a VM that runs, or is lost, that late",
-                    given.as_secs()
-                );
+                let text = format!("{name} is {} s: GitLab Runner notices new and lost VMs this late", given.as_secs());
                 self.warnings.push((text, advice));
             }
         }
     }
 
-    /// What the plugin makes of it at Init, or every mistake. `offline`: a key that is not on this machine is no mistake.
+    /// The settings as the plugin reads them in Init, or all mistakes. `offline`: a key that is not on this machine is
+    /// not a mistake.
     pub fn config(&self, offline: bool) -> Result<Config, String> {
         self.draft(offline).checked()
     }
 
-    /// The same as far as it could be read, with each mistake.
+    /// The same as far as it can be read, with all mistakes.
     pub fn draft(&self, offline: bool) -> Draft {
         let mut connector = self.connector.clone();
-        // That there is no key is said already.
+        // The missing key is reported already.
         if self.key_unread.is_some() && connector.password.is_empty() {
             connector.password = STAND_IN.into();
         }
@@ -307,7 +315,8 @@ fn is_this_plugin(plugin: &str) -> bool {
     PLUGIN_NAMES.contains(&name)
 }
 
-/// A table as JSON, as the runner passes plugin_config on. Dates become text. The parser bounds how deep tables nest.
+/// A table as JSON, as GitLab Runner passes plugin_config to the plugin. Dates become text. The parser limits the
+/// nesting of tables.
 fn object(table: &DeTable<'_>) -> Map<String, Value> {
     let mut object = Map::new();
     for (key, value) in table.iter() {
@@ -322,7 +331,7 @@ fn json(value: &DeValue<'_>) -> Value {
         DeValue::Integer(number) => {
             i64::from_str_radix(number.as_str(), number.radix()).map_or(Value::Null, Value::from)
         }
-        // JSON has no plus sign, infinity or NaN; nor has any key of ours a fraction.
+        // JSON has no plus sign, infinity or NaN, and no key of the plugin has a fraction.
         DeValue::Float(number) => serde_json::from_str(number.as_str().trim_start_matches('+')).unwrap_or_default(),
         DeValue::Boolean(flag) => (*flag).into(),
         DeValue::Datetime(date) => date.to_string().into(),
@@ -346,7 +355,7 @@ fn whole(table: &Map<String, Value>, name: &str) -> u64 {
     table.get(name).and_then(Value::as_u64).unwrap_or_default()
 }
 
-/// Nanoseconds, as a number or as Go writes durations.
+/// Nanoseconds, as a number or as a duration of Go.
 fn duration(value: &Value) -> Option<i64> {
     match value {
         Value::String(text) => i64::try_from(config::go_duration(text)?.as_nanos()).ok(),
@@ -442,7 +451,7 @@ mod tests {
         assert_eq!(String::from_utf8(runner.json()).unwrap(), expected);
         let mistakes = runner.config(false).err().unwrap();
         assert!(mistakes.contains("missing required plugin config: url"), "{mistakes}");
-        assert!(file.only(Some("aws")).err().unwrap().contains("there is \"vcd\""));
+        assert!(file.only(Some("aws")).err().unwrap().contains("found: \"vcd\""));
     }
 
     #[test]
@@ -457,7 +466,7 @@ mod tests {
     fn a_syntax_error_names_the_line_and_quotes_nothing() {
         let error = file("concurrent = 1\ntoken = \"glrt-secret\" x\n").err().unwrap();
         assert!(error.contains("line 2") && !error.contains("secret"), "{error}");
-        assert!(file("a = 1").unwrap().select(None).err().unwrap().contains("none of its 0 [[runners]]"));
+        assert!(file("a = 1").unwrap().select(None).err().unwrap().contains("none of the 0 [[runners]] sections"));
         let nested = format!("a = {}", "[".repeat(10_000));
         assert!(file(&nested).is_err());
     }

@@ -247,7 +247,7 @@ fn labels_are_written_as_asked_or_where_metadata_is() {
         (json!({"metadata_label": "yes"}), "metadata_label: expected \"auto\", true or false, found yes"),
         (
             json!({"metadata_label": false, "metadata": {"cost": "42"}}),
-            "metadata: it is written together with the label",
+            "metadata: metadata_label = false turns off all",
         ),
     ] {
         assert!(labels(changes.clone()).unwrap_err().starts_with(wrong), "{changes}");
@@ -289,25 +289,25 @@ fn urls_are_checked() {
         ("vcd.example.com", "must begin with https"),
         ("/api", "must begin with https"),
         ("ftp://vcd.example.com/api", "must begin with https"),
-        ("https://", "no valid URL"),
-        ("https:///api", "no valid URL"),
+        ("https://", "not a valid URL"),
+        ("https:///api", "not a valid URL"),
         ("https://:443/api", "has no host"),
         ("https://vcd.example.com/tenant/acme", "a path that does not end in /api"),
         ("https://vcd.example.com/cloudapi/", "a path that does not end in /api"),
-        ("https://vcd.example.com/api?x=1", "must not hold"),
-        ("https://vcd.example.com/api#x", "must not hold"),
+        ("https://vcd.example.com/api?x=1", "must not contain"),
+        ("https://vcd.example.com/api#x", "must not contain"),
         ("https://user:s3cret@vcd.example.com/api", "user name"),
         ("https://vcd.example.com:99999/api", "port"),
         ("https://vcd.example.com:0/api", "port"),
         (" https://vcd.example.com/api", "must begin with https"),
-        ("https://vcd example.com/api", "no valid URL"),
+        ("https://vcd example.com/api", "not a valid URL"),
         (
             "https://vcd.bücher.example/api",
-            "has a host with letters beyond ASCII: write it as DNS has it, vcd.xn--bcher-kva.example",
+            "has a host name with non-ASCII letters: write its DNS name, vcd.xn--bcher-kva.example",
         ),
-        ("https://MÜNCHEN.例え.ü:8443/api", "as DNS has it, xn--mnchen-3ya.xn--r8jz45g.xn--tda"),
-        ("https://user:s3cret@bücher.example/api", "no valid URL"),
-        ("https://bücher example/api", "no valid URL"),
+        ("https://MÜNCHEN.例え.ü:8443/api", "write its DNS name, xn--mnchen-3ya.xn--r8jz45g.xn--tda"),
+        ("https://user:s3cret@bücher.example/api", "not a valid URL"),
+        ("https://bücher example/api", "not a valid URL"),
     ] {
         let error = parse(json!({"url": url})).unwrap_err();
         assert!(error.starts_with("url: ") && error.contains(expected), "{url}: {error}");
@@ -330,11 +330,14 @@ fn urls_are_checked() {
 #[test]
 fn texts_are_checked_and_kept() {
     for (changes, expected) in [
-        (json!({"org": "a\nb"}), "org: holds a line end"),
+        (json!({"org": "a\nb"}), "org: contains a line break"),
         (json!({"name": "x".repeat(257)}), "name: has 257 characters"),
-        (json!({"token": format!("{TOKEN}\n")}), "token: holds a line end"),
-        (json!({"token": format!(" {TOKEN}")}), "token: holds white space"),
-        (json!({"vapp_name_prefix": "ci*"}), "vapp_name_prefix: may hold letters, digits, '-', '_' and '.', found '*'"),
+        (json!({"token": format!("{TOKEN}\n")}), "token: contains a line break"),
+        (json!({"token": format!(" {TOKEN}")}), "token: contains white space"),
+        (
+            json!({"vapp_name_prefix": "ci*"}),
+            "vapp_name_prefix: may contain letters, digits, '-', '_' and '.', found '*'",
+        ),
         (json!({"vapp_name_prefix": "ci,a"}), "found ','"),
         (json!({"vapp_name_prefix": "ci;a"}), "found ';'"),
         (json!({"vapp_name_prefix": "(ci)"}), "found '('"),
@@ -380,7 +383,7 @@ fn texts_are_checked_and_kept() {
     }
     let config = parse(json!({"debug_server_addr": ":27060"})).unwrap();
     assert_eq!(config.debug_server_addr.as_deref(), Some("0.0.0.0:27060"));
-    assert!(config.warnings[0].starts_with("debug_server_addr: 0.0.0.0:27060: everyone"), "{:?}", config.warnings);
+    assert!(config.warnings[0].starts_with("debug_server_addr: 0.0.0.0:27060: anyone"), "{:?}", config.warnings);
     let config = parse(json!({"catalog": "images "})).unwrap();
     assert_eq!(config.vcd.catalog, "images ");
     assert!(config.warnings[0].starts_with("catalog: begins or ends with white space"));
@@ -434,16 +437,16 @@ fn a_connector_is_checked() {
         (|c| c.protocol_port = 65536, "protocol_port: 65536"),
         (|c| c.keepalive = -1, "keepalive: is negative"),
         (|c| c.timeout = i64::MIN, "timeout: is negative"),
-        (|c| c.username = "a\nb".into(), "username: holds"),
-        (|c| c.username = "a:b".into(), "username: holds"),
-        (|c| c.username = "../root".into(), "username: holds"),
+        (|c| c.username = "a\nb".into(), "username: contains"),
+        (|c| c.username = "a:b".into(), "username: contains"),
+        (|c| c.username = "../root".into(), "username: contains"),
         (|c| c.username = "-x".into(), "username: begins with '-'"),
         (|c| c.username = " ci".into(), "white space"),
         (|c| c.username = "x".repeat(257), "username: has more than"),
-        (|c| c.password = format!("{PASSWORD}\n"), "password: holds a line end"),
+        (|c| c.password = format!("{PASSWORD}\n"), "password: contains a line break"),
         (|c| c.password = "x".repeat(257), "password: has more than"),
-        (|c| c.key = b"nonsense".into(), "key_path: this is no private key"),
-        (|c| c.use_static_credentials = false, "use_static_credentials: false means that credentials are generated"),
+        (|c| c.key = b"nonsense".into(), "key_path: this is not a private key"),
+        (|c| c.use_static_credentials = false, "use_static_credentials: with false the plugin generates credentials"),
         (
             |c| {
                 c.password.clear();
@@ -625,8 +628,8 @@ fn there_is_one_token_and_the_configuration_comes_first() {
     for (changes, variable, wrong) in [
         (none.clone(), None, "missing required plugin config: token (or token_file"),
         (none.clone(), Some(""), "missing required plugin config: token (or token_file"),
-        (none, Some("a b"), "$VCD_TOKEN: holds white space"),
-        (json!({"token_file": "/run/token"}), None, "token, token_file: only one"),
+        (none, Some("a b"), "$VCD_TOKEN: contains white space"),
+        (json!({"token_file": "/run/token"}), None, "token, token_file: set only one"),
     ] {
         let error = parse(changes, variable).unwrap_err();
         assert!(error.starts_with(wrong), "{error}");
@@ -646,7 +649,7 @@ fn a_policy_stands_for_cpus_and_memory() {
     }
     assert!(parse(json!({"sizing_policy": "small", "memory_mb": 3})).is_err());
     let warnings = parse(json!({"sizing_policy": "small"})).unwrap().warnings;
-    assert!(warnings[0].starts_with("sizing_policy: what it fixes wins"), "{warnings:?}");
+    assert!(warnings[0].starts_with("sizing_policy: values that it fixes override"), "{warnings:?}");
 }
 
 #[test]
@@ -659,12 +662,15 @@ fn tables_and_flags_are_read() {
     assert_eq!(config.vcd.metadata, [("cost".into(), "42".into()), ("owner".into(), "ci; team".into())]);
     assert_eq!(config.vcd.guest_properties, [("a".into(), Secret::new("b"))]);
     assert_eq!(config.vcd.ca_file.as_deref(), Some(std::path::Path::new("/etc/ca.pem")));
-    assert!(config.vcd.insecure_skip_tls_verify && config.warnings[0].starts_with("insecure_skip_tls_verify: any"));
+    assert!(
+        config.vcd.insecure_skip_tls_verify
+            && config.warnings[0].starts_with("insecure_skip_tls_verify: TLS certificates are not")
+    );
     let many: Map<String, Value> = (0..65).map(|n| (n.to_string(), json!("x"))).collect();
     for (changes, wrong) in [
         (json!({"metadata": {"vcd-instance-group": "x"}}), "metadata: vcd-instance-group is written"),
         (json!({"metadata": {"a": 1}}), "metadata.a: expected a string, found a number"),
-        (json!({"metadata": {"": "x"}}), "metadata.: is no key"),
+        (json!({"metadata": {"": "x"}}), "metadata.: is not a valid key"),
         (json!({"metadata": {"k".repeat(257): "x"}}), "metadata.kkk"),
         (json!({"metadata": {"a": "x\u{1}"}}), "metadata.a: has more than the 4096"),
         (json!({"metadata": many}), "metadata: has 65 entries"),
@@ -699,13 +705,13 @@ fn files_are_read_whole_or_refused() {
     // What is wrong with the script comes together with all the rest.
     std::fs::write(path("control"), "a\u{1}b").unwrap();
     std::fs::write(path("almost"), "x".repeat(48_999)).unwrap();
-    for (name, wrong) in [("control", "holds control characters"), ("almost", "with what the plugin adds")] {
+    for (name, wrong) in [("control", "contains control characters"), ("almost", "with the plugin's own part")] {
         let error = parse(json!({"customization_script_file": path(name), "memory_mb": 3, "lease": "x"})).unwrap_err();
         let wrong = format!("customization_script_file: {wrong}");
         assert!([&wrong, "memory_mb: 3", "invalid lease"].iter().all(|text| error.contains(text)), "{error}");
     }
     let both = json!({"user_data_file": path("data"), "guest_properties": {"user-data": "x"}});
-    assert!(parse(both).unwrap_err().starts_with("guest_properties: user-data is given by"));
+    assert!(parse(both).unwrap_err().starts_with("guest_properties: user-data is set by"));
     std::fs::remove_dir_all(place).unwrap();
 }
 

@@ -1,4 +1,4 @@
-//! The pages for a browser: one document without anything from elsewhere. Whatever came from outside is escaped.
+//! The pages for a browser: one document without external parts. Values from outside are escaped.
 
 use super::{Fact, SHOWN_EVENTS, clock, facts, life_facts, short, since, words};
 use crate::driver::last_part;
@@ -18,12 +18,12 @@ const SCRIPT: &str = include_str!("page.js");
 
 /// Size of the chart in its own units.
 const CHART: (u64, u64) = (1000, 160);
-/// So many parts of its time are told apart below it.
+/// Number of time labels below the chart.
 const TIMES: u32 = 4;
-/// A shorter time is told in seconds.
+/// A shorter time is shown with seconds.
 const SHORT: Duration = Duration::from_secs(10 * 60);
 
-/// The content security policy: nothing but this style, this script, and requests to this server.
+/// The content security policy allows only this style, this script, and requests to this server.
 pub fn policy() -> &'static str {
     static POLICY: LazyLock<String> = LazyLock::new(|| {
         let hash = |text: &str| STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()));
@@ -37,7 +37,7 @@ pub fn policy() -> &'static str {
     &POLICY
 }
 
-/// Text as text, whatever is in it.
+/// Text, escaped for HTML.
 struct Safe<T>(T);
 
 impl<T: Display> Display for Safe<T> {
@@ -77,12 +77,12 @@ fn document(title: &str, main: &str) -> String {
     )
 }
 
-/// A page that says that there is none.
+/// A page for a path that does not exist.
 pub fn missing(text: &str) -> String {
     document("not found", &format!("<h1>{}</h1>\n<p><a href=\"/\">all instances</a></p>\n", Safe(text)))
 }
 
-/// Everything on one page.
+/// All on one page.
 pub fn overview(status: &Status<'_>) -> String {
     let about = status.about;
     let mut main = format!(
@@ -114,7 +114,7 @@ pub fn overview(status: &Status<'_>) -> String {
 }
 
 fn line(main: &mut String, text: fmt::Arguments<'_>) {
-    // Writing to a String cannot fail.
+    // Writing to a String never fails.
     let _ = writeln!(main, "{text}");
 }
 
@@ -128,7 +128,7 @@ fn chart(main: &mut String, status: &Status<'_>) {
     let known = status.views.iter().filter(|view| !view.undecided);
     let present = crate::journal::count(known.map(|view| view.phase));
     let first = Time(status.now.0.saturating_sub(HISTORY.as_millis() as u64));
-    // How it was when the history begins, each change since, and how it is.
+    // The state before the history, each change in it, and the current state.
     let samples = || status.journal.samples.iter();
     let before = samples().take_while(|sample| sample.at <= first).last();
     let mut points = vec![(first, before.map_or_else(Default::default, |sample| sample.counts))];
@@ -140,7 +140,7 @@ fn chart(main: &mut String, status: &Status<'_>) {
     let x = |time: Time| CHART.0.saturating_sub(CHART.0 * (status.now - time).as_millis() as u64 / span_ms);
     let y = |count: u16| CHART.1 - CHART.1 * u64::from(count) / u64::from(top);
 
-    line(main, format_args!("<h2>Instances by phase, the last {} (times in UTC)</h2>", short(span)));
+    line(main, format_args!("<h2>Instances by phase, last {} (times in UTC)</h2>", short(span)));
     let (width, height) = CHART;
     line(main, format_args!("<div class=\"chart\"><div class=\"counts\"><span>{top}</span><span>0</span></div>"));
     line(main, format_args!("<svg viewBox=\"0 0 {width} {height}\" preserveAspectRatio=\"none\" role=\"img\">"));
@@ -153,7 +153,7 @@ fn chart(main: &mut String, status: &Status<'_>) {
             continue;
         }
         shown.push(number);
-        // Steps: from each sample on until the next. What is as before adds no point.
+        // Steps: each sample is valid until the next. A sample without a change adds no point.
         let (mut upper, mut lower) = (String::new(), Vec::new());
         let mut before = None;
         for (index, (time, counts)) in points.iter().enumerate() {
@@ -197,7 +197,7 @@ fn table(main: &mut String, status: &Status<'_>) {
         let retries = if view.retries == 0 { String::new() } else { view.retries.to_string() };
         let next = view.next_try.filter(|_| view.waits_for == "the next try");
         let next = next.map(|left| format!(", in {}", short(left))).unwrap_or_default();
-        let doubt = if view.undecided { " (is it ours?)" } else { "" };
+        let doubt = if view.undecided { " (looking up its owner)" } else { "" };
         let stuck = view.stuck.map(|time| format!(", <b>stuck for {}</b>", short(time))).unwrap_or_default();
         let bad = if view.stuck.is_some() { " class=\"bad\"" } else { "" };
         let error = view.error.as_deref().map(|error| format!("<span class=\"why\">{}</span>", Safe(error)));
@@ -222,16 +222,16 @@ fn table(main: &mut String, status: &Status<'_>) {
     }
 }
 
-/// The table of instances alone.
+/// Only the table of instances.
 pub fn instances(status: &Status<'_>) -> String {
-    let mut main = format!("<h1>{}</h1>\n<p><a href=\"/\">everything else</a></p>\n", Safe(&status.about.group));
+    let mut main = format!("<h1>{}</h1>\n<p><a href=\"/\">overview</a></p>\n", Safe(&status.about.group));
     table(&mut main, status);
     document(&format!("{} ({})", status.about.group, status.standing.instances.used), &main)
 }
 
 fn events(main: &mut String, status: &Status<'_>) {
     let all = status.journal.events.len() as u64 + status.journal.dropped;
-    line(main, format_args!("<h2>Events, newest first ({all} in all)</h2>"));
+    line(main, format_args!("<h2>Events, newest first ({all} in total)</h2>"));
     *main += "<table id=\"events\">\n<tbody>\n";
     for entry in status.journal.events.iter().rev().take(SHOWN_EVENTS) {
         let name = entry.name.as_deref().unwrap_or_default();
@@ -253,7 +253,7 @@ fn class(entry: &Entry) -> &'static str {
     if entry.level <= log::Level::Warn { " class=\"w bad\"" } else { " class=\"w\"" }
 }
 
-/// The whole life of the instances of this name.
+/// All steps of the instances with this name.
 pub fn instance(status: &Status<'_>, name: &str) -> String {
     let mut main = format!("<h1>{}</h1>\n<p><a href=\"/\">all instances</a></p>\n", Safe(name));
     for life in status.journal.lives_of(name) {

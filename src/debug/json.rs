@@ -1,4 +1,4 @@
-//! `/api/status`. Its keys are those that users of the Go plugin know, and more; docs/monitoring.md lists them.
+//! `/api/status`. It has the keys of the Go plugin, and more. docs/monitoring.md lists them.
 
 use crate::driver::last_part;
 use crate::group::{Cause, Time, View};
@@ -186,7 +186,7 @@ fn event(status: &Status<'_>, entry: &Entry) -> Value {
     ])
 }
 
-/// An object of these; what they hold is taken.
+/// An object with these entries. Takes their values.
 fn object(entries: &mut [(&str, Value)]) -> Value {
     let mut object = Map::new();
     for (key, value) in entries {
@@ -199,7 +199,7 @@ fn text(text: &str) -> Value {
     Value::String(text.to_owned())
 }
 
-/// Time in RFC 3339, or null. What lies ahead counts from now.
+/// Time in RFC 3339, or null. A future time is shown as now.
 fn at(status: &Status<'_>, time: Option<Time>) -> Value {
     let wall = time.map(|time| match time > status.now {
         true => status.wall + (time - status.now),

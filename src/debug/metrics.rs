@@ -1,5 +1,5 @@
-//! `/metrics` in the Prometheus text format. The names are those of the Go plugin, and more; docs/monitoring.md lists them.
-//! No label takes a value from outside but the group's name: their number is bounded.
+//! `/metrics` in the Prometheus text format. It has the names of the Go plugin, and more. docs/monitoring.md lists
+//! them. The group's name is the only label value from outside, so the number of time series is limited.
 
 use crate::group::{Phase, State, Time, View};
 use crate::status::Status;
@@ -18,20 +18,20 @@ use std::time::UNIX_EPOCH;
 
 pub use prometheus_text::CONTENT_TYPE;
 
-/// What all names begin with, those of the process aside.
+/// The prefix of all names, except those about the process.
 const PREFIX: &str = "fleeting_vcd_";
 
 /// One metric with its samples.
 #[derive(Debug)]
 struct Metric {
-    /// Without `_total` if it is a counter: the format adds that.
+    /// Without `_total` for a counter: the format adds it.
     name: String,
     help: &'static str,
     kind: MetricType,
-    /// The name of the label that tells the samples apart; empty if there is one sample without.
+    /// The name of the label that differs between samples; empty if there is only one sample.
     label: &'static str,
     samples: Vec<(&'static str, Sample)>,
-    /// More labels, the same for all samples.
+    /// Further labels, the same for all samples.
     more: &'static [(&'static str, &'static str)],
 }
 
@@ -57,7 +57,7 @@ impl From<&Histogram> for Sample {
     }
 }
 
-/// All metrics of one moment.
+/// All metrics at one moment.
 #[derive(Debug, Default)]
 struct Moment(Vec<Metric>);
 
@@ -103,7 +103,7 @@ pub fn page(status: &Status<'_>) -> String {
     let mut registry = Registry::with_labels([group].into_iter());
     registry.register_collector(Box::new(gather(status)));
     let mut page = String::new();
-    // Writing to a String cannot fail.
+    // Writing to a String never fails.
     let _ = prometheus_text::encode(&mut page, &registry);
     page
 }
@@ -122,29 +122,38 @@ fn gather(status: &Status<'_>) -> Moment {
     });
     let epoch = |time: Time| status.wall(time).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
 
-    all.counter("instances_created", "Instances that came to running", tally.created);
-    all.counter("instances_deleted", "Instances that VCD does not have any more", tally.deleted);
-    let help = "Failures: create is a failed try, timeout an instance that was given up, others are requests and tasks";
+    all.counter("instances_created", "Instances that became running", tally.created);
+    all.counter("instances_deleted", "Instances that VCD no longer has", tally.deleted);
+    let help =
+        "Failures: create is a failed attempt, timeout a create that was given up, others are requests and tasks";
     all.counters("instances_failed", help, "operation", &tally.failed);
     all.gauges("instances_current", "Instances by phase", "state", &states);
-    all.histogram("instance_creation_duration_seconds", "From Increase to running", &tally.creation);
-    let help = "From Increase to running, of VMs taken from standby, which the creation duration does not hold";
+    all.histogram(
+        "instance_creation_duration_seconds",
+        "Time from Increase until the instance is running, without VMs from standby",
+        &tally.creation,
+    );
+    let help = "Time from Increase until a VM from standby is running";
     all.histogram("standby_taken_duration_seconds", help, &tally.standby);
-    all.counter("standby_created", "VMs created for the standby pool that came into it", tally.standby_created);
-    all.counter("standby_taken", "VMs taken from standby that came to running", tally.standby.count);
-    let help = "From the wish to remove an instance until VCD does not have it any more";
+    all.counter("standby_created", "VMs that the plugin created for the standby pool", tally.standby_created);
+    all.counter("standby_taken", "VMs from standby that are running for GitLab Runner", tally.standby.count);
+    let help = "Time from the delete request until VCD no longer has the instance";
     all.histogram("instance_deletion_duration_seconds", help, &tally.deletion);
 
-    let help = "Searches for leftovers and for what is too old";
+    let help = "Searches for leftovers and for instances that are too old";
     all.counter("gc_runs", help, tally.gc.count);
-    all.counter("gc_instances_collected", "Removed for being unhealthy, too old or a leftover", tally.collected);
+    all.counter(
+        "gc_instances_collected",
+        "Instances deleted because they are unhealthy, too old or leftovers",
+        tally.collected,
+    );
     all.histogram("gc_duration_seconds", help, &tally.gc);
 
     let requests = || status.requests.iter();
     let calls: Vec<_> = requests().map(|count| (count.operation, count.requests)).collect();
     all.counters("api_calls", "HTTP requests to VCD", "operation", &calls);
     let errors: Vec<_> = requests().map(|count| (count.operation, count.errors)).collect();
-    let help = "HTTP requests to VCD without an answer, or with one of status 400 and above";
+    let help = "HTTP requests to VCD without an answer, or with status 400 and above";
     all.counters("api_errors", help, "operation", &errors);
     let took = requests().filter(|count| count.requests > 0).map(|count| {
         let bounds = TOOK_BOUNDS.iter().map(|ms| *ms as f64 / 1000.0);
@@ -153,44 +162,57 @@ fn gather(status: &Status<'_>) -> Moment {
         (count.operation, Sample::Spread(Spread { sum, count: count.requests, buckets }))
     });
     let took = took.collect();
-    all.add(MetricType::Histogram, "api_duration_seconds", "Time of HTTP requests to VCD", "operation", took);
+    all.add(MetricType::Histogram, "api_duration_seconds", "Duration of HTTP requests to VCD", "operation", took);
 
-    all.gauge("pool_size", "Instances that count towards the largest size", f64::from(standing.instances.used));
-    all.gauge("pool_max_size", "Largest size of the group", f64::from(standing.instances.most));
+    all.gauge("pool_size", "Instances that count towards max_size", f64::from(standing.instances.used));
+    all.gauge("pool_max_size", "Maximum number of instances (max_size)", f64::from(standing.instances.most));
     let sum: u16 = counts.iter().sum();
-    all.gauge("state_manager_instances_total", "Instances that are tracked, in whatever phase", f64::from(sum));
-    all.gauges("state_manager_instances_by_state", "The same by the state that GitLab Runner sees", "state", &by_state);
-    all.histogram("reconcile_duration_seconds", "Time of polls that succeeded", &tally.polls);
-    all.counter("reconcile", "Polls that succeeded", tally.polls.count);
-    all.gauge("last_reconcile_timestamp_seconds", "When the last of them ended", epoch(status.polls.good));
-    all.counter("poll_failures", "Polls that failed", tally.failed_polls);
+    all.gauge("state_manager_instances_total", "All tracked instances", f64::from(sum));
+    all.gauges(
+        "state_manager_instances_by_state",
+        "Tracked instances by the state that GitLab Runner sees",
+        "state",
+        &by_state,
+    );
+    all.histogram("reconcile_duration_seconds", "Duration of successful polls", &tally.polls);
+    all.counter("reconcile", "Successful polls", tally.polls.count);
+    all.gauge(
+        "last_reconcile_timestamp_seconds",
+        "End of the last successful poll since the Unix epoch in seconds",
+        epoch(status.polls.good),
+    );
+    all.counter("poll_failures", "Failed polls", tally.failed_polls);
 
-    let help = "Pauses of all changes because VCD's limit of operations was reached";
+    let help = "Pauses of all changes after VCD's operation limit was reached";
     all.counter("throttle_events", help, standing.throttled);
     let left = |duration: Option<std::time::Duration>| duration.unwrap_or_default().as_secs_f64();
-    all.gauge("throttle_pause_seconds", "What is left of such a pause", left(standing.throttle));
-    all.gauge("breaker_pause_seconds", "Time until creates go on after several have failed", left(standing.breaker));
-    all.gauge("breaker_failures", "Creates that failed in a row", f64::from(standing.failures));
-    let help = "Instances whose task hangs, or that VCD refuses to delete, suspend or resume";
+    all.gauge("throttle_pause_seconds", "Remaining time of the current pause", left(standing.throttle));
+    all.gauge("breaker_pause_seconds", "Remaining time until creates continue after failures", left(standing.breaker));
+    all.gauge(
+        "breaker_failures",
+        "By how much recent failed creates exceed recent successful ones",
+        f64::from(standing.failures),
+    );
+    let help = "Instances with a task that hangs, or a delete, suspend or resume that VCD rejects";
     all.gauge("instances_stuck", help, f64::from(standing.stuck));
-    all.gauge("stuck_seconds", "For how long the first of them has been so", left(standing.stuck_for));
-    let help = "For how long the oldest create that has not begun waits";
+    all.gauge("stuck_seconds", "Time since the first of them has been stuck", left(standing.stuck_for));
+    let help = "Waiting time of the oldest create that has not started";
     all.gauge("oldest_pending_create_seconds", help, left(standing.oldest_pending));
-    all.counter("leftover_vapps_queued", "Leftovers that were found and have to go", tally.leftovers);
+    all.counter("leftover_vapps_queued", "Leftovers found", tally.leftovers);
     let held = f64::from(u8::from(standing.hold.is_some()));
-    all.gauge("startup_hold", "1 while creates wait for the removal of leftovers", held);
-    let help = "Leftovers of an earlier life that are still there";
+    all.gauge("startup_hold", "1 while creates wait until leftovers are deleted", held);
+    let help = "Leftovers of an earlier run that still exist";
     all.gauge("startup_leftovers_remaining", help, f64::from(standing.leftovers));
 
-    let help = "What the plugin added to a create, at most: queue is until VCD was asked, notice what lay between \
-                progress of VCD or the guest and its notice";
+    let help = "Time that the plugin adds to a create, at most: queue is until the first request to VCD, notice from a change in VCD \
+                or the guest until the plugin sees it";
     let parts = vec![("notice", (&tally.noticed).into()), ("queue", (&tally.queued).into())];
     all.add(MetricType::Histogram, "creation_overhead_seconds", help, "part", parts);
     let tasks = tally.tasks.iter().map(|(operation, took)| (*operation, took.into())).collect();
-    let help = "VCD's tasks, from the request to the notice of their end";
+    let help = "Duration of VCD tasks, from the request until the plugin sees their end";
     all.add(MetricType::Histogram, "task_duration_seconds", help, "operation", tasks);
-    all.counters("task_failures", "VCD's tasks that failed", "operation", &tally.failed_tasks);
-    all.gauge("tasks_awaited", "Tasks of VCD's that are awaited", f64::from(standing.tasks));
+    all.counters("task_failures", "Failed VCD tasks", "operation", &tally.failed_tasks);
+    all.gauge("tasks_awaited", "VCD tasks that the plugin waits for", f64::from(standing.tasks));
     let limits = [
         ("creates", standing.creates),
         ("deletes", standing.deletes),
@@ -199,26 +221,26 @@ fn gather(status: &Status<'_>) -> Moment {
         ("probes", standing.probes),
     ];
     let used = limits.map(|(name, limit)| (name, f64::from(limit.used)));
-    all.gauges("slots_used", "Limits in use", "limit", &used);
+    all.gauges("slots_used", "Slots in use by limit", "limit", &used);
     let most = limits.map(|(name, limit)| (name, f64::from(limit.most)));
-    all.gauges("slots", "Limits", "limit", &most);
+    all.gauges("slots", "Maximum number of slots by limit", "limit", &most);
     let wire = &status.wire;
-    all.gauge("request_threads_busy", "Threads that work on a request to VCD", wire.busy as f64);
-    all.gauge("request_threads", "At most so many", wire.most as f64);
+    all.gauge("request_threads_busy", "Threads that process a request to VCD", wire.busy as f64);
+    all.gauge("request_threads", "Maximum number of threads for requests to VCD", wire.most as f64);
     let queues = [
         ("changes", wire.changes_waiting as f64),
         ("creates", f64::from(standing.creates_waiting)),
         ("deletes", f64::from(standing.deletes_waiting)),
         ("requests", wire.waiting as f64),
     ];
-    all.gauges("queue_length", "What waits for a slot or thread", "queue", &queues);
+    all.gauges("queue_length", "Length of each queue for a slot or thread", "queue", &queues);
     let valid = status.session.state != SessionState::Ended;
-    all.gauge("session_valid", "1 while there is a session with VCD, or a login under way", f64::from(u8::from(valid)));
+    all.gauge("session_valid", "1 with a session, or during a login", f64::from(u8::from(valid)));
 
     let name = format!("{PREFIX}build_info");
     let samples = vec![("", Sample::Real(1.0))];
     let more = &[("version", version::VERSION), ("revision", version::REVISION), ("rust", version::COMPILER)];
-    let help = "1, with the build in its labels";
+    let help = "Always 1, with the build in its labels";
     all.0.push(Metric { name, help, kind: MetricType::Gauge, label: "", samples, more });
 
     let process = &status.process;

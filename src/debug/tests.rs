@@ -245,7 +245,7 @@ fn error_storm() -> Scene {
         what: "log in to org \"my-org\" at https://vcd.example.com with the API token".into(),
         status: 401,
         code: String::new(),
-        text: "the API token was refused".into(),
+        text: "VCD rejected the API token".into(),
         retry_after: None,
     });
     scene
@@ -408,7 +408,9 @@ fn what_is_wrong_stands_on_top_with_what_to_do_and_fails_health_when_it_lasts() 
     let mut scene = breaker_open();
     let (top, health) = tops(&scene);
     assert!(
-        top[0].starts_with("!status    creates fail: none is tried for 122 s; deletes go on. Last error: create vApp"),
+        top[0].starts_with(
+            "!status    creates fail: no VM is created for 122 s; deletes continue. Last error: create vApp"
+        ),
         "{top:?}"
     );
     assert!(top[1].ends_with("/docs/troubleshooting.md#creates") && top.len() == 2, "{top:?}");
@@ -417,11 +419,9 @@ fn what_is_wrong_stands_on_top_with_what_to_do_and_fails_health_when_it_lasts() 
     assert!(tops(&scene).1[0].starts_with("creates fail: "));
     // In the pause after which one is tried, and when it closed again.
     (scene.standing.breaker, scene.standing.breaker_tries) = (None, true);
-    assert!(tops(&scene).1[0].contains(": one is tried; deletes go on"));
+    assert!(tops(&scene).1[0].contains(": one create is tried; deletes continue"));
     scene.standing.breaker_tries = false;
-    assert!(
-        tops(&scene).1[0].starts_with("instance ci-00007919 does not come to running since 15 minutes. Last error: ")
-    );
+    assert!(tops(&scene).1[0].starts_with("instance ci-00007919 has not become running for 15 minutes. Last error: "));
     scene.views[0].age -= Duration::from_secs(1);
     assert_eq!(tops(&scene), ok());
 
@@ -466,10 +466,7 @@ fn the_chart_is_stacked_and_ends_now() {
     let polygons: Vec<&str> = page.lines().filter(|line| line.starts_with("<polygon")).collect();
     // Creating, Running, PendingDelete, Deleting.
     assert_eq!(polygons.len(), 4, "{polygons:#?}");
-    assert!(
-        page.contains("the last 2h (times in UTC)</h2>") && page.contains("<span>128</span><span>0</span>"),
-        "{page}"
-    );
+    assert!(page.contains("last 2h (times in UTC)</h2>") && page.contains("<span>128</span><span>0</span>"), "{page}");
     let times = "<span>10:00</span><span>10:30</span><span>11:00</span><span>11:30</span><span>12:00</span></div>";
     assert!(page.contains(times), "{page}");
     // What does not occur is not listed.

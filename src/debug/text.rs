@@ -1,5 +1,5 @@
-//! The pages as plain text, for a terminal of a given width. Only ASCII is added to what VCD says, and no control
-//! character of anybody's comes through.
+//! The pages as plain text, for a terminal of a given width. The plugin adds only ASCII to VCD's texts, and all control
+//! characters are replaced.
 
 use super::{SHOWN_EVENTS, clock, facts, life_facts, short, since, tenths, words};
 use crate::driver::last_part;
@@ -9,14 +9,14 @@ use crate::timestamp::timestamp;
 use crate::version::with_addresses;
 use std::fmt::Write;
 
-/// What follows a label above the table, and what is carried over to the next line, begins here.
+/// The column of the text after a label above the table, and of its further lines.
 const INDENT: usize = 11;
-/// A text that goes on and on is cut after so many lines.
+/// Maximum number of lines of a text. The rest is cut.
 const MAX_LINES: usize = 4;
-/// A word that is longer than a line is not cut into smaller pieces, its last one aside.
+/// A word that is longer than a line is not cut into shorter pieces than this, except its last one.
 const MIN_PIECE: usize = 8;
 
-/// Everything on one screen.
+/// All on one screen.
 pub fn overview(status: &Status<'_>, width: usize) -> String {
     let about = status.about;
     let mut page = String::new();
@@ -34,7 +34,7 @@ pub fn overview(status: &Status<'_>, width: usize) -> String {
         let label = format!("{}{:10}", if bad { "!" } else { " " }, fact.label);
         wrap(&mut page, &label, &fact.words, INDENT, width);
         if bad && fact.label == "status" {
-            // Whole, however wide: it is there to be copied.
+            // Never wrapped, so that it can be copied.
             let _ = writeln!(page, "{}{}", " ".repeat(INDENT), with_addresses(fact.fix));
         }
     }
@@ -42,7 +42,7 @@ pub fn overview(status: &Status<'_>, width: usize) -> String {
     table(&mut page, status, width);
     page.push('\n');
     let all = status.journal.events.len() as u64 + status.journal.dropped;
-    let _ = writeln!(page, "EVENTS, newest first ({all} in all; /instances/NAME has an instance's whole life)");
+    let _ = writeln!(page, "EVENTS, newest first ({all} in total; an instance: /instances/NAME)");
     for entry in status.journal.events.iter().rev().take(SHOWN_EVENTS) {
         let mut label = clock(status, entry.at) + "  ";
         if let Some(name) = &entry.name {
@@ -54,14 +54,14 @@ pub fn overview(status: &Status<'_>, width: usize) -> String {
     page
 }
 
-/// The instances alone.
+/// Only the instances.
 pub fn instances(status: &Status<'_>, width: usize) -> String {
     let mut page = String::new();
     table(&mut page, status, width);
     page
 }
 
-/// The instances, each on one line if it fits; what went wrong stands below it.
+/// The instances, each on one line if it fits. Its error is in the lines below.
 fn table(page: &mut String, status: &Status<'_>, width: usize) {
     let rows: Vec<[String; 6]> = status
         .views
@@ -83,7 +83,7 @@ fn table(page: &mut String, status: &Status<'_>, width: usize) {
     let line = |cells: &[String; 6]| {
         let mut line = String::new();
         for (at, (cell, width)) in cells.iter().zip(widths).enumerate() {
-            // Numbers stand to the right.
+            // Numbers are aligned right.
             let _ = if at < 3 { write!(line, "{cell:width$}  ") } else { write!(line, "{cell:>width$}  ") };
         }
         line
@@ -96,7 +96,7 @@ fn table(page: &mut String, status: &Status<'_>, width: usize) {
             waits = format!("the next try, in {}", short(left));
         }
         if view.undecided {
-            waits += " (is it ours?)";
+            waits += " (looking up its owner)";
         }
         if let Some(stuck) = view.stuck {
             waits += &format!(", stuck for {}", short(stuck));
@@ -119,7 +119,7 @@ fn table(page: &mut String, status: &Status<'_>, width: usize) {
     }
 }
 
-/// The whole life of the instances of this name.
+/// All steps of the instances with this name.
 pub fn instance(status: &Status<'_>, name: &str, width: usize) -> String {
     let mut page = String::new();
     for life in status.journal.lives_of(name) {
@@ -154,7 +154,7 @@ pub fn operation(entry: &Entry) -> &'static str {
     entry.operation.unwrap_or("-")
 }
 
-/// How long it took, or a dash.
+/// The duration, or a dash.
 pub fn took(entry: &Entry) -> String {
     match entry.took {
         Some(took) if took.as_secs() < 120 => tenths(took) + "s",
@@ -163,7 +163,8 @@ pub fn took(entry: &Entry) -> String {
     }
 }
 
-/// `label` and `text` in lines of at most `width` columns, at most [`MAX_LINES`]; all but the first begin at `indent`.
+/// `label` and `text` in at most [`MAX_LINES`] lines of at most `width` columns. All lines except the first begin at
+/// `indent`.
 pub fn wrap(page: &mut String, label: &str, text: &str, indent: usize, width: usize) {
     let mut lines = vec![label.to_owned()];
     let mut used = label.chars().count();

@@ -1,4 +1,4 @@
-//! The calls: path to method, message to value, error to status, and the caller's deadline. Decides nothing itself.
+//! The calls: path to method, message to value, error to status, and the caller's deadline. It decides nothing itself.
 
 use super::log::cut;
 use super::proto::fleeting::{
@@ -30,22 +30,22 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::server::{Grpc, ServerStreamingService, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
-/// No message may be larger, either way.
+/// Maximum size of a message, in both directions.
 pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 
-/// The text of a status is cut to so many bytes: it travels in a header.
+/// Maximum length of the text of a status, in bytes: it is sent in a header.
 const MAX_STATUS_TEXT: usize = 8 * 1024;
 
-/// The service whose health the host asks for; the empty name stands for the whole server.
+/// The services in the host's health checks. The empty name is the whole server.
 const SERVICES: [&str; 2] = ["", "plugin"];
 
-/// Answers one call, by its deadline at the latest.
+/// Answers one call before its deadline.
 pub async fn answer(server: Rc<Server>, request: http::Request<Incoming>) -> http::Response<Body> {
     let path = request.uri().path().to_owned();
     match time_limit(request.headers()) {
         Ok(None) => dispatch(&server, &path, None, request).await,
         Ok(Some(limit)) => {
-            // None: beyond what the clock can tell.
+            // None: more than the clock can represent.
             let deadline = Instant::now().checked_add(limit);
             let late = async {
                 deadline.map_or_else(Timer::never, Timer::at).await;
@@ -57,8 +57,8 @@ pub async fn answer(server: Rc<Server>, request: http::Request<Incoming>) -> htt
     }
 }
 
-/// Finds the method and runs it. For tonic every method (but the broker's) is one that takes a byte string and gives a
-/// stream of them: on the wire there is no difference, and its machinery is compiled once instead of once a method.
+/// Finds the method and runs it. For tonic every method (except the broker's) is one from a byte string to a stream of
+/// byte strings: this makes no difference on the wire, and tonic's code is compiled once instead of once per method.
 async fn dispatch(
     server: &Rc<Server>,
     path: &str,
@@ -89,7 +89,7 @@ async fn dispatch(
     grpc.server_streaming(Method(method), request).await
 }
 
-/// What a method answers: its messages, encoded.
+/// The answer of a method: its encoded messages.
 type Answers = Pin<Box<dyn Stream<Item = Result<Vec<u8>, Status>> + Send>>;
 
 async fn call(server: &Rc<Server>, path: &str, deadline: Option<Instant>, message: Bytes) -> Result<Answers, Status> {
@@ -101,8 +101,8 @@ async fn call(server: &Rc<Server>, path: &str, deadline: Option<Instant>, messag
             let provider = plugin.init(&message.config, connector_in(connector)).await.map_err(|error| {
                 let error = status(error);
                 log::error!(
-                    "Init failed: {}. No VM is created or deleted until GitLab Runner starts the plugin anew; \
-                     `{} check` says what to do",
+                    "Init failed: {}. No VM is created or deleted until GitLab Runner starts the plugin again; \
+                     `{} check` shows the fix",
                     error.message(),
                     env!("CARGO_PKG_NAME")
                 );
@@ -179,10 +179,10 @@ async fn call(server: &Rc<Server>, path: &str, deadline: Option<Instant>, messag
 }
 
 fn decode<Q: Message + Default>(message: Bytes) -> Result<Q, Status> {
-    Q::decode(message).map_err(|error| Status::internal(format!("the call's message is malformed: {error}")))
+    Q::decode(message).map_err(|error| Status::internal(format!("malformed message: {error}")))
 }
 
-/// The answer of a call that gives one message.
+/// The answer of a call with one message.
 fn reply(message: &impl Message) -> Result<Answers, Status> {
     Ok(Box::pin(stream::once(Ok(message.encode_to_vec()))))
 }
@@ -191,8 +191,8 @@ fn texts(names: Vec<Name>) -> Vec<String> {
     names.iter().map(|name| name.to_string()).collect()
 }
 
-/// The answer of a call that may have worked for some of its instances only: the host discards the message of a failed
-/// call, but reads the same one, named `name`, in the status' details.
+/// The answer of a call that may have failed for some of its instances: the host discards the message of a failed call,
+/// but reads the same message, named `name`, in the status' details.
 fn reply_in_part(message: &impl Message, name: &str, refused: &[String]) -> Result<Answers, Status> {
     if refused.is_empty() {
         return reply(message);
@@ -204,7 +204,7 @@ fn reply_in_part(message: &impl Message, name: &str, refused: &[String]) -> Resu
     Err(Status::with_details(code, text, details.encode_to_vec().into()))
 }
 
-/// tonic's framing around messages that are encoded already, and not yet decoded.
+/// tonic's framing for messages that are encoded already, or not decoded yet.
 #[derive(Clone, Copy, Default)]
 struct Bytestrings;
 
@@ -242,7 +242,7 @@ impl Decoder for Bytestrings {
     }
 }
 
-/// A closure as tonic wants its methods. Their futures need not be `Send`.
+/// A closure as a tonic method. Its future need not be `Send`.
 struct Method<F>(F);
 
 impl<F, R> ServerStreamingService<Bytes> for Method<F>
@@ -273,7 +273,7 @@ where
     }
 }
 
-/// The answer of a call that is not even looked at.
+/// The answer of a call that is rejected before it is read.
 fn refuse(path: &str, status: Status) -> http::Response<Body> {
     note(path, &status);
     status.into_http()
@@ -283,7 +283,7 @@ fn note(path: &str, status: &Status) {
     log::debug!("{} {:?}: {}", cut(path, 200), status.code(), status.message());
 }
 
-/// A stream without a message that ends with `end`.
+/// A stream without messages that ends with `end`.
 fn silence(end: impl Future<Output = ()> + Send) -> impl Stream<Item = Result<Vec<u8>, Status>> + Send {
     stream::once_future(end).filter_map(|()| None)
 }

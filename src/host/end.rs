@@ -1,4 +1,5 @@
-//! What ends the process: the host's last call, the host's death, or SIGTERM. Waits; leaves the ending itself to `host`.
+//! The causes of the end of the process: the host's last call, the host's exit, or SIGTERM. This module waits for them;
+//! `host` ends the process.
 
 use super::server::Server;
 use async_signal::{Signal, Signals};
@@ -7,21 +8,22 @@ use smol::future::or;
 use smol::stream::{Stream, StreamExt};
 use std::time::{Duration, Instant};
 
-/// After SIGTERM a connected host is served for so long at most: it may have been told to stop as well (systemd signals the
-/// whole group), and needs its last calls answered.
+/// After SIGTERM the plugin serves a connected host for at most this time: systemd signals the whole group, so the host
+/// may be stopping too, and needs answers to its last calls.
 const TERM_LIMIT: Duration = Duration::from_secs(90);
 
-/// Where stdout does not tell of the host's death, it is looked for this often.
+/// Interval of the check for the host's exit, where stdout does not report it.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Pause after signals could not be read.
 const SIGNAL_PAUSE: Duration = Duration::from_secs(1);
 
-/// The signals that are caught. Only SIGTERM ends anything: the others reach the host as well (from a terminal; SIGQUIT is how
-/// GitLab Runner is told to finish its jobs first, and SIGHUP to read its configuration anew), and the host drives the end.
+/// The signals that are caught. Only SIGTERM has an effect. The host receives the others as well (from a terminal;
+/// SIGQUIT makes GitLab Runner finish its jobs first, and SIGHUP makes it read its configuration again), and decides
+/// about the end.
 #[cfg(unix)]
 const SIGNALS: [Signal; 4] = [Signal::Term, Signal::Int, Signal::Quit, Signal::Hup];
-/// Ctrl-C is all there is on Windows.
+/// Windows has only Ctrl-C.
 #[cfg(windows)]
 const SIGNALS: [Signal; 1] = [Signal::Int];
 
@@ -30,12 +32,12 @@ pub fn signals() -> Result<Signals, String> {
     Signals::new(SIGNALS).map_err(|error| format!("cannot catch signals: {error}"))
 }
 
-/// Waits until the process is to end, and says why.
+/// Waits for the end of the process. Returns the reason.
 pub async fn reason(server: &Server, signals: Signals) -> &'static str {
     or(host_gone(server), told_to_stop(server, signals, TERM_LIMIT)).await
 }
 
-/// Waits for the host's last call, or for SIGTERM and what follows from it, for `limit` at most.
+/// Waits for the host's last call, or for SIGTERM and then for at most `limit`.
 async fn told_to_stop(
     server: &Server,
     mut signals: impl Stream<Item = std::io::Result<Signal>> + Unpin,
@@ -44,14 +46,14 @@ async fn told_to_stop(
     let mut deadline: Option<Instant> = None;
     loop {
         if server.is_shut_down() {
-            return "the host has shut this plugin down";
+            return "GitLab Runner has shut down this plugin";
         }
         if let Some(deadline) = deadline {
             if !server.is_connected() {
-                return "SIGTERM, and no host is connected";
+                return "SIGTERM, and GitLab Runner is not connected";
             }
             if Instant::now() >= deadline {
-                return "SIGTERM, and the host did not shut this plugin down in time";
+                return "SIGTERM, and GitLab Runner did not shut down this plugin in time";
             }
         }
         let changed = async {
@@ -65,12 +67,15 @@ async fn told_to_stop(
         match or(changed, or(late, async { Some(signals.next().await) })).await {
             None => {}
             Some(Some(Ok(Signal::Term))) if deadline.is_none() => {
-                log::info!("SIGTERM: serving on while the host is connected, for {} s at most", limit.as_secs());
+                log::info!(
+                    "SIGTERM: the plugin serves while GitLab Runner is connected, for at most {} s",
+                    limit.as_secs()
+                );
                 deadline = Some(Instant::now() + limit);
             }
-            Some(Some(Ok(signal))) => log::debug!("{signal:?}: ignored, the host decides when to stop"),
+            Some(Some(Ok(signal))) => log::debug!("{signal:?}: ignored, GitLab Runner decides when to stop"),
             Some(Some(Err(error))) => {
-                log::warn!("cannot read signals: {error}; tried again in {} s", SIGNAL_PAUSE.as_secs());
+                log::warn!("cannot read signals: {error}; retry in {} s", SIGNAL_PAUSE.as_secs());
                 Timer::after(SIGNAL_PAUSE).await;
             }
             Some(None) => smol::future::pending().await,
@@ -78,22 +83,23 @@ async fn told_to_stop(
     }
 }
 
-/// Waits for the host's death. The host holds the other end of stdout: a pipe without a reader reports an error at once.
+/// Waits for the host's exit. The host holds the other end of stdout: a pipe without a reader reports an error at once.
 #[cfg(unix)]
 async fn host_gone(server: &Server) -> &'static str {
     use std::os::unix::process::parent_id;
     if is_pipe(std::io::stdout()).unwrap_or(false)
-        // Waiting to read from the end that writes: only the error wakes it. The mode of stdout, shared with others, stays.
+        // This waits to read from a pipe that only writes: only the error wakes it. The mode of stdout, which other
+        // processes share, does not change.
         && let Ok(stdout) = smol::Async::new_nonblocking(std::io::stdout())
         && stdout.readable().await.is_ok()
     {
-        return "the host has gone";
+        return "GitLab Runner has exited";
     }
     let parent = parent_id();
     while server.is_connected() || parent_id() == parent {
         Timer::after(WATCH_INTERVAL).await;
     }
-    "the host has gone: another parent, no connection"
+    "GitLab Runner has exited: this process has another parent, and no connection"
 }
 
 #[cfg(unix)]
@@ -103,7 +109,7 @@ fn is_pipe(stream: impl std::os::fd::AsFd) -> std::io::Result<bool> {
     Ok(copy.metadata()?.file_type().is_fifo())
 }
 
-/// Waits for the host's death: it was connected, and is not any more.
+/// Waits for the host's exit: it was connected, and is no longer.
 #[cfg(windows)]
 async fn host_gone(server: &Server) -> &'static str {
     while !server.is_connected() {
@@ -112,7 +118,7 @@ async fn host_gone(server: &Server) -> &'static str {
     while server.is_connected() {
         Timer::after(WATCH_INTERVAL).await;
     }
-    "the host has gone"
+    "GitLab Runner has exited"
 }
 
 #[cfg(test)]
@@ -131,7 +137,7 @@ mod tests {
         // A second SIGTERM does not give it more time.
         let signals = || stream::iter([Ok(Signal::Term), Ok(Signal::Term)]).chain(stream::pending());
         let end = smol::block_on(told_to_stop(&server, signals(), Duration::from_millis(20)));
-        assert_eq!(end, "SIGTERM, and the host did not shut this plugin down in time");
+        assert_eq!(end, "SIGTERM, and GitLab Runner did not shut down this plugin in time");
         let waits = told_to_stop(&server, signals(), TERM_LIMIT);
         let end = smol::block_on(or(waits, async {
             Timer::after(Duration::from_millis(20)).await;

@@ -1,8 +1,8 @@
-//! go-plugin's handshake: what the host puts in the environment, and the one line that answers it on stdout.
+//! go-plugin's handshake: the environment variables from the host, and the answer in one line on stdout.
 
 use std::io::{self, Write};
 
-/// Says that the process was started by a host of fleeting plugins, and not by hand.
+/// Shows that a host of fleeting plugins started the process, not a person.
 pub const COOKIE_VARIABLE: &str = "FLEETING_INSTANCE_GROUP_PLUGIN";
 
 /// The value of [`COOKIE_VARIABLE`].
@@ -11,13 +11,14 @@ pub const COOKIE: &str = "4c6410b1-cb78-4962-8c76-ab936d0ea908";
 /// go-plugin's own protocol.
 const CORE_PROTOCOL: u32 = 1;
 
-/// fleeting's protocol, the only one there is. It is the answer whatever the host offers: the host compares and complains.
+/// fleeting's protocol, the only one. It is the answer whatever the host offers: the host compares and reports a
+/// difference.
 const APP_PROTOCOL: u32 = 0;
 
-/// What the host asks of this process before anything is served.
+/// The host's requests before the plugin serves.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Handshake {
-    /// Where the socket is to be; the system's place for temporary files if not told.
+    /// The folder for the socket. If it is not set, the system's folder for temporary files.
     pub socket_dir: Option<String>,
     /// Name or number of a group that may use the socket too.
     pub socket_group: Option<String>,
@@ -25,12 +26,12 @@ pub struct Handshake {
     pub multiplex: bool,
 }
 
-/// Why nothing is served.
+/// Why the plugin does not serve.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// No cookie or a wrong one: a person reads this, not a host.
+    /// No cookie or a wrong one: a person started it, not a host.
     NoHost,
-    /// The host wants what this plugin does not do.
+    /// The host requests something that this plugin does not support.
     Unsupported(&'static str),
 }
 
@@ -42,15 +43,15 @@ impl Handshake {
             return Err(Refusal::NoHost);
         }
         if variable("PLUGIN_CLIENT_CERT").is_some() {
-            let message = "the host asks for AutoMTLS (PLUGIN_CLIENT_CERT), which this plugin does not support: \
-                 its socket is private to the user instead. Turn AutoMTLS off in the host";
+            let message = "the program that started this plugin requests AutoMTLS (PLUGIN_CLIENT_CERT), which the \
+                           plugin does not support: its socket is private to the user instead. Disable AutoMTLS there";
             return Err(Refusal::Unsupported(message));
         }
         if let Some(offered) = variable("PLUGIN_PROTOCOL_VERSIONS")
             && !offered.split(',').any(|version| version.trim().parse() == Ok(APP_PROTOCOL))
         {
             log::warn!(
-                "the host offers the protocol versions {offered:?}, and this plugin speaks {APP_PROTOCOL} only: tried anyway"
+                "GitLab Runner offers the protocol versions {offered:?}, but this plugin supports only {APP_PROTOCOL}: it continues with that one"
             );
         }
         Ok(Handshake {
@@ -60,15 +61,15 @@ impl Handshake {
         })
     }
 
-    /// Tells the host where to connect. Nothing else is ever written to stdout.
+    /// Writes the socket's address for the host. Nothing else is ever written to stdout.
     pub fn answer(&self, network: &str, address: &str) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(self.line(network, address).as_bytes())?;
         stdout.flush()
     }
 
-    /// The fields: core protocol, app protocol, network, address, transport, server certificate (none), and, only if the host
-    /// asked, whether connections are multiplexed.
+    /// The fields: core protocol, app protocol, network, address, transport, server certificate (none), and, only if
+    /// the host wants to know, whether connections are multiplexed.
     pub(super) fn line(&self, network: &str, address: &str) -> String {
         let multiplex = if self.multiplex { "|false" } else { "" };
         format!("{CORE_PROTOCOL}|{APP_PROTOCOL}|{network}|{address}|grpc|{multiplex}\n")

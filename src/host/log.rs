@@ -1,5 +1,6 @@
-//! Log lines as the host reads them: one JSON object a line on stderr, in hclog's format. A line that nobody reads is dropped,
-//! so that no write holds up the thread that decides; how many were is told when somebody reads again.
+//! Log lines for the host: one JSON object per line on stderr, in hclog's format. A line that the host does not read is
+//! dropped, so that no write blocks the thread that decides. When the host reads again, a line reports the number of
+//! dropped ones.
 
 use crate::timestamp::timestamp;
 use log::kv::{Error, Key, Value as KvValue, VisitSource};
@@ -8,30 +9,31 @@ use serde_json::{Map, Value};
 use std::io::{ErrorKind, Write};
 use std::time::SystemTime;
 
-/// The environment variable that names the lowest level to log: off, error, warn, info, debug. More is compiled out.
+/// The environment variable with the lowest level to log: off, error, warn, info, debug. Lower levels are not compiled
+/// in.
 pub const LEVEL_VARIABLE: &str = "VCD_LOG";
 
-/// The level if [`LEVEL_VARIABLE`] is not set: the host filters by its own level.
+/// The level if [`LEVEL_VARIABLE`] is not set. The host filters by its own level.
 const DEFAULT_LEVEL: LevelFilter = LevelFilter::Debug;
 
-/// Dependencies log at this level at most.
+/// The most detailed level of dependencies.
 const DEPENDENCY_LEVEL: LevelFilter = LevelFilter::Warn;
 
-/// No line is longer, its line end included. The host cuts lines of 64 KiB in pieces.
+/// Maximum length of a line with its line end. The host splits lines of 64 KiB.
 pub const MAX_LINE: usize = 60 * 1024;
 
-/// No more extra keys in a line.
+/// Maximum number of extra keys in a line.
 const MAX_KEYS: usize = 24;
 
-/// A line that comes out too long is made again with its message cut to so many bytes, and without its extra keys. A byte
-/// becomes at most six in JSON (`\u0000`).
+/// Maximum length of the message in a line that was too long. Such a line is written again without its extra keys. A
+/// byte becomes at most six in JSON (`\u0000`).
 const MAX_MESSAGE: usize = MAX_LINE / 8;
 
-/// Sends everything that is logged, and a panic's message, to stderr. To be called once, before anything is logged.
+/// Sends all log lines, and the message of a panic, to stderr. Must be called once, before the first log line.
 pub fn init() {
     let wanted = std::env::var(LEVEL_VARIABLE).ok();
     let level = wanted.as_deref().map_or(Some(DEFAULT_LEVEL), |name| name.trim().parse().ok());
-    // Fails only if there is a logger already: then that one stays.
+    // Fails only if there is a logger already. That one stays.
     let mut builder = builder(level.unwrap_or(DEFAULT_LEVEL));
     if do_not_block() {
         builder.target(env_logger::Target::Pipe(Box::new(Unblocked::new(std::io::stderr()))));
@@ -46,13 +48,13 @@ pub fn init() {
         let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
         let location = panic.location().map_or_else(|| "unknown place".to_owned(), |place| place.to_string());
         log::error!(
-            "panic at {location}: {message}. This is a mistake in the plugin, which ends; its VMs stay, and are taken over when \
-             GitLab Runner starts it anew. Please report this line"
+            "panic at {location}: {message}. This is a bug in the plugin, and the plugin exits. Its VMs stay; the plugin adopts \
+             them when GitLab Runner starts it again. Please report this line"
         );
     }));
 }
 
-/// The logger: what it writes, and of whom.
+/// The logger with its format and filters.
 fn builder(level: LevelFilter) -> env_logger::Builder {
     let mut builder = env_logger::Builder::new();
     builder
@@ -62,8 +64,8 @@ fn builder(level: LevelFilter) -> env_logger::Builder {
     builder
 }
 
-/// Has writes to stderr fail where they would wait for a reader. False if it is no pipe: then nobody has to read it, or others
-/// write to it who do not expect that.
+/// Makes writes to stderr fail where they would wait for a reader. False if it is not a pipe: then it needs no reader,
+/// or other processes that do not expect this write to it.
 #[cfg(target_os = "linux")]
 fn do_not_block() -> bool {
     use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
@@ -78,12 +80,12 @@ fn do_not_block() -> bool {
     false
 }
 
-/// Writes whole lines to what may take no more for a while.
+/// Writes whole lines to a writer that may block.
 struct Unblocked<W> {
     to: W,
-    /// The end of a line that has been written in part, at most [`MAX_LINE`].
+    /// The rest of a line that is written in part, at most [`MAX_LINE`].
     rest: Vec<u8>,
-    /// Lines since the last that was written.
+    /// Lines dropped since the last written one.
     dropped: u64,
 }
 
@@ -92,7 +94,7 @@ impl<W: Write> Unblocked<W> {
         Unblocked { to, rest: Vec::new(), dropped: 0 }
     }
 
-    /// False if not a byte of it could be written. What is left of it comes first the next time.
+    /// False if nothing of it could be written. A rest is written first the next time.
     fn put(&mut self, line: &[u8]) -> std::io::Result<bool> {
         let mut left = line;
         while !left.is_empty() {
@@ -111,7 +113,7 @@ impl<W: Write> Unblocked<W> {
         Ok(true)
     }
 
-    /// True if all that came before is written.
+    /// True if everything before is written.
     fn catch_up(&mut self) -> std::io::Result<bool> {
         let rest = std::mem::take(&mut self.rest);
         if !self.put(&rest)? {
@@ -121,7 +123,7 @@ impl<W: Write> Unblocked<W> {
             return Ok(false);
         }
         if self.dropped > 0 {
-            let text = format!("{} log lines were dropped: nobody read them", self.dropped);
+            let text = format!("{} log lines were dropped: GitLab Runner did not read them", self.dropped);
             let record = Record::builder().level(log::Level::Warn).build();
             if !self.put(object(&record, SystemTime::now(), Map::new(), &text).as_bytes())? {
                 return Ok(false);
@@ -133,7 +135,7 @@ impl<W: Write> Unblocked<W> {
 }
 
 impl<W: Write> Write for Unblocked<W> {
-    /// Takes one whole line, and never waits.
+    /// Accepts one whole line, and never waits.
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         if !(self.catch_up()? && self.put(line)?) {
             self.dropped = self.dropped.saturating_add(1);
@@ -156,7 +158,7 @@ fn line(record: &Record<'_>, now: SystemTime) -> String {
     if whole.len() <= MAX_LINE { whole } else { object(record, now, Map::new(), &cut(&message, MAX_MESSAGE)) }
 }
 
-/// `fields` and hclog's own, which win.
+/// `fields` and hclog's own keys, which override them.
 fn object(record: &Record<'_>, now: SystemTime, mut fields: Map<String, Value>, message: &str) -> String {
     fields.insert("@level".into(), record.level().as_str().to_ascii_lowercase().into());
     fields.insert("@message".into(), message.into());
@@ -175,7 +177,7 @@ pub fn cut(text: &str, limit: usize) -> String {
     }
 }
 
-/// The keys of a record beside its message.
+/// The keys of a record in addition to its message.
 struct Extra(Map<String, Value>);
 
 impl<'kvs> VisitSource<'kvs> for Extra {
@@ -272,7 +274,7 @@ mod tests {
         let mut lines = text.lines().rev();
         assert_eq!(lines.next(), Some("last"));
         let told: Value = serde_json::from_str(lines.next().unwrap()).unwrap();
-        assert_eq!(told["@message"], format!("{dropped} log lines were dropped: nobody read them"));
+        assert_eq!(told["@message"], format!("{dropped} log lines were dropped: GitLab Runner did not read them"));
         assert_eq!(told["@level"], "warn");
         let whole = lines.filter(|one| one.len() == 9_999).count();
         assert_eq!(whole as u64 + dropped, 500, "each is whole, or dropped");

@@ -1,4 +1,4 @@
-// Generated from proto/*.proto by proto/generate. Do not edit; to write it anew:
+// Generated from proto/*.proto by proto/generate. Do not edit; to generate it again:
 //     cargo run --manifest-path proto/generate/Cargo.toml
 #![allow(missing_docs)]
 

@@ -1,4 +1,5 @@
-//! The HTTP/2 server: accepts a few connections, keeps them alive, ends them in order. What a call means is in `calls`.
+//! The HTTP/2 server: accepts a few connections, keeps them alive, ends them in order. `calls` knows the meaning of a
+//! call.
 
 use super::calls;
 use super::socket::Socket;
@@ -18,42 +19,43 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Connections at a time. The host has one; others wait until one ends.
+/// Maximum number of connections. The host has one. Further ones wait until one ends.
 const MAX_CONNECTIONS: usize = 8;
 
-/// Calls at a time on one connection, streams that stay open included. The host holds back what goes beyond.
+/// Maximum number of concurrent calls on one connection, including open streams. The host holds back further ones.
 const MAX_CALLS: u32 = 128;
 
-/// Bytes of requests that a connection may have on the wire unread, for one call and for all calls.
+/// Maximum number of unread bytes of requests on a connection, for one call and for all calls.
 const CALL_WINDOW: u32 = 64 * 1024;
 /// See [`CALL_WINDOW`].
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// No more bytes of headers in a request.
+/// Maximum size of the headers of a request, in bytes.
 const MAX_HEADERS: u32 = 16 * 1024;
 
-/// A connection on which no call comes in so long is closed: it is not the host's.
+/// A connection without a call is closed after this time: it is not the host's.
 const FIRST_CALL_LIMIT: Duration = Duration::from_secs(60);
 
-/// A quiet connection is asked for a sign of life this often.
+/// Interval of pings on a quiet connection.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// And is given up if none comes in so long. Generous: the peer is on the same machine, and at worst a stopped process.
+/// A connection that does not answer a ping for this time is closed. The time is long: the peer is on the same machine,
+/// and at worst a stopped process.
 const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(60);
 
-/// Pause after a connection could not be accepted (no file descriptors left, say).
+/// Pause after a connection could not be accepted, for example without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
-/// What the calls and the end of the process share.
+/// The state that the calls and the end of the process share.
 pub struct Server {
-    /// What the calls are about.
+    /// The plugin that the calls use.
     pub plugin: Rc<Plugin>,
     executor: Rc<LocalExecutor<'static>>,
     connections: Cell<usize>,
     shutdown: Cell<bool>,
-    /// A token here means: `connections` or `shutdown` has changed.
+    /// A token in it means: `connections` or `shutdown` has changed.
     changed: (Sender<()>, Receiver<()>),
-    /// Never carries anything; closed when everything is to end.
+    /// Never carries a message. It is closed when everything has to end.
     stop: (Sender<Infallible>, Receiver<Infallible>),
 }
 
@@ -64,7 +66,7 @@ impl Server {
         Rc::new(Server { plugin, executor, connections: Cell::new(0), shutdown: Cell::new(false), changed, stop })
     }
 
-    /// Accepts connections for ever, each served by a task of its own.
+    /// Accepts connections without end, and serves each in a separate task.
     pub async fn accept(self: Rc<Self>, socket: &Socket) -> Infallible {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
@@ -80,14 +82,14 @@ impl Server {
                     self.executor.spawn(task).detach();
                 }
                 Err(error) => {
-                    log::warn!("cannot accept a connection of the host: {error}; trying again");
+                    log::warn!("cannot accept a connection of GitLab Runner: {error}; the plugin tries again");
                     Timer::after(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
-    /// Serves one connection until the peer or [`Server::stop`] ends it, or it has been silent for too long.
+    /// Serves one connection until the peer or [`Server::stop`] ends it, or until it is silent for too long.
     pub(super) async fn serve(self: Rc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
         self.serve_within(stream, FIRST_CALL_LIMIT, (KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT)).await;
     }
@@ -130,8 +132,8 @@ impl Server {
             Event::Stop
         };
         match or(ended, or(silent, stop)).await {
-            Event::Ended(Ok(())) => log::debug!("a connection of the host has ended"),
-            Event::Ended(Err(error)) => log::debug!("a connection of the host has ended: {error}"),
+            Event::Ended(Ok(())) => log::debug!("a connection of GitLab Runner has ended"),
+            Event::Ended(Err(error)) => log::debug!("a connection of GitLab Runner has ended: {error}"),
             Event::Silent => log::warn!("closing a connection: no call in {} s", first_call.as_secs()),
             Event::Stop => {
                 connection.as_mut().graceful_shutdown();
@@ -140,7 +142,7 @@ impl Server {
         }
     }
 
-    /// The host's last call has come.
+    /// The host has sent its last call.
     pub fn shut_down(&self) {
         self.shutdown.set(true);
         self.notify();
@@ -151,26 +153,26 @@ impl Server {
         self.shutdown.get()
     }
 
-    /// True while somebody is connected.
+    /// True if there is a connection.
     pub fn is_connected(&self) -> bool {
         self.connections.get() > 0
     }
 
-    /// Waits until [`Server::is_shut_down`] or [`Server::is_connected`] may have changed. For one caller at a time.
+    /// Waits until [`Server::is_shut_down`] or [`Server::is_connected`] may have changed. Only one caller may wait.
     pub async fn changed(&self) {
         let _ = self.changed.1.recv().await;
     }
 
-    /// Ends the streams that stay open, and each connection once its calls are answered.
+    /// Ends the open streams, and each connection after its calls are answered.
     pub fn stop(&self) {
         self.stop.0.close();
     }
 
-    /// Resolves at [`Server::stop`]; may be sent to other threads, as tonic asks of streams.
+    /// Resolves at [`Server::stop`]. It can be sent to other threads, as tonic requires of streams.
     pub fn stopped(&self) -> impl Future<Output = ()> + Send + use<> {
         let stop = self.stop.1.clone();
         async move {
-            // Nothing is ever sent: this ends with an error when the channel is closed.
+            // Nothing is ever sent: this ends with an error when the channel closes.
             let _ = stop.recv().await;
         }
     }
@@ -181,7 +183,7 @@ impl Server {
     }
 }
 
-/// Counts a connection for as long as it lives.
+/// Counts a connection while it exists.
 pub(super) struct Connected(Rc<Server>);
 
 impl Connected {

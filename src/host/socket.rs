@@ -1,5 +1,5 @@
-//! The Unix socket, in a directory of its own that only this user may enter, and the removal of such directories that dead
-//! processes left behind. Accepts connections; does not know what is spoken on them.
+//! The Unix socket, in a separate directory that only this user may enter, and the deletion of directories that dead
+//! processes left behind. Accepts connections. Does not know their protocol.
 
 use crate::transport;
 use smol::Async;
@@ -12,44 +12,44 @@ use std::path::{Path, PathBuf};
 /// The network's name in the handshake.
 pub const NETWORK: &str = "unix";
 
-/// The directory is named `<PREFIX><process id>-<random>`.
+/// The name of the directory is `<PREFIX><process id>-<random>`.
 const PREFIX: &str = "fleeting-plugin-vcd-";
 
-/// The socket's name within it.
+/// The name of the socket in it.
 pub(super) const SOCKET: &str = "socket";
 
 /// The kernel's limit for a socket's path, in bytes.
 const MAX_PATH: usize = 107;
 
-/// Entries that are looked at, at most, in search of leftovers.
+/// Maximum number of directory entries that are searched for leftovers.
 const MAX_ENTRIES: usize = 10_000;
 
-/// Leftovers that are removed at one start, at most.
+/// Maximum number of leftovers that one start deletes.
 const MAX_LEFTOVERS: usize = 100;
 
 /// The file that names the groups.
 pub(super) const GROUPS: &str = "/etc/group";
 
-/// More than so much of [`GROUPS`] is not read.
+/// Maximum number of bytes of [`GROUPS`] that are read.
 const MAX_GROUP_FILE: u64 = 4 * 1024 * 1024;
 
-/// A listening socket. Dropping it removes the socket and its directory.
+/// A listening socket. It is deleted on drop, with its directory.
 pub struct Socket {
     listener: Async<UnixListener>,
     dir: PathBuf,
 }
 
 impl Socket {
-    /// Listens in a new directory below `parent`, or below the system's place for temporary files. `group`, a name or a number,
-    /// may connect too.
+    /// Listens in a new directory in `parent`, or in the system's folder for temporary files. `group`, a name or a
+    /// number, may connect too.
     pub fn bind(parent: Option<&str>, group: Option<&str>) -> Result<Socket, String> {
         let group = group.map(|group| group_id(group, Path::new(GROUPS))).transpose()?;
         let dir = place(parent)?;
         let path = dir.join(SOCKET);
-        // The mode comes with the making: at no moment can another user enter.
+        // The directory is created with its mode: no other user can enter it at any time.
         let made = DirBuilder::new().mode(0o700).create(&dir);
         made.map_err(|error| {
-            format!("cannot make the socket's directory {}: {error}; set TMPDIR to another place", dir.display())
+            format!("cannot create the socket's directory {}: {error}; set TMPDIR to another directory", dir.display())
         })?;
         let socket = listen(&dir, group).map_err(|error| {
             let _ = fs::remove_file(&path);
@@ -59,7 +59,7 @@ impl Socket {
         if let Some(place) = exposed(&dir) {
             let (place, path) = (place.display(), path.display());
             log::warn!(
-                "other users may write to {place}, and so put a socket of theirs in the place of {path}: set TMPDIR"
+                "other users may write to {place}, and so could replace {path} with a socket of their own: set TMPDIR"
             );
         }
         Ok(socket)
@@ -75,8 +75,9 @@ impl Socket {
         self.listener.accept().await.map(|(stream, _)| stream)
     }
 
-    /// Removes what earlier processes of this user left behind beside this socket. Such a directory is removed if its process
-    /// is gone and nobody listens on its socket; the latter also tells a process of another container from a dead one.
+    /// Deletes the directories that earlier processes of this user left behind beside this socket. A directory is
+    /// deleted if its process has ended and nothing listens on its socket. The second condition distinguishes a process
+    /// of another container from a dead one.
     pub async fn remove_leftovers(&self) {
         let Some(parent) = self.dir.parent() else { return };
         let Ok(own) = fs::symlink_metadata(&self.dir) else { return };
@@ -90,7 +91,7 @@ impl Socket {
             if ours && dir != self.dir && is_gone(process) && nobody_listens(&dir.join(SOCKET)).await {
                 let _ = fs::remove_file(dir.join(SOCKET));
                 if fs::remove_dir(&dir).is_ok() {
-                    log::debug!("removed {}: its process {process} is gone", dir.display());
+                    log::debug!("deleted {}: its process {process} has ended", dir.display());
                     removed += 1;
                 }
             }
@@ -108,7 +109,7 @@ impl Drop for Socket {
     }
 }
 
-/// The directory to be made below `parent`; its socket's path fits in an address and in the handshake.
+/// The path for a new directory in `parent`. The path of its socket fits into a socket address and into the handshake.
 pub(super) fn place(parent: Option<&str>) -> Result<PathBuf, String> {
     let parent = parent.map_or_else(std::env::temp_dir, PathBuf::from);
     let parent = std::path::absolute(&parent).unwrap_or(parent);
@@ -118,25 +119,27 @@ pub(super) fn place(parent: Option<&str>) -> Result<PathBuf, String> {
     if path.as_os_str().len() > MAX_PATH {
         let (path, length) = (path.display(), path.as_os_str().len());
         let remedy = "set TMPDIR (or PLUGIN_UNIX_SOCKET_DIR) to a shorter path";
-        return Err(format!("a socket's path may have {MAX_PATH} bytes, {path} has {length}: {remedy}"));
+        return Err(format!("a socket's path has at most {MAX_PATH} bytes, but {path} has {length}: {remedy}"));
     }
     if path.to_str().is_none_or(|path| path.contains(['|', '\n', '\r'])) {
-        return Err(format!("the path {path:?} does not fit in the handshake: set TMPDIR to a plainer one"));
+        return Err(format!(
+            "the path {path:?} contains '|' or a line break, which the handshake does not allow: set TMPDIR to another directory"
+        ));
     }
     Ok(dir)
 }
 
-/// Listens in `dir`, which nobody else may enter yet. Where others may write to its parent, they can put something else in
-/// its place at any time: modes and groups are set on what is open, and come with the making of what is made.
+/// Listens in `dir`, which nobody else may enter yet. If other users may write to its parent, they can replace it at
+/// any time: so modes and groups are set on open files, or at creation.
 fn listen(dir: &Path, group: Option<u32>) -> io::Result<Socket> {
     let opened = File::open(dir)?;
     let (is, named) = (opened.metadata()?, fs::symlink_metadata(dir)?);
     if (is.dev(), is.ino()) != (named.dev(), named.ino()) || is.mode() & 0o777 != 0o700 {
-        return Err(io::Error::new(ErrorKind::PermissionDenied, "somebody has put something else in its place"));
+        return Err(io::Error::new(ErrorKind::PermissionDenied, "another user has replaced it"));
     }
     if group.is_some() {
         std::os::unix::fs::fchown(&opened, None, group)?;
-        // The socket is of the group, too.
+        // The socket belongs to the group, too.
         opened.set_permissions(Permissions::from_mode(0o2700))?;
     }
     let listener = transport::listen(&dir.join(SOCKET), if group.is_some() { 0o660 } else { 0o600 })?;
@@ -146,8 +149,8 @@ fn listen(dir: &Path, group: Option<u32>) -> io::Result<Socket> {
     Ok(Socket { listener, dir: dir.to_owned() })
 }
 
-/// The place on the way to `dir` in which other users could put something else where this process's things are expected:
-/// one that belongs to neither this user nor root, or that everybody may write to without the sticky bit.
+/// The directory above `dir` in which other users could replace files of this process: one that belongs to neither this
+/// user nor root, or that everybody may write to without the sticky bit.
 fn exposed(dir: &Path) -> Option<PathBuf> {
     let owner = fs::symlink_metadata(dir).ok()?.uid();
     let dir = dir.canonicalize().ok()?;
@@ -157,19 +160,20 @@ fn exposed(dir: &Path) -> Option<PathBuf> {
     dir.ancestors().find(weak).map(Path::to_owned)
 }
 
-/// The process id in the name of a directory of ours.
+/// The process id in the name of a directory of this plugin.
 fn process(name: &str) -> Option<u32> {
     let (process, random) = name.strip_prefix(PREFIX)?.split_once('-')?;
     if random.len() == 8 { process.parse().ok() } else { None }
 }
 
-/// True if no such process runs. One with this process's own id is gone too: this one made its directory just now.
+/// True if no such process runs. A directory with this process's own id is old, too, because this process has just
+/// created another one.
 fn is_gone(process: u32) -> bool {
     let proc = Path::new("/proc");
     process == std::process::id() || (proc.join("self").exists() && !proc.join(process.to_string()).exists())
 }
 
-/// True if the socket is not there or refuses connections.
+/// True if the socket does not exist or refuses connections.
 async fn nobody_listens(path: &Path) -> bool {
     match Async::<UnixStream>::connect(path).await {
         Ok(_) => false,
@@ -177,7 +181,7 @@ async fn nobody_listens(path: &Path) -> bool {
     }
 }
 
-/// The id of a group, given by number or by its name in the file `groups`.
+/// The id of a group, from its number or from its name in the file `groups`.
 pub(super) fn group_id(group: &str, groups: &Path) -> Result<u32, String> {
     if let Ok(id) = group.parse() {
         return Ok(id);
@@ -222,7 +226,7 @@ mod tests {
         let group = Some(fs::metadata(&own).unwrap().gid());
         for (dir, leads_to, mode) in [(&link, &own, 0o700), (&open, &open, 0o755)] {
             let error = listen(dir, group).err().unwrap();
-            assert!(error.to_string().contains("in its place"), "{error}");
+            assert!(error.to_string().contains("has replaced it"), "{error}");
             assert_eq!(fs::metadata(leads_to).unwrap().mode() & 0o7777, mode);
             assert_eq!(fs::read_dir(leads_to).unwrap().count(), 0);
         }

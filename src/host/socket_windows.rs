@@ -1,4 +1,4 @@
-//! The listener on Windows hosts, where go-plugin uses TCP on the loopback interface.
+//! The listener on Windows, where go-plugin uses TCP on the loopback interface.
 
 use smol::Async;
 use std::io;
@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 /// The network's name in the handshake.
 pub const NETWORK: &str = "tcp";
 
-/// The first of [`PORTS`] and the last, if the host names no others.
+/// The first and the last of [`PORTS`], unless the host sets others.
 const PORTS: (u16, u16) = (10_000, 25_000);
 
 /// A listening socket.
@@ -17,7 +17,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Listens on the first free port of the range that the host gives. Directory and group have no meaning here.
+    /// Listens on the first free port of the host's range. Directory and group are ignored.
     pub fn bind(_parent: Option<&str>, _group: Option<&str>) -> Result<Socket, String> {
         let port = |name, default| std::env::var(name).ok().and_then(|port| port.parse().ok()).unwrap_or(default);
         let (first, last): (u16, u16) = (port("PLUGIN_MIN_PORT", PORTS.0), port("PLUGIN_MAX_PORT", PORTS.1));

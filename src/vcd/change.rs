@@ -1,5 +1,5 @@
-//! The small changing requests: configure, power on, suspend, delete, cancel, label. Each changes by one HTTP request and waits for
-//! no task.
+//! The small changes: configure, power on, suspend, delete, cancel, metadata. Each is one HTTP request and waits for no
+//! task.
 
 use super::errors::{self, Stage};
 use super::xml::{self, Writer};
@@ -7,7 +7,7 @@ use super::{Call, Client, NAMESPACE, XSI, hardware, properties};
 use crate::cloud::{ErrorKind, Mark, Reply, Started, VcdError};
 use ureq::http::Method;
 
-/// The metadata key by which a group's vApps can be searched.
+/// The metadata key for searches of a group's vApps.
 pub const LABEL_KEY: &str = "vcd-instance-group";
 
 /// The metadata key of a [`Mark`].
@@ -16,8 +16,8 @@ pub const MARK_KEY: &str = "fleeting-suspend";
 const METADATA_TYPE: &str = "application/vnd.vmware.vcloud.metadata+xml";
 
 impl Client {
-    /// Gives a VM that is off a part of what was wished for and that it lacks: its hardware and adapter; its guest properties
-    /// where it lacks only these. What it has is read first: disks and properties are replaced as a whole.
+    /// Adds to a powered-off VM a part of the settings that it lacks: hardware and adapter, or the guest properties if
+    /// only these are missing. It reads the VM first, because VCD replaces disks and properties as a whole.
     pub(super) fn configure(&self, call: &Call, vm: &str) -> Result<Reply, VcdError> {
         let reading = Call { changes: false, what: call.what.clone(), ..*call };
         let got = self.send(&reading, Method::GET, vm, None)?;
@@ -29,8 +29,9 @@ impl Client {
             && let Some(sections) = self.product_sections(call, vm, root)?
             && !properties::missing(&self.settings, &sections).is_empty()
         {
-            let body = properties::body(&self.settings, sections)
-                .map_err(|element| invalid(format!("{element} holds a control character that XML cannot carry")))?;
+            let body = properties::body(&self.settings, sections).map_err(|element| {
+                invalid(format!("{element} contains a control character that XML does not allow"))
+            })?;
             let content = (properties::SECTIONS, body.as_str());
             return self.begin(call, Method::PUT, &format!("{vm}/productSections/"), Some(content));
         }
@@ -39,7 +40,7 @@ impl Client {
         self.begin(call, Method::POST, &format!("{vm}/action/reconfigureVm"), Some(content))
     }
 
-    /// Only before the first boot, and only by a request of its own.
+    /// Possible only before the first boot, and only in a separate request.
     pub(super) fn add_tpm(&self, call: &Call, vm: &str) -> Result<Reply, VcdError> {
         let body = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?><TrustedPlatformModule xmlns=\"{NAMESPACE}\">\
@@ -54,7 +55,7 @@ impl Client {
         self.begin(call, Method::POST, &format!("{vapp}/power/action/{action}"), Some(("", "")))
     }
 
-    /// Powers off and gives the resources back, so that a delete without force is taken.
+    /// Powers off and releases the resources, so that VCD accepts a delete without force.
     pub(super) fn undeploy(&self, call: &Call, vapp: &str) -> Result<Reply, VcdError> {
         let body = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?><UndeployVAppParams xmlns=\"{NAMESPACE}\">\
@@ -64,7 +65,7 @@ impl Client {
         self.begin(call, Method::POST, &format!("{vapp}/action/undeploy"), Some(content))
     }
 
-    /// With `force` it works on what runs, too. What is gone already is deleted.
+    /// With `force` it also deletes a running vApp. A vApp that no longer exists counts as deleted.
     pub(super) fn delete(&self, call: &Call, vapp: &str, force: bool) -> Result<Reply, VcdError> {
         let url = if force { format!("{vapp}?force=true") } else { vapp.to_owned() };
         match self.begin(call, Method::DELETE, &url, None) {
@@ -73,7 +74,7 @@ impl Client {
         }
     }
 
-    /// Sends what begins a task, or is done at once.
+    /// Sends a request that starts a task, or is done at once.
     fn begin(&self, call: &Call, method: Method, url: &str, content: Option<(&str, &str)>) -> Result<Reply, VcdError> {
         let got = self.send(call, method, url, content)?;
         if got.status == 204 {
@@ -89,12 +90,12 @@ impl Client {
         Ok(Reply::Started(Started { task: Some(task), ..Started::default() }))
     }
 
-    /// Asks for the end of a task; what it has done so far stays.
+    /// Requests the cancellation of a task. Its effects so far stay.
     pub(super) fn cancel(&self, call: &Call, task: &str) -> Result<Reply, VcdError> {
         self.send(call, Method::POST, &format!("{task}/action/cancel"), Some(("", ""))).map(|_| Reply::Done)
     }
 
-    /// Writes what it means if the vApp is found suspended.
+    /// Writes the suspend mark.
     pub(super) fn mark(&self, call: &Call, vapp: &str, mark: &Mark) -> Result<Reply, VcdError> {
         let value = mark.to_string();
         let body = metadata([(MARK_KEY, value.as_str())]).map_err(|element| {
@@ -103,14 +104,14 @@ impl Client {
         self.begin(call, Method::POST, &format!("{vapp}/metadata"), Some((METADATA_TYPE, body.as_str())))
     }
 
-    /// Writes the group's label, and the user's own.
+    /// Writes the group's metadata entry, and the user's own.
     pub(super) fn label(&self, call: &Call, vapp: &str) -> Result<Reply, VcdError> {
         let own = self.settings.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         let body = metadata(own.chain([(LABEL_KEY, self.settings.label.as_str())])).map_err(|_| {
             errors::own(
                 ErrorKind::Invalid,
                 call.what.clone(),
-                "the label holds a control character that XML cannot carry",
+                "the label contains a control character that XML does not allow",
             )
         })?;
         let content = (METADATA_TYPE, body.as_str());

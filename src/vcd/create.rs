@@ -1,5 +1,5 @@
-//! Create: one `instantiateVAppTemplate` that carries everything, or a `composeVApp` that leaves the hardware and the power
-//! to requests that follow. It waits for no task.
+//! Create: one `instantiateVAppTemplate` with everything, or a `composeVApp` without hardware and power, which later
+//! requests add. It waits for no task.
 
 use super::errors::{self, Stage};
 use super::names::Names;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use ureq::http::Method;
 
-/// VCD takes scripts of at most so many characters.
+/// Maximum length of a script that VCD accepts, in characters.
 pub const MAX_SCRIPT: usize = 49_000;
 
 const INSTANTIATE: &str = "application/vnd.vmware.vcloud.instantiateVAppTemplateParams+xml";
@@ -19,8 +19,8 @@ const RASD: &str = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_Resour
 const VMW: &str = "http://www.vmware.com/schema/ovf";
 
 impl Client {
-    /// Sends the one request; `whole`: with hardware, powered on. If VCD does not find what it should be made from, the
-    /// names are looked up anew next time; that is an error that lasts only if they had just been looked up.
+    /// Sends the one request; `whole`: with hardware, powered on. If VCD does not find one of the objects, the names
+    /// are looked up again before the next create. The error is permanent only if they had just been looked up.
     pub(super) fn create(
         &self,
         call: &Call,
@@ -30,7 +30,7 @@ impl Client {
         guest: Option<&Guest>,
     ) -> Result<Reply, VcdError> {
         let invalid = |why: String| errors::own(ErrorKind::Invalid, call.what.clone(), why);
-        let guest = guest.ok_or_else(|| invalid("nothing is said of the guest".into()))?;
+        let guest = guest.ok_or_else(|| invalid("the guest's settings are missing".into()))?;
         if guest.script.as_ref().is_some_and(|s| s.reveal().chars().count() > MAX_SCRIPT) {
             return Err(invalid(format!("the guest customization script is longer than {MAX_SCRIPT} characters")));
         }
@@ -40,7 +40,7 @@ impl Client {
         let too_much = if known.needs_tpm {
             Some(format!("guests of template {template:?} need a TPM before their first boot"))
         } else if self.settings.disk_gb > 0 && known.disks.is_empty() {
-            Some(format!("template {template:?} does not tell of its disk: that is sized when the VM shows it"))
+            Some(format!("template {template:?} does not show its disk: the plugin sets its size when the VM shows it"))
         } else {
             None
         };
@@ -49,7 +49,7 @@ impl Client {
         }
         let carried = !self.no_properties_in_create.load(Ordering::Relaxed) && properties::are_wished(&self.settings);
         let body = document(&self.settings, &names, name, description, whole, carried, guest)
-            .map_err(|element| invalid(format!("{element} holds a control character that XML cannot carry")))?;
+            .map_err(|element| invalid(format!("{element} contains a control character that XML does not allow")))?;
         let (action, content_type) =
             if whole { ("instantiateVAppTemplate", INSTANTIATE) } else { ("composeVApp", COMPOSE) };
         let url = format!("{}/action/{action}", names.vdc);
@@ -58,15 +58,16 @@ impl Client {
                 self.distrust(&names);
                 if Arc::ptr_eq(&before, &names) {
                     e.kind = ErrorKind::Unavailable;
-                    e.text = format!("{}; names are looked up anew before the next try", e.text);
+                    e.text = format!("{}; the plugin looks up names again before the next attempt", e.text);
                 }
             }
             let about_content = errors::is_about_content(&e);
             if about_content && carried && (!whole || e.text.contains("ProductSection")) {
-                // They are set when the VM is there.
+                // They are set when the VM exists.
                 self.no_properties_in_create.store(true, Ordering::Relaxed);
                 e.kind = ErrorKind::Unavailable;
-                e.text = format!("{}; the next try is without guest properties, which follow", e.text);
+                e.text =
+                    format!("{}; the next attempt creates the VM first and sets the guest properties later", e.text);
             }
             if whole && about_content {
                 e.kind = ErrorKind::TooMuch;
@@ -95,7 +96,8 @@ impl Client {
     }
 }
 
-/// The request, in the order of the schema; or the element that holds what XML cannot. `carried`: with guest properties.
+/// The request, in the order of the schema; or the element with a character that XML does not allow. `carried`: with
+/// guest properties.
 fn document(
     settings: &Settings,
     names: &Names,
@@ -145,7 +147,7 @@ fn document(
     w.open("VmGeneralParams", &[]);
     w.leaf("Name", name);
     w.leaf("Description", description);
-    // Without this the guest section is kept, but not run.
+    // Without this VCD keeps the guest section, but does not run it.
     w.leaf("NeedsCustomization", "true");
     w.leaf("RegenerateBiosUuid", "true");
     w.close();
@@ -176,7 +178,7 @@ fn document(
     w.finish()
 }
 
-/// What VMs are created from: a hash of the request, and of what guests are given.
+/// What VMs are created from, without secrets: a hash of the request and of the guest's secrets.
 pub(super) fn source(settings: &Settings, names: &Names) -> Source {
     let guest = Guest { computer_name: String::new(), script: None, password: None };
     let request = document(settings, names, "", "", true, true, &guest).unwrap_or_default();
@@ -187,7 +189,7 @@ pub(super) fn source(settings: &Settings, names: &Names) -> Source {
 fn vapp_network(w: &mut Writer, names: &Names) {
     w.open("NetworkConfigSection", &[]);
     w.leaf("ovf:Info", "The vApp's network");
-    // A bridged vApp network must be called like the network it bridges to.
+    // A bridged vApp network must have the name of its parent network.
     w.open("NetworkConfig", &[("networkName", &names.network_name)]);
     w.open("Configuration", &[]);
     w.empty("ParentNetwork", &[("href", &names.network)]);
@@ -260,7 +262,7 @@ pub(super) mod tests {
         }
     }
 
-    /// What a template's document tells, with two adapters and two disks.
+    /// The document of a template's VM, with two adapters and two disks.
     const TEMPLATE: &str = r#"<Vm xmlns:x="v"><VirtualHardwareSection>
         <Item><InstanceID>3</InstanceID><Address>0</Address><ResourceType>6</ResourceType></Item>
         <Item><InstanceID>5</InstanceID><ResourceType>3</ResourceType></Item>

@@ -1,34 +1,35 @@
-//! What VCD's refusals mean: one table from (status, `minorErrorCode`, text) to [`ErrorKind`]. It does no I/O.
+//! The meaning of VCD's errors: one table from (status, `minorErrorCode`, text) to [`ErrorKind`]. It does no I/O.
 
 use super::http::{Lost, Received, take_out, tidy};
 use super::xml;
 use crate::cloud::{ErrorKind, MAX_ERROR_TEXT, VcdError};
 use roxmltree::Node;
 
-/// So much of an error's code is shown.
+/// Maximum length of an error code that is shown.
 const MAX_CODE: usize = 120;
 
-/// A longer request id is none.
+/// Maximum length of a request id. A longer one is ignored.
 const MAX_REQUEST_ID: usize = 64;
 
-/// The title of a web page is looked for in so many bytes of it.
+/// Number of bytes of a web page in which its title is searched.
 const PAGE_HEAD: usize = 16 * 1024;
 
-/// Words of the org's limit of simultaneous operations: refused before anything is done, whatever the status.
+/// Text of the error at the org's limit of simultaneous operations: VCD rejects the request before it does anything,
+/// whatever the status.
 const OPERATION_LIMIT: &str = "maximum number of simultaneous operations";
 
-/// What failed: it decides what an unclear answer means.
+/// What failed. It decides the meaning of an unclear answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// A request that only reads.
     Read,
     /// A request that changes something.
     Change,
-    /// A task that VCD had begun.
+    /// A task that VCD had started.
     Task,
 }
 
-/// An error as VCD tells it, in XML or JSON.
+/// An error as VCD describes it, in XML or JSON.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Said {
     /// `majorErrorCode` of a task's error.
@@ -38,7 +39,7 @@ pub(super) struct Said {
 }
 
 impl Said {
-    /// Reads an `Error` element. The stack trace in it is left where it is.
+    /// Reads an `Error` element, without its stack trace.
     pub(super) fn of_element(error: Node) -> Self {
         let tenant = xml::child(error, "TenantError").and_then(|t| xml::attribute(t, "message"));
         Self {
@@ -68,7 +69,7 @@ impl Said {
     }
 }
 
-/// One row of the table: all that is given must fit.
+/// One row of the table. All fields that are set must match.
 struct Row {
     /// Empty: any.
     status: &'static [u16],
@@ -91,7 +92,7 @@ const fn text(text: &'static [&'static str], kind: ErrorKind) -> Row {
     Row { status: &[], code: "", text, kind }
 }
 
-/// The first row that fits counts.
+/// The first row that matches counts.
 const TABLE: &[Row] = &[
     text(&[OPERATION_LIMIT], ErrorKind::Limit),
     status(&[429], ErrorKind::Limit),
@@ -101,7 +102,7 @@ const TABLE: &[Row] = &[
     text(&["is busy, cannot proceed with the operation"], ErrorKind::Busy),
     text(&["is currently busy"], ErrorKind::Busy),
     text(&["updated or deleted by another transaction"], ErrorKind::Busy),
-    // The task that is in the way, where the code does not say so.
+    // The text names the task that blocks the object, but the code does not say so.
     text(&["unable to perform this action", "(com.vmware.vcloud.entity.task:"], ErrorKind::Busy),
     text(&["stop the vapp and try again"], ErrorKind::State),
     text(&["could not be executed since"], ErrorKind::State),
@@ -116,7 +117,7 @@ const TABLE: &[Row] = &[
     text(&["no access to entity"], ErrorKind::NotFound),
     text(&["could not be found"], ErrorKind::NotFound),
     text(&["cannot find the vdc storage policy"], ErrorKind::NotFound),
-    // A template's network, as a rule, which the new vApp lacks: it says nothing of the vApp.
+    // Usually a network of the template that the new vApp lacks. It says nothing about the vApp.
     text(&["the vcd entity network", "does not exist"], ErrorKind::Invalid),
     status(&[404], ErrorKind::NotFound),
     status(&[403], ErrorKind::Forbidden),
@@ -133,7 +134,7 @@ const TABLE: &[Row] = &[
     text(&["computer name not valid"], ErrorKind::Invalid),
     text(&["guest customization is not supported"], ErrorKind::Invalid),
     status(&[409], ErrorKind::State),
-    // The version that was agreed on is gone, and there is no other.
+    // VCD no longer supports the API version, and there is no other.
     status(&[406], ErrorKind::Unavailable),
     status(&[400, 405, 413, 414, 415, 422], ErrorKind::Invalid),
 ];
@@ -155,7 +156,7 @@ fn judge(stage: Stage, status: u16, said: &Said) -> ErrorKind {
     let known = look_up(status, said);
     match (stage, status, known) {
         (Stage::Task, _, None | Some(ErrorKind::Unavailable)) => ErrorKind::Failed,
-        // A cell that restarts or a proxy may speak for a cell that has begun.
+        // A restarting cell or a proxy may answer for a cell that has started the change.
         (Stage::Change, 502..=504, known) if known != Some(ErrorKind::Limit) => ErrorKind::Ambiguous,
         (_, _, Some(kind)) => kind,
         (Stage::Change, ..) => ErrorKind::Ambiguous,
@@ -164,7 +165,7 @@ fn judge(stage: Stage, status: u16, said: &Said) -> ErrorKind {
     }
 }
 
-/// An answer that is not VCD's own: empty, cut, a proxy's page, a redirect.
+/// An answer that is not VCD's own: empty, cut, a proxy's page, or a redirect.
 fn judge_foreign(stage: Stage, status: u16, body: &str) -> ErrorKind {
     match status {
         401 => ErrorKind::Auth,
@@ -176,8 +177,8 @@ fn judge_foreign(stage: Stage, status: u16, body: &str) -> ErrorKind {
     }
 }
 
-/// The error of an answer whose status is not a good one. Its text is neither free of secrets nor cut yet, but holds the
-/// request's id, which VCD's own messages begin with.
+/// The error of an answer with a bad status. Its text may still contain secrets and is not cut, but it contains the
+/// request's id, with which VCD's own messages begin.
 pub(super) fn refused(what: &str, stage: Stage, got: &Received) -> VcdError {
     let mut error = judged(what, stage, got);
     if let Some(id) = got.request_id.as_deref().filter(|id| id.len() <= MAX_REQUEST_ID && !error.text.contains(*id)) {
@@ -186,15 +187,15 @@ pub(super) fn refused(what: &str, stage: Stage, got: &Received) -> VcdError {
     error
 }
 
-/// True if VCD refuses a request for what it carries: its words name the hardware section, or what its schema does not
-/// know.
+/// True if VCD rejects a request because of its content: the text names the hardware section, or an element that VCD's
+/// schema does not know.
 pub(super) fn is_about_content(error: &VcdError) -> bool {
     let text = error.text.to_lowercase();
     let parts = ["cvc-", "jaxb", "hardwaresection", "hardware section", "instantiationparams"];
     error.kind == ErrorKind::Invalid && error.status == 400 && parts.iter().any(|part| text.contains(part))
 }
 
-/// True if VCD itself refuses a request for its version, which it looks at before anything else.
+/// True if VCD itself rejects the API version of a request. VCD checks it before anything else.
 pub(super) fn is_about_version(got: &Received) -> bool {
     got.status == 406 && Said::of_body(&got.body).is_some_and(|said| said.code == "NOT_ACCEPTABLE")
 }
@@ -214,19 +215,21 @@ fn judged(what: &str, stage: Stage, got: &Received) -> VcdError {
     }
     let text = match (&got.location, tidy(&got.body)) {
         (Some(place), _) if got.is_for_https => {
-            format!("it answers over https alone, at {place}: write https:// in url")
+            format!("VCD accepts https only, at {place}: write https:// in url")
         }
-        (Some(place), _) if (300..400).contains(&status) => format!("a redirect to {place}, which is not followed"),
+        (Some(place), _) if (300..400).contains(&status) => {
+            format!("a redirect to {place}, which the plugin does not follow")
+        }
         (_, body) if body.is_empty() => "an answer without a reason".into(),
-        (_, body) => web_page(&got.body).unwrap_or_else(|| format!("not VCD's own words: {body}")),
+        (_, body) => web_page(&got.body).unwrap_or_else(|| format!("not an answer of VCD's API: {body}")),
     };
     VcdError { kind: judge_foreign(stage, status, &got.body), what, status, code: String::new(), text, retry_after }
 }
 
-/// What to say of a body that is a page for people: of a proxy, or VCD's own portal.
+/// The description of a body that is a web page of a proxy or of VCD's portal.
 pub(super) fn web_page(body: &str) -> Option<String> {
     let head = cut(body.trim_start_matches('\u{feff}').trim_start(), PAGE_HEAD);
-    // As long as the text itself.
+    // It has the same length as the text.
     let lower = head.to_ascii_lowercase();
     if !lower.starts_with("<!doctype html") && !lower.starts_with("<html") {
         return None;
@@ -238,8 +241,8 @@ pub(super) fn web_page(body: &str) -> Option<String> {
         head.get(from..to).map(tidy).filter(|title| !title.is_empty())
     };
     Some(match title() {
-        Some(title) => format!("a web page came, {title:?}, and no answer of VCD's API"),
-        None => format!("a web page came, and no answer of VCD's API: {}", tidy(head)),
+        Some(title) => format!("the answer is a web page, {title:?}, not from VCD's API"),
+        None => format!("the answer is a web page, not from VCD's API: {}", tidy(head)),
     })
 }
 
@@ -249,20 +252,20 @@ pub(super) fn unusable(what: &str, stage: Stage, status: u16, why: impl Into<Str
     VcdError { kind, what: what.to_owned(), status, code: String::new(), text: why.into(), retry_after: None }
 }
 
-/// The error of a request that brought no answer.
+/// The error of a request without an answer.
 pub(super) fn lost(what: &str, stage: Stage, lost: Lost) -> VcdError {
     let kind = if stage == Stage::Change && lost.sent { ErrorKind::Ambiguous } else { ErrorKind::Unavailable };
     VcdError { kind, what: what.to_owned(), status: 0, code: String::new(), text: lost.text, retry_after: None }
 }
 
-/// The error of a task that ended badly.
+/// The error of a task that failed.
 pub(super) fn failed_task(what: String, said: Said) -> VcdError {
     let status = said.major.unwrap_or_default();
     let kind = judge(Stage::Task, status, &said);
     VcdError { kind, what, status, code: said.code, text: said.text, retry_after: None }
 }
 
-/// An error that the client itself found; nothing was sent.
+/// An error that the client itself found. Nothing was sent.
 pub(super) fn own(kind: ErrorKind, what: impl Into<String>, text: impl Into<String>) -> VcdError {
     VcdError { kind, what: what.into(), status: 0, code: String::new(), text: text.into(), retry_after: None }
 }
@@ -274,7 +277,7 @@ pub(super) fn finish(mut error: VcdError, secrets: &[&str]) -> VcdError {
     }
     error.text = cut(&error.text, MAX_ERROR_TEXT).to_owned();
     error.code = cut(&error.code, MAX_CODE).to_owned();
-    // Of a task, it is in VCD's words as well.
+    // The error of a task contains VCD's own text here as well.
     error.what = cut(&error.what, MAX_ERROR_TEXT).to_owned();
     error
 }
@@ -828,18 +831,18 @@ mod tests {
     #[test]
     fn a_web_page_is_told_by_its_title() {
         let said = |page: &str| refused("x", Stage::Read, &answer(503, page)).text;
-        let end = "and no answer of VCD's API";
+        let end = "not from VCD's API";
         for page in [
             "<html><head><title>Bad\n Gateway</title></head><body>long text</body></html>",
             "\u{feff} <!DOCTYPE HTML><HTML><TITLE lang='x'>Bad Gateway</TITLE>",
         ] {
-            assert_eq!(said(page), format!("a web page came, \"Bad Gateway\", {end}"), "{page}");
+            assert_eq!(said(page), format!("the answer is a web page, \"Bad Gateway\", {end}"), "{page}");
         }
         for page in ["<html><body>down</body></html>", "<html><title></title>down", "<html><title>down"] {
-            assert_eq!(said(page), format!("a web page came, {end}: {page}"));
+            assert_eq!(said(page), format!("the answer is a web page, {end}: {page}"));
         }
         let late = format!("<html>{}<title>x</title>", "ä".repeat(PAGE_HEAD));
-        assert!(said(&late).starts_with(&format!("a web page came, {end}: <html>ää")));
+        assert!(said(&late).starts_with(&format!("the answer is a web page, {end}: <html>ää")));
         assert_eq!((web_page("<Error/>"), web_page("{}"), web_page("")), (None, None, None));
     }
 
@@ -914,7 +917,7 @@ mod tests {
         assert!(!error.text.contains("S3c"), "{}", error.text);
         let long = "x".repeat(1000);
         let page = finish(refused("x", Stage::Read, &answer(502, &format!("{long}S3cret"))), &["xS3cret"]);
-        assert_eq!(page.text, cut(&format!("not VCD's own words: {long}"), MAX_ERROR_TEXT));
+        assert_eq!(page.text, cut(&format!("not an answer of VCD's API: {long}"), MAX_ERROR_TEXT));
         // Cut only when no secret is left that a cut could halve.
         for at in 0..MAX_ERROR_TEXT {
             let page = format!("{}S3cret", "x".repeat(at));
@@ -936,7 +939,7 @@ mod tests {
             "a<&\\\">'b %ä",
         ] {
             let error = finish(refused("x", Stage::Read, &answer(502, &format!("<p>({shown})</p>"))), &[secret]);
-            assert_eq!(error.text, "not VCD's own words: <p>(…)</p>", "{shown}");
+            assert_eq!(error.text, "not an answer of VCD's API: <p>(…)</p>", "{shown}");
         }
 
         // What a task was about is VCD's to say, and texts are tidied when they come.

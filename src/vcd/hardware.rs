@@ -1,5 +1,5 @@
-//! A VM's hardware: what a document of a template's VM tells of it, how a VM that was made differs from what is wished for, and
-//! how requests ask for it. It sends nothing. What a document does not tell is left to VCD.
+//! The hardware of a VM: what the document of the template's VM shows, how a created VM differs from the settings, and
+//! the parts of requests. It sends nothing. VCD decides about everything that a document does not show.
 
 use super::names::Names;
 use super::xml::{self, Writer};
@@ -11,17 +11,17 @@ const CPU: &str = "3";
 const MEMORY: &str = "4";
 const ADAPTER: &str = "10";
 const DISK: &str = "17";
-/// An adapter that is on no network is on one of this name.
+/// The network name of an adapter without a network.
 const NO_NETWORK: &str = "none";
-/// A VM has at most so many adapters.
+/// Maximum number of adapters in a VM.
 const MAX_ADAPTERS: usize = 10;
-/// A template's VM has at most so many disks; further ones are not looked at.
+/// Maximum number of disks of a template's VM that are read.
 const MAX_DISKS: usize = 256;
 
-/// A template VM's hardware, as far as its document tells.
+/// The hardware of a template's VM, as far as its document shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Hardware {
-    /// `InstanceID` of the item that holds the CPUs.
+    /// `InstanceID` of the item with the CPUs.
     cpu_id: Option<String>,
     memory_id: Option<String>,
     adapters: usize,
@@ -29,24 +29,24 @@ pub(super) struct Hardware {
     pub(super) disks: Vec<Disk>,
     /// The type of its primary adapter.
     adapter: Option<String>,
-    /// The networks that its adapters are on, as the template calls them.
+    /// The networks of its adapters, with the template's names.
     pub(super) networks: Vec<String>,
-    /// Its guest does not boot without a TPM, and the template has none.
+    /// Its guest needs a TPM to boot, and the template has none.
     pub(super) needs_tpm: bool,
-    /// It has a device that does not let it be suspended.
+    /// It has a device that prevents a suspend.
     pub(super) passthrough: bool,
 }
 
-/// A hard disk, as VCD wants to hear of it again.
+/// A hard disk, with the fields that VCD needs in a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Disk {
     id: String,
     unit: String,
     bus_type: String,
     bus_sub_type: String,
-    /// Its controller's number and its own there.
+    /// The number of its controller, and its number there.
     pub(super) place: (u64, u64),
-    /// 0 if not told.
+    /// 0 if VCD does not report it.
     pub(super) mb: u64,
 }
 
@@ -86,8 +86,8 @@ impl Hardware {
         }
     }
 
-    /// The ids of the items for CPUs and memory, CPUs first. Where none is shown they are 4 and 5: they come after one adapter, one
-    /// controller for disks, and one for drives. Where there are more of these, they move.
+    /// The ids of the items for CPUs and memory, CPUs first. If the document shows none, they are 4 and 5: they come
+    /// after one adapter, one disk controller and one drive controller. With more of these, they move.
     fn ids(&self) -> (String, String) {
         let is_first =
             |(at, disk): (usize, &Disk)| self.disks.iter().take(at).all(|other| other.place.0 != disk.place.0);
@@ -97,13 +97,13 @@ impl Hardware {
         (told(&self.cpu_id, before + 1), told(&self.memory_id, before + 2))
     }
 
-    /// True if the document left something out: another one of the same VM may tell more.
+    /// True if the document omits something: another document of the same VM may show more.
     pub(super) fn is_partial(&self) -> bool {
         self.disks.is_empty() || self.cpu_id.is_none()
     }
 }
 
-/// By which disks are put into order: controller, unit, id.
+/// The order of disks: controller, unit, id.
 type Order = (u64, u64, u64);
 
 fn number(text: Option<&str>) -> Option<u64> {
@@ -120,7 +120,7 @@ fn item<'a, 'i: 'a>(vm: Node<'a, 'i>, kind: &str) -> Option<Node<'a, 'i>> {
     items(vm).find(|item| xml::text(*item, "ResourceType") == Some(kind))
 }
 
-/// Some items carry all elements, the unused ones empty: these count as not there.
+/// Some items have all elements, with empty ones for unused values: these count as missing.
 fn disks_of_items(vm: Node) -> Vec<(Order, Disk)> {
     let disk = |item: Node| {
         let id = xml::text(item, "InstanceID")?;
@@ -132,7 +132,7 @@ fn disks_of_items(vm: Node) -> Vec<(Order, Disk)> {
         let unit = xml::text(item, "AddressOnParent").unwrap_or("0");
         let order =
             (number(parent).unwrap_or(0), number(Some(unit)).unwrap_or(0), number(Some(id)).unwrap_or(u64::MAX));
-        // In bytes where it is not told in MB.
+        // In bytes if the MB are missing.
         let bytes = number(xml::text(item, "VirtualQuantity")).unwrap_or(0);
         let mb = number(Some(of_host("capacity"))).unwrap_or(bytes >> 20);
         let place = (bus, order.1);
@@ -172,7 +172,7 @@ fn is_windows_11(vm: Node, guest_os: &str) -> bool {
     kind.to_lowercase().starts_with("windows11") || guest_os.to_lowercase().contains("windows 11")
 }
 
-/// Whether a VM's hardware holds a device of its host's: such a VM cannot be suspended.
+/// Whether the VM has a device of its ESXi host. VCD cannot suspend such a VM.
 fn has_passthrough(vm: Node) -> bool {
     let kinds = vm.descendants().filter(|n| n.is_element() && xml::local(*n) == "ResourceSubType");
     kinds.filter_map(|n| n.text()).any(|kind| {
@@ -181,12 +181,12 @@ fn has_passthrough(vm: Node) -> bool {
     })
 }
 
-/// Whether a VM's document tells of a TPM.
+/// Whether a VM's document shows a TPM.
 pub(super) fn has_tpm(vm: Node) -> bool {
     xml::child(vm, "TrustedPlatformModule").and_then(|tpm| xml::text(tpm, "TpmPresent")) == Some("true")
 }
 
-/// The primary one of a VM's adapters.
+/// The primary adapter of a VM.
 pub(super) fn primary_adapter<'a, 'i>(vm: Node<'a, 'i>) -> Option<Node<'a, 'i>> {
     let section = xml::child(vm, "NetworkConnectionSection")?;
     let primary = xml::text(section, "PrimaryNetworkConnectionIndex").unwrap_or("0");
@@ -194,12 +194,12 @@ pub(super) fn primary_adapter<'a, 'i>(vm: Node<'a, 'i>) -> Option<Node<'a, 'i>> 
     all.find(|adapter| xml::text(*adapter, "NetworkConnectionIndex") == Some(primary))
 }
 
-/// The size of the boot disk that was wished for; 0 if none was.
+/// The boot disk's size in the settings; 0 if it is not set.
 pub(super) fn disk_mb(settings: &Settings) -> u64 {
     u64::from(settings.disk_gb) * 1024
 }
 
-/// The VM's disk that the template's boot disk has become, and its size in MB.
+/// The VM's copy of the template's boot disk, and its size in MB.
 fn boot_disk<'a, 'i: 'a>(names: &Names, vm: Node<'a, 'i>) -> Option<(Node<'a, 'i>, u64)> {
     let known = names.template.hardware.disks.first().map(|disk| disk.id.as_str());
     let same = disk_settings(vm).find(|disk| known.is_some() && xml::text(*disk, "DiskId") == known);
@@ -214,7 +214,8 @@ fn ip_mode(settings: &Settings) -> &'static str {
     }
 }
 
-/// How a VM's hardware differs from the wish, in words. What its document does not tell counts as right.
+/// The differences between a VM's hardware and the settings, in words. Values that its document does not show count as
+/// right.
 pub(super) fn difference(settings: &Settings, names: &Names, vm: Node) -> Vec<String> {
     let spec = xml::child(vm, "VmSpecSection");
     let of = |node: Option<Node>, name| node.and_then(|n| number(xml::text(n, name)));
@@ -246,7 +247,7 @@ fn adapter_difference(settings: &Settings, names: &Names, vm: Node) -> Option<St
     }
 }
 
-/// The one adapter of a new VM.
+/// The only adapter of a new VM.
 pub(super) fn write_adapter(w: &mut Writer, settings: &Settings, names: &Names) {
     w.open("NetworkConnectionSection", &[]);
     w.leaf("ovf:Info", "The VM's network");
@@ -260,16 +261,16 @@ pub(super) fn write_adapter(w: &mut Writer, settings: &Settings, names: &Names) 
     w.close();
 }
 
-/// Our network stands for those of the template. VCD may refuse the VM without it, or leave it where the template was; it refuses
-/// this for "none".
+/// Assigns the configured network to the template's networks. Without it VCD may reject the VM, or leave it on the
+/// template's network. VCD rejects an assignment for "none".
 pub(super) fn write_assignments(w: &mut Writer, names: &Names) {
     for network in names.template.hardware.networks.iter().filter(|network| **network != names.network_name) {
         w.empty("NetworkAssignment", &[("innerNetwork", network), ("containerNetwork", &names.network_name)]);
     }
 }
 
-/// What is wished for, as the template's own items with other values. The children of an item come in the order of the alphabet,
-/// `vmw` after `rasd`. Nothing is written if nothing is wished.
+/// The hardware in the settings, as the template's own items with other values. The children of an item are in
+/// alphabetical order, `vmw` after `rasd`. Nothing is written if nothing is set.
 pub(super) fn write_items(w: &mut Writer, settings: &Settings, names: &Names) {
     let (wish, hardware) = (names.wish(settings), &names.template.hardware);
     if wish.cpus == 0 && wish.memory_mb == 0 && settings.disk_gb == 0 {
@@ -286,7 +287,7 @@ pub(super) fn write_items(w: &mut Writer, settings: &Settings, names: &Names) {
         w.leaf("rasd:InstanceID", &cpu_id);
         w.leaf("rasd:ResourceType", CPU);
         w.leaf("rasd:VirtualQuantity", &wish.cpus.to_string());
-        // The attribute says that a reader may ignore the element.
+        // The attribute lets a reader ignore the element.
         let cores = wish.cores_per_socket.to_string();
         w.leaf_with("vmw:CoresPerSocket", &[("ovf:required", "false")], &cores);
         w.close();
@@ -326,13 +327,13 @@ pub(super) fn write_items(w: &mut Writer, settings: &Settings, names: &Names) {
     w.close();
 }
 
-/// The body that gives a VM what was wished for, in the order of the schema; or what is wrong with the VM's document.
+/// The body that changes a VM to the settings, in the order of the schema; or the mistake in the VM's document.
 pub(super) fn reconfigure(settings: &Settings, names: &Names, vm: Node) -> Result<String, String> {
     let unusable = |element: &str| format!("{element} is not usable");
     let mut w = Writer::new();
     let name = xml::attribute(vm, "name").ok_or_else(|| unusable("name"))?;
     w.open("Vm", &[("xmlns", NAMESPACE), ("xmlns:ovf", OVF), ("name", name)]);
-    // Left out, it might be taken for an empty one.
+    // If it is omitted, VCD might read it as empty.
     w.leaf("Description", xml::child(vm, "Description").and_then(|d| d.text()).unwrap_or_default());
     w.open("VmSpecSection", &[("Modified", "true")]);
     w.leaf("ovf:Info", "The VM's hardware");
@@ -354,7 +355,7 @@ pub(super) fn reconfigure(settings: &Settings, names: &Names, vm: Node) -> Resul
     w.finish().map_err(unusable)
 }
 
-/// All disks as they are, but for the boot disk's size. A section that changes nothing would be refused.
+/// All disks as they are, except for the boot disk's size. VCD rejects a section without a change.
 fn write_disks(w: &mut Writer, settings: &Settings, names: &Names, vm: Node) -> Result<(), String> {
     let wished = disk_mb(settings);
     let Some((boot, mb)) = boot_disk(names, vm).filter(|(_, mb)| wished > 0 && *mb != wished) else {
@@ -370,7 +371,7 @@ fn write_disks(w: &mut Writer, settings: &Settings, names: &Names, vm: Node) -> 
             match xml::text(disk, name) {
                 Some(_) if name == "SizeMb" && disk == boot => w.leaf(name, &wished.to_string()),
                 Some(text) => w.leaf(name, text),
-                None => return Err(format!("{name} of a disk is not told")),
+                None => return Err(format!("{name} of a disk is missing in VCD's answer")),
             }
         }
         if let Some(thin) = xml::text(disk, "ThinProvisioned") {

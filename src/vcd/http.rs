@@ -1,4 +1,5 @@
-//! HTTP with VCD: one request out, one answer in, bounded in time and size. It knows no VCD documents and judges no status.
+//! HTTP with VCD: one request, one answer, limited in time and size. It knows no VCD documents and does not interpret
+//! the status.
 
 use super::tls::NotConnected;
 #[cfg(not(fuzzing))]
@@ -17,33 +18,34 @@ use ureq::http::{Method, Request, Uri};
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, TcpConnector};
 use ureq::{Agent, Proxy, ProxyProtocol};
 
-/// A connection, TLS included, must stand within this time. (The lookup of the host's name is bounded by the system.)
+/// Maximum time to connect, TLS included. (The system limits the lookup of the host name.)
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The very first request of a process gets this time in all.
+/// Timeout of the first request of a process.
 pub const FIRST_TIMEOUT: Duration = Duration::from_secs(15);
-/// The end of the session gets this time in all.
+/// Timeout of the logout.
 pub const LOGOUT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A request that only reads gets this time in all.
+/// Timeout of a request that only reads.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(60);
-/// A request that changes something gets this time in all: VCD may work for a while before it answers.
+/// Timeout of a request that changes something: VCD may work for a while before it answers.
 pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
-/// A larger response body is refused; a packed one counts as what comes out of it.
+/// Maximum size of a response body. For a compressed body, the size after decompression counts.
 pub const MAX_BODY: u64 = 8 * 1024 * 1024;
-/// Each connection has two buffers of so many bytes; an answer's headers must fit into one.
+/// Size of each of the two buffers of a connection. The headers of an answer must fit into one.
 const BUFFER: usize = 32 * 1024;
-/// A kept connection is not used for a change after idling for this long: VCD might be about to close it, and what became of
-/// the change would not be known.
+/// An idle connection is not used for a change after this time: VCD may be about to close it, and the result of the
+/// change would be unknown.
 const MAX_IDLE_AGE: Duration = Duration::from_secs(10);
-/// The same for a read, which can be asked again, if polls are far apart: many servers and proxies close after a minute.
+/// The same for a read, which can be repeated, if polls are far apart: many servers and proxies close a connection
+/// after a minute.
 const MAX_IDLE_AGE_READ: Duration = Duration::from_secs(50);
-/// A read follows so many redirects on VCD's own origin.
+/// Maximum number of redirects on VCD's own origin that a read follows.
 const MAX_REDIRECTS: usize = 3;
-/// A longer `Retry-After` is cut to this.
+/// Maximum value of `Retry-After`. A longer one is cut.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// Sent as `User-Agent`.
 pub(super) const USER_AGENT: &str = concat!("fleeting-plugin-vcd/", env!("CARGO_PKG_VERSION"));
 
-/// The operations that are counted: those of `Request`, and what the client does for itself.
+/// The operations that are counted: those of `Request`, and those of the client itself.
 const OPERATIONS: [&str; 19] = [
     "versions",
     "login",
@@ -66,25 +68,25 @@ const OPERATIONS: [&str; 19] = [
     "label",
 ];
 
-/// Upper bounds of [`Count::took`], in milliseconds.
+/// Upper limits of [`Count::took`], in milliseconds.
 pub const TOOK_BOUNDS: [u64; 8] = [100, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000];
 
-/// How many HTTP requests were sent for one operation, how many of them failed, and how long they took.
+/// Number, failures and duration of the HTTP requests of one operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// The operation's name, as `Request::operation` has it, or `versions`, `login`, `logout`, `resolve`.
+    /// The operation's name, as in `Request::operation`, or `versions`, `login`, `logout`, `resolve`.
     pub operation: &'static str,
-    /// HTTP requests begun.
+    /// HTTP requests that were started.
     pub requests: u64,
-    /// Those that brought no answer, or one with a status of 400 and above.
+    /// Requests without an answer, or with a status of 400 or above.
     pub errors: u64,
-    /// How many took no longer than each of [`TOOK_BOUNDS`] and longer than the one before.
+    /// Number of requests that took at most this one of [`TOOK_BOUNDS`], but longer than the one before.
     pub took: [u64; TOOK_BOUNDS.len()],
-    /// What all took together.
+    /// Total duration of all.
     pub took_in_all: Duration,
 }
 
-/// The same while it is being counted, by several threads.
+/// The same as counters for several threads.
 #[derive(Default)]
 struct Counter {
     requests: AtomicU64,
@@ -105,7 +107,7 @@ impl Counter {
     }
 }
 
-/// Where VCD is: the origin and the path before `/api`.
+/// The address of VCD: the origin and the path before `/api`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Site {
     scheme: Scheme,
@@ -116,26 +118,26 @@ pub(super) struct Site {
 }
 
 impl Site {
-    /// Takes `https://HOST/api`, with or without `/api` and slashes at the end.
+    /// Parses `https://HOST/api`, with or without `/api` and slashes at the end.
     pub(super) fn new(url: &str) -> Result<Self, String> {
         let uri: Uri = url.trim().parse().map_err(|e| format!("not a URL: {e}"))?;
         let (scheme, host, port) = origin(&uri).ok_or("not an absolute http or https URL")?;
         let authority = uri.authority().map(Authority::as_str).unwrap_or_default();
         if authority.contains('@') {
-            return Err("the URL must not hold a user name or password".into());
+            return Err("the URL must not contain a user name or password".into());
         }
         if uri.query().is_some() {
-            return Err("the URL must not hold a query".into());
+            return Err("the URL must not contain a query".into());
         }
         let path = uri.path().trim_end_matches('/');
         let path = path.strip_suffix("/api").unwrap_or(path).trim_end_matches('/');
         Ok(Self { root: format!("{scheme}://{authority}{path}"), scheme, host, port })
     }
 
-    /// True if `href` is on this origin: the only place where our session may be shown.
+    /// True if `href` is on this origin, the only one that may receive the session's token.
     pub(super) fn holds(&self, href: &str) -> bool {
-        // Nearly all links are such, and a poll has thousands: what follows the root begins with a slash, which ends the
-        // authority, and holds nothing that a path may not.
+        // Nearly all links match here, and a poll has thousands: the text after the root begins with a slash, which
+        // ends the authority, and contains only valid characters of a path.
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'-' | b'_' | b'.' | b':');
         let below = href.strip_prefix(&self.root).filter(|path| path.starts_with('/'));
         if below.is_some_and(|path| path.bytes().all(is_plain)) {
@@ -146,8 +148,8 @@ impl Site {
         plain && origin(&uri).is_some_and(|(s, h, p)| s == self.scheme && h == self.host && p == self.port)
     }
 
-    /// `href` on this origin. VCD writes its public address into links, under whatever name it was asked: of those, the
-    /// path below `/api/` counts. `None` for all other links.
+    /// `href` on this origin. VCD writes its public address into links, even if the request used another name: of such
+    /// links, the path below `/api/` counts. `None` for all other links.
     pub(super) fn place<'a>(&self, href: &'a str) -> Option<Cow<'a, str>> {
         if self.holds(href) {
             return Some(Cow::Borrowed(href));
@@ -159,7 +161,7 @@ impl Site {
     }
 }
 
-/// Where a redirect from `url` leads, if that is on the same origin: a path, or a whole URL.
+/// The target of a redirect from `url`, if it is on the same origin: a path, or a full URL.
 fn on_same_origin(url: &str, place: &str) -> Option<String> {
     let here = url.parse::<Uri>().ok()?;
     let target = match place.strip_prefix('/') {
@@ -171,15 +173,15 @@ fn on_same_origin(url: &str, place: &str) -> Option<String> {
     (plain && origin(&here)? == origin(&there)?).then_some(target)
 }
 
-/// True if `place` is on the host of `url`, but over TLS.
+/// True if `place` is on the host of `url`, but with https.
 fn is_same_over_https(url: &str, place: &str) -> bool {
     let origin = |url: &str| url.parse::<Uri>().ok().as_ref().and_then(origin);
     let (Some(here), Some(there)) = (origin(url), origin(place)) else { return false };
     here.0 == Scheme::HTTP && there.0 == Scheme::HTTPS && here.1 == there.1
 }
 
-/// The proxy for `site` that the environment names, by the common rules: `HTTPS_PROXY` (or `HTTP_PROXY` for `http://`),
-/// else `ALL_PROXY`, in capitals or not, unless `NO_PROXY` names the host.
+/// The proxy for `site` from the environment, by the common rules: `HTTPS_PROXY` (for `http://`: `HTTP_PROXY`),
+/// otherwise `ALL_PROXY`, in upper or lower case, unless `NO_PROXY` lists the host.
 pub(super) fn proxy(site: &Site, env: impl Fn(&str) -> Option<String>) -> Result<Option<Proxy>, String> {
     let of = |name: &str| {
         [name.to_owned(), name.to_ascii_lowercase()].into_iter().find_map(|name| {
@@ -191,18 +193,16 @@ pub(super) fn proxy(site: &Site, env: impl Fn(&str) -> Option<String>) -> Result
     if of("NO_PROXY").is_some_and(|(_, list)| list.split(',').any(|entry| excepts(entry.trim(), site))) {
         return Ok(None);
     }
-    // The value may hold a password: it is not quoted.
-    let proxy = Proxy::new(&value).map_err(|_| format!("{name} in the environment is no valid proxy URL"))?;
+    // The value may contain a password, so it is not quoted.
+    let proxy = Proxy::new(&value).map_err(|_| format!("{name} in the environment is not a valid proxy URL"))?;
     if !matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https) {
-        return Err(format!(
-            "{name} in the environment names a SOCKS proxy; only http:// and https:// ones can be used"
-        ));
+        return Err(format!("{name} in the environment names a SOCKS proxy; only http:// and https:// are supported"));
     }
     Ok(Some(proxy))
 }
 
-/// True if an entry of `NO_PROXY` names the site: `*`, a domain with all below it, an address or a range of them; with a
-/// port, only that.
+/// True if an entry of `NO_PROXY` matches the site: `*`, a domain and its subdomains, an IP address or a range. An
+/// entry with a port matches only that port.
 fn excepts(entry: &str, site: &Site) -> bool {
     let host = site.host.trim_matches(['[', ']']);
     let (entry, port) = match entry.rsplit_once(':') {
@@ -265,13 +265,13 @@ pub(super) struct Received {
     /// The `Date` header.
     pub(super) now: Option<UnixMs>,
     pub(super) retry_after: Option<Duration>,
-    /// Where a redirect leads.
+    /// The target of a redirect.
     pub(super) location: Option<String>,
-    /// It is one from `http://` to `https://` on the same host.
+    /// The redirect is from `http://` to `https://` on the same host.
     pub(super) is_for_https: bool,
-    /// VCD's name of the request, for its support.
+    /// VCD's id of the request, for support.
     pub(super) request_id: Option<String>,
-    /// Empty if it did not come whole and the status is not a good one.
+    /// Empty if it is incomplete and the status is not a good one.
     pub(super) body: String,
 }
 
@@ -280,15 +280,15 @@ pub(super) struct Received {
 pub(super) struct Lost {
     /// The request may have reached VCD.
     pub(super) sent: bool,
-    /// What the transport says.
+    /// The error of the transport.
     pub(super) text: String,
 }
 
-/// What VCD was shown last, to be kept out of log lines and errors even where VCD says it back.
+/// The secrets that VCD received last. Log lines and errors must not contain them, even if VCD echoes them.
 #[derive(Clone, Default)]
 pub(super) struct Shown {
     pub(super) token: Option<Secret>,
-    /// What VCD gave for the next login.
+    /// VCD's token for the next login.
     pub(super) next: Option<Secret>,
     pub(super) bearer: Option<Arc<str>>,
 }
@@ -307,7 +307,7 @@ pub(super) fn encode(text: &str) -> String {
     utf8_percent_encode(text, PLAIN).to_string()
 }
 
-/// Takes a secret out of texts, in each form that an answer may show it in.
+/// Takes a secret out of texts, in each form in which an answer may contain it.
 pub(super) fn take_out(secret: &str, texts: &mut [&mut String]) {
     for form in forms(secret).iter().filter(|form| !form.is_empty()) {
         for text in texts.iter_mut().filter(|text| text.contains(&**form)) {
@@ -316,8 +316,8 @@ pub(super) fn take_out(secret: &str, texts: &mut [&mut String]) {
     }
 }
 
-/// A secret as it is, as VCD's texts are tidied when they come, and as a page that is no answer of VCD's may quote it:
-/// as text or attribute of XML or HTML, as part of a link or form, as JSON.
+/// The forms of a secret: as it is; as [`tidy`] changes VCD's texts; and as a web page may quote it: as text or
+/// attribute of XML or HTML, in a link or form, as JSON.
 fn forms(secret: &str) -> Vec<Cow<'_, str>> {
     let mut forms = vec![Cow::Borrowed(secret), Cow::Owned(tidy(secret))];
     if secret.bytes().any(|byte| !byte.is_ascii_alphanumeric()) {
@@ -338,7 +338,7 @@ fn forms(secret: &str) -> Vec<Cow<'_, str>> {
     forms
 }
 
-/// Control characters and runs of white space become single spaces.
+/// Replaces control characters and runs of white space with single spaces.
 pub(super) fn tidy(text: &str) -> String {
     let words: Vec<&str> =
         text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
@@ -351,12 +351,12 @@ pub(super) struct Http {
     /// [`MAX_IDLE_AGE`].
     most_idle: Duration,
     counts: [Counter; OPERATIONS.len()],
-    /// Not held over a request: the thread that decides takes it, too.
+    /// Not locked during a request: the thread that decides locks it, too.
     shown: Mutex<Shown>,
 }
 
 impl Http {
-    /// No I/O yet. Every connection goes over `proxy`, if there is one. Reads may be as far apart as `poll_interval`.
+    /// Does no I/O. All connections use `proxy`, if there is one. Reads may be `poll_interval` apart.
     pub(super) fn new(tls: Arc<ClientConfig>, proxy: Option<Proxy>, poll_interval: Duration) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
@@ -381,12 +381,12 @@ impl Http {
         Self { agent, most_idle: MAX_IDLE_AGE, counts: Default::default(), shown: Mutex::default() }
     }
 
-    /// To be set before VCD is shown it for the first time.
+    /// Must be set before VCD receives it for the first time.
     pub(super) fn shown(&self) -> MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was sent so far, by operation.
+    /// The counters of requests, by operation.
     pub(super) fn counts(&self) -> Vec<Count> {
         let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
         OPERATIONS
@@ -402,11 +402,11 @@ impl Http {
             .collect()
     }
 
-    /// Sends one request once and reads the whole answer. A redirect of a read is followed on the same origin: our
-    /// session is shown nowhere else.
+    /// Sends one request once and reads the whole answer. A read follows redirects on the same origin: no other one
+    /// receives the session's token.
     pub(super) fn exchange(&self, ask: &Ask) -> Result<Received, Lost> {
         let began = Instant::now();
-        // No header and no body is ever logged, where a redirect leads neither; our queries hold names only.
+        // Headers, bodies and the targets of redirects are never logged. The client's queries contain only names.
         let place = ask.url.splitn(4, '/').nth(3).unwrap_or_default();
         let mut got = self.once(ask, place)?;
         for _ in 0..MAX_REDIRECTS {
@@ -436,7 +436,7 @@ impl Http {
                 Ok(got) => format!("{} /{place}: {} in {ms} ms", ask.method, got.status),
                 Err(lost) => format!("{} /{place}: no answer in {ms} ms: {}", ask.method, lost.text),
             };
-            // The place is a link that VCD gave.
+            // The place is a link from VCD.
             for secret in self.shown().secrets() {
                 take_out(secret, &mut [&mut line]);
             }
@@ -481,7 +481,7 @@ impl Http {
         let body = match answer.body_mut().with_config().limit(MAX_BODY).read_to_vec() {
             Ok(bytes) => text(bytes),
             Err(e) if status.is_success() => {
-                return Err(Lost { sent: true, text: format!("the answer ({status}) did not come whole: {e}") });
+                return Err(Lost { sent: true, text: format!("the answer ({status}) is incomplete: {e}") });
             }
             Err(_) => String::new(),
         };
@@ -506,13 +506,13 @@ impl Http {
     }
 }
 
-/// Polls share one connection, and those of busier times are let go: the one that idled longest is used first, and is too old
-/// when several take turns.
+/// All polls share one connection, and connections of busier times expire: the one that was idle longest is used first,
+/// and is too old if several take turns.
 fn idle_age(poll_interval: Duration) -> Duration {
     (poll_interval.saturating_mul(3) / 2).clamp(MAX_IDLE_AGE, MAX_IDLE_AGE_READ)
 }
 
-/// Without a copy, as a rule.
+/// Usually without a copy.
 fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
 }
@@ -526,7 +526,7 @@ fn retry_after(value: &str, now: Option<SystemTime>) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
-/// The request may have been sent unless its connection never stood, or it could not even be written.
+/// The request may have been sent unless the connection failed, or the request could not be written.
 fn lost(error: ureq::Error) -> Lost {
     match error {
         ureq::Error::Other(e) if e.is::<NotConnected>() => Lost { sent: false, text: e.to_string() },

@@ -1,5 +1,5 @@
-//! Facts about the place where VMs are to be made, for people who set it up: what `check` shows. A plugin that serves asks
-//! none of this. It judges nothing: what is enough for a group is the caller's to say.
+//! Facts about VCD's objects for new VMs: `check` shows them to the person who sets up a group. A plugin that serves
+//! needs none of them. This module does not judge them: the caller decides what is enough for a group.
 
 use super::errors::{self, Stage};
 use super::hardware::has_tpm;
@@ -12,30 +12,30 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 use ureq::http::Method;
 
-/// At most so many pages of a role's rights are read, of [`RIGHTS_PAGE`] each: VCD has some 400 rights.
+/// Maximum number of pages of a role's rights, with [`RIGHTS_PAGE`] each: VCD has about 400 rights.
 const MAX_RIGHTS_PAGES: usize = 8;
-/// Rights in a page: the most that VCD gives.
+/// Rights per page: VCD's maximum.
 const RIGHTS_PAGE: usize = 128;
-/// So many roles of a user are looked at.
+/// Maximum number of a user's roles that are read.
 const MAX_ROLES: usize = 8;
 
-/// A client that is logged in and has resolved nothing yet. Each question is asked of VCD when it is put.
+/// A client that is logged in and has resolved no names. It sends each request only when it is called.
 pub struct Inspector(Client);
 
-/// Who is logged in (`/cloudapi/1.0.0/sessions/current`).
+/// The user of the session (`/cloudapi/1.0.0/sessions/current`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Login {
     /// The API version in use.
     pub api_version: String,
-    /// How long a session lasts, if VCD said so.
+    /// The life of the session, if VCD reports it.
     pub life: Option<Duration>,
-    /// What the token is.
+    /// The kind of the token.
     pub token: TokenKind,
     /// Why the token for the next login could not be written, if so.
     pub unsaved: Option<VcdError>,
-    /// The user's name; empty if VCD did not tell.
+    /// The user's name; empty if VCD does not report it.
     pub user: String,
-    /// The org's name as VCD writes it; empty if VCD did not tell.
+    /// The org's name as VCD writes it; empty if VCD does not report it.
     pub org: String,
     /// URN of the org.
     pub org_id: String,
@@ -45,14 +45,14 @@ pub struct Login {
     role_ids: Vec<String>,
 }
 
-/// A VDC's limits (`GET /api/vdc/ID`). `None`: no limit, or not told.
+/// A VDC's limits (`GET /api/vdc/ID`). `None`: no limit, or VCD does not report it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VdcFacts {
     /// The VDC.
     pub href: Href,
-    /// At most so many VMs.
+    /// Maximum number of VMs.
     pub vm_quota: Option<u64>,
-    /// So many VMs are there, others' included as far as the user sees them.
+    /// Number of VMs, including foreign ones that the user can see.
     pub vms: u64,
     /// Limit and use of memory, MB.
     pub memory_mb: (Option<u64>, u64),
@@ -65,7 +65,7 @@ pub struct NetworkFacts {
     pub name: String,
     /// Addresses in the static pool.
     pub pool: u64,
-    /// Of these so many are in use; `None` if VCD does not tell.
+    /// Used addresses; `None` if VCD does not report them.
     pub used: Option<u64>,
 }
 
@@ -83,7 +83,7 @@ pub struct StorageFacts {
 /// A template and its one VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TemplateFacts {
-    /// Its name, which a pattern may have chosen.
+    /// Its name. A pattern may have selected it.
     pub name: String,
     /// Its catalog.
     pub catalog: String,
@@ -91,13 +91,13 @@ pub struct TemplateFacts {
     pub guest_os: String,
     /// Its disks, the boot disk first; none if VCD does not show them.
     pub disks: Vec<DiskFacts>,
-    /// The networks that its adapters are on, as it calls them.
+    /// The networks of its adapters, with the template's names.
     pub networks: Vec<String>,
-    /// Version of VMware Tools; `Some("0")` or empty: none installed; `None`: VCD does not tell.
+    /// Version of VMware Tools; `Some("0")` or empty: not installed; `None`: VCD does not report it.
     pub tools: Option<String>,
-    /// Guest customization is turned on in the template; `None`: VCD does not tell.
+    /// Guest customization is enabled in the template; `None`: VCD does not report it.
     pub customizes: Option<bool>,
-    /// How many NICs it has.
+    /// Number of NICs.
     pub nics: usize,
     /// It has a TPM.
     pub tpm: bool,
@@ -108,23 +108,23 @@ pub struct TemplateFacts {
 /// A disk of a template's VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskFacts {
-    /// Its controller's number and its own there.
+    /// The number of its controller, and its number there.
     pub place: (u64, u64),
-    /// Its size in MB, 0 if not told.
+    /// Its size in MB, 0 if VCD does not report it.
     pub mb: u64,
 }
 
-/// The org's rules for leases of vApps (`VAppLeaseSettings`); zero: never.
+/// The org's maximum leases of vApps (`VAppLeaseSettings`); zero: never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseRules {
-    /// The longest that a vApp may run before it is suspended or powered off.
+    /// Maximum time that a vApp runs before VCD suspends it or powers it off.
     pub runtime: Duration,
-    /// The longest that a stopped vApp is kept.
+    /// Maximum time that VCD keeps a stopped vApp.
     pub storage: Duration,
 }
 
 impl Inspector {
-    /// Agrees on a version and logs in.
+    /// Chooses an API version and logs in.
     pub fn log_in(settings: Settings) -> Result<(Inspector, Login), VcdError> {
         let client = Client::new(settings)?;
         let inspector = Inspector(client);
@@ -148,7 +148,7 @@ impl Inspector {
             unsaved,
             ..Login::default()
         };
-        // Who we are is not needed for anything but this report.
+        // The user's name is needed only for this report.
         let Ok(json) = self.json(&call, "/cloudapi/1.0.0/sessions/current") else { return Ok(login) };
         let text = |place: &str, key: &str| {
             json.get(place).and_then(|of| of.get(key)).and_then(|v| v.as_str()).unwrap_or_default().to_owned()
@@ -163,7 +163,7 @@ impl Inspector {
         Ok(login)
     }
 
-    /// The names of all rights that the user has by its roles; `None` if it may not read them.
+    /// The names of all rights in the user's roles; `None` if the user may not read them.
     pub fn rights(&self, login: &Login) -> Option<Vec<String>> {
         let call = call("read the user's rights");
         let mut all = Vec::new();
@@ -181,7 +181,7 @@ impl Inspector {
         (!login.role_ids.is_empty()).then_some(all)
     }
 
-    /// The org's rules for leases; `None` if the user may not read them.
+    /// The org's maximum leases; `None` if the user may not read them.
     pub fn lease_rules(&self, login: &Login) -> Option<LeaseRules> {
         let id = login.org_id.rsplit(':').next().filter(|id| !id.is_empty())?;
         let url = format!("{}/api/admin/org/{}/settings/vAppLeaseSettings", self.0.site.root, encode(id));
@@ -250,8 +250,8 @@ impl Inspector {
         })())
     }
 
-    /// The names of all of a kind that the user sees, in this VDC if it is known, as far as one answer of VCD holds them: for
-    /// who has misspelt one. None if VCD does not tell.
+    /// The names of all objects of a kind that the user can see, in this VDC if it is known, from one page of the
+    /// query: a help for misspelt names. Empty if VCD does not report them.
     pub fn names(&self, kind: Kind, vdc: Option<&Href>) -> Vec<String> {
         let (records, of_vdc) = match kind {
             Kind::Vdc => ("orgVdc", false),
@@ -340,14 +340,14 @@ fn number(node: Node, name: &str) -> Option<u64> {
     xml::text(node, name)?.parse().ok()
 }
 
-/// How many addresses a range holds.
+/// Number of addresses in a range.
 fn addresses(range: Node) -> Option<u64> {
     let end = |name| xml::text(range, name).and_then(|a| a.parse::<Ipv4Addr>().ok()).map(u32::from);
     let (first, last) = (end("StartAddress")?, end("EndAddress")?);
     Some(u64::from(last.checked_sub(first)?) + 1)
 }
 
-/// True if the thing is not there, or not usable, by what the client found out itself: not a failure to ask.
+/// True if the client itself found that an object does not exist or is not usable. False if a request failed.
 pub fn is_about_names(e: &VcdError) -> bool {
     e.status == 0 && matches!(e.kind, ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::State)
 }

@@ -1,5 +1,5 @@
-//! Names to links: what `Settings` names is looked up once, each kind by one query, and all that is wrong is told at once. An id
-//! or a link may stand for a name: that is asked for directly, and taken for what is meant.
+//! Names to links: one query per kind looks up the names in `Settings`, and all mistakes are reported together. An id
+//! or a link in place of a name is requested directly, and needs no search.
 
 use super::errors::{self, Stage};
 use super::hardware::{self, Hardware};
@@ -10,13 +10,14 @@ use crate::cloud::{ErrorKind, Href, VcdError};
 use roxmltree::Node;
 use ureq::http::Method;
 
-/// An error lists at most so many candidates for an ambiguous name; and so many are looked at more closely, to choose one.
+/// Maximum number of candidates that an error lists for an ambiguous name, and of candidates that are read in detail
+/// for a choice.
 const MAX_CANDIDATES: usize = 5;
-/// Compute policies asked for in one page: names are unique in a VDC, as a rule.
+/// Compute policies per page. Names are usually unique in a VDC.
 const MAX_POLICIES: usize = 25;
 /// Bytes of a UUID.
 const UUID: usize = 36;
-/// Template states that nothing can be made from: in words, and by their number in documents.
+/// Template states from which VCD cannot create a vApp: the word, and the number in documents.
 const UNUSABLE: [(&str, &str); 13] = [
     ("FAILED_CREATION", "-1"),
     ("UNRESOLVED", "0"),
@@ -45,11 +46,11 @@ pub(super) struct Names {
     pub(super) placement_policy: Option<Policy>,
 }
 
-/// The template, and its one VM.
+/// The template and its only VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Template {
     pub(super) href: Href,
-    /// Its own name and its catalog's, where a pattern chose them.
+    /// Its name and its catalog's name, which patterns may have selected.
     pub(super) name: String,
     pub(super) catalog: String,
     pub(super) vm: Href,
@@ -58,17 +59,17 @@ pub(super) struct Template {
     pub(super) hardware: Hardware,
 }
 
-/// A compute policy. What it fixes wins over the numbers in a request.
+/// A compute policy. The values that it fixes override the numbers in a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Policy {
     pub(super) href: Href,
     pub(super) fixes_cpus: bool,
     pub(super) fixes_memory: bool,
-    /// It gives VMs a part of a graphics card (`isVgpuPolicy`).
+    /// It gives VMs a share of a graphics card (`isVgpuPolicy`).
     pub(super) vgpu: bool,
 }
 
-/// The CPUs and memory that are asked for; 0 leaves them to the template or to a policy.
+/// The CPUs and memory to request. 0: as in the template or the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wish {
     pub(super) cpus: u32,
@@ -76,7 +77,7 @@ pub(super) struct Wish {
     pub(super) memory_mb: u32,
 }
 
-/// A kind of things that a key names, by name, id or link.
+/// A kind of object that a key names, by name, id or link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "VCD's own words")]
 pub enum Kind {
@@ -88,7 +89,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// In words, in an id, and in a link before the UUID.
+    /// The word for messages, the type in an id, and the path before the UUID in a link.
     fn forms(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Kind::Vdc => ("VDC", "vdc", "/api/vdc/"),
@@ -103,19 +104,19 @@ impl Kind {
         self.forms().0
     }
 
-    /// The UUID of one of this kind, if `text` is its id or a link to it.
+    /// The UUID of an object of this kind, if `text` is its id or its link.
     fn uuid(self, text: &str) -> Option<&str> {
         let text = text.trim_end_matches('/');
         let (before, uuid) = text.split_at_checked(text.len().checked_sub(UUID)?)?;
         let (_, id, path) = self.forms();
         let (before, id) = (before.to_lowercase(), format!("urn:vcloud:{id}:").to_lowercase());
-        // What comes before may be the newer API, or the administrator's part of it.
+        // The part before may be that of the newer API, or of its administrator part.
         let path = path.trim_start_matches("/api").to_lowercase();
         let fits = before == id || (is_link(text) && (before.ends_with(&path) || before.ends_with(&id)));
         (fits && is_uuid(uuid)).then_some(uuid)
     }
 
-    /// The id of the thing that a link leads to.
+    /// The id of the object behind a link.
     fn id_of(self, href: &str) -> String {
         let uuid = href.len().checked_sub(UUID).and_then(|at| href.get(at..)).unwrap_or(href);
         format!("urn:vcloud:{}:{uuid}", self.forms().1)
@@ -134,7 +135,7 @@ fn is_uuid(text: &str) -> bool {
     text.len() == UUID && text.bytes().enumerate().all(fits)
 }
 
-/// What is wrong with a name that begins like an id or a link and is none of its kind.
+/// The mistake in a name that looks like an id or a link, but is of another kind.
 pub fn check_name(kind: Kind, text: &str) -> Result<(), String> {
     let (word, id, path) = kind.forms();
     if !(is_link(text) || text.starts_with("urn:")) || kind.uuid(text).is_some() {
@@ -143,7 +144,7 @@ pub fn check_name(kind: Kind, text: &str) -> Result<(), String> {
     Err(format!("expected the name of a {word}, its id (urn:vcloud:{id}:UUID) or its link (https://HOST{path}UUID)"))
 }
 
-/// A record that a search found.
+/// A record in the result of a query.
 #[derive(Debug)]
 struct Found {
     href: Href,
@@ -159,25 +160,25 @@ impl Found {
         self.get("name")
     }
 
-    /// What tells candidates apart.
+    /// What distinguishes candidates.
     fn place(&self) -> &str {
         ["vdcName", "orgName", "ownerName"].map(|name| self.get(name)).into_iter().find(|p| !p.is_empty()).unwrap_or("")
     }
 
-    /// The catalog that holds it, where there may be several of its name.
+    /// Its catalog, if several catalogs may have this name.
     fn catalog(&self) -> &str {
         [self.get("catalog"), self.get("org")].into_iter().find(|id| !id.is_empty()).map_or("", last_part)
     }
 
-    /// For a list of candidates.
+    /// Its entry in a list of candidates.
     fn shown(&self, kind: Kind) -> String {
         let place = if self.place().is_empty() { String::new() } else { format!(" ({})", self.place()) };
-        // A catalog item stands for what is behind it.
+        // A catalog item represents the object behind it.
         let href = [self.get("entity"), &self.href].into_iter().find(|href| !href.is_empty()).unwrap_or_default();
         format!("{:?}{place}", kind.id_of(href))
     }
 
-    /// Why nothing can be made from this template, if nothing can.
+    /// Why VCD cannot create a vApp from this template, if so.
     fn unfit(&self) -> Option<String> {
         if self.get("isExpired") == "true" {
             return Some("the template has expired".into());
@@ -188,11 +189,11 @@ impl Found {
 }
 
 fn unusable_state(state: &str, busy: bool) -> String {
-    let why = if busy { ", and a task works on it: as a rule it is being copied" } else { "" };
+    let why = if busy { ", and a task works on it; usually VCD is copying it" } else { "" };
     format!("the template is in state {state}{why}")
 }
 
-/// A catalog that was named by its id or together with its org.
+/// A catalog that is given by its id, or with its org.
 struct Catalog {
     id: String,
     org: Option<String>,
@@ -212,7 +213,7 @@ impl Catalog {
 
 type Search<T> = Result<T, VcdError>;
 
-/// Collects what is wrong with the names; anything else (no connection, no rights) ends the search.
+/// Collects the mistakes in names. Other errors (no connection, no rights) end the search.
 struct Wrong(Vec<VcdError>);
 
 impl Wrong {
@@ -234,7 +235,7 @@ impl Wrong {
 }
 
 impl Client {
-    /// Looks up everything.
+    /// Looks up all names.
     pub(super) fn resolve(&self, call: &Call) -> Result<Names, Vec<VcdError>> {
         let mut wrong = Wrong(Vec::new());
         let vdc = wrong.keep(self.find_vdc(call))?;
@@ -261,7 +262,7 @@ impl Client {
         }
     }
 
-    /// Looks the template up anew; the rest stays.
+    /// Looks up the template again. The rest stays.
     pub(super) fn resolve_template(&self, call: &Call, old: &Names) -> Result<Names, Vec<VcdError>> {
         self.find_template(call).map(|template| Names { template, ..old.clone() }).map_err(|e| vec![e])
     }
@@ -283,7 +284,7 @@ impl Client {
         }
     }
 
-    /// The policies of a name, with their ids.
+    /// The policies with this name, with their ids.
     fn policies(
         &self,
         call: &Call,
@@ -306,7 +307,7 @@ impl Client {
         let found = values
             .iter()
             .filter(|policy| text(policy, "name").as_deref() == Some(name))
-            // An older VCD may not say of which kind a policy is.
+            // An older VCD may not report the kind of a policy.
             .filter(|policy| policy.get("isSizingOnly").and_then(|v| v.as_bool()).is_none_or(|only| only == sizing))
             .filter_map(|policy| {
                 let id = text(policy, "id")?;
@@ -338,7 +339,7 @@ impl Client {
         }
     }
 
-    /// The network and its name. One of another VDC counts if that shares it, or a group of VDCs does.
+    /// The network and its name. A network of another VDC counts if it is shared, or belongs to a group of VDCs.
     pub(super) fn find_network(&self, call: &Call, vdc: Option<&Href>) -> Search<(Href, String)> {
         let name = &self.settings.network;
         if let Some((href, body)) = self.by_id(call, Kind::Network, name)? {
@@ -353,7 +354,7 @@ impl Client {
             let filter = |escape: fn(&str) -> String| format!("name=={}", escape(name));
             let all = self.search(call, "orgVdcNetwork", &filter, &named(name))?;
             let Some(vdc) = vdc else {
-                // Which of them is meant cannot be told while the VDC is not known; that there is one is enough.
+                // Without the VDC, the right one cannot be chosen. It is enough that there is one.
                 let network = all.into_iter().next().ok_or_else(|| unknown("network", name, &self.in_vdc()))?;
                 return Ok((network.href, name.clone()));
             };
@@ -362,7 +363,7 @@ impl Client {
             if found.is_empty() && !elsewhere.is_empty() {
                 let places: Vec<String> = elsewhere.into_iter().take(MAX_CANDIDATES).collect();
                 let why = format!(
-                    "there is no network of this name in {}, but in {}, which does not share it",
+                    "there is no network with this name in {}, but in {}, which does not share it",
                     self.in_vdc(),
                     places.join(" and ")
                 );
@@ -373,8 +374,8 @@ impl Client {
         Ok((network.href, name.clone()))
     }
 
-    /// Those networks of other VDCs that a VDC may use, and the VDCs of the others. Their records tell it, or the VDC's own list,
-    /// or who owns them.
+    /// The networks of other VDCs that this VDC may use, and the VDCs of the other networks. The records, the VDC's own
+    /// list, or the owner of a network show it.
     fn within_reach(&self, call: &Call, vdc: &Href, all: Vec<Found>) -> Search<(Vec<Found>, Vec<String>)> {
         let is_open = |network: &Found| {
             network.get("isShared") == "true" || !network.get("vdcGroupId").is_empty() || network.get("vdc").is_empty()
@@ -403,7 +404,7 @@ impl Client {
         Ok((found, elsewhere))
     }
 
-    /// The newer API tells of a network who owns it: a VDC, or a group of VDCs.
+    /// The newer API shows the owner of a network: a VDC, or a group of VDCs.
     fn is_of_a_group(&self, call: &Call, network: &Found) -> Search<bool> {
         let url = format!("{}/cloudapi/1.0.0/orgVdcNetworks/{}", self.site.root, Kind::Network.id_of(&network.href));
         match self.send_for("application/json", call, Method::GET, &url, None) {
@@ -428,7 +429,7 @@ impl Client {
             None => {
                 let mut found = self.storage_profiles(call, name, vdc)?;
                 if vdc.is_none() {
-                    // Which of them is meant cannot be told while the VDC is not known; that there is one is enough.
+                    // Without the VDC, the right one cannot be chosen. It is enough that there is one.
                     found.truncate(1);
                 }
                 let profile = one(Kind::StorageProfile, name, &self.in_vdc(), found)?;
@@ -451,7 +452,7 @@ impl Client {
         self.search(call, "orgVdcStorageProfile", &filter, &named(name))
     }
 
-    /// A storage profile's limit, 0 for none, and use, in MB, where its record tells them.
+    /// Limit (0: none) and use of a storage profile, in MB, if its record shows them.
     pub(super) fn storage_use(&self, call: &Call, profile: &(Href, String)) -> Search<(u64, u64)> {
         let all = self.storage_profiles(call, &profile.1, None)?;
         let same = all.iter().find(|record| last_part(&record.href) == last_part(&profile.0));
@@ -459,7 +460,7 @@ impl Client {
         Ok((number("storageLimitMB"), number("storageUsedMB")))
     }
 
-    /// The template and its one VM. Of the templates that a pattern fits, the newest counts.
+    /// The template and its only VM. Of the templates that match a pattern, the newest counts.
     pub(super) fn find_template(&self, call: &Call) -> Search<Template> {
         let wanted = &self.settings.template;
         let wrong = |kind, why: String| errors::own(kind, format!("find template {wanted:?}"), why);
@@ -480,7 +481,7 @@ impl Client {
         let vms: Vec<Node> =
             xml::child(root, "Children").into_iter().flat_map(|all| xml::children(all, "Vm")).collect();
         let &[vm] = vms.as_slice() else {
-            let why = format!("the template holds {} VMs, but it must hold exactly one", vms.len());
+            let why = format!("the template contains {} VMs, but must contain exactly one", vms.len());
             return Err(wrong(ErrorKind::Invalid, why));
         };
         let mut template = Template {
@@ -498,14 +499,15 @@ impl Client {
         }
         let (wished, boot) = (hardware::disk_mb(&self.settings), template.hardware.disks.first());
         if let Some(disk) = boot.filter(|disk| wished > 0 && wished < disk.mb) {
-            let what = format!("give VMs of template {wanted:?} a disk of {} GB", self.settings.disk_gb);
+            let what = format!("create VMs of template {wanted:?} with a disk of {} GB", self.settings.disk_gb);
             let why = format!("the template's disk has {} MB, and disks cannot shrink", disk.mb);
             return Err(errors::own(ErrorKind::Invalid, what, why));
         }
         Ok(template)
     }
 
-    /// What a template's document leaves out of its `vm`, that one's own may tell, and of the guest OS its record.
+    /// Reads the facts that a template's document omits: of the VM from its own document, of the guest OS from its
+    /// record.
     fn look_closer(&self, call: &Call, template: &mut Template, vm: Node) -> Search<()> {
         let body = match self.send(call, Method::GET, &template.vm, None) {
             Err(e) if is_refusal(&e) => None,
@@ -530,14 +532,14 @@ impl Client {
         Ok(())
     }
 
-    /// The template's link and its catalog's name.
+    /// The template's link and the name of its catalog.
     fn find_template_record(&self, call: &Call) -> Search<(Href, String)> {
         let (name, catalog) = (&self.settings.template, &self.settings.catalog);
         let place = format!("catalog {catalog:?} of {}", self.org());
         let catalogs = self.catalogs(call)?;
         let mut all = self.templates(call, &catalogs, "vAppTemplate")?;
         if all.is_empty() && !query::is_pattern(name) {
-            // A template may be called otherwise than its catalog item.
+            // A template may have another name than its catalog item.
             all = match self.templates(call, &catalogs, "catalogItem") {
                 Err(e) if is_refusal(&e) => Vec::new(),
                 other => other?,
@@ -574,7 +576,7 @@ impl Client {
         Err(unknown("template", name, &place))
     }
 
-    /// Of a template's own record or its catalog item's.
+    /// The link and the catalog of a template's own record, or of its catalog item's.
     fn chosen(&self, call: &Call, record: &Found) -> Search<(Href, String)> {
         let href = match record.get("entity") {
             "" => record.href.clone(),
@@ -584,7 +586,8 @@ impl Client {
         Ok((href, told.unwrap_or(&self.settings.catalog).to_owned()))
     }
 
-    /// The records of templates, or of catalog items, of the name in these catalogs; without any, in those of the name.
+    /// The records of templates, or of catalog items, with the name in these catalogs. Without catalogs, in those with
+    /// the configured name.
     fn templates(&self, call: &Call, catalogs: &[Catalog], kind: &'static str) -> Search<Vec<Found>> {
         let (name, catalog) = (&self.settings.template, &self.settings.catalog);
         let mut named: Vec<&str> = catalogs.iter().map(|catalog| catalog.name.as_str()).collect();
@@ -611,7 +614,7 @@ impl Client {
         Ok(all)
     }
 
-    /// The catalogs that are named by an id or a link, or together with their org; none if it is a plain name.
+    /// The catalogs that are given by an id or a link, or with their org. None for a plain name.
     fn catalogs(&self, call: &Call) -> Search<Vec<Catalog>> {
         let wanted = &self.settings.catalog;
         if let Some((_, body)) = self.by_id(call, Kind::Catalog, wanted)? {
@@ -621,7 +624,7 @@ impl Client {
         let filter = |escape: fn(&str) -> String| format!("name=={}", escape(name));
         let wanted = |record: &Found| record.get("orgName") == org && fits(name, record.name());
         let found = match self.search(call, "catalog", &filter, &wanted) {
-            // A name may hold a slash.
+            // A name may contain a slash.
             Err(e) if is_refusal(&e) => Vec::new(),
             other => other?,
         };
@@ -642,7 +645,7 @@ impl Client {
         Ok(Catalog { id: last_part(text("href")).to_owned(), org, name: text("name").to_owned() })
     }
 
-    /// Whether there is a template in a catalog of this name: else it is the catalog that is not there.
+    /// Whether a catalog with this name has templates. If not, the catalog is missing, not the template.
     fn has_templates(&self, call: &Call, catalog: &str) -> Search<bool> {
         for escape in [query::value, query::bare_value] {
             let (value, mut any) = (escape(catalog), false);
@@ -661,7 +664,7 @@ impl Client {
         Ok(false)
     }
 
-    /// The error of a catalog's name that several have, with the values to copy.
+    /// The error of an ambiguous catalog name, with the values to copy.
     fn several_catalogs(&self, call: &Call, place: &str, templates: &[&Found]) -> Search<VcdError> {
         let name = &self.settings.catalog;
         let filter = |escape: fn(&str) -> String| format!("name=={}", escape(name));
@@ -678,8 +681,8 @@ impl Client {
         Ok(ambiguous("template", &self.settings.template, place, &listed, IN_PLACE))
     }
 
-    /// The records that are `wanted`: a filter does not mind upper and lower case where it has a wildcard. `filter` is given the
-    /// way of escaping. Where nothing is found, and a name has signs that need it, the other way is tried once.
+    /// The records that `wanted` selects: a filter with a wildcard ignores case. `filter` gets the kind of escaping. If
+    /// nothing is found and a name has special characters, the other kind is tried once.
     fn search(
         &self,
         call: &Call,
@@ -713,10 +716,10 @@ impl Client {
         let mut all = Vec::new();
         self.records(call, kind, filter, &mut |record| {
             let attributes = record.attributes().map(|a| (a.name().to_owned(), a.value().to_owned())).collect();
-            // Its link is read if it is wanted.
+            // Its link is read only if it is selected.
             let mut found = Found { href: Href::default(), attributes };
             if wanted(&found) {
-                // The provider's view of a thing is not the place where it is used.
+                // The provider's copy of an object is not the one to use.
                 let href = self.link(call, xml::attribute(record, "href"))?;
                 found.href = href.replacen("/api/admin/", "/api/", 1).into();
                 all.push(found);
@@ -726,7 +729,7 @@ impl Client {
         Ok(all)
     }
 
-    /// The link and the document of what `text` names, if it is an id or a link.
+    /// The link and the document of the object, if `text` is an id or a link.
     fn by_id(&self, call: &Call, kind: Kind, text: &str) -> Search<Option<(Href, String)>> {
         let Some(uuid) = kind.uuid(text) else { return Ok(None) };
         let (word, _, path) = kind.forms();
@@ -734,7 +737,7 @@ impl Client {
         match self.send(call, Method::GET, &url, None) {
             Ok(got) => Ok(Some((url.into(), got.body))),
             Err(e) if matches!(e.kind, ErrorKind::NotFound | ErrorKind::Forbidden) => {
-                let why = format!("there is no {word} of this id that the user may see");
+                let why = format!("the user can see no {word} with this id");
                 Err(errors::own(ErrorKind::NotFound, format!("find {word} {text:?}"), why))
             }
             Err(e) => Err(e),
@@ -765,10 +768,10 @@ impl Client {
 /// Why VMs cannot be suspended.
 pub(super) const HAS_PASSTHROUGH: &str = "the template's VM has a passthrough device";
 /// The same.
-pub(super) const HAS_VGPU: &str = "a policy gives the VMs a part of a graphics card";
+pub(super) const HAS_VGPU: &str = "a policy gives the VMs a share of a graphics card";
 
 impl Names {
-    /// What the settings wish for and no policy decides.
+    /// The hardware in the settings that no policy fixes.
     pub(super) fn wish(&self, settings: &Settings) -> Wish {
         let fixes = |fixes: fn(&Policy) -> bool| self.sizing_policy.as_ref().is_some_and(fixes);
         let cpus = if fixes(|policy| policy.fixes_cpus) { 0 } else { settings.cpus };
@@ -777,7 +780,7 @@ impl Names {
         Wish { cpus, cores_per_socket, memory_mb }
     }
 
-    /// Why VMs cannot be suspended, as far as VCD tells that beforehand.
+    /// Why VMs cannot be suspended, if VCD shows that in advance.
     pub(super) fn no_suspend(&self) -> Option<&'static str> {
         let vgpu = [&self.sizing_policy, &self.placement_policy].into_iter().flatten().any(|policy| policy.vgpu);
         match (self.template.hardware.passthrough, vgpu) {
@@ -793,7 +796,7 @@ pub(super) fn guest_os(vm: Node) -> String {
     system.and_then(|system| xml::text(system, "Description")).unwrap_or_default().to_owned()
 }
 
-/// For [`Client::search`]: exactly this name.
+/// A filter for [`Client::search`]: exactly this name.
 fn named(name: &str) -> impl Fn(&Found) -> bool {
     move |record| record.name() == name
 }
@@ -814,16 +817,16 @@ fn unknown(kind: &str, name: &str, place: &str) -> VcdError {
     errors::own(
         ErrorKind::NotFound,
         format!("find {kind} {name:?}"),
-        format!("there is no {kind} of this name in {place}"),
+        format!("there is no {kind} with this name in {place}"),
     )
 }
 
-/// What to do about an ambiguous name.
-const IN_PLACE: &str = "give one of these in place of the name";
+/// Advice for an ambiguous name.
+const IN_PLACE: &str = "use one of these in place of the name";
 
 fn ambiguous<T: AsRef<str>>(kind: &str, name: &str, place: &str, candidates: &[T], advice: &str) -> VcdError {
     let listed: Vec<&str> = candidates.iter().take(MAX_CANDIDATES).map(AsRef::as_ref).collect();
-    let text = format!("{} of this name in {place}: {}; {advice}", candidates.len(), listed.join(", "));
+    let text = format!("{} with this name in {place}: {}; {advice}", candidates.len(), listed.join(", "));
     errors::own(ErrorKind::Invalid, format!("find {kind} {name:?}"), text)
 }
 
@@ -836,7 +839,7 @@ mod tests {
     #[test]
     fn of_many_candidates_the_first_are_named() {
         let e = ambiguous("network", "n", "VDC v", &["1", "2", "3", "4", "5", "6", "7"], IN_PLACE);
-        assert_eq!(e.text, "7 of this name in VDC v: 1, 2, 3, 4, 5; give one of these in place of the name");
+        assert_eq!(e.text, "7 with this name in VDC v: 1, 2, 3, 4, 5; use one of these in place of the name");
     }
 
     #[test]

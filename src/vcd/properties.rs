@@ -1,6 +1,6 @@
-//! What a guest finds in its OVF environment: guest properties and cloud-init's user data. A create carries them, though VCD's
-//! documentation does not say that it may; so the VM is looked at, and they are set by a request of their own where they did not
-//! arrive. Their values are secrets: errors and logs name keys alone.
+//! The guest's OVF environment: guest properties and user data for cloud-init. A create carries them, although VCD's
+//! documentation does not mention it. So the VM is looked up, and missing properties are set with a separate request.
+//! Their values are secret: errors and logs show only the keys.
 
 use super::errors::{self, Stage};
 use super::watch::is_refusal;
@@ -11,12 +11,12 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use roxmltree::Node;
 use ureq::http::Method;
 
-/// The OVF property that cloud-init reads its user data from, in base64.
+/// The OVF property from which cloud-init reads its user data, in base64.
 pub const USER_DATA: &str = "user-data";
 /// The media type of all sections of a VM.
 pub(super) const SECTIONS: &str = "application/vnd.vmware.vcloud.productSections+xml";
 
-/// User data as VCD is given it.
+/// User data as VCD gets it.
 pub(super) fn encoded(user_data: &Secret) -> String {
     BASE64_STANDARD.encode(user_data.reveal())
 }
@@ -25,7 +25,7 @@ pub(super) fn are_wished(settings: &Settings) -> bool {
     settings.user_data.is_some() || !settings.guest_properties.is_empty()
 }
 
-/// Key and value of all that is wished for.
+/// Keys and values of all properties in the settings.
 fn wished(settings: &Settings) -> Vec<(&str, String)> {
     let user_data = settings.user_data.as_ref().map(|data| (USER_DATA, encoded(data)));
     let own = settings.guest_properties.iter().map(|(key, value)| (key.as_str(), value.reveal().to_owned()));
@@ -62,7 +62,7 @@ fn read(root: Node) -> Vec<Section> {
     xml::children(root, "ProductSection").map(section).collect()
 }
 
-/// The keys of what is wished for and is not there with its value.
+/// The keys of the settings that are missing, or have another value.
 pub(super) fn missing(settings: &Settings, sections: &[Section]) -> Vec<String> {
     let there = |key: &str, value: &str| {
         sections.iter().flat_map(|s| &s.properties).any(|property| property.key == key && property.value == value)
@@ -76,7 +76,7 @@ fn write_property(w: &mut Writer, key: &str, kind: &str, value: &str) {
     w.empty("ovf:Property", &property);
 }
 
-/// What is wished for, as a section of a create.
+/// The properties in the settings, as a section of a create.
 pub(super) fn write(w: &mut Writer, settings: &Settings) {
     w.open("ovf:ProductSection", &[]);
     w.leaf("ovf:Info", "The guest's properties");
@@ -86,7 +86,8 @@ pub(super) fn write(w: &mut Writer, settings: &Settings) {
     w.close();
 }
 
-/// The body that sets what is wished for beside what a VM has; or the element that holds what XML cannot.
+/// The body that adds the properties in the settings to those of a VM; or the element with a character that XML does
+/// not allow.
 pub(super) fn body(settings: &Settings, mut sections: Vec<Section>) -> Result<String, &'static str> {
     let ours = wished(settings);
     for section in &mut sections {
@@ -118,7 +119,8 @@ pub(super) fn body(settings: &Settings, mut sections: Vec<Section>) -> Result<St
 }
 
 impl Client {
-    /// A VM's sections, in its own document or asked for; `None` if nothing is wished for, or VCD does not show them.
+    /// A VM's sections, from its own document or a separate request; `None` if no property is set, or VCD does not show
+    /// them.
     pub(super) fn product_sections(&self, call: &Call, href: &str, vm: Node) -> Result<Option<Vec<Section>>, VcdError> {
         if !are_wished(&self.settings) {
             return Ok(None);
@@ -135,7 +137,7 @@ impl Client {
                 Ok(Some(read(document.root_element())))
             }
             Err(e) if is_refusal(&e) => {
-                log::debug!("{}: guest properties are not shown: {}", call.what, e.status);
+                log::debug!("{}: VCD does not show guest properties: {}", call.what, e.status);
                 Ok(None)
             }
             Err(e) => Err(e),

@@ -1,4 +1,4 @@
-//! Queries: filters, pages and the values of records. All pages come, or an error.
+//! Queries: filters, pages and the values of records. The result is all pages, or an error.
 
 use super::errors::{self, Stage};
 use super::http::{Received, encode};
@@ -10,18 +10,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use ureq::http::Method;
 
-/// Records asked for in one page: the most that VCD gives.
+/// Records per page: VCD's maximum.
 pub const PAGE_SIZE: usize = 128;
-/// At most so many pages are read of one query. 1,000 instances fill 8 pages; the rest is room for foreign VMs under a
-/// name like ours, and for a server that gives smaller pages than it is asked for.
+/// Maximum number of pages of one query. 1,000 instances fill 8 pages; the rest is for foreign VMs with a similar name,
+/// and for servers with smaller pages.
 pub const MAX_PAGES: usize = 64;
 
-/// A value in a filter as some VCDs want it, against the documentation: without escapes, only encoded.
+/// A value in a filter as some VCDs need it, against the documentation: without escapes, only encoded.
 pub(super) fn bare_value(text: &str) -> String {
     encode(text)
 }
 
-/// A value in a filter: the filter's own signs are escaped, then all is encoded.
+/// A value in a filter: the filter's special characters are escaped, then everything is encoded.
 pub(super) fn value(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -33,7 +33,7 @@ pub(super) fn value(text: &str) -> String {
     encode(&escaped)
 }
 
-/// A filter that holds for each record whose attribute is one of these.
+/// A filter for records whose attribute is one of these values.
 pub(super) fn any_of(attribute: &str, texts: &[Arc<str>]) -> String {
     let each: Vec<String> = texts.iter().map(|text| format!("{attribute}=={}", value(text))).collect();
     match each.as_slice() {
@@ -42,17 +42,17 @@ pub(super) fn any_of(attribute: &str, texts: &[Arc<str>]) -> String {
     }
 }
 
-/// True if `name` is `<prefix>-…`, letter by letter: a wildcard in a filter does not mind upper and lower case.
+/// True if `name` is `<prefix>-…`, in the same case: a filter with a wildcard ignores case.
 pub(super) fn has_prefix(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix).is_some_and(|rest| rest.len() > 1 && rest.starts_with('-'))
 }
 
-/// True if `name` is a pattern: `*` stands for any characters.
+/// True if `name` is a pattern: `*` matches any characters.
 pub(super) fn is_pattern(name: &str) -> bool {
     name.contains('*')
 }
 
-/// True if `name` is `pattern`, letter by letter but for its `*`.
+/// True if `name` matches `pattern`, in the same case.
 pub(super) fn fits(pattern: &str, name: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return name == pattern };
     let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
@@ -67,7 +67,7 @@ pub(super) fn fits(pattern: &str, name: &str) -> bool {
 }
 
 impl Client {
-    /// The query type for this user: those of the provider are prefixed.
+    /// The query type for this user: those for System users have a prefix.
     pub(super) fn query_type(&self, tenant: &'static str) -> &'static str {
         match tenant {
             "vm" if self.settings.is_provider() => "adminVM",
@@ -82,7 +82,7 @@ impl Client {
         }
     }
 
-    /// Gives every record of every page to `take`, and returns VCD's clock. `filter` is encoded already.
+    /// Passes every record of every page to `take`, and returns VCD's clock. `filter` is encoded already.
     pub(super) fn records(
         &self,
         call: &Call,
@@ -93,7 +93,7 @@ impl Client {
         self.records_with(call, kind, filter, "", take)
     }
 
-    /// The same, with more parameters, each after an `&`.
+    /// The same with additional parameters, each after an `&`.
     pub(super) fn records_with(
         &self,
         call: &Call,
@@ -115,7 +115,7 @@ impl Client {
         Err(errors::unusable(&call.what, Stage::Read, 200, why))
     }
 
-    /// One page of a query; true if more follow.
+    /// One page of a query. True if more follow.
     pub(super) fn page(
         &self,
         call: &Call,
@@ -148,23 +148,23 @@ impl Client {
             _ => xml::children(root, "Link").any(|link| xml::attribute(link, "rel") == Some("nextPage")),
         };
         if more && records == 0 {
-            return Err(unusable(format!("page {page} is empty though more should follow")));
+            return Err(unusable(format!("page {page} is empty, although more pages should follow")));
         }
         drop(document);
         Ok((got, more))
     }
 
-    /// A link that VCD gave, on the configured origin.
+    /// A link from VCD, on the configured origin.
     pub(super) fn link(&self, call: &Call, href: Option<&str>) -> Result<Href, VcdError> {
         let unusable = |why| errors::unusable(&call.what, call.stage(), 200, why);
-        let href = href.ok_or_else(|| unusable("a link is missing in VCD's answer".into()))?;
+        let href = href.ok_or_else(|| unusable("VCD's answer lacks a link".into()))?;
         let root = &self.site.root;
         match self.site.place(href) {
             Some(Cow::Borrowed(href)) => Ok(href.into()),
             Some(Cow::Owned(place)) => {
-                // Without the link: it may hold anything.
+                // Without the link: it may contain anything.
                 if !self.told_alias.swap(true, Ordering::Relaxed) {
-                    log::warn!("VCD's links lead to another address: they are followed at {root}, which url names");
+                    log::warn!("VCD's links lead to another address; the plugin follows them at {root}, as in url");
                 }
                 Ok(place.into())
             }
@@ -173,7 +173,7 @@ impl Client {
     }
 }
 
-/// A `status` in words.
+/// The meaning of a `status` in words.
 pub(super) fn power(text: &str) -> Power {
     match text {
         "POWERED_ON" => Power::On,
@@ -184,7 +184,7 @@ pub(super) fn power(text: &str) -> Power {
     }
 }
 
-/// A `status` as the number that entities carry.
+/// The meaning of a `status` number in an entity.
 pub(super) fn power_of_number(number: &str) -> Power {
     match number {
         "4" => Power::On,
@@ -208,7 +208,7 @@ pub(super) fn customization(text: Option<&str>) -> Customization {
 
 /// Reads `2026-01-01T10:00:00.000Z`, with or without fractions, with `Z`, `+02:00`, `+0200` or no offset.
 pub(super) fn unix_ms(text: &str) -> Option<UnixMs> {
-    // By its places: a poll has thousands of times.
+    // By position: a poll has thousands of times.
     let (time, rest) = text.trim().as_bytes().split_at_checked("2026-01-01T10:00:00".len())?;
     let is = |at: usize, sign: u8| time.get(at) == Some(&sign);
     if !(is(4, b'-') && is(7, b'-') && is(10, b'T') && is(13, b':') && is(16, b':')) {

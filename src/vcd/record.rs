@@ -1,6 +1,6 @@
-//! A recording of what is said between the client and VCD, for people who report a problem. In memory it is kept as it was;
-//! what is written has stand-ins for all that is secret or somebody's own, the same one wherever the same thing comes: only
-//! what is known to be VCD's words, a number or a date is left. Nothing is recorded unless [`start`] was called.
+//! A recording of the requests to VCD and its answers, for people who report a problem. It is unchanged in memory. In
+//! the written text, placeholders replace all secrets and all names of the user, the same one for each occurrence. Only
+//! words that are known to be VCD's, numbers and dates stay. Nothing is recorded before [`start`].
 
 use super::http::{Ask, Lost, Received, encode};
 use super::xml;
@@ -13,15 +13,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A recording has so many bytes at most; later requests are only counted.
+/// Maximum size of a recording, in bytes. Later requests are only counted.
 pub const MAX_RECORDING: usize = 8 * 1024 * 1024;
-/// Longer words of letters and digits may be a token, whatever they are called.
+/// Maximum length of a word of letters and digits. A longer one may be a token, whatever its name is.
 const MAX_WORD: usize = 24;
 
-/// What an id looks like.
+/// The format of an id.
 const UUID: &str = "00000000-0000-0000-0000-000000000000";
 
-/// What VCD calls things: these attributes, elements and keys hold its own words.
+/// VCD's own names: these attributes, elements and keys contain its own words.
 const VCD_WORDS: [&str; 48] = [
     "rel",
     "type",
@@ -72,7 +72,7 @@ const VCD_WORDS: [&str; 48] = [
     "AdapterType",
     "Firmware",
 ];
-/// These hold sentences of VCD's, with names in them.
+/// These contain VCD's sentences, with names in them.
 const SENTENCES: [&str; 9] = [
     "message",
     "operation",
@@ -84,7 +84,7 @@ const SENTENCES: [&str; 9] = [
     "error_description",
     "error",
 ];
-/// These hold what nobody else may see: nothing of it is looked at.
+/// These contain secrets: their values are replaced as a whole.
 const SECRETS: [&str; 9] = [
     "AdminPassword",
     "DomainUserPassword",
@@ -96,7 +96,7 @@ const SECRETS: [&str; 9] = [
     "stackTrace",
     "UserName",
 ];
-/// Hosts of namespaces, which are no hosts.
+/// Host names in namespaces. They are not hosts.
 const NAMESPACES: [&str; 3] = ["www.vmware.com", "schemas.dmtf.org", "www.w3.org"];
 
 static RECORDER: OnceLock<Mutex<Recording>> = OnceLock::new();
@@ -108,7 +108,7 @@ struct Recording {
     left_out: usize,
 }
 
-/// A request, and what came of it.
+/// A request and its answer.
 struct Exchange {
     operation: &'static str,
     at: Duration,
@@ -127,7 +127,7 @@ struct Answer {
     body: String,
 }
 
-/// Records from now on whatever this process says to any VCD, and forgets what was before.
+/// Records from now on all requests of this process to any VCD, and deletes earlier recordings.
 pub fn start() {
     let new = Recording::new();
     match RECORDER.get() {
@@ -136,15 +136,15 @@ pub fn start() {
     }
 }
 
-/// Notes one request, if anybody wants it.
+/// Records one request, if a recording is on.
 pub(super) fn note(ask: &Ask, result: &Result<Received, Lost>, took: Duration) {
     if let Some(recorder) = RECORDER.get() {
         recorder.lock().unwrap_or_else(PoisonError::into_inner).add(ask, result, took);
     }
 }
 
-/// What was recorded, with stand-ins. `head` is put before it; `names` are those that are known beforehand, with what they
-/// are names of. `None` if nothing was.
+/// The recording, with placeholders. `head` is put before it; `names` are the known names and their kinds. `None` if
+/// nothing was recorded.
 pub fn text(head: &str, names: &[(&'static str, &str)]) -> Option<Written> {
     RECORDER.get()?.lock().unwrap_or_else(PoisonError::into_inner).text(head, names)
 }
@@ -192,7 +192,7 @@ impl Recording {
                 disguise.prefixes.push((*name).to_owned());
             }
         }
-        // Names may come in sentences before they come by themselves.
+        // Names may occur in sentences before they occur alone.
         for exchange in &self.exchanges {
             disguise.exchange(exchange);
         }
@@ -210,22 +210,22 @@ impl Recording {
     }
 }
 
-/// What a recording holds.
+/// A written recording.
 pub struct Written {
     /// The whole text.
     pub text: String,
-    /// So many requests are in it.
+    /// Number of requests in it.
     pub requests: usize,
-    /// So many are not: it would have been too long.
+    /// Number of requests that did not fit.
     pub left_out: usize,
 }
 
-/// What stands for what.
+/// The placeholders.
 #[derive(Default)]
 struct Disguise {
     known: BTreeMap<String, String>,
     counts: BTreeMap<String, usize>,
-    /// Names of vApps begin with them.
+    /// Prefixes of vApp names.
     prefixes: Vec<String>,
 }
 
@@ -283,11 +283,11 @@ impl Disguise {
         }
         match super::errors::web_page(body) {
             Some(title) => format!("<html><title>{}</title></html>", self.sentence(&title)),
-            None => format!("({} bytes that are no XML and no JSON)", body.len()),
+            None => format!("({} bytes that are neither XML nor JSON)", body.len()),
         }
     }
 
-    /// An element with all in it, one to a line. No document that was read is nested deeply.
+    /// An element with its content, one per line. Documents that were read are not nested deeply.
     fn element(&mut self, node: Node, depth: usize, out: &mut String) {
         let indent = "  ".repeat(depth);
         let prefixed = |uri: Option<&str>, name: &str| match uri.and_then(|uri| node.lookup_prefix(uri)) {
@@ -340,13 +340,13 @@ impl Disguise {
         }
     }
 
-    /// The value of an attribute, an element or a key of this name, within an element of that name.
+    /// The value of an attribute, an element or a key `name` within an element `within`.
     fn value(&mut self, name: &str, within: &str, text: &str) -> String {
         if text.is_empty() {
             return String::new();
         }
         if SECRETS.contains(&name) {
-            // VCD may quote a part of what it was sent.
+            // VCD may quote a part of a request.
             let lines = text.lines().map(str::trim).filter(|line| line.len() >= super::MIN_SECRET_LINE);
             for line in lines.filter(|_| name != "stackTrace") {
                 self.stand_in("secret", line);
@@ -363,7 +363,7 @@ impl Disguise {
         if matches!(text, "true" | "false") || (text.len() <= 32 && text.chars().all(is_plain)) {
             return text.to_owned();
         }
-        // What a query or a task is called is the kind of it.
+        // The name of a query or a task is its kind.
         let is_kind = name == "name" && matches!(within, "QueryResultRecords" | "Task");
         if VCD_WORDS.contains(&name) || is_of_item || is_right || is_kind {
             return text.to_owned();
@@ -384,7 +384,7 @@ impl Disguise {
         self.name(&class, text)
     }
 
-    /// A name: one that begins with a known prefix begins with what stands for that.
+    /// A name. If it begins with a known prefix, its placeholder begins with the placeholder of the prefix.
     fn name(&mut self, class: &str, name: &str) -> String {
         let is_of = |prefix: &&String| name.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.starts_with('-'));
         if self.known.contains_key(name) {
@@ -419,7 +419,7 @@ impl Disguise {
         new
     }
 
-    /// An address: of private networks the end stays, so that pools keep their size.
+    /// An IP address. Private addresses keep their end, so that pools keep their size.
     fn address(&mut self, address: IpAddr) -> String {
         match address {
             IpAddr::V4(v4) => {
@@ -445,7 +445,7 @@ impl Disguise {
         u8::try_from(number % 256).unwrap_or_default()
     }
 
-    /// A link: another host, and in its path and query only VCD's words.
+    /// A link: another host, and only VCD's words in its path and query.
     fn url(&mut self, url: &str) -> String {
         let Some((scheme, rest)) = url.split_once("://") else { return self.stand_in("text", url) };
         let (host, _) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
@@ -483,7 +483,7 @@ impl Disguise {
         format!("{path}?{}", pairs.collect::<Vec<_>>().join("&"))
     }
 
-    /// A part of a path, after another one: a word of VCD's, or somebody's.
+    /// A part of a path after `before`: a word of VCD's, or a name of the user.
     fn segment(&mut self, before: &str, segment: &str) -> String {
         let decoded = percent_decode_str(segment).decode_utf8_lossy().into_owned();
         if let Some(known) = self.known.get(&decoded) {
@@ -500,7 +500,7 @@ impl Disguise {
         }
     }
 
-    /// A filter of a query: comparisons of an attribute with a value, and signs between them.
+    /// A query filter: comparisons of an attribute with a value, and characters between them.
     fn filter(&mut self, filter: &str) -> String {
         let mut out = String::new();
         let (mut part, mut escaped) = (String::new(), false);
@@ -539,17 +539,17 @@ impl Disguise {
         format!("{attribute}{sign}{}{dash}{star}", encode(&self.value(attribute, "", value)))
     }
 
-    /// A sentence, with stand-ins for all in it that is known or looks like somebody's own.
+    /// A sentence, with placeholders for all known names and everything that looks like one.
     fn sentence(&mut self, text: &str) -> String {
         let text = super::http::tidy(text);
         let is_end = |c: char| c.is_whitespace() || "\"'()[]<>,;=|“”".contains(c);
-        // Hosts and mail addresses as a whole, before the names in them.
+        // Host names and mail addresses as a whole, before the names in them.
         for word in text.split(is_end).filter(|word| word.contains(['.', '@']) && !word.contains("://")) {
             self.word(word);
         }
         let mut known: Vec<(String, String)> = self.known.iter().map(|(from, to)| (from.clone(), to.clone())).collect();
         known.sort_by_key(|(from, _)| std::cmp::Reverse(from.len()));
-        // What was put in is not looked at again: it stands between marks until the end.
+        // Placeholders are not searched again: they are between control characters until the end.
         let mut marked = text;
         for (at, (from, _)) in known.iter().enumerate() {
             marked = replace_words(&marked, from, &format!("\u{1}{at}\u{2}"));
@@ -561,7 +561,7 @@ impl Disguise {
             let end = rest.find(is_end).unwrap_or(rest.len());
             let (word, after) = rest.split_at(end);
             let sign = after.chars().next();
-            // A name stands in quotes, as a rule.
+            // A name is usually in quotes.
             let whole = if quoted { rest.find('"').and_then(|end| rest.split_at_checked(end)) } else { None };
             if let Some((name, after)) = whole
                 && !name.is_empty()
@@ -631,7 +631,7 @@ impl Disguise {
         word.to_owned()
     }
 
-    /// `text` with a stand-in for each UUID in it.
+    /// `text` with a placeholder for each UUID.
     fn ids(&mut self, text: &str) -> String {
         let mut out = String::new();
         let mut rest = text;
@@ -657,7 +657,7 @@ fn is_mac(text: &str) -> bool {
     pairs.len() == 6 && pairs.iter().all(|pair| pair.len() == 2 && pair.chars().all(|c| c.is_ascii_hexdigit()))
 }
 
-/// `text` with `to` for each `from` that stands by itself.
+/// `text` with `to` for each `from` that is a word of its own.
 fn replace_words(text: &str, from: &str, to: &str) -> String {
     if from.is_empty() || !text.contains(from) {
         return text.to_owned();
@@ -759,8 +759,8 @@ mod tests {
                 r#"{"access_token": "abc", "expires_in": 60, "values": [{"name": "vApp: Delete"}, {"name": "own"}]}"#,
                 r#"{ "access_token": "secret-1", "expires_in": 60, "values": [ { "name": "vApp: Delete" }, { "name": "values-1" } ] }"#,
             ),
-            ("<html><title>Sign in to acme</title>", "<html><title>a web page came, &quot;"),
-            ("plain words", "(11 bytes that are no XML and no JSON)"),
+            ("<html><title>Sign in to acme</title>", "<html><title>the answer is a web page, &quot;"),
+            ("plain words", "(11 bytes that are neither XML nor JSON)"),
         ] {
             let shown = shown(answer);
             assert!(

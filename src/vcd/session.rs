@@ -1,5 +1,5 @@
-//! The session: which API version is spoken, and the bearer that an API token is exchanged for. One login serves all
-//! threads. It never repeats anybody's request.
+//! The session: the API version, and the bearer token that VCD returns for an API token. One login serves all threads.
+//! This module never repeats a request of a caller.
 
 use super::errors::{self, Said, Stage};
 use super::http::{Ask, Http, Lost, READ_TIMEOUT, Received, Site, encode};
@@ -14,26 +14,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use ureq::http::Method;
 
-/// The major API versions that this client was made for, best first: 38 is what is known to serve in production, 39 what the
-/// schemas promise. Of each the highest minor one is taken.
+/// The major API versions that this client supports, best first: 38 is known to work in production, 39 is supported
+/// according to its schemas. Of each the highest minor version is used.
 const MAJORS: [u32; 4] = [38, 39, 37, 36];
 /// API tokens need this version.
 const OLDEST: (u32, u32) = (36, 1);
-/// A bearer is renewed so long before it expires, or a tenth of its life if that is less.
+/// A bearer token is renewed this long before it expires, or a tenth of its life before if that is less.
 const MAX_RENEW_MARGIN: Duration = Duration::from_secs(300);
-/// A bearer counts as good for so long, even if VCD says less: else each request could log in. If VCD ends it, that is seen.
+/// Minimum life of a bearer token, even if VCD says less: otherwise each request could log in. If VCD ends it earlier,
+/// the client notices.
 const MIN_LIFE: Duration = Duration::from_secs(5);
-/// After a renewal that failed while the old bearer still serves, the next try waits so long, unless VCD says how long.
+/// Pause before the next renewal after one that failed while the old bearer token is still valid, unless VCD says how
+/// long to wait.
 const RENEW_PAUSE: Duration = Duration::from_secs(60);
-/// Where VCD says when a login may come again, it waits so long at most: VCD may be back sooner.
+/// Maximum pause before the next login if VCD says how long to wait: VCD may recover sooner.
 const ASKED_MAX: Duration = Duration::from_secs(5 * 60);
-/// A token that could not be written is tried to be written again after so long.
+/// Pause before the next attempt to write a token that could not be written.
 const SAVE_PAUSE: Duration = Duration::from_secs(10);
 
-/// How the session stands, for people.
+/// The state of the session, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionView {
-    /// What it is.
+    /// The state.
     pub state: SessionState,
     /// Logins so far.
     pub logins: u64,
@@ -45,30 +47,30 @@ pub struct SessionView {
     pub failure: Option<VcdError>,
 }
 
-/// What there is of a session.
+/// The state of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionState {
-    /// VCD let us in.
+    /// VCD accepted the login.
     Valid,
-    /// A thread logs in right now.
+    /// A thread is logging in.
     LoggingIn,
     /// None, or VCD has ended it.
     Ended,
 }
 
-/// What a request needs to be let in.
+/// What a request needs for authentication.
 #[derive(Clone)]
 pub(super) struct Pass {
     pub(super) version: Arc<str>,
     pub(super) bearer: Arc<str>,
-    /// Counts the logins.
+    /// Number of the login.
     pub(super) generation: u64,
 }
 
 /// The session of one client.
 pub(super) struct Session {
     state: Mutex<State>,
-    /// Logins that have ended, well or badly.
+    /// Logins that have ended, successful or not.
     ended: AtomicU64,
 }
 
@@ -79,46 +81,46 @@ struct State {
     expires_at: Option<Instant>,
     generation: u64,
     failure: Option<VcdError>,
-    /// VCD has said when to try again.
+    /// VCD said when to try again.
     not_before: Option<Instant>,
     kind: TokenKind,
-    /// A token that VCD left as it was: nothing is to be written for it.
+    /// A token that VCD did not replace: nothing has to be written for it.
     lasting: Option<Secret>,
     unsaved: Option<Unsaved>,
 }
 
-/// What VCD has shown a token to be.
+/// The kind of a token, as far as VCD has shown it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TokenKind {
-    /// One of a user: it stays.
+    /// A user's token. It stays valid.
     #[default]
     Lasting,
-    /// One of a service account: each login brings another.
+    /// A service account's token. VCD replaces it at each login.
     Replaced,
 }
 
-/// A token that could not be written into its file, and is the only one that VCD takes.
+/// A token that could not be written into its file. VCD accepts no other.
 struct Unsaved {
     token: Secret,
-    /// What is in the file in its stead.
+    /// The token that the file still contains.
     spent: Secret,
-    /// Where it is for now.
+    /// Where it is saved for now.
     rescue: Option<PathBuf>,
     tried: Instant,
     error: VcdError,
 }
 
-/// What VCD gives for a token.
+/// VCD's answer to a token.
 struct Granted {
-    /// Or why there is none: a next token may be there all the same.
+    /// Or why there is none. A next token may be there even then.
     bearer: Result<Arc<str>, VcdError>,
     life: Option<Duration>,
-    /// The token for the next login, if VCD names one.
+    /// The token for the next login, if VCD sends one.
     next: Option<Secret>,
 }
 
 impl Session {
-    /// No I/O yet.
+    /// Does no I/O.
     pub(super) fn new() -> Self {
         let state = State {
             version: None,
@@ -135,8 +137,8 @@ impl Session {
         Self { state: Mutex::new(state), ended: AtomicU64::new(0) }
     }
 
-    /// The pass in force. It logs in if there is none, if it is old, or if it is of the generation `refused`; who comes
-    /// while another thread does that waits for its end and shares it, good or bad.
+    /// The current pass. Logs in if there is none, if it is old, or if it is of the generation `refused`. A thread that
+    /// calls this while another one logs in waits and shares the result, good or bad.
     pub(super) fn pass(
         &self,
         http: &Http,
@@ -180,7 +182,7 @@ impl Session {
                 let said = errors::finish(e.clone(), &http.shown().secrets());
                 let pause = asked.unwrap_or(RENEW_PAUSE);
                 log::warn!(
-                    "{said}; the session still serves, and the next try to renew it is in {} s",
+                    "{said}; the session is still valid, and the plugin retries to renew it in {} s",
                     pause.as_secs()
                 );
                 state.renew_at = Instant::now() + pause;
@@ -194,8 +196,8 @@ impl Session {
         }
     }
 
-    /// VCD does not speak the version of `pass` any more: the same with another one, on which it is agreed at once. `None` if
-    /// there is no other.
+    /// VCD no longer supports the API version of `pass`: the same pass with another version. `None` if there is no
+    /// other.
     pub(super) fn agree_anew(&self, http: &Http, site: &Site, pass: &Pass) -> Result<Option<Pass>, VcdError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.version.as_ref() == Some(&pass.version) {
@@ -208,23 +210,23 @@ impl Session {
         Ok((version != pass.version).then(|| Pass { version, ..pass.clone() }))
     }
 
-    /// What the last login has shown the token to be, and why its next one could not be written, if so.
+    /// The kind of the token after the last login, and why its next token could not be written, if so.
     pub(super) fn token(&self) -> (TokenKind, Option<VcdError>) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         (state.kind, state.unsaved.as_ref().map(|unsaved| unsaved.error.clone()))
     }
 
-    /// Waits for the end of a login that is under way.
+    /// Waits until a current login ends.
     pub(super) fn settle(&self) {
         drop(self.state.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// The pass, which is not to be used again; `None` if there is none or another thread is logging in.
+    /// The pass, for the last time. `None` if there is none or another thread is logging in.
     pub(super) fn end(&self) -> Option<Pass> {
         self.state.try_lock().ok()?.pass.take()
     }
 
-    /// How it stands. Never waits: it says so if a thread is logging in.
+    /// The state. Never waits: it says if a thread is logging in.
     pub(super) fn view(&self, http: &Http) -> SessionView {
         let Ok(state) = self.state.try_lock() else {
             let state = SessionState::LoggingIn;
@@ -243,7 +245,7 @@ impl Session {
 }
 
 impl State {
-    /// The version to speak, agreed on if it is not yet.
+    /// The API version. Chooses one if there is none yet.
     fn version(&mut self, http: &Http, site: &Site) -> Result<Arc<str>, VcdError> {
         match &self.version {
             Some(version) => Ok(version.clone()),
@@ -270,7 +272,7 @@ impl State {
         Ok(pass)
     }
 
-    /// A login with a token that was given. Nobody could write the next one to where that is read.
+    /// A login with a token from the configuration or the environment. The next token could not be written there.
     fn trade_text(&mut self, trade: &Trade, given: &Secret) -> Result<Granted, VcdError> {
         if self.kind == TokenKind::Replaced
             && let Some(failure) = &self.failure
@@ -282,28 +284,32 @@ impl State {
         self.kind = TokenKind::Replaced;
         let place = match token::rescue(next) {
             Ok(path) => {
-                format!("the next one is in {}: name that file, or where you move it to, in token_file", path.display())
+                format!(
+                    "the next one is in {}: set token_file to this file, or to the path to which you move it",
+                    path.display()
+                )
             }
             Err(why) => format!(
-                "the next one could not be kept ({why}): make another one in VCD, in a file that token_file names"
+                "the next one could not be saved ({why}): create another one in VCD, and put it into a file for token_file"
             ),
         };
-        let why = "VCD takes this token once, as one of a service account, which token and VCD_TOKEN cannot keep";
+        let why =
+            "VCD accepts this token once, as one of a service account; token and VCD_TOKEN cannot save the next one";
         let text = format!("{why}; {place}. No login works until then");
         let error = errors::own(ErrorKind::Auth, trade.what(), text);
-        // Uncut.
+        // The full text, not cut.
         log::error!("{error}");
         Err(error)
     }
 
-    /// A login with the token in a file, where the next one is written if VCD gives one.
+    /// A login with the token in a file. If VCD sends a next token, it is written there.
     fn trade_file(&mut self, trade: &Trade, path: &Path) -> Result<Granted, VcdError> {
         let wrong = |why: String| errors::own(ErrorKind::Auth, trade.what(), format!("token_file {why}"));
         let known = trade.settings.token.read().map_err(wrong)?;
         if self.lasting.as_ref() == Some(&known) {
             let granted = trade.exchange(&known)?;
             if let Some(next) = &granted.next {
-                // It was not so until now.
+                // The file was readable until now.
                 let written = Held::take(path, trade.deadline).map_err(|_| "it cannot be read".to_owned());
                 self.written(trade.what(), path, known, next, written.and_then(|held| held.replace(next)));
                 (self.kind, self.lasting) = (TokenKind::Replaced, None);
@@ -314,13 +320,13 @@ impl State {
             token::Refused::File(why) => wrong(why),
             token::Refused::Busy => {
                 let text = format!(
-                    "other processes log in with token_file {} all the time: give each plugin a token of its own",
+                    "other processes keep logging in with token_file {}: use a separate token for each plugin",
                     path.display()
                 );
                 errors::own(ErrorKind::Unavailable, trade.what(), text)
             }
         })?;
-        // Whoever has written another one has taken care of it.
+        // If another process has written another token, that one is responsible for it.
         self.unsaved.take_if(|unsaved| unsaved.spent != *held.token());
         let shown = self.unsaved.as_ref().map_or(held.token(), |unsaved| &unsaved.token).clone();
         let mut traded = trade.exchange(&shown);
@@ -328,7 +334,7 @@ impl State {
             && e.kind == ErrorKind::Auth
         {
             let said = errors::finish(e.clone(), &trade.http.shown().secrets());
-            log::warn!("{said}; an earlier process left a newer token beside token_file, which is tried");
+            log::warn!("{said}; the plugin tries a newer token that an earlier process left beside token_file");
             traded = trade.exchange(earlier);
         }
         let granted = match traded {
@@ -356,7 +362,7 @@ impl State {
         Ok(granted)
     }
 
-    /// Notes whether a new token is in its file. If not, it is put elsewhere, and told.
+    /// Records whether a new token is in its file. If not, saves it elsewhere and reports it.
     fn written(&mut self, what: String, path: &Path, spent: Secret, next: &Secret, written: Result<(), String>) {
         let before = self.unsaved.take();
         let old = before.and_then(|unsaved| unsaved.rescue);
@@ -365,28 +371,31 @@ impl State {
             let place = match &rescue {
                 Ok(rescue) => format!("if the plugin ends before that, move {} to token_file", rescue.display()),
                 Err(why) => {
-                    format!("the plugin alone has it ({why}): if it ends before that, make another token in VCD")
+                    format!(
+                        "only the plugin's memory has it ({why}): if the plugin ends before that, create another token in VCD"
+                    )
                 }
             };
             let path = path.display();
             let text = format!(
-                "token_file {path}: VCD takes the token in it no more, and the next one could not be written ({why}). The plugin \
-                 goes on with it, and tries again to write it every {} s: let it write this file and its folder; {place}",
+                "token_file {path}: VCD no longer accepts the token in it, and the next one could not be written ({why}). The \
+                 plugin uses the next one and retries to write it every {} s: allow it to write this file and its folder; \
+                 {place}",
                 SAVE_PAUSE.as_secs()
             );
             let error = errors::own(ErrorKind::Auth, what, text);
             log::error!("{error}");
             let rescue = rescue.ok();
             self.unsaved = Some(Unsaved { token: next.clone(), spent, rescue, tried: Instant::now(), error });
-        } else if let Some(old) = &old {
-            log::info!("token_file {}: the token is in it again; {} is removed", path.display(), old.display());
         }
-        if let Some(old) = old {
-            let _ = fs::remove_file(old);
+        let Some(old) = old else { return };
+        let _ = fs::remove_file(&old);
+        if self.unsaved.is_none() {
+            log::info!("token_file {}: the new token is in it now; {} is deleted", path.display(), old.display());
         }
     }
 
-    /// Tries again to write a token that could not be written.
+    /// Retries the write of a token that could not be written.
     fn save(&mut self, settings: &Settings, site: &Site) {
         let Token::File(path) = &settings.token else { return };
         let Some(unsaved) = &mut self.unsaved else { return };
@@ -421,12 +430,12 @@ impl Trade<'_> {
     }
 }
 
-/// What a login tries, on what.
+/// The action and its object for the errors of a login.
 fn login(settings: &Settings, site: &Site) -> String {
     format!("log in to org {:?} at {}", settings.org, site.root)
 }
 
-/// How old a bearer may become that VCD ends after `life`; `most` is the configured age.
+/// Age at which a bearer token is renewed that VCD ends after `life`. `most` is the configured age.
 fn renewal(life: Option<Duration>, most: Duration) -> Duration {
     let early = life.map(|life| life.saturating_sub(MAX_RENEW_MARGIN.min(life / 10)));
     early.map_or(most, |early| early.min(most))
@@ -467,13 +476,13 @@ fn agree(http: &Http, site: &Site) -> Result<Arc<str>, VcdError> {
     let document = xml::read(&got.body).map_err(&unusable)?;
     let (version, is_newer) = choose(document.root_element()).map_err(unusable)?;
     if is_newer {
-        log::warn!("VCD speaks API version {version}, which is newer than this plugin knows, and none that it knows");
+        log::warn!("VCD offers no API version that this plugin knows; it uses {version}, which is newer");
     }
     Ok(version)
 }
 
-/// The version to speak, of those in a `SupportedVersions` element, and whether it is a newer one than those known here. A
-/// deprecated one is taken only if there is no other that is known; one that is not finished (alpha) never.
+/// The API version to use, of those in a `SupportedVersions` element, and whether it is newer than those known here. A
+/// deprecated one is used only if no other is known. An alpha version is never used.
 fn choose(root: roxmltree::Node) -> Result<(Arc<str>, bool), String> {
     if xml::local(root) != "SupportedVersions" {
         return Err(format!("not a list of versions but {}", xml::local(root)));
@@ -485,7 +494,7 @@ fn choose(root: roxmltree::Node) -> Result<(Arc<str>, bool), String> {
         Some((number, xml::attribute(info, "deprecated") == Some("true"), name))
     });
     let (usable, old): (Vec<_>, Vec<_>) = offered.partition(|(number, ..)| *number >= OLDEST);
-    // Of those that nobody knows here yet, the nearest to what is known.
+    // Of the unknown versions, the one nearest to the known ones.
     let best = usable.into_iter().min_by_key(|((major, minor), deprecated, _)| {
         let known = MAJORS.iter().position(|known| known == major);
         let rank = known.map_or(u64::from(*major), |at| at as u64);
@@ -493,15 +502,15 @@ fn choose(root: roxmltree::Node) -> Result<(Arc<str>, bool), String> {
     });
     match (best, old.into_iter().max()) {
         (Some(((major, _), _, name)), _) => Ok((name.into(), !MAJORS.contains(&major))),
-        (None, Some((.., name))) => Err(format!(
-            "VCD offers API versions up to {name} only; 36.1 (VCD 10.3.1) is the oldest that knows API tokens"
-        )),
-        (None, None) => Err("VCD offers no API version that is finished".into()),
+        (None, Some((.., name))) => {
+            Err(format!("VCD offers API versions up to {name} only; API tokens need 36.1 (VCD 10.3.1) or later"))
+        }
+        (None, None) => Err("VCD offers no released API version".into()),
     }
 }
 
 impl Trade<'_> {
-    /// Shows `token` to VCD for a bearer.
+    /// Exchanges `token` for a bearer token.
     fn exchange(&self, token: &Secret) -> Result<Granted, VcdError> {
         let (http, site, settings) = (self.http, self.site, self.settings);
         http.shown().token = Some(token.clone());
@@ -528,7 +537,7 @@ impl Trade<'_> {
         if let Some(page) = errors::web_page(&got.body) {
             return Err(unusable(page));
         }
-        let none = || unusable("the answer holds no usable access token".into());
+        let none = || unusable("the answer contains no usable access token".into());
         let json: serde_json::Value = serde_json::from_str(&got.body).map_err(|_| none())?;
         let word = |key: &str| {
             let word = json.get(key).and_then(|t| t.as_str());
@@ -542,18 +551,18 @@ impl Trade<'_> {
     }
 }
 
-/// The token, the org or the user was refused: trying again at once will not help.
+/// VCD rejected the token, the org or the user. An immediate retry does not help.
 fn login_refused(what: &str, settings: &Settings, got: &Received) -> VcdError {
     let mut error = errors::refused(what, Stage::Read, got);
     match got.status {
         404 => {
             error.kind = ErrorKind::Auth;
-            error.text = format!("it knows no token endpoint of org {:?}: {}", settings.org, error.text);
+            error.text = format!("VCD has no token endpoint for org {:?}: {}", settings.org, error.text);
         }
         400 | 401 | 403 if Said::of_body(&got.body).is_some() || got.status == 401 => {
             error.kind = ErrorKind::Auth;
-            // VCD does not tell an unknown org from a token that is not of it.
-            error.text = format!("the API token was refused, or is not one of org {:?}: {}", settings.org, error.text);
+            // VCD answers the same for an unknown org and for a token of another org.
+            error.text = format!("VCD rejected the API token, or it is not of org {:?}: {}", settings.org, error.text);
         }
         _ if error.kind != ErrorKind::Limit => error.kind = ErrorKind::Unavailable,
         _ => {}
@@ -561,7 +570,7 @@ fn login_refused(what: &str, settings: &Settings, got: &Received) -> VcdError {
     error
 }
 
-/// What the login or the versions answer says nothing about the thing that the caller asked for.
+/// The answer to the login or the version request says nothing about the object of the caller's request.
 fn not_from_here(mut error: VcdError) -> VcdError {
     if error.kind != ErrorKind::Limit {
         error.kind = ErrorKind::Unavailable;
@@ -609,9 +618,11 @@ mod tests {
 
     #[test]
     fn no_common_version_is_said_clearly() {
-        assert!(chosen(&[("9.0", false), ("36.0", false)]).unwrap_err().contains("up to 36.0 only; 36.1"));
-        assert!(chosen(&[("39.0.0-alpha-1", false)]).unwrap_err().contains("no API version"));
-        assert!(chosen(&[]).unwrap_err().contains("no API version"));
+        assert!(
+            chosen(&[("9.0", false), ("36.0", false)]).unwrap_err().contains("up to 36.0 only; API tokens need 36.1")
+        );
+        assert!(chosen(&[("39.0.0-alpha-1", false)]).unwrap_err().contains("no released API version"));
+        assert!(chosen(&[]).unwrap_err().contains("no released API version"));
         assert!(choose(xml::read("<html/>").unwrap().root_element()).unwrap_err().contains("html"));
     }
 

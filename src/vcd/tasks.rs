@@ -1,4 +1,4 @@
-//! The states of tasks: one query for many, one `GET` for each that the query does not tell enough about.
+//! The states of tasks: one query for many, and one `GET` for each task that the query does not show in full.
 
 use super::errors::{self, Said, Stage};
 use super::query::{self, has_prefix};
@@ -9,19 +9,19 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use ureq::http::Method;
 
-/// True for a status that does not change any more. A status that is not known counts as going on.
+/// True for a final status. An unknown status counts as running.
 pub(super) fn is_over(status: &str) -> bool {
     matches!(status, "success" | "error" | "aborted" | "canceled")
 }
 
 impl Client {
-    /// The state of each task, in the order asked. An error if none could be read.
+    /// The state of each task, in the given order. An error if none could be read.
     pub(super) fn tasks(&self, call: &Call, asked: &[Href]) -> Result<Vec<Task>, VcdError> {
         if asked.len() > MAX_TASKS_ASKED {
-            let why = format!("{} tasks, but at most {MAX_TASKS_ASKED} are asked about at once", asked.len());
+            let why = format!("{} tasks, but at most {MAX_TASKS_ASKED} are allowed in one request", asked.len());
             return Err(errors::own(ErrorKind::Invalid, call.what.clone(), why));
         }
-        // A single task costs one request either way, and its own document tells more.
+        // A single task costs one request either way, and its own document shows more.
         let told = if asked.len() > 1 { self.task_records(call)? } else { HashMap::new() };
         let mut all = Vec::with_capacity(asked.len());
         let mut unread = Vec::new();
@@ -29,13 +29,13 @@ impl Client {
             let state = match told.get(last_part(href)).map(String::as_str) {
                 Some("success") => TaskState::Success,
                 Some(status) if !is_over(status) => TaskState::Running,
-                // Not told, or failed: its document says why.
+                // It is missing or has failed: its document shows why.
                 _ => match self.task(call, href) {
                     Ok(state) => state,
-                    // One document that VCD does not give must not hide how the others ended.
+                    // One document that VCD does not return must not hide the results of the others.
                     Err(e) if e.kind == ErrorKind::Protocol || (e.status >= 500 && !told.is_empty()) => {
-                        // Not its text: what leaves the client is cleaned first.
-                        log::debug!("{}: one cannot be read ({}): it counts as going on", call.what, e.status);
+                        // Without the error text: texts must not leave the client before the secrets are taken out.
+                        log::debug!("{}: one cannot be read ({}): it counts as running", call.what, e.status);
                         unread.push(e);
                         TaskState::Running
                     }
@@ -52,8 +52,8 @@ impl Client {
         Ok(all)
     }
 
-    /// Status by task id: the latest tasks of the group's vApps. Empty where VCD refuses the query, which is then not
-    /// sent again.
+    /// Status by task id: the latest tasks of the group's vApps. Empty if VCD rejects the query, which is then not sent
+    /// again.
     fn task_records(&self, call: &Call) -> Result<HashMap<String, String>, VcdError> {
         let mut told = HashMap::new();
         if self.no_task_query.load(Ordering::Relaxed) {
@@ -73,8 +73,12 @@ impl Client {
         match result {
             Ok(_) => Ok(told),
             Err(e) if is_refusal(&e) => {
-                log::debug!("{}: the task query is refused, tasks are asked one by one: {}", call.what, e.status);
-                // A 500 may pass.
+                log::debug!(
+                    "{}: VCD rejects the task query; the plugin reads tasks one by one: {}",
+                    call.what,
+                    e.status
+                );
+                // A 500 may be temporary.
                 self.no_task_query.fetch_or(e.status < 500, Ordering::Relaxed);
                 Ok(HashMap::new())
             }
@@ -84,7 +88,7 @@ impl Client {
 
     fn task(&self, call: &Call, href: &Href) -> Result<TaskState, VcdError> {
         let got = match self.send(call, Method::GET, href, None) {
-            // VCD forgets tasks, and then may say so as if they were somebody else's.
+            // VCD forgets old tasks, and may then answer as if they belonged to another user.
             Err(e) if matches!(e.kind, ErrorKind::NotFound | ErrorKind::Forbidden) => return Ok(TaskState::Unknown),
             other => other?,
         };

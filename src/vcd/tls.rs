@@ -1,8 +1,8 @@
-//! What stands beneath ureq: TLS by rustls with the public roots, the system's and the user's own, which ureq itself cannot
-//! combine; the look-up of names without a thread for each; and the mark on errors of connections that never stood. It sends
+//! The layer below ureq: TLS by rustls with the public CAs, the system's and the user's, which ureq itself cannot
+//! combine; lookups of host names without an extra thread; and the marker on errors of failed connections. It sends
 //! nothing by itself.
 
-// The fuzzer's wire has neither names nor TLS.
+// The fuzzer's wire has neither host names nor TLS.
 #![cfg_attr(fuzzing, allow(dead_code))]
 
 use crate::crypto;
@@ -30,9 +30,9 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Error, Timeout};
 
-/// A `ca_file` may have so many bytes, some 500 certificates; of the system's, the rest is not read.
+/// Maximum size of a `ca_file`, in bytes: some 500 certificates. Of the system's file the rest is not read.
 const MAX_CA_FILE: u64 = 1024 * 1024;
-/// Where systems keep the CAs that they trust: the first one that is there counts.
+/// The system's CA files. The first existing one counts.
 const BUNDLES: [&str; 6] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -41,14 +41,14 @@ const BUNDLES: [&str; 6] = [
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
-/// Names another such file.
+/// The environment variable with another such file.
 const BUNDLE_VARIABLE: &str = "SSL_CERT_FILE";
-/// So many addresses of a host are tried.
+/// Maximum number of IP addresses of a host name that are tried.
 const MAX_ADDRESSES: usize = 8;
-/// An address that was looked up is used for so long.
+/// An IP address is looked up again after this time.
 const ADDRESS_LIFE: Duration = Duration::from_secs(30);
 
-/// What the server's certificate is held against.
+/// The TLS settings with the trusted CAs.
 pub(super) fn config(ca_file: Option<&Path>, skip_verify: bool) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(crypto::provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -70,8 +70,8 @@ pub(super) fn config(ca_file: Option<&Path>, skip_verify: bool) -> Result<Arc<Cl
     Ok(Arc::new(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()))
 }
 
-/// Adds what the machine trusts beside the public roots, such as a company's own CA. A system without such a file, or with
-/// one that cannot be read, trusts nothing more.
+/// Adds the CAs that the system trusts in addition to the public ones, such as a company's own CA. If the file is
+/// missing or unreadable, nothing is added.
 fn add_systems(roots: &mut RootCertStore, named: Option<PathBuf>) {
     let known = || BUNDLES.iter().map(Path::new).find(|path| path.is_file()).map(Path::to_owned);
     let (level, path) = match named {
@@ -86,20 +86,22 @@ fn add_systems(roots: &mut RootCertStore, named: Option<PathBuf>) {
     let (place, added) = (path.display(), roots.len() - before);
     match read {
         Ok(passed_over) => {
-            log::debug!("{place}: {added} CAs are trusted beside the public ones, {passed_over} cannot be read");
+            log::debug!(
+                "{place}: {added} CAs are trusted in addition to the public ones, {passed_over} cannot be read"
+            );
         }
         Err(e) => log::log!(level, "{place}: {e}: {added} CAs in it are trusted"),
     }
 }
 
-/// Adds the CAs that are not there yet, one by one: a system has some 150, and few are its own. Returns how many
-/// certificates were passed over.
+/// Adds the CAs that are missing, one by one: a system has some 150, and few are its own. Returns the number of
+/// certificates that were skipped.
 fn add_new(roots: &mut RootCertStore, pem: &mut dyn BufRead) -> io::Result<usize> {
     let mut passed_over = 0;
     for certificate in CertificateDer::pem_reader_iter(pem) {
         let added = match certificate {
             Ok(certificate) => roots.add(certificate).is_ok(),
-            // It would come again and again.
+            // The error would repeat without end.
             Err(pem::Error::Io(e)) => return Err(e),
             Err(_) => false,
         };
@@ -143,10 +145,10 @@ fn add_pem(roots: &mut RootCertStore, pem: &[u8]) -> Result<Vec<CertificateDer<'
         roots.add(certificate.clone()).map_err(|e| format!("certificate {}: {e}", n + 1))?;
         all.push(certificate);
     }
-    if all.is_empty() { Err("holds no PEM certificate".into()) } else { Ok(all) }
+    if all.is_empty() { Err("contains no PEM certificate".into()) } else { Ok(all) }
 }
 
-/// The reader's own words quote the text byte by byte, and it may be that of a key.
+/// The error text of the PEM reader quotes bytes of the file, which may be a private key.
 fn malformed(error: &pem::Error) -> &'static str {
     match error {
         pem::Error::MissingSectionEnd { .. } => "the END line of a block is missing",
@@ -156,15 +158,15 @@ fn malformed(error: &pem::Error) -> &'static str {
     }
 }
 
-/// For `fuzz/`: what `ca_file` would hold.
+/// For `fuzz/`: the content of a `ca_file`.
 #[cfg(fuzzing)]
 pub fn read_certificates(pem: &[u8]) -> Result<usize, String> {
     let mut roots = RootCertStore::empty();
     add_pem(&mut roots, pem).map(|_| roots.len())
 }
 
-/// Holds a server's certificate against the roots. One that is itself in `ca_file` need not be another's: private
-/// installations sign their own, and call it a CA and a server in one, which no path of CAs leads to.
+/// Verifies a server's certificate against the CAs. A certificate that is itself in `ca_file` needs no other CA:
+/// private installations sign their own, as CA and server in one, and no chain of CAs leads to those.
 #[derive(Debug)]
 struct Named {
     by_roots: Arc<WebPkiServerVerifier>,
@@ -181,7 +183,7 @@ impl ServerCertVerifier for Named {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         match self.by_roots.verify_server_cert(certificate, others, name, ocsp, now) {
-            // Found when the dates were found right, and before the name is looked at.
+            // This error comes after the check of the dates, and before that of the name.
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(why)))
                 if why.0.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity)
                     && self.named.contains(certificate) =>
@@ -216,7 +218,7 @@ impl ServerCertVerifier for Named {
     }
 }
 
-/// Believes every certificate, but not a wrong signature: `insecure_skip_tls_verify`.
+/// Accepts every certificate, but no wrong signature: `insecure_skip_tls_verify`.
 #[derive(Debug)]
 struct Trusting(Arc<CryptoProvider>);
 
@@ -255,7 +257,7 @@ impl ServerCertVerifier for Trusting {
     }
 }
 
-/// Puts TLS over a connection to an `https` place, also over a proxy's tunnel.
+/// Adds TLS to a connection for `https`, also inside a proxy's tunnel.
 #[derive(Debug)]
 pub(super) struct TlsConnector(pub(super) Arc<ClientConfig>);
 
@@ -268,7 +270,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
             return Ok(Some(Either::A(below)));
         }
         let host = details.uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let name = ServerName::try_from(host).map_err(|_| Error::Tls("the host's name is not valid"))?.to_owned();
+        let name = ServerName::try_from(host).map_err(|_| Error::Tls("the host name is not valid"))?.to_owned();
         let mut session = ClientConnection::new(self.0.clone(), name).map_err(io::Error::other)?;
         let mut below = TransportAdapter::new(below.boxed(), details.current_time.clone());
         below.set_timeout(details.timeout);
@@ -279,7 +281,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
     }
 }
 
-/// An error of a connection that never stood: nothing was sent on it.
+/// An error of a failed connection: nothing was sent on it.
 #[derive(Debug)]
 pub(super) struct NotConnected(Error);
 
@@ -297,7 +299,8 @@ impl fmt::Display for NotConnected {
 
 impl std::error::Error for NotConnected {}
 
-/// Marks each error of a connector: later ones, such as a reset, look the same, and the request may have been sent.
+/// Marks each error of a connector: later errors, such as a reset, look the same, but the request may have been sent
+/// then.
 #[derive(Debug)]
 pub(super) struct Marking<C>(pub(super) C);
 
@@ -349,12 +352,12 @@ impl Transport for Tls {
     }
 }
 
-/// Looks a name up on the thread that asks, where ureq's own starts a thread for each request. The system's resolver
-/// bounds the look-up; one that took longer than the request may take fails it.
+/// Looks up a host name on the calling thread. ureq's own resolver starts a thread for each request. The system limits
+/// the duration; a lookup that takes longer than the request's timeout fails the request.
 #[derive(Default)]
 pub(super) struct Lookup(Mutex<Option<Found>>);
 
-/// What a name was last found to mean.
+/// The last result for a host name.
 struct Found {
     place: String,
     at: Instant,
@@ -417,7 +420,7 @@ mod tests {
         let large = " ".repeat(MAX_CA_FILE as usize + 1);
         for (name, text, wrong) in [
             ("empty.pem", " \n", "is empty"),
-            ("key.pem", key, "holds no PEM certificate"),
+            ("key.pem", key, "contains no PEM certificate"),
             ("broken.pem", broken, "certificate 1: "),
             ("cut.pem", "-----BEGIN EC PRIVATE KEY-----\nQUJD\n", "certificate 1: the END line of a block is missing"),
             ("start.pem", "-----BEGIN PRIVATE", "certificate 1: the BEGIN line of a block is damaged"),

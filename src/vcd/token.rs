@@ -1,6 +1,6 @@
-//! The token: what its file may hold, the lock on it, and the next one that VCD gives for it. A service account's token is
-//! good for one login, whose answer brings the next: whoever loses that one has to make the account's token anew. This knows
-//! nothing of HTTP.
+//! The token: the content of its file, the lock on it, and the next token from VCD. A service account's token is valid
+//! for one login, whose answer contains the next one. If that one is lost, a person has to create a new token for the
+//! account. This module knows nothing about HTTP.
 
 use super::http::USER_AGENT;
 use crate::cloud::Secret;
@@ -11,24 +11,25 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-/// The file that holds the token may have so many bytes.
+/// Maximum size of the token file, in bytes.
 const MAX_TOKEN_FILE: u64 = 16 * 1024;
-/// A login waits so long for those of other processes with a token of the same folder.
+/// Maximum time that a login waits for logins of other processes with a token in the same folder.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
-/// Pause between two tries for the lock.
+/// Pause between two attempts to get the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
-/// Where the token of a user of the org, or of a service account, is had from.
+/// The source of the token of a user or a service account.
 #[derive(Clone, Debug)]
 pub enum Token {
-    /// It was given.
+    /// The text itself.
     Text(Secret),
-    /// It is in this file, read again for each login: by itself, or as VMware's SDK and Terraform provider write it.
+    /// A file, read again for each login. It contains the token alone, or JSON as VMware's SDK and Terraform provider
+    /// write it.
     File(PathBuf),
 }
 
 impl Token {
-    /// The token as it is now. The error names the file, and says what is wrong with it.
+    /// The current token. The error names the file and its mistake.
     pub fn read(&self) -> Result<Secret, String> {
         match self {
             Token::Text(token) => Ok(token.clone()),
@@ -37,10 +38,10 @@ impl Token {
     }
 }
 
-/// What a token's file holds.
+/// The content of a token file.
 struct Content {
     token: Secret,
-    /// The rest, if it is JSON.
+    /// The other fields, if it is JSON.
     json: Option<Map<String, Value>>,
 }
 
@@ -63,15 +64,17 @@ impl Content {
         if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) || bytes.contains(&0) {
             return Err("is UTF-16, not UTF-8".into());
         }
-        let strange = || "holds more than one word, or characters that no token has".to_owned();
-        // Some editors put a mark before the text.
+        let strange = || "contains more than one word, or characters that a token cannot have".to_owned();
+        // Some editors write a byte order mark before the text.
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let text = std::str::from_utf8(bytes).map_err(|_| strange())?.trim();
         if text.is_empty() {
             return Err("is empty".into());
         }
         let json = match text.starts_with('{') {
-            true => Some(serde_json::from_str::<Map<String, Value>>(text).map_err(|e| format!("is no JSON: {e}"))?),
+            true => {
+                Some(serde_json::from_str::<Map<String, Value>>(text).map_err(|e| format!("is not valid JSON: {e}"))?)
+            }
             false => None,
         };
         let token = match &json {
@@ -82,10 +85,10 @@ impl Content {
             return Err("is JSON without refresh_token".into());
         }
         if token.starts_with(['"', '\'', '\u{201c}']) {
-            return Err("holds quotes around the token".into());
+            return Err("contains quotes around the token".into());
         }
         if is_assignment(token) {
-            return Err("holds NAME= before the token".into());
+            return Err("contains NAME= before the token".into());
         }
         if !token.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(strange());
@@ -98,10 +101,10 @@ impl Content {
         kind.is_some_and(|kind| kind.eq_ignore_ascii_case("service account"))
     }
 
-    /// The same with another token, as it is written into the file.
+    /// The same content with another token, for the file.
     fn with(&self, token: &Secret) -> String {
         let Some(mut json) = self.json.clone() else { return format!("{}\n", token.reveal()) };
-        // That session is of the token that was.
+        // That session belongs to the old token.
         for old in ["access_token", "expires_in"] {
             json.remove(old);
         }
@@ -116,7 +119,7 @@ impl Content {
     }
 }
 
-/// True of `NAME=TOKEN` and `export NAME=TOKEN`, as files for a shell have it. A token itself may end in `=`.
+/// True for `NAME=TOKEN` and `export NAME=TOKEN`, as in shell files. A token itself may end in `=`.
 fn is_assignment(text: &str) -> bool {
     let Some((name, value)) = text.strip_prefix("export ").unwrap_or(text).split_once('=') else { return false };
     let name = name.trim();
@@ -124,22 +127,22 @@ fn is_assignment(text: &str) -> bool {
     !value.trim_matches('=').is_empty() && name.starts_with(|c: char| !c.is_ascii_digit()) && name.chars().all(is_name)
 }
 
-/// The token's file while a login uses it: no other login on this machine does. What is to be written later is made ready
-/// before the login, so that little can come between VCD's answer and the file.
+/// The token file during a login. No other login on this machine uses it at the same time. The next file is prepared
+/// before the login, so that little can fail between VCD's answer and the write.
 pub(super) struct Held {
-    /// The file itself, where links lead.
+    /// The file itself, after symbolic links.
     path: PathBuf,
     content: Content,
-    /// What an earlier process had from VCD and did not come to put in the file's place.
+    /// A token that an earlier process got from VCD but did not put into the file.
     earlier: Option<Secret>,
-    /// What takes the file's place, or why there can be nothing.
+    /// The file that replaces it, or why there is none.
     next: Result<File, String>,
-    /// The folder, which stays when files in it take each other's place.
+    /// The folder. It stays the same when its files are replaced.
     _lock: Option<File>,
 }
 
 impl Held {
-    /// Waits for the lock, until `deadline` at most, then reads the file: another process may have replaced it.
+    /// Waits for the lock until `deadline`, then reads the file: another process may have replaced it.
     pub(super) fn take(path: &Path, deadline: Instant) -> Result<Held, Refused> {
         let wrong = |why: String| Refused::File(format!("{}: {why}", path.display()));
         let real = fs::canonicalize(path).map_err(|e| wrong(e.to_string()))?;
@@ -153,8 +156,8 @@ impl Held {
             && content.is_of_service_account()
         {
             return Err(wrong(format!(
-                "VCD gives a service account another token at each login, and it could not be written: {}: {why}; nobody has \
-                 logged in",
+                "VCD replaces a service account's token at each login, and the next one could not be written: {}: {why}; the \
+                 plugin did not log in",
                 beside.display()
             )));
         }
@@ -166,20 +169,20 @@ impl Held {
         &self.content.token
     }
 
-    /// A newer one, for when VCD refuses that: it was got, and not put in its place.
+    /// A newer token that was never put into the file, for the case that VCD rejects the one in the file.
     pub(super) fn earlier(&self) -> Option<&Secret> {
         self.earlier.as_ref()
     }
 
-    /// The token stays as it is: nothing takes its place.
+    /// Keeps the token as it is.
     pub(super) fn keep(self) {
         if self.next.is_ok() {
             let _ = fs::remove_file(beside(&self.path));
         }
     }
 
-    /// Puts `token` in the file's place, at once and as a whole; if that cannot be, into the file as it is. The error says
-    /// why neither can be.
+    /// Replaces the file with one that contains `token`, atomically. If that fails, writes into the existing file. The
+    /// error says why both failed.
     pub(super) fn replace(self, token: &Secret) -> Result<(), String> {
         let text = self.content.with(token);
         let put = |file: &mut File| -> io::Result<()> {
@@ -193,7 +196,7 @@ impl Held {
             put(&mut file).and_then(|()| fs::rename(&beside, &self.path)).map_err(|e| e.to_string())
         });
         let Err(why) = by_rename else {
-            // Else a loss of power could undo it.
+            // Otherwise a power loss could undo it.
             let folder = self.path.parent().map(File::open);
             let synced = folder.map(|folder| folder.and_then(|folder| folder.sync_all()));
             if let Some(Err(e)) = synced {
@@ -201,7 +204,7 @@ impl Held {
             }
             return Ok(());
         };
-        // A file that is mounted by itself cannot be replaced, but written.
+        // A file with a mount of its own can be written, but not replaced.
         match OpenOptions::new().write(true).open(&self.path).and_then(|mut file| put(&mut file)) {
             Ok(()) => {
                 let _ = fs::remove_file(&beside);
@@ -214,20 +217,20 @@ impl Held {
 
 /// Why there is no token.
 pub(super) enum Refused {
-    /// What is wrong with the file, which it names.
+    /// The mistake in the file. It names the file.
     File(String),
     /// Another process logs in with it.
     Busy,
 }
 
-/// Where the next content of `path` stands before it takes the place.
+/// The path of the next content of `path` before it replaces the file.
 fn beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.next"))
 }
 
-/// Makes the file that is to take the place of `path`: for its owner alone, with room for what will be in it. What is in it
-/// already stays, unless it is `fresh`.
+/// Creates the file that will replace `path`: readable for its owner only, with space for the content. Existing content
+/// stays unless it is `fresh`.
 fn reserve(path: &Path, beside: &Path, fresh: bool) -> Result<File, String> {
     let make = || -> io::Result<File> {
         let mut options = OpenOptions::new();
@@ -255,7 +258,8 @@ fn reserve(path: &Path, beside: &Path, fresh: bool) -> Result<File, String> {
     make().map_err(|e| e.to_string())
 }
 
-/// Locks a folder against the other processes that do. `None` if one holds it all the time; nothing where there are no locks.
+/// Locks a folder against other processes that use this lock. `None` if one holds it the whole time. Does nothing where
+/// locks do not exist.
 fn lock(folder: &Path, deadline: Instant) -> Option<Option<File>> {
     #[cfg(target_os = "linux")]
     if let Ok(file) = File::open(folder) {
@@ -278,7 +282,7 @@ fn lock(folder: &Path, deadline: Instant) -> Option<Option<File>> {
     Some(None)
 }
 
-/// Writes a token that has no other place into a file of its own, for its owner alone.
+/// Writes a token that has no other place into a separate file, readable for its owner only.
 pub(super) fn rescue(token: &Secret) -> Result<PathBuf, String> {
     if cfg!(fuzzing) {
         return Err("not while fuzzing".into());
@@ -334,15 +338,15 @@ mod tests {
             (b"\xff\xfea\0b\0", "is UTF-16"),
             (b"\xfe\xff\0a\0b", "is UTF-16"),
             (b"a\0b\0", "is UTF-16"),
-            (b"\"s3cret\"", "holds quotes"),
-            (b"'s3cret'", "holds quotes"),
-            ("\u{201c}s3cret\u{201d}".as_bytes(), "holds quotes"),
-            (b"VCD_TOKEN=s3cret", "holds NAME="),
-            (b"export token = s3cret", "holds NAME="),
+            (b"\"s3cret\"", "contains quotes"),
+            (b"'s3cret'", "contains quotes"),
+            ("\u{201c}s3cret\u{201d}".as_bytes(), "contains quotes"),
+            (b"VCD_TOKEN=s3cret", "contains NAME="),
+            (b"export token = s3cret", "contains NAME="),
             (b"two words", "more than one word"),
-            (b"\x01", "characters that no token has"),
-            (b"\xe4", "characters that no token has"),
-            (b"{\"refresh_token\": s3cret", "is no JSON"),
+            (b"\x01", "characters that a token cannot have"),
+            (b"\xe4", "characters that a token cannot have"),
+            (b"{\"refresh_token\": s3cret", "is not valid JSON"),
             (b"{\"access_token\": \"s3cret\"}", "without refresh_token"),
             (b"{\"refresh_token\": 7}", "without refresh_token"),
             (b"{\"refresh_token\": \"s3cret s3cret\"}", "more than one word"),

@@ -1,4 +1,5 @@
-//! Looking at vApps and VMs: the poll of a whole group, the search for a name, the look at one vApp. Nothing is changed.
+//! Reads of vApps and VMs: the poll of a whole group, the search for a name, the lookup of one vApp. They change
+//! nothing.
 
 use super::change::{LABEL_KEY, MARK_KEY};
 use super::errors::{self, Stage};
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use ureq::http::Method;
 
-/// What is used of a vApp's record: where metadata is asked for, all else must be, too.
+/// The attributes of a vApp's record that are used. A query for metadata has to list them.
 const VAPP_FIELDS: &str = "name,status,isBusy,creationDate";
 
 /// The `operationName` of the task that deletes a vApp.
@@ -21,32 +22,36 @@ const DELETE_VAPP: &str = "vdcDeleteVapp";
 /// That of tasks that suspend a vApp.
 const SUSPEND_VAPP: &str = "vappSuspend";
 
-/// A search for one name looks at no more vApps than this.
+/// Maximum number of vApps that a search for one name looks up.
 pub const MAX_FOUND: usize = 4;
 
 impl Client {
-    /// All VMs whose vApp carries the prefix, and, with `vapps`, all such vApps.
+    /// All VMs whose vApp has the prefix, and, with `vapps`, all such vApps.
     pub(super) fn poll(&self, call: &Call, vapps: bool) -> Result<Poll, VcdError> {
         let wanted = format!("{}-*", query::value(&self.settings.vapp_prefix));
         if vapps && self.settings.standby {
-            // Without a create nothing else tells that a newer template is there.
+            // Without a create, nothing else notices a newer template.
             let _ = self.names_for_create(call);
         }
         let poll = self.poll_where(call, vapps, &|attribute| format!("{attribute}=={wanted}"))?;
         Ok(Poll { source: self.known().source, ..poll })
     }
 
-    /// The VMs in the vApps of these names; all, where VCD does not take so many in a filter.
+    /// The VMs in the vApps with these names. All VMs, if VCD does not accept several names in a filter.
     pub(super) fn poll_some(&self, call: &Call, names: &[Arc<str>]) -> Result<Poll, VcdError> {
         if names.len() > MAX_NAMES_ASKED {
-            let why = format!("{} vApps, but at most {MAX_NAMES_ASKED} are asked for at once", names.len());
+            let why = format!("{} vApps, but at most {MAX_NAMES_ASKED} are allowed in one request", names.len());
             return Err(errors::own(ErrorKind::Invalid, call.what.clone(), why));
         }
         if !names.is_empty() && !self.no_names_filter.load(Ordering::Relaxed) {
             match self.poll_where(call, false, &|attribute| query::any_of(attribute, names)) {
                 Err(e) if is_refusal(&e) => {
-                    log::debug!("{}: a filter of several names is refused, all are asked for: {}", call.what, e.status);
-                    // A 500 may pass.
+                    log::debug!(
+                        "{}: VCD rejects a filter with several names; the plugin reads all: {}",
+                        call.what,
+                        e.status
+                    );
+                    // A 500 may be temporary.
                     self.no_names_filter.fetch_or(e.status < 500, Ordering::Relaxed);
                 }
                 other => return other,
@@ -55,14 +60,14 @@ impl Client {
         self.poll(call, false)
     }
 
-    /// Those that `filter` takes, by the attribute that holds a vApp's name.
+    /// Those that `filter` selects. It gets the name of the attribute with the vApp's name.
     fn poll_where(&self, call: &Call, vapps: bool, filter: &dyn Fn(&str) -> String) -> Result<Poll, VcdError> {
         let prefix = &self.settings.vapp_prefix;
         let vdc = self.names().vdc.clone();
         let place = query::value(&vdc);
         let mut poll = Poll::default();
         let mut seen = HashSet::new();
-        // The records for the provider's users do not tell whether a VM is busy: those of vApps do.
+        // The records for System users do not show whether a VM is busy. Those of vApps do.
         let mut unknown = HashSet::new();
         let vms = format!("isVAppTemplate==false;vdc=={place};{}", filter("containerName"));
         poll.now = self.records(call, "vm", &vms, &mut |record| {
@@ -98,15 +103,15 @@ impl Client {
         Ok(poll)
     }
 
-    /// Adds the vApps that the VDC's own document lists and the query service does not show.
+    /// Adds the vApps that only the VDC's own document lists, not the query service.
     fn add_unlisted(&self, call: &Call, vdc: &str, vms: &[Vm], all: &mut Vec<Vapp>) {
         let prefix = &self.settings.vapp_prefix;
         let entities = match self.entities(call, vdc, |name| has_prefix(name, prefix)) {
             Ok(entities) => entities,
-            // Without its text: what leaves the client is cleaned first.
+            // Without the error text: texts must not leave the client before the secrets are taken out.
             Err(e) => {
                 return log::warn!(
-                    "{}: the VDC's document cannot be read ({}): the records count",
+                    "{}: the VDC's document cannot be read ({}); the plugin uses the records",
                     call.what,
                     e.status
                 );
@@ -131,7 +136,7 @@ impl Client {
         }));
     }
 
-    /// vApp records with their labels: one query, or one more where the first does not show metadata.
+    /// vApp records with their metadata entries: one query, or two if the first shows no metadata.
     fn vapps_with_labels(
         &self,
         call: &Call,
@@ -144,8 +149,12 @@ impl Client {
                 Ok((vapps, has_metadata)) if has_metadata || vapps.is_empty() => return Ok(vapps),
                 Ok((vapps, _)) => all = Some(vapps),
                 Err(e) if is_refusal(&e) => {
-                    log::debug!("{}: metadata in records is refused, it is asked for apart: {}", call.what, e.status);
-                    // A 500 may pass.
+                    log::debug!(
+                        "{}: VCD rejects metadata in records; the plugin reads it separately: {}",
+                        call.what,
+                        e.status
+                    );
+                    // A 500 may be temporary.
                     self.no_metadata_field.fetch_or(e.status < 500, Ordering::Relaxed);
                 }
                 Err(e) => return Err(e),
@@ -162,8 +171,8 @@ impl Client {
         Ok(all)
     }
 
-    /// The vApps of exactly this name, each looked at. The query service may lag: what it does not show is looked for in
-    /// the VDC's own document too.
+    /// The vApps with exactly this name, each looked up. The query service may lag, so the VDC's own document is
+    /// searched too.
     pub(super) fn find(&self, call: &Call, name: &str) -> Result<Vec<Vapp>, VcdError> {
         let vdc = self.names().vdc.clone();
         let filter = format!("name=={};vdc=={}", query::value(name), query::value(&vdc));
@@ -173,7 +182,7 @@ impl Client {
             found = self.entities(call, &vdc, |n| n == name)?.into_iter().map(|(_, href)| href).collect();
         }
         if found.len() > MAX_FOUND {
-            log::warn!("{}: {} vApps have this name, {MAX_FOUND} are looked at", call.what, found.len());
+            log::warn!("{}: {} vApps have this name; the plugin looks up {MAX_FOUND}", call.what, found.len());
         }
         let mut all = Vec::new();
         for vapp in found.iter().take(MAX_FOUND) {
@@ -182,7 +191,7 @@ impl Client {
         Ok(all)
     }
 
-    /// Name and link of the vApps among the VDC's `ResourceEntities` whose name is `wanted`.
+    /// Name and link of the vApps among the VDC's `ResourceEntities` whose name `wanted` selects.
     fn entities(&self, call: &Call, vdc: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, Href)>, VcdError> {
         let got = self.send(call, Method::GET, vdc, None)?;
         let unusable = |why: String| errors::unusable(&call.what, Stage::Read, got.status, why);
@@ -201,7 +210,8 @@ impl Client {
             .collect()
     }
 
-    /// One vApp's own document; `None` if VCD does not know it. `guest`: with how far its guest is, if it is on.
+    /// The document of one vApp; `None` if VCD does not know it. `guest`: with the state of its guest, if it is powered
+    /// on.
     pub(super) fn look(&self, call: &Call, vapp: &Href, guest: bool) -> Result<Option<Vapp>, VcdError> {
         let got = match self.send(call, Method::GET, vapp, None) {
             Err(e) if e.kind == ErrorKind::NotFound => return Ok(None),
@@ -213,12 +223,12 @@ impl Client {
         if xml::local(root) != "VApp" {
             return Err(unusable(format!("not a vApp but {}", xml::local(root))));
         }
-        // Where a redirect has led elsewhere.
+        // A redirect has led to another vApp.
         if xml::attribute(root, "href").is_some_and(|href| last_part(href) != last_part(vapp)) {
             return Err(unusable("this is the document of another vApp".into()));
         }
         let children = xml::child(root, "Children");
-        // A task may hold one of the VMs only.
+        // A task may block only one of the VMs.
         let held = [root].into_iter().chain(children.into_iter().flat_map(|all| xml::children(all, "Vm")));
         let (mut tasks, mut deleting, mut suspending) = (Vec::new(), false, false);
         for task in held.filter_map(|one| xml::child(one, "Tasks")).flat_map(|tasks| xml::children(tasks, "Task")) {
@@ -231,7 +241,7 @@ impl Client {
         }
         let name = xml::attribute(root, "name").ok_or_else(|| unusable("the vApp has no name".into()))?;
         let vms: Vec<Node> = children.into_iter().flat_map(|all| xml::children(all, "Vm")).collect();
-        // Somebody may have put another one into it.
+        // A person may have added another VM.
         let own = vms.iter().find(|vm| xml::attribute(**vm, "name") == Some(name)).or(vms.first());
         let mut made = own.map(|vm| self.made(call, *vm, name)).transpose()?;
         let vms = vms.iter().map(|vm| self.link(call, xml::attribute(*vm, "href"))).collect::<Result<_, _>>()?;
@@ -257,7 +267,7 @@ impl Client {
         }))
     }
 
-    /// The mark on a vApp. Who may not read metadata sees none.
+    /// The suspend mark on a vApp. A user without the right to read metadata sees none.
     fn read_mark(&self, call: &Call, vapp: &Href) -> Result<Mark, VcdError> {
         let got = match self.send(call, Method::GET, &format!("{vapp}/metadata"), None) {
             Err(e) if is_refusal(&e) => return Ok(Mark::Running),
@@ -295,7 +305,7 @@ impl Client {
         let mut differs = hardware::difference(&self.settings, &names, vm);
         if let Some(sections) = self.product_sections(call, &href, vm)? {
             let missing = properties::missing(&self.settings, &sections);
-            differs.extend(missing.into_iter().map(|key| format!("no guest property {key:?} as it should be")));
+            differs.extend(missing.into_iter().map(|key| format!("guest property {key:?} is missing or wrong")));
         }
         Ok(Made {
             vm: href,
@@ -328,7 +338,7 @@ impl Client {
         })
     }
 
-    /// Without `fields` the records come with all attributes, but without metadata. True if any came with metadata.
+    /// Without `fields` the records have all attributes, but no metadata. True if any has metadata.
     fn vapp_records(
         &self,
         call: &Call,
@@ -370,7 +380,7 @@ impl Client {
         Ok((all, has_metadata))
     }
 
-    /// Which vApps carry the group's label. Who may not search by metadata gets none.
+    /// The vApps with the group's metadata entry. None for a user without the right to search by metadata.
     fn labelled(&self, call: &Call, filter: &str) -> Result<HashSet<Href>, VcdError> {
         let filter = format!("{filter};metadata:{LABEL_KEY}==STRING:{}", query::value(&self.settings.label));
         let mut all = HashSet::new();
@@ -381,7 +391,11 @@ impl Client {
         match result {
             Ok(_) => Ok(all),
             Err(e) if is_refusal(&e) => {
-                log::debug!("{}: the search by label is refused, labels are not seen: {}", call.what, e.status);
+                log::debug!(
+                    "{}: VCD rejects the search for the metadata entry; the plugin cannot see it: {}",
+                    call.what,
+                    e.status
+                );
                 Ok(HashSet::new())
             }
             Err(e) => Err(e),
@@ -389,23 +403,23 @@ impl Client {
     }
 }
 
-/// Whether the metadata in a record holds the group's label.
+/// Whether the metadata in a record contains the group's entry.
 fn has_label(settings: &Settings, record: Node) -> bool {
     xml::child(record, "Metadata").and_then(|all| entry(all, LABEL_KEY)) == Some(settings.label.trim())
 }
 
-/// The value of an entry of metadata.
+/// The value of a metadata entry.
 fn entry<'a>(metadata: Node<'a, '_>, key: &str) -> Option<&'a str> {
     let entry = xml::children(metadata, "MetadataEntry").find(|entry| xml::text(*entry, "Key") == Some(key))?;
     xml::text(xml::child(entry, "TypedValue")?, "Value")
 }
 
-/// The primary NIC's `ExternalIpAddress`: VCD shows it in a VM's document, not in its record.
+/// The primary NIC's `ExternalIpAddress`. VCD shows it in a VM's document, but not in its record.
 fn external(vm: Node) -> Option<IpAddr> {
     xml::text(hardware::primary_adapter(vm)?, "ExternalIpAddress")?.parse().ok()
 }
 
-/// VCD's own refusal of a query that it answers elsewhere, or its failure at it (500); not a lost connection.
+/// VCD rejects a query that it answers in another form, or fails with 500. Not a lost connection.
 pub(super) fn is_refusal(e: &VcdError) -> bool {
     let refused = matches!(e.kind, ErrorKind::Invalid | ErrorKind::Forbidden | ErrorKind::NotFound | ErrorKind::State);
     (refused && e.status != 0) || e.status == 500

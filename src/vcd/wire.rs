@@ -1,5 +1,5 @@
-//! For `fuzz/`: a wire to VCD that leads nowhere. Each request is answered by a function, in memory; nothing is looked up and
-//! nothing leaves this process.
+//! For `fuzz/`: a connection to VCD in memory. A function answers each request; no name is looked up and nothing leaves
+//! this process.
 
 use rustls::ClientConfig;
 use std::fmt;
@@ -11,7 +11,7 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport};
 use ureq::{Agent, Error};
 
-/// What VCD says to the bytes of one request; after these bytes it closes the connection if it said nothing.
+/// VCD's answer to the bytes of a request so far. Empty: more bytes are needed, or the connection closes at their end.
 pub type Answerer = Box<dyn FnMut(&[u8]) -> Vec<u8> + Send>;
 
 static ANSWERER: Mutex<Option<Answerer>> = Mutex::new(None);
@@ -53,7 +53,7 @@ struct Wire {
     buffers: LazyBuffers,
     /// The request so far.
     sent: Vec<u8>,
-    /// What of the answer has not been read yet.
+    /// The part of the answer that is not read yet.
     answer: Vec<u8>,
 }
 

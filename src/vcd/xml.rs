@@ -1,23 +1,23 @@
-//! XML out and in: a writer that escapes, and a guarded reader. It knows nothing of VCD's documents.
+//! XML output and input: a writer that escapes, and a reader with limits. It knows nothing about VCD's documents.
 
 use roxmltree::{Document, Node, ParsingOptions};
 
-/// An answer with more XML nodes than this is refused.
+/// Maximum number of XML nodes in an answer.
 pub(super) const MAX_XML_NODES: u32 = 100_000;
 
-/// An answer that declares more namespaces than this is refused: the reader's work grows with their square when nested.
+/// Maximum number of namespace declarations in an answer: with nesting, the reader's work grows with their square.
 pub(super) const MAX_XML_NAMESPACES: usize = 4_096;
 
-/// An answer whose elements are nested deeper than this is refused: VCD's own go to some ten.
+/// Maximum nesting of elements in an answer. VCD's own have about ten levels.
 pub(super) const MAX_XML_DEPTH: usize = 64;
 
-/// An answer with an element of more attributes is refused: the reader's work grows with their square. VCD's own have some 60.
+/// Maximum number of attributes of an element: the reader's work grows with their square. VCD's own have about 60.
 pub(super) const MAX_XML_ATTRIBUTES: usize = 512;
 
-/// An answer with a longer attribute is refused.
+/// Maximum length of an attribute, in bytes.
 pub(super) const MAX_XML_ATTRIBUTE: usize = 256 * 1024;
 
-/// Writes one document. Elements must be written in the order that the schema wants.
+/// Writes one document. The caller writes elements in the order of the schema.
 pub(super) struct Writer {
     out: String,
     open: Vec<&'static str>,
@@ -44,12 +44,12 @@ impl Writer {
         }
     }
 
-    /// An element that holds only text.
+    /// An element with text only.
     pub(super) fn leaf(&mut self, name: &'static str, text: &str) {
         self.leaf_with(name, &[], text);
     }
 
-    /// An element that holds only text, with attributes.
+    /// An element with text and attributes.
     pub(super) fn leaf_with(&mut self, name: &'static str, attributes: &[(&str, &str)], text: &str) {
         self.start(name, attributes);
         self.out.push('>');
@@ -57,13 +57,13 @@ impl Writer {
         self.end(name);
     }
 
-    /// An element that holds only attributes.
+    /// An element with attributes only.
     pub(super) fn empty(&mut self, name: &'static str, attributes: &[(&str, &str)]) {
         self.start(name, attributes);
         self.out.push_str("/>");
     }
 
-    /// The document, or the name of an element whose text or attribute holds a character that XML cannot carry.
+    /// The document, or the name of an element with a character that XML does not allow.
     pub(super) fn finish(mut self) -> Result<String, &'static str> {
         while !self.open.is_empty() {
             self.close();
@@ -99,7 +99,7 @@ impl Writer {
                 '<' => self.out.push_str("&lt;"),
                 '>' => self.out.push_str("&gt;"),
                 '"' => self.out.push_str("&quot;"),
-                // Written raw, a reader may fold them.
+                // A reader may fold raw ones.
                 '\t' => self.out.push_str("&#9;"),
                 '\n' => self.out.push_str("&#10;"),
                 '\r' => self.out.push_str("&#13;"),
@@ -110,13 +110,14 @@ impl Writer {
     }
 }
 
-/// Reads a document, without DTD and within the limits above; says what is wrong with it if it is none. (The reader itself
-/// does not recurse, and entities cannot be declared.)
+/// Parses a document, without DTD and within the limits above. The error describes the mistake. (The reader itself does
+/// not recurse, and entities cannot be declared.)
 pub(super) fn read(text: &str) -> Result<Document<'_>, String> {
     if text.matches("xmlns").nth(MAX_XML_NAMESPACES).is_some() {
         return Err(format!("more than {MAX_XML_NAMESPACES} namespaces"));
     }
-    // A tag holds no `<`, and an attribute is no shorter than `a=""`: as a rule none is looked into, which would take long.
+    // A tag contains no `<`, and an attribute has at least the length of `a=""`: usually no tag is long enough to be
+    // counted, which would take long.
     let longest = text.split('<').map(str::len).max().unwrap_or_default();
     let may_have_many = longest / "a=''".len() > MAX_XML_ATTRIBUTES;
     if may_have_many && text.split('<').any(|tag| attributes(tag) > MAX_XML_ATTRIBUTES) {
@@ -124,7 +125,7 @@ pub(super) fn read(text: &str) -> Result<Document<'_>, String> {
     }
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_XML_NODES, ..ParsingOptions::default() };
     let document = Document::parse_with_options(text, options).map_err(|e| e.to_string())?;
-    // The elements that are open, from the root on.
+    // The open elements, from the root.
     let mut open: Vec<Node> = Vec::new();
     for node in document.root().descendants().filter(Node::is_element) {
         while open.last().is_some_and(|last| Some(*last) != node.parent()) {
@@ -141,7 +142,7 @@ pub(super) fn read(text: &str) -> Result<Document<'_>, String> {
     Ok(document)
 }
 
-/// A tag has no more attributes: each has a value in quotation marks. `text` is what follows its `<`.
+/// Upper limit for the attributes of a tag: each has a value in quotation marks. `text` is what follows its `<`.
 fn attributes(text: &str) -> usize {
     let (mut count, mut quote) = (0, None);
     for byte in text.bytes() {

@@ -117,12 +117,12 @@ fn a_check_tells_what_vcd_lacks() {
     type Case = (&'static str, &'static str, i32, &'static str, fn(&mut Model));
     let cases: [Case; 12] = [
         ("FAIL", "VDC", 1, "disabled", |m| m.vdcs.values_mut().for_each(|v| v.enabled = false)),
-        ("FAIL", "VDC", 1, "no VDC of this name", |m| m.vdcs.values_mut().for_each(|v| v.name = "x".into())),
+        ("FAIL", "VDC", 1, "no VDC with this name", |m| m.vdcs.values_mut().for_each(|v| v.name = "x".into())),
         ("warn", "quota", 0, "room for 3 more VMs", |m| m.vdcs.values_mut().for_each(|v| v.vm_limit = Some(3))),
         ("warn", "quota", 0, "memory for 2 more VMs", |m| {
             m.vdcs.values_mut().for_each(|v| v.memory_limit_mb = Some(10_000))
         }),
-        ("FAIL", "network", 1, "no network of this name", |m| m.networks.clear()),
+        ("FAIL", "network", 1, "no network with this name", |m| m.networks.clear()),
         ("warn", "network", 0, "2 of 2 addresses", |m| {
             m.networks.values_mut().for_each(|n| n.pool.1 = std::net::Ipv4Addr::from(u32::from(n.pool.0) + 1))
         }),
@@ -302,13 +302,10 @@ fn a_check_gives_values_to_copy_for_names_that_several_things_have() {
     };
     let stdout = check("names", json!({"network": "twice"}));
     let network = found(&stdout, "FAIL", "network")[0].to_owned();
-    assert!(network.contains("2 of this name in VDC \"ci-vdc\""), "{stdout}");
-    assert_eq!(
-        advice(&stdout, "find network"),
-        "-> copy one of them, with what is in its quotation marks, into the key"
-    );
+    assert!(network.contains("2 with this name in VDC \"ci-vdc\""), "{stdout}");
+    assert_eq!(advice(&stdout, "find network"), "-> copy one of them, without the quotation marks, into the key");
     let catalog = found(&stdout, "FAIL", "catalog")[0];
-    assert!(catalog.contains("\"ci-org/ci-catalog\", \"images-org/ci-catalog\"; give one of these"), "{stdout}");
+    assert!(catalog.contains("\"ci-org/ci-catalog\", \"images-org/ci-catalog\"; use one of these"), "{stdout}");
 
     let id = network.split('"').find(|part| part.starts_with("urn:vcloud:network:")).unwrap().to_owned();
     let stdout = check("values", json!({"network": id, "catalog": "ci-org/ci-catalog"}));
@@ -469,8 +466,8 @@ fn answers_creates(server: &Server, status: u16, code: &str, message: &str) {
 #[test]
 fn a_check_that_makes_an_instance_ends_at_the_first_refusal_that_stands() {
     for (status, code, kind) in [
-        (403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", "role extended"),
-        (400, "BAD_REQUEST", "VCD names what it does not take"),
+        (403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", "more rights"),
+        (400, "BAD_REQUEST", "VCD names the value that it rejects"),
     ] {
         let (server, guest_port) = world(|_| ());
         answers_creates(&server, status, code, "VCD's reason");
@@ -504,8 +501,7 @@ fn a_check_that_is_interrupted_says_what_it_waited_for() {
     assert_eq!(check.wait().unwrap().code(), Some(1));
     let said = found(&stdout, "FAIL", "create")[0];
     assert!(
-        said.starts_with("interrupted: ci-check-")
-            && said.contains(" waits for VCD's operation limit; the last error: "),
+        said.starts_with("interrupted: ci-check-") && said.contains(" waits for VCD's operation limit; last error: "),
         "{said}"
     );
     assert!(said.contains(reason), "{said}");
@@ -520,7 +516,7 @@ fn two_runners_with_one_identity_are_found() {
     assert_eq!((status, found(&stdout, "FAIL", "runner").len()), (1, 2), "{stdout}");
     let (status, stdout, stderr) = run(&same, &["list"]);
     assert_eq!((status, stdout.as_str()), (1, ""));
-    assert!(stderr.contains("Give --runner: \"one\", \"two\""), "{stderr}");
+    assert!(stderr.contains("choose one with --runner: \"one\", \"two\""), "{stderr}");
 
     let apart = file("apart", &[of("one", json!({})), of("two", json!({"name": "runner-2"}))]);
     assert_eq!(run(&apart, &["check"]).0, 0);
@@ -619,7 +615,7 @@ fn clean_deletes_what_is_ours_and_only_when_nobody_serves() {
         drop(plugin);
         let (status, stdout, stderr) = run(&file, &["clean"]);
         assert_eq!(status, 1, "{stdout}");
-        assert!(stderr.contains("give --yes"), "{stderr}");
+        assert!(stderr.contains("use --yes"), "{stderr}");
         assert!(!stdout.contains("ci-database"), "only what would be deleted is shown: {stdout}");
         assert_eq!((fleet::vapps(&server).len(), server.requests("delete")), (4, 0));
 
@@ -664,7 +660,7 @@ fn clean_does_not_wait_long_for_an_address_that_is_silent() {
 fn a_file_that_cannot_be_read_is_said_clearly() {
     for (words, text) in [
         (vec!["check", "--config", "/nowhere/config.toml"], "read /nowhere/config.toml: No such file"),
-        (vec!["list", "--config", "/dev/null"], "none of its 0 [[runners]]"),
+        (vec!["list", "--config", "/dev/null"], "none of the 0 [[runners]] sections"),
         (vec!["clean", "--config", "/"], "read /: "),
     ] {
         let output = Command::new(BINARY).args(&words).output().unwrap();
@@ -761,17 +757,22 @@ fn each_cause_between_here_and_vcd_has_advice_of_its_own() {
     let with_ca = |path: String| json!({"url": https, "ca_file": path});
     let der: Vec<u8> = [&[0x30, 0x82, 1, 0][..], &[7; 256]].concat();
     for (name, path, words, advice) in [
-        ("missing", "/no/such.pem".to_owned(), "ca_file /no/such.pem: No such file", "there where the runner runs"),
+        ("missing", "/no/such.pem".to_owned(), "ca_file /no/such.pem: No such file", "must exist on the machine"),
         ("empty", folder.write("empty.pem", "\n"), "is empty", "put the certificate of the CA"),
         ("der", folder.write("ca.der", der), "is DER, not PEM", "openssl x509 -inform der"),
-        ("folder", folder.0.display().to_string(), "is a folder", "name one PEM file"),
-        ("key", folder.write("key.pem", "-----BEGIN X-----\n-----END X-----\n"), "holds no PEM", "BEGIN CERTIFICATE"),
+        ("folder", folder.0.display().to_string(), "is a folder", "set one PEM file"),
+        (
+            "key",
+            folder.write("key.pem", "-----BEGIN X-----\n-----END X-----\n"),
+            "contains no PEM",
+            "BEGIN CERTIFICATE",
+        ),
     ] {
         assert_told(&check(name, with_ca(path), &[]), "URL and TLS", words, advice);
     }
     let plain = json!({"url": https});
     for (name, value, words, advice) in [
-        ("no-url", "http://", "HTTPS_PROXY in the environment is no valid proxy URL", "http://HOST:PORT"),
+        ("no-url", "http://", "HTTPS_PROXY in the environment is not a valid proxy URL", "http://HOST:PORT"),
         (
             "socks",
             "socks5://user:hidden@proxy:1080",
@@ -784,44 +785,49 @@ fn each_cause_between_here_and_vcd_has_advice_of_its_own() {
         assert!(!stdout.contains("hidden"), "{stdout}");
     }
     let unknown = check("unknown", plain.clone(), &[]);
-    assert_told(&unknown, "URL and TLS", "invalid peer certificate: UnknownIssuer", "in ca_file");
+    assert_told(&unknown, "URL and TLS", "invalid peer certificate: UnknownIssuer", "set ca_file");
 
     // The token's file.
     let utf16: Vec<u8> = [0xff, 0xfe].into_iter().chain("sim".bytes().flat_map(|byte| [byte, 0])).collect();
     for (name, bytes, words, advice) in [
         ("nothing", b" \n".to_vec(), "is empty", "write the token into it"),
         ("utf16", utf16, "is UTF-16", "iconv -f utf-16"),
-        ("quotes", b"\"sim-api-token\"\n".to_vec(), "holds quotes", "remove the quotes"),
-        ("name", b"VCD_TOKEN=sim-api-token\n".to_vec(), "holds NAME=", "remove what stands before the token"),
+        ("quotes", b"\"sim-api-token\"\n".to_vec(), "contains quotes", "remove the quotes"),
+        ("name", b"VCD_TOKEN=sim-api-token\n".to_vec(), "contains NAME=", "remove the text before the token"),
     ] {
         let path = folder.write(&format!("token-{name}"), bytes);
         let stdout = check(name, json!({"token": null, "token_file": path}), &[]);
         assert_told(&stdout, "token", &format!("token_file {path}: {words}"), advice);
     }
     let stdout = check("no-token", json!({"token": null, "token_file": "/no/token"}), &[]);
-    assert_told(&stdout, "token", "token_file /no/token: No such file", "there where the runner runs");
+    assert_told(&stdout, "token", "token_file /no/token: No such file", "must exist on the machine");
 
     // What VCD answers.
     server.with_api(|api| api.redirect = server.https_url().map(|url| url.replace("localhost", "127.0.0.1")));
     let stdout = check("redirect", json!({}), &[]);
-    assert_told(&stdout, "URL and TLS", "it answers over https alone, at https://127.0.0.1", "write https:// in url");
+    assert_told(&stdout, "URL and TLS", "VCD accepts https only, at https://127.0.0.1", "write https:// in url");
     server.with_api(|api| api.redirect = None);
     let portal = format!("{}/tenant/ci-org/api", server.url());
     let stdout = check("portal", json!({"url": portal}), &[]);
-    assert_told(&stdout, "URL and TLS", "a web page came, \"VMware Cloud Director\"", "is url that of VCD's API");
+    assert_told(
+        &stdout,
+        "URL and TLS",
+        "the answer is a web page, \"VMware Cloud Director\"",
+        "check that url is the address of VCD's API",
+    );
     for (name, rule, topic, words, advice) in [
         (
             "404",
             json!({"op": "login", "answer_before": {"status": 404, "body": "<html><title>Not Found</title></html>"}}),
             "token",
-            "it knows no token endpoint of org \"ci-org\": a web page came, \"Not Found\"",
-            "does a proxy before VCD pass that on?",
+            "VCD has no token endpoint for org \"ci-org\": the answer is a web page, \"Not Found\"",
+            "check that a proxy in front of VCD forwards /oauth",
         ),
         (
             "401",
             json!({"op": "query:orgVdc", "times": 0, "answer_before": {"status": 401}}),
             "VDC",
-            "VCD took the token, and refuses the session that it gave for it",
+            "VCD accepted the token, but rejects the session that it started for it",
             "Authorization header",
         ),
     ] {
@@ -831,9 +837,9 @@ fn each_cause_between_here_and_vcd_has_advice_of_its_own() {
     }
     server.with_api(|api| api.versions = vec![("35.2".into(), false)]);
     let stdout = check("old", json!({}), &[]);
-    assert_told(&stdout, "URL and TLS", "VCD offers API versions up to 35.2 only", "ask the provider for its upgrade");
+    assert_told(&stdout, "URL and TLS", "VCD offers API versions up to 35.2 only", "ask the provider for an upgrade");
     let stdout = check("idn", json!({"url": "https://vcd.bücher.example/api"}), &[]);
-    assert!(stdout.contains("write it as DNS has it, vcd.xn--bcher-kva.example"), "{stdout}");
+    assert!(stdout.contains("write its DNS name, vcd.xn--bcher-kva.example"), "{stdout}");
 }
 
 #[test]
@@ -853,9 +859,14 @@ fn a_certificate_that_signed_itself_is_taken_where_ca_file_names_it() {
     assert_eq!(status, 0, "{stdout}");
     // Only that one, for its host, at its time.
     for (which, named, words, advice) in [
-        (Certificate::SelfSigned, Some(first.as_str()), "CaUsedAsEndEntity", "put that very certificate into ca_file"),
+        (Certificate::SelfSigned, Some(first.as_str()), "CaUsedAsEndEntity", "put this certificate into ca_file"),
         (Certificate::SelfSignedExpired, None, "certificate expired", "clock"),
-        (Certificate::SelfSignedOtherHost, None, "certificate not valid for name", "the host in url"),
+        (
+            Certificate::SelfSignedOtherHost,
+            None,
+            "certificate not valid for name",
+            "host name of the certificate in url",
+        ),
     ] {
         let (status, stdout, _) = check(which, named);
         assert_eq!(status, 1, "{which:?}: {stdout}");
@@ -876,7 +887,7 @@ fn a_vcd_that_is_newer_than_all_that_is_known_is_used_with_one_warning() {
         let (status, stdout, stderr) = run(&file, &["check"]);
         assert_eq!(status, 0, "{stdout}");
         assert!(found(&stdout, "ok", "URL and TLS")[0].contains(&format!("API version {chosen},")), "{stdout}");
-        assert_eq!(stderr.matches("which is newer than this plugin knows").count(), warnings, "{stderr}");
+        assert_eq!(stderr.matches("no API version that this plugin knows").count(), warnings, "{stderr}");
     }
 }
 
@@ -972,7 +983,7 @@ fn generated_credentials_are_not_derived_from_a_token_that_changes_unnoticed() {
         assert_eq!(status, 0, "{stdout}");
         stdout
     };
-    assert!(found(&check(""), "warn", "credentials")[0].contains("which VCD replaces at each login"));
+    assert!(found(&check(""), "warn", "credentials")[0].contains("VCD replaces this token at each login"));
     assert!(found(&check("credentials_seed = \"0123456789abcdef\"\n"), "warn", "credentials").is_empty());
 }
 
@@ -993,7 +1004,7 @@ fn a_service_accounts_token_that_was_given_is_kept_for_its_user() {
         let kept = files(&home.0, "vcd-token-");
         assert_eq!((status, kept.len()), (1, 1), "{stdout}");
         let words = format!(
-            "as one of a service account, which token and VCD_TOKEN cannot keep; the next one is in {}",
+            "as one of a service account; token and VCD_TOKEN cannot save the next one; the next one is in {}",
             kept[0].display()
         );
         assert_told(&stdout, "token", &words, "token_file");
@@ -1092,7 +1103,7 @@ fn a_next_token_that_cannot_be_written_is_kept_elsewhere_and_told() {
     let kept = files(&closed.home, "vcd-token-");
     assert_eq!((status, kept.len()), (1, 1), "{stdout}{stderr}");
     let words = format!("if the plugin ends before that, move {} to token_file", kept[0].display());
-    assert_told(&stdout, "token", &words, "let the user that the runner runs as write");
+    assert_told(&stdout, "token", &words, "write access to the file and its folder");
     assert!(stdout.contains("Permission denied"), "{stdout}");
     // The check went on with the session that it had, and the token is where it says.
     assert_eq!(found(&stdout, "ok", "VDC").len(), 1, "{stdout}");
@@ -1112,11 +1123,11 @@ fn a_token_that_could_not_be_written_is_written_when_it_can_be() {
         config["reconcile_interval"] = "1s".into();
         let mut plugin = PluginProcess::start(common::hosted(closed.command().into())).await;
         plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
-        plugin.logged("tries again to write it every 10 s: let it write this file and its folder; if ").await;
+        plugin.logged("retries to write it every 10 s: allow it to write this file and its folder; if ").await;
         let kept = files(&closed.home, "vcd-token-");
         assert!(kept.len() == 1 && server.requests("login") == 1);
         closed.open();
-        plugin.logged(&format!("the token is in it again; {} is removed", kept[0].display())).await;
+        plugin.logged(&format!("the new token is in it now; {} is deleted", kept[0].display())).await;
         let written = std::fs::read_to_string(&closed.token).unwrap();
         assert_eq!((written.trim(), kept[0].exists()), (good_token(&server).as_str(), false));
         // And is good for the next login.

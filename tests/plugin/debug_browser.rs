@@ -191,7 +191,7 @@ type Look = (&'static str, &'static str, bool);
 const STATES: [Look; 6] = [
     ("empty", "OK", false),
     ("working", "OK", false),
-    ("creates-fail", "creates fail: none is tried for ", false),
+    ("creates-fail", "creates fail: no VM is created for ", false),
     ("delete-fails", "is stuck: ", false),
     ("vcd-silent", "the last poll failed", false),
     ("token-revoked", "there is no session with VCD", true),

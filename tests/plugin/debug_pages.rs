@@ -442,7 +442,7 @@ fn a_unix_socket_is_private_and_replaces_a_dead_one() {
         // A second one finds it in use, says so, and runs on.
         let second = PluginProcess::start(command(BINARY)).await;
         second.init(config.as_bytes(), fleet::connector(guest_port)).await.unwrap();
-        second.logged("the plugin runs on without a debug server").await;
+        second.logged("the plugin continues without a debug server").await;
         assert_eq!(second.update().await.unwrap(), []);
         end(second).await;
         assert!(UnixStream::connect(&path).is_ok(), "the first one's is untouched");
@@ -453,7 +453,7 @@ fn a_unix_socket_is_private_and_replaces_a_dead_one() {
         std::fs::write(&path, "precious").unwrap();
         let plugin = PluginProcess::start(command(BINARY)).await;
         plugin.init(config.as_bytes(), fleet::connector(guest_port)).await.unwrap();
-        plugin.logged("the plugin runs on without a debug server").await;
+        plugin.logged("the plugin continues without a debug server").await;
         end(plugin).await;
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
         std::fs::remove_dir_all(&dir).unwrap();
@@ -475,7 +475,7 @@ fn a_port_in_use_is_a_warning_and_so_is_an_open_one() {
         reach(&plugin, 1, State::Running).await;
         let log = end(plugin).await;
         let line = log.iter().find(|line| line.contains("debug_server_addr")).unwrap();
-        assert!(line.contains("\"@level\":\"warn\"") && line.contains("runs on without a debug server"), "{line}");
+        assert!(line.contains("\"@level\":\"warn\"") && line.contains("continues without a debug server"), "{line}");
 
         config["debug_server_addr"] = format!("0.0.0.0:{}", fleet::free_port()).into();
         let plugin = PluginProcess::start(command(BINARY)).await;

@@ -549,7 +549,7 @@ fn the_go_plugins_configuration_makes_a_group() {
 const BANNED: &[&str] = &[
     "ailment",
     "anew",
-    "ask|ask the|ask for a|so ask",
+    "ask|ask the|ask for|so ask|ask vcd's",
     "asked",
     "asks|asks for confirmation|asks the plugin|runner asks",
     "at a time",
@@ -599,8 +599,19 @@ const BANNED: &[&str] = &[
     "with a look",
 ];
 
+/// Sources that [`sources_use_the_words_of_the_glossary`] does not read yet.
+const NOT_READ: &[&str] = &[
+    "src/group",
+    "src/cloud.rs",
+    "src/command/check.rs",
+    "src/command/clean.rs",
+    "src/command/list.rs",
+    "examples/bench.rs",
+    "examples/demo.rs",
+];
+
 /// The lines of a document that are searched for banned phrases, with their numbers. Left out are the glossary, fenced blocks,
-/// and what stands in backquotes: names and the program's own texts. For other files, such as sources, the caller gives lines.
+/// and what stands in backquotes: names and the program's own texts.
 fn own_words(name: &str, text: &str) -> Vec<(usize, String)> {
     let mut lines = Vec::new();
     let (mut glossary, mut fenced) = (false, false);
@@ -653,41 +664,73 @@ fn documents_use_the_words_of_the_glossary() {
     assert!(glossary.lines().filter(|line| line.starts_with("| ")).count() > 25);
 }
 
-/// The comments and string literals of a source, in lower case and without words in backquotes, with their lines. In comments
-/// "the host" is right: the glossary has it for code.
-fn own_words_of_source(text: &str) -> Vec<(usize, String)> {
+/// The comments and string literals of a source without its tests: the line, whether it is a comment, and the text.
+fn words_of_source(text: &str) -> Vec<(usize, bool, String)> {
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let mut words = Vec::new();
-    let mut inside = false;
-    for (number, line) in text.lines().enumerate() {
-        if !inside && line.trim_start().starts_with("//") {
-            let plain: String = line.split('`').step_by(2).collect::<Vec<_>>().join("`");
-            words.push((number + 1, plain.to_lowercase().replace("the host", "it")));
-            continue;
-        }
-        for (at, part) in line.replace("\\\"", "").replace("'\"'", "").split('"').enumerate() {
-            inside ^= at > 0;
-            // Without a space, it is a name.
-            if inside && part.contains(' ') {
-                words.push((number + 1, part.to_lowercase()));
+    let mut at = 0;
+    while let Some(next) = text[at..].find(['/', '"', '\'']) {
+        let (before, from) = text.split_at(at + next);
+        let end_after = |skip: usize, end: &str| from[skip..].find(end).map(|found| skip + found + end.len());
+        let plain = before.trim_end_matches('#');
+        let length = match from.as_bytes()[0] {
+            b'/' if from.starts_with("//") => from.find('\n'),
+            b'"' if plain.ends_with('r') => end_after(1, &format!("\"{}", &before[plain.len()..])),
+            b'"' => {
+                let mut escaped = false;
+                let ends = |c: char| {
+                    c == '"' && !escaped || {
+                        escaped = c == '\\' && !escaped;
+                        false
+                    }
+                };
+                from[1..].find(ends).map(|found| found + 2)
             }
+            b'\'' if from.starts_with("'\\") => end_after(3, "'"),
+            // A character in quotes, or the mark of a lifetime.
+            b'\'' => Some(from.char_indices().nth(2).filter(|(_, c)| *c == '\'').map_or(1, |(third, _)| third + 1)),
+            _ => Some(1),
+        };
+        let length = length.unwrap_or(from.len());
+        if length > 1 && !from.starts_with('\'') {
+            let first = before.matches('\n').count() + 1;
+            let lines = from[..length].split('\n').enumerate();
+            words.extend(lines.map(|(n, line)| (first + n, from.starts_with('/'), line.replace("\\n", " "))));
         }
+        at += next + length;
     }
     words
 }
 
+/// The program's texts and the comments use these words too. In comments, GitLab Runner is the host.
 #[test]
 fn sources_use_the_words_of_the_glossary() {
-    let is_done = |path: &str| path.starts_with("src/group") || path == "src/cloud.rs";
+    let sample = "let a = 'b'; // one\nf::<'c>(\"two \\\" \\\n  three\", r#\"four \" five\"#, '\"'); /// six\n";
+    let found = words_of_source(sample);
+    let expected = [
+        (1, true, "// one"),
+        (2, false, "\"two \\\" \\"),
+        (3, false, "  three\""),
+        (3, false, "\"four \" five\"#"),
+        (3, true, "/// six"),
+    ];
+    assert_eq!(found, expected.map(|(line, is_comment, text)| (line, is_comment, text.to_owned())));
+
     let mut wrong = Vec::new();
-    let mut read = 0;
-    for (path, text) in sources(&["src"]).iter().filter(|(path, _)| is_done(path)) {
-        for (number, line) in own_words_of_source(text) {
-            read += 1;
-            wrong.extend(banned(&line).map(|phrase| format!("{path}:{number}: {phrase:?}: {line}")));
+    let mut count = 0;
+    for (path, text) in sources(&["src", "examples"]) {
+        if path.ends_with("/tests.rs") || NOT_READ.iter().any(|start| path.starts_with(start)) {
+            continue;
+        }
+        for (line, is_comment, text) in words_of_source(&text) {
+            count += 1;
+            let plain: String = text.split('`').step_by(2).collect::<Vec<_>>().join("`").to_lowercase();
+            let plain = if is_comment { plain.replace("the host", "") } else { plain };
+            wrong.extend(banned(&plain).map(|phrase| format!("{path}:{line}: {phrase:?}: {text}")));
         }
     }
+    assert!(count > 4000, "the words are found: {count}");
     assert!(wrong.is_empty(), "{} lines with banned phrases:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(read > 1000, "the words are found: {read}");
 }
 
 /// The man page and the completions know each command and option that `--help` shows.

@@ -162,7 +162,7 @@ fn the_host_learns_at_init_what_is_wrong() {
         wrong["template"] = json!("no-such-template");
         let plugin = PluginProcess::start(command(BINARY)).await;
         let status = plugin.init(wrong.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap_err();
-        for name in ["no-such-net", "no-such-template", "no instance was made"] {
+        for name in ["no-such-net", "no-such-template", "no VM was created"] {
             assert!(status.message().contains(name), "{}", status.message());
         }
         assert!(!status.message().contains('\n'), "one line: {}", status.message());
@@ -254,7 +254,7 @@ fn https_with_a_ca_of_ones_own_directly_or_through_a_proxy() {
         assert!(refused.message().contains("invalid peer certificate"), "{}", refused.message());
         config["insecure_skip_tls_verify"] = json!(true);
         plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
-        plugin.logged("any certificate is believed").await;
+        plugin.logged("TLS certificates are not verified").await;
         end(plugin).await;
 
         // What the machine trusts is trusted: here a file with the CA twice, and a certificate that cannot be read.
@@ -266,7 +266,7 @@ fn https_with_a_ca_of_ones_own_directly_or_through_a_proxy() {
         trusting.env("SSL_CERT_FILE", &bundle.0);
         let plugin = PluginProcess::start(trusting).await;
         plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
-        plugin.logged("bundle.pem: 1 CAs are trusted beside the public ones, 1 cannot be read").await;
+        plugin.logged("bundle.pem: 1 CAs are trusted in addition to the public ones, 1 cannot be read").await;
         end(plugin).await;
 
         config["ca_file"] = json!(ca.0);
@@ -287,7 +287,7 @@ fn https_with_a_ca_of_ones_own_directly_or_through_a_proxy() {
                 assert!((1..=4).contains(&tunnels), "{tunnels} tunnels");
                 assert!(asked.starts_with(&format!("CONNECT {place} HTTP/1.1\r\n")), "{asked}");
                 assert!(asked.to_lowercase().contains("proxy-authorization: basic "), "{asked}");
-                assert!(log.iter().any(|line| line.contains("over the proxy 127.0.0.1:")), "{log:#?}");
+                assert!(log.iter().any(|line| line.contains("through the proxy 127.0.0.1:")), "{log:#?}");
             } else {
                 assert_eq!((tunnels, asked.as_str()), (0, ""));
             }
@@ -318,7 +318,7 @@ fn a_revoked_token_is_said_and_what_runs_goes_on_being_reported() {
             model.admin_revoke_token("sim-api-token");
             model.admin_expire_bearers();
         });
-        plugin.logged("the API token was refused").await;
+        plugin.logged("VCD rejected the API token").await;
         let refusals = server.requests("login") + 1;
         common::until("another login", || server.requests("login") >= refusals).await;
         assert_eq!(reach(&plugin, 2, State::Running).await, names);
@@ -408,7 +408,7 @@ fn the_host_is_told_the_candidates_of_an_ambiguous_name() {
         let status = plugin.init(config.as_bytes(), fleet::connector(guest_port)).await.unwrap_err();
         let said = status.message();
         assert_eq!(said.matches("\"urn:vcloud:vapptemplate:").count(), 2, "{said}");
-        assert!(said.contains("2 of this name in catalog \"ci-catalog\"") && !said.contains('\n'), "{said}");
+        assert!(said.contains("2 with this name in catalog \"ci-catalog\"") && !said.contains('\n'), "{said}");
         end(plugin).await;
     });
 }
@@ -417,9 +417,9 @@ fn the_host_is_told_the_candidates_of_an_ambiguous_name() {
 fn the_end_waits_for_vcd_and_for_the_host_but_not_for_long() {
     block_on(async {
         for (operation, said) in [
-            ("instantiate", "some requests to VCD were not answered in time"),
+            ("instantiate", "VCD did not answer some requests in time"),
             ("logout", "VCD did not end the session in time"),
-            ("", "the host still has a connection open"),
+            ("", "GitLab Runner still has a connection open"),
         ] {
             let (server, guest_port) = fleet::simulator(SCALE);
             let mut plugin = start(&server, guest_port, json!({})).await;
@@ -539,7 +539,7 @@ fn a_guest_that_says_nothing_is_left_and_asked_again() {
         let port = silent.local_addr().unwrap().port();
         let plugin = start(&server, port, json!({"ready_timeout": "12s"})).await;
         plugin.increase(1).await.unwrap();
-        plugin.logged("connected, but it said nothing of use within 5s").await;
+        plugin.logged("connected, but no useful answer within 5s").await;
     });
 }
 

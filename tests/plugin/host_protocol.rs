@@ -181,7 +181,7 @@ fn what_prevents_a_socket_is_said_clearly() {
         ("PLUGIN_UNIX_SOCKET_GROUP", "no-such-group", "no-such-group"),
         ("PLUGIN_UNIX_SOCKET_DIR", long.to_str().unwrap(), "107 bytes"),
         ("PLUGIN_UNIX_SOCKET_DIR", "/no/such/place", "/no/such/place"),
-        ("PLUGIN_UNIX_SOCKET_DIR", "/tmp/a|b", "does not fit"),
+        ("PLUGIN_UNIX_SOCKET_DIR", "/tmp/a|b", "which the handshake does not allow"),
     ];
     for (variable, value, expected) in cases {
         let mut command = command_in(&directory);
@@ -599,7 +599,7 @@ fn after_sigterm_a_connected_host_is_served_until_it_leaves() {
             let mut plugin = PluginProcess::start(command_in(&directory)).await;
             is_serving(&plugin).await;
             plugin.signal(Signal::TERM);
-            plugin.logged("SIGTERM: serving on").await;
+            plugin.logged("SIGTERM: the plugin serves").await;
             is_serving(&plugin).await;
             assert!(plugin.child.try_status().unwrap().is_none());
             if quit {
@@ -616,7 +616,7 @@ fn after_sigterm_a_connected_host_is_served_until_it_leaves() {
 /// Ends the plugin's only connection, and waits until the plugin knows.
 async fn disconnect(plugin: &mut PluginProcess) {
     plugin.client = None;
-    plugin.logged("connection of the host has ended").await;
+    plugin.logged("connection of GitLab Runner has ended").await;
 }
 
 #[test]

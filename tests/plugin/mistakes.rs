@@ -57,19 +57,19 @@ const DEBUG: &str = "      memory_mb = 4096\n";
 
 const ROWS: &[Row] = &[
     // The file as a whole; these end the check, on stderr.
-    ("concurrent = 4", "concurrent = ", "stderr", "", "is not TOML: line 1"),
+    ("concurrent = 4", "concurrent = ", "stderr", "", "is not valid TOML: line 1"),
     (
         "plugin = \"fleeting-plugin-vcd\"",
         "plugin = \"fleeting-plugin-vcloud\"",
         "stderr",
         "",
-        "none of its 1 [[runners]] has plugin = \"fleeting-plugin-vcd\" in [runners.autoscaler]; found: \"fleeting-plugin-vcloud\"",
+        "none of the 1 [[runners]] sections has plugin = \"fleeting-plugin-vcd\" in [runners.autoscaler]; found: \"fleeting-plugin-vcloud\"",
     ),
-    ("    plugin = \"fleeting-plugin-vcd\"\n", "", "stderr", "", "none of its 1 [[runners]] has plugin"),
-    ("[[runners]]", "[runners]", "stderr", "", "none of its 0 [[runners]]"),
+    ("    plugin = \"fleeting-plugin-vcd\"\n", "", "stderr", "", "none of the 1 [[runners]] sections has plugin"),
+    ("[[runners]]", "[runners]", "stderr", "", "none of the 0 [[runners]] sections"),
     // Names that VCD does not have.
     ("\"ssd\"", "\"SSD\"", "FAIL", "storage profile", "-> did you mean \"ssd\"?"),
-    ("\"ssd\"", "\"sdd\"", "FAIL", "storage profile", "there is no storage profile of this name"),
+    ("\"ssd\"", "\"sdd\"", "FAIL", "storage profile", "there is no storage profile with this name"),
     ("\"ssd\"", "\"gold\"", "FAIL", "storage profile", "-> the user sees \"ssd\""),
     ("ubuntu-22.04", "ubuntu-22-04", "FAIL", "template", "-> did you mean \"ubuntu-22.04\"?"),
     ("ubuntu-22.04", "Ubuntu-22.04", "FAIL", "template", "-> did you mean \"ubuntu-22.04\"?"),
@@ -77,8 +77,8 @@ const ROWS: &[Row] = &[
     ("\"ci-catalog\"", "\"ci-catalogue\"", "FAIL", "catalog", "-> did you mean \"ci-catalog\"?"),
     ("\"ci-net\"", "\"ci-nett\"", "FAIL", "network", "-> did you mean \"ci-net\"?"),
     ("\"ci-vdc\"", "\"ci_vdc\"", "FAIL", "VDC", "-> did you mean \"ci-vdc\"?"),
-    ("\"ci-org\"", "\"ci-orgs\"", "FAIL", "token", "is not one of org \"ci-orgs\""),
-    ("sim-api-token", "sim-api-tokem", "FAIL", "token", "the API token was refused"),
+    ("\"ci-org\"", "\"ci-orgs\"", "FAIL", "token", "is not of org \"ci-orgs\""),
+    ("sim-api-token", "sim-api-tokem", "FAIL", "token", "VCD rejected the API token"),
     // Keys that are missing, in the wrong place or misspelt.
     ("      org = \"ci-org\"\n", "", "FAIL", "configuration", "missing required plugin config: org"),
     (
@@ -103,21 +103,21 @@ const ROWS: &[Row] = &[
         "    max_instances = 4\n    max_concurrent_creates = 9\n",
         "warn",
         "runner",
-        "max_concurrent_creates stands in [runners.autoscaler], where nobody reads it",
+        "max_concurrent_creates is in [runners.autoscaler], where GitLab Runner ignores it",
     ),
     (
         "  executor =",
         "  storage_profile = \"ssd\"\n  executor =",
         "warn",
         "runner",
-        "storage_profile stands in [[runners]], where nobody reads it",
+        "storage_profile is in [[runners]], where GitLab Runner ignores it",
     ),
     (
         "      username = \"root\"\n",
         "      username = \"root\"\n      debug_server_addr = \"127.0.0.1:27060\"\n",
         "warn",
         "runner",
-        "debug_server_addr stands in [runners.autoscaler.connector_config]",
+        "debug_server_addr is in [runners.autoscaler.connector_config]",
     ),
     // Values that cannot be.
     ("\"POOL\"", "\"pool\"", "FAIL", "configuration", "invalid ip_allocation_mode: pool (expected POOL or DHCP)"),
@@ -132,7 +132,7 @@ const ROWS: &[Row] = &[
     ("cpu_count = 2", "cpu_count = -2", "FAIL", "configuration", "cpu_count: -2 is not from 0 to 1024"),
     ("cores_per_socket = 1", "cores_per_socket = 3", "FAIL", "configuration", "does not divide cpu_count 2"),
     ("memory_mb = 4096", "memory_mb = 4097", "FAIL", "configuration", "4097 is not a multiple of 4"),
-    ("memory_mb = 4096", "memory_mb = 4", "warn", "configuration", "4 MB is too little for a guest; 4 GB are 4096"),
+    ("memory_mb = 4096", "memory_mb = 4", "warn", "configuration", "4 MB is too little for a guest; 4 GB is 4096"),
     ("memory_mb = 4096", "memory_mb = 999999999", "FAIL", "configuration", "is not from 0 to"),
     (DEBUG, "      memory_mb = 4096\n      disk_size_gb = 1\n", "FAIL", "template", "disks cannot shrink"),
     (
@@ -169,17 +169,23 @@ const ROWS: &[Row] = &[
         "      memory_mb = 4096\n      reconcile_interval = \"10m\"\n",
         "warn",
         "configuration",
-        "noticed up to 10m0s late",
+        "notices lost VMs up to 10m0s late",
     ),
     (DEBUG, "      memory_mb = 4096\n      max_size = 2\n", "FAIL", "runner", "max_instances 4 is above max_size 2"),
     ("vapp_name_prefix = \"ci\"", "vapp_name_prefix = \"ci linux\"", "FAIL", "configuration", "found ' '"),
     ("\"ci-catalog\"", "\"ci-catalog \"", "warn", "configuration", "catalog: begins or ends with white space"),
-    ("sim-api-token", "sim-api-token ", "FAIL", "configuration", "token: holds white space"),
+    ("sim-api-token", "sim-api-token ", "FAIL", "configuration", "token: contains white space"),
     ("\"ci-net\"", "\"urn:vcloud:vdc:1\"", "FAIL", "configuration", "network: expected the name of a network"),
     // The url.
     ("\"URL/api\"", "\"vcd.example.com/api\"", "FAIL", "configuration", "must begin with https:// or http://"),
     ("\"URL/api\"", "\"URL/tenant/ci-org\"", "FAIL", "configuration", "has a path that does not end in /api"),
-    ("\"URL/api\"", "\"https://user:pass@vcd.example.com/api\"", "FAIL", "configuration", "must not hold a user name"),
+    (
+        "\"URL/api\"",
+        "\"https://user:pass@vcd.example.com/api\"",
+        "FAIL",
+        "configuration",
+        "must not contain a user name",
+    ),
     ("\"URL/api\"", "\"http://127.0.0.1:9/api\"", "FAIL", "URL and TLS", "onnection refused"),
     ("\"URL/api\"", "\"URL\"", "warn", "configuration", "with http:// the token is sent unencrypted"),
     // Files.
@@ -188,21 +194,21 @@ const ROWS: &[Row] = &[
         "      memory_mb = 4096\n      ca_file = \"~/ca.pem\"\n",
         "FAIL",
         "URL and TLS",
-        "-> ~ is not expanded: write the whole path",
+        "-> ~ is not expanded: write the full path",
     ),
     (
         "token = \"sim-api-token\"",
         "token_file = \"~/token\"",
         "FAIL",
         "token",
-        "-> ~ is not expanded: write the whole path",
+        "-> ~ is not expanded: write the full path",
     ),
     (
         "token = \"sim-api-token\"",
         "token_file = \"/no/such\"",
         "FAIL",
         "token",
-        "-> the file must be there where the runner runs",
+        "-> the file must exist on the machine of GitLab Runner",
     ),
     (
         DEBUG,
@@ -216,7 +222,7 @@ const ROWS: &[Row] = &[
         "      key_path = \"~/.ssh/id\"\n",
         "FAIL",
         "configuration",
-        "connector_config: key_path: ~/.ssh/id: No such file or directory (os error 2); ~ is not expanded: write the whole path",
+        "connector_config: key_path: ~/.ssh/id: No such file or directory (os error 2); ~ is not expanded: write the full path",
     ),
     (
         PASSWORD,
@@ -233,7 +239,7 @@ const ROWS: &[Row] = &[
         "use_static_credentials = false",
         "FAIL",
         "configuration",
-        "false means that credentials are generated",
+        "with false the plugin generates credentials",
     ),
     (
         "      username = \"root\"\n",
@@ -268,14 +274,14 @@ const ROWS: &[Row] = &[
         "      username = \"root\"\n      timeout = \"10\"\n",
         "FAIL",
         "configuration",
-        "timeout: \"10\" is no duration",
+        "timeout: \"10\" is not a duration",
     ),
     (
         "      username = \"root\"\n",
         "      username = \"root\"\n      timeout = 600\n",
         "warn",
         "runner",
-        "timeout = 600 are nanoseconds",
+        "timeout = 600: a number without a unit is in nanoseconds",
     ),
     // The runner's own part.
     ("docker-autoscaler", "docker+machine", "FAIL", "runner", "executor \"docker+machine\" does not autoscale"),
@@ -286,9 +292,15 @@ const ROWS: &[Row] = &[
         "idle_time = \"20\"",
         "FAIL",
         "configuration",
-        "policy: idle_time: \"20\" is no duration",
+        "policy: idle_time: \"20\" is not a duration",
     ),
-    ("idle_time = \"20m0s\"", "idle_time = 1200", "warn", "runner", "policy: idle_time = 1200 are nanoseconds"),
+    (
+        "idle_time = \"20m0s\"",
+        "idle_time = 1200",
+        "warn",
+        "runner",
+        "policy: idle_time = 1200: a number without a unit is in nanoseconds",
+    ),
     ("idle_count = 1", "idle_count = 9", "warn", "runner", "a policy keeps 9 idle, but only 4 jobs fit"),
     ("    max_instances = 4\n", "", "warn", "runner", "max_instances is not set"),
     ("    max_instances = 4\n", "    max_instances = 500\n", "FAIL", "runner", "above max_size 128"),
@@ -307,7 +319,7 @@ const ROWS: &[Row] = &[
         "    max_instances = 4\n    update_interval = \"5m0s\"\n",
         "warn",
         "runner",
-        "update_interval is 300 s: the runner learns",
+        "update_interval is 300 s: GitLab Runner notices",
     ),
     (
         "    max_instances = 4\n",
@@ -358,28 +370,28 @@ const ROWS: &[Row] = &[
         "      memory_mb = 4096\n      debug_server_addr = \"0.0.0.0:27060\"\n",
         "warn",
         "configuration",
-        "debug_server_addr: 0.0.0.0:27060: everyone",
+        "debug_server_addr: 0.0.0.0:27060: anyone",
     ),
     (
         DEBUG,
         "      memory_mb = 4096\n      debug_server_addr = \"[::]:27060\"\n",
         "warn",
         "configuration",
-        "debug_server_addr: [::]:27060: everyone",
+        "debug_server_addr: [::]:27060: anyone",
     ),
     (
         DEBUG,
         "      memory_mb = 4096\n      debug_server_addr = \"192.168.1.5:27060\"\n",
         "warn",
         "configuration",
-        "everyone who can reach",
+        "anyone who can reach",
     ),
     (
         DEBUG,
         "      memory_mb = 4096\n      debug_server_addr = \":27060\"\n",
         "warn",
         "configuration",
-        "debug_server_addr: 0.0.0.0:27060: everyone",
+        "debug_server_addr: 0.0.0.0:27060: anyone",
     ),
     (
         DEBUG,
@@ -481,7 +493,7 @@ fn one_mistake_hides_no_other_and_a_warning_stays_one() {
     assert_eq!(
         findings(&stdout, "FAIL", "storage profile"),
         [
-            "find storage profile \"SSD\": there is no storage profile of this name in VDC \"ci-vdc\" of org \"ci-org\" -> did you mean \"ssd\"?"
+            "find storage profile \"SSD\": there is no storage profile with this name in VDC \"ci-vdc\" of org \"ci-org\" -> did you mean \"ssd\"?"
         ]
     );
     assert!(findings(&stdout, "FAIL", "network").is_empty(), "told already: {stdout}");

@@ -117,7 +117,7 @@ fn a_template_that_does_not_show_its_disk_stops_no_start() {
         assert_eq!(hardware(&server), [(4, 2, 8192, 60 * 1024, false)]);
         let counts = ["instantiate", "compose", "reconfigure", "power:on"].map(|name| server.requests(name));
         assert_eq!(counts, [0, 1, 1, 1], "its disk is set in the VM");
-        plugin.logged("does not tell of its disk: that is sized when the VM shows it").await;
+        plugin.logged("does not show its disk: the plugin sets its size when the VM shows it").await;
         end(plugin).await;
     });
 }
@@ -241,7 +241,7 @@ fn user_data_that_a_create_does_not_take_is_there_before_the_guest_counts() {
             server.with_model(|model| model.vms.values().map(|vm| vm.properties.clone()).collect::<Vec<_>>());
         assert_eq!(properties, [vec![("role".into(), "builder".into())]]);
         assert_eq!(server.requests("update:properties"), 1);
-        plugin.logged("a part of the create request (no guest property \\\"role\\\" as it should be)").await;
+        plugin.logged("a part of the create request (guest property \\\"role\\\" is missing or wrong)").await;
         let log = end(plugin).await;
         assert!(!log.iter().any(|line| line.contains("builder")), "values are secrets");
     });

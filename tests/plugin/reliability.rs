@@ -205,17 +205,12 @@ fn cases() -> Vec<Case> {
     vec![
         all("every request answered 503 for a while (maintenance)", &[], busy.clone(), "VCD answered 503").long(),
         all("every query answered 500 for a while", &["query", "task", "vapp"], broken, "VCD answered 500"),
-        all(
-            "every query's answer cut after 40 bytes",
-            &["query", "task"],
-            json!({"truncate": 40}),
-            "did not come whole",
-        ),
+        all("every query's answer cut after 40 bytes", &["query", "task"], json!({"truncate": 40}), "is incomplete: "),
         all(
             "every query answered with an HTML page of a proxy",
             &["query", "task"],
             json!({"html": true}),
-            "a web page came",
+            "the answer is a web page",
         ),
         all(
             "every query's connection reset",
@@ -242,7 +237,7 @@ fn cases() -> Vec<Case> {
         once("delete: reset after VCD has acted", "delete", json!({"reset_after": true}), "Connection reset by peer"),
         once("delete: 500 after VCD has acted", "delete", json!({"answer_after": {"status": 500}}), "VCD answered 500"),
         once("delete: 503 before VCD acts", "delete", busy, "VCD answered 503"),
-        once("delete: the answer is cut after 40 bytes", "delete", json!({"truncate": 40}), "did not come whole"),
+        once("delete: the answer is cut after 40 bytes", "delete", json!({"truncate": 40}), "is incomplete: "),
         all("polls return no VMs for a while", &["query:vm", "query:vApp"], json!({"query": "empty"}), ""),
         all("every other record is missing for a while", &["query:vm"], json!({"query": "partial"}), ""),
         all("polls are 20 s old for a while", &["query:vm"], json!({"query": "stale", "stale_ms": 20_000}), "")
@@ -293,7 +288,7 @@ fn cases() -> Vec<Case> {
                 let user = *model.users.keys().next().unwrap();
                 model.tokens.insert("sim-api-token".into(), user);
             },
-            "the API token was refused",
+            "VCD rejected the API token",
         ),
         Case::new(PEOPLE, "all sessions are ended", Fault::Admin(|model, _| model.admin_expire_bearers(), nothing), ""),
         admin(
@@ -1033,15 +1028,15 @@ fn starts() -> Vec<Start> {
             unavailable,
             "VCD answered 503",
         ),
-        start("every answer is an HTML page", rule(json!({"html": true})), unavailable, "a web page came"),
-        start("every answer cut after 40 bytes", rule(json!({"truncate": 40})), unavailable, "did not come whole"),
+        start("every answer is an HTML page", rule(json!({"html": true})), unavailable, "the answer is a web page"),
+        start("every answer cut after 40 bytes", rule(json!({"truncate": 40})), unavailable, "is incomplete: "),
         start(
             "polls answered 500",
             rule(json!({"op": "query:vm", "answer_before": {"status": 500}})),
             unavailable,
             "VCD answered 500",
         ),
-        start("the token is revoked", revoke, Code::InvalidArgument, "the API token was refused"),
+        start("the token is revoked", revoke, Code::InvalidArgument, "VCD rejected the API token"),
     ]
 }
 
@@ -1055,7 +1050,7 @@ async fn play_start(start: &Start) -> Row {
     let took = began.elapsed();
     let message = status.message();
     assert_eq!(status.code(), start.code, "{}: {message}", start.name);
-    assert!(message.contains(start.says) && message.contains("no instance was made"), "{}: {message}", start.name);
+    assert!(message.contains(start.says) && message.contains("no VM was created"), "{}: {message}", start.name);
     place.end(&start.fault, &Names::default()).await;
     let again = place.init(&plugin).await;
     again.unwrap_or_else(|status| panic!("{}, over: {}", start.name, status.message()));

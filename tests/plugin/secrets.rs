@@ -157,7 +157,7 @@ fn nothing_secret_is_ever_said() {
         wrong = config.clone();
         wrong["token"] = WRONG_TOKEN.into();
         let status = plugin.init(wrong.to_string().as_bytes(), connector.clone()).await.unwrap_err();
-        assert!(status.message().contains("token was refused"), "{}", status.message());
+        assert!(status.message().contains("rejected the API token"), "{}", status.message());
         run.hear("Init with a wrong token", status.message());
         let long = PASSWORD.repeat(20);
         run.guard(&long);
@@ -204,7 +204,7 @@ fn nothing_secret_is_ever_said() {
             model.admin_revoke_token(TOKEN);
             model.admin_expire_bearers();
         });
-        plugin.logged("the API token was refused").await;
+        plugin.logged("VCD rejected the API token").await;
         run.hear_pages(&debug, &names);
 
         // It dies and leaves everything behind; its successor generates its credentials.

@@ -79,7 +79,7 @@ fn what_is_too_large_too_deep_or_a_bomb_is_refused() {
         (records(&format!("<VMRecord name='{}'/>", "x".repeat(300 * 1024))), "attribute longer than"),
         (records(&"<a/>".repeat(100_001)), "nodes limit"),
         (records(&"<a xmlns='u'/>".repeat(4_100)), "namespaces"),
-        ("<html><head><title>Portal</title></head></html>".into(), "a web page came, \"Portal\""),
+        ("<html><head><title>Portal</title></head></html>".into(), "the answer is a web page, \"Portal\""),
         ("<Other/>".into(), "not an answer to a query but Other"),
         ("{\"values\":[]}".into(), "unknown token"),
         (String::new(), ""),
@@ -91,7 +91,7 @@ fn what_is_too_large_too_deep_or_a_bomb_is_refused() {
     // Packed it is small.
     let sent = server.sent();
     let e = poll_answered(&server, &client, json!({"status": 200, "body": " ".repeat(MAX_BODY as usize + 1)}));
-    assert!(e.kind == ErrorKind::Unavailable && e.text.contains("did not come whole"), "{e}");
+    assert!(e.kind == ErrorKind::Unavailable && e.text.contains("is incomplete: "), "{e}");
     assert!(server.sent() - sent < MAX_BODY / 50, "{} bytes came", server.sent() - sent);
     // A change that is answered so may have been carried out.
     fault(&server, json!({"op": "instantiate", "answer_after": {"status": 201, "body": "<!DOCTYPE a><a/>"}}));
@@ -324,16 +324,16 @@ fn a_token_file_is_read_again_for_each_login() {
         m.admin_expire_bearers();
     });
     let e = poll(&client, false).unwrap_err();
-    assert!(e.kind == ErrorKind::Auth && e.text.contains("the API token was refused"), "{e}");
+    assert!(e.kind == ErrorKind::Auth && e.text.contains("VCD rejected the API token"), "{e}");
     std::fs::write(&file, " a-newer-token \n").unwrap();
     poll(&client, false).unwrap();
     let long = "x".repeat(16 * 1024 + 1);
     for (text, why) in [
         ("", "is empty"),
         ("two words", "more than one word"),
-        ("\u{1}", "characters that no token has"),
-        ("\"a-newer-token\"", "holds quotes"),
-        ("VCD_TOKEN=a-newer-token", "holds NAME="),
+        ("\u{1}", "characters that a token cannot have"),
+        ("\"a-newer-token\"", "contains quotes"),
+        ("VCD_TOKEN=a-newer-token", "contains NAME="),
         ("{\"access_token\": \"x\"}", "without refresh_token"),
         (&long, "more than the 16384 bytes allowed"),
     ] {
@@ -506,7 +506,7 @@ fn a_file_that_cannot_be_replaced_is_written_and_one_that_says_what_it_is_is_loo
     std::fs::write(folder.token(), &json).unwrap();
     let e = errors_of(folder.settings(&server)).remove(0);
     assert!(e.kind == ErrorKind::Auth && e.text.contains("could not be written"), "{e}");
-    assert!(e.text.contains("nobody has logged in") && server.requests("login") == 0, "{e}");
+    assert!(e.text.contains("the plugin did not log in") && server.requests("login") == 0, "{e}");
     assert_eq!((good_tokens(&server), std::fs::read_to_string(folder.token()).unwrap()), (vec![first.clone()], json));
     // Nobody can know this of a word, but it is not lost.
     std::fs::write(folder.token(), &first).unwrap();
@@ -572,11 +572,11 @@ fn a_session_that_is_refused_at_once_is_told_from_a_token_that_is() {
     let client = open(&server);
     fault(&server, json!({"op": "query:vm", "times": 0, "answer_before": {"status": 401}}));
     let e = poll(&client, false).unwrap_err();
-    assert!(e.kind == ErrorKind::Auth && e.text.contains("refuses the session that it gave for it"), "{e}");
+    assert!(e.kind == ErrorKind::Auth && e.text.contains("rejects the session that it started for it"), "{e}");
     server.clear_faults();
     for (answer, what) in [
-        (json!({"status": 404}), "it knows no token endpoint of org \"ci-org\""),
-        (json!({"status": 200, "body": "<html><title>Sign in</title>"}), "a web page came, \"Sign in\""),
+        (json!({"status": 404}), "VCD has no token endpoint for org \"ci-org\""),
+        (json!({"status": 200, "body": "<html><title>Sign in</title>"}), "the answer is a web page, \"Sign in\""),
     ] {
         fault(&server, json!({"op": "login", "answer_before": answer}));
         let e = errors_of(settings(&server)).remove(0);

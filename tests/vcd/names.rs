@@ -164,7 +164,7 @@ fn of_two_templates_of_one_name_the_error_gives_values_that_work() {
     let by = |template: String| Settings { template, ..settings(&server) };
     let e = errors_of(by("ubuntu-22.04".into())).remove(0);
     assert!(e.kind == ErrorKind::Invalid && e.what == "find template \"ubuntu-22.04\"", "{e}");
-    assert!(e.text.starts_with("2 of this name in catalog \"ci-catalog\"") && e.text.contains("(ci-vdc)"), "{e}");
+    assert!(e.text.starts_with("2 with this name in catalog \"ci-catalog\"") && e.text.contains("(ci-vdc)"), "{e}");
     let found: Vec<String> = quoted(&e).into_iter().map(|id| Client::open(by(id)).unwrap().1.guest_os).collect();
     assert!(found.contains(&"Ubuntu Linux (64-bit)".into()) && found.contains(&"ubuntu-22.04".into()), "{found:?}");
     // A link does as well, whatever the host.
@@ -251,7 +251,7 @@ fn networks_of_other_vdcs_count_if_they_are_within_reach() {
     }
     reach("another-vdc", Reach::Shared);
     let e = errors_of(network("group-net")).remove(0);
-    assert!(e.kind == ErrorKind::Invalid && e.text.starts_with("2 of this name in VDC \"ci-vdc\""), "{e}");
+    assert!(e.kind == ErrorKind::Invalid && e.text.starts_with("2 with this name in VDC \"ci-vdc\""), "{e}");
     let ids = quoted(&e);
     assert_eq!(ids.len(), 2, "{e}");
     let mut octets: Vec<u8> = Vec::new();
@@ -322,7 +322,7 @@ fn ids_and_links_stand_for_names() {
     let errors = errors_of(all);
     let told: Vec<&str> = errors.iter().map(|e| e.what.split('"').next().unwrap()).collect();
     assert_eq!(told, ["find VDC ", "find network ", "find storage profile ", "find catalog "]);
-    assert!(errors.iter().all(|e| e.kind == ErrorKind::NotFound && e.text.contains("of this id")), "{errors:?}");
+    assert!(errors.iter().all(|e| e.kind == ErrorKind::NotFound && e.text.contains("with this id")), "{errors:?}");
     // What is disabled is so by its id, too.
     server.with_model(|m| m.profiles.values_mut().for_each(|p| p.enabled = false));
     assert!(errors_of(ids.clone())[0].text.contains("the storage profile is disabled"));
@@ -344,7 +344,7 @@ fn a_plain_name_heeds_its_template_as_a_pattern_does() {
     let uuid = server.with_model(|m| m.uuid(id));
     for (state, expired, text) in [
         (TemplateState::Unresolved, false, "in state UNRESOLVED"),
-        (TemplateState::Copying, false, "as a rule it is being copied"),
+        (TemplateState::Copying, false, "usually VCD is copying it"),
         (TemplateState::Ready, true, "has expired"),
     ] {
         seed(state, expired);
@@ -705,7 +705,7 @@ fn what_a_template_leaves_out_is_read_from_its_vms_own_document() {
     fault(&server, serde_json::json!({"path": "/api/vAppTemplate/vm-", "times": 0, "answer_before": refusal}));
     let client = Client::open(settings(&server)).unwrap().0;
     let e = create(&client, "ci-3").unwrap_err();
-    assert!(e.kind == ErrorKind::TooMuch && e.text.contains("does not tell of its disk"), "{e}");
+    assert!(e.kind == ErrorKind::TooMuch && e.text.contains("does not show its disk"), "{e}");
 }
 
 #[test]
@@ -717,7 +717,7 @@ fn a_template_that_leaves_things_out_stops_no_start() {
     // Its disk is known when the VM shows it.
     let requests = server.requests("instantiate");
     let e = create(&client, "ci-1").unwrap_err();
-    assert!(e.kind == ErrorKind::TooMuch && e.text.contains("does not tell of its disk"), "{e}");
+    assert!(e.kind == ErrorKind::TooMuch && e.text.contains("does not show its disk"), "{e}");
     assert_eq!(server.requests("instantiate"), requests);
     let vapp = ends_well(&client, &compose(&client, "ci-1").unwrap());
     let off = made(&client, &vapp);
@@ -751,7 +751,10 @@ fn guest_properties_that_a_create_did_not_take_are_set_before_the_first_boot() {
     server.with_model(|m| m.settings.properties_in_create = HardwareInCreate::Ignore);
     let vapp = ends_well(&client, &create(&client, "ci-ignored").unwrap());
     let differs = made(&client, &vapp).differs.unwrap();
-    assert_eq!(differs, "no guest property \"proxy\" as it should be, no guest property \"user-data\" as it should be");
+    assert_eq!(
+        differs,
+        "guest property \"proxy\" is missing or wrong, guest property \"user-data\" is missing or wrong"
+    );
 
     let vapp = ends_well(&client, &compose(&client, "ci-steps").unwrap());
     let off = made(&client, &vapp);
@@ -769,7 +772,7 @@ fn guest_properties_that_a_create_did_not_take_are_set_before_the_first_boot() {
 
     server.with_model(|m| m.settings.properties_in_create = HardwareInCreate::Refuse);
     let e = create(&client, "ci-refused").unwrap_err();
-    assert!(e.kind == ErrorKind::TooMuch && e.text.contains("guest properties, which follow"), "{e}");
+    assert!(e.kind == ErrorKind::TooMuch && e.text.contains("sets the guest properties later"), "{e}");
     let vapp = ends_well(&client, &compose(&client, "ci-refused").unwrap());
     assert!(made(&client, &vapp).differs.unwrap().contains("proxy"), "they are left out, and missed");
     // A VCD that refuses them in steps alone.

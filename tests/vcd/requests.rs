@@ -447,7 +447,7 @@ fn a_replaced_template_is_found_again_before_the_next_create() {
     });
     // Another try is worth while: this says nothing of the template that has the name now.
     let e = create(&client, "ci-1").unwrap_err();
-    assert!(e.kind == ErrorKind::Unavailable && e.text.contains("looked up anew before the next try"), "{e}");
+    assert!(e.kind == ErrorKind::Unavailable && e.text.contains("looks up names again before the next attempt"), "{e}");
     create(&client, "ci-1").unwrap();
     assert_eq!(server.requests("instantiate"), 2);
     // What is not found right after it was looked up is not there.

@@ -20,7 +20,7 @@ const SECRET: [&str; 4] =
 
 /// What stands above the generated code.
 const HEADER: &str = "\
-// Generated from proto/*.proto by proto/generate. Do not edit; to write it anew:
+// Generated from proto/*.proto by proto/generate. Do not edit; to generate it again:
 //     cargo run --manifest-path proto/generate/Cargo.toml
 #![allow(missing_docs)]
 ";

@@ -274,10 +274,10 @@ fn page(status: &Status<'_>, path: &str, query: &str, html: bool) -> Page {
         "/api/status" => Page::new(JSON, json::status(status)),
         "/metrics" => Page::new(metrics::CONTENT_TYPE, metrics::page(status)),
         "/healthz" => {
-            let ailments = status.ailments();
-            match ailments.is_empty() {
+            let problems = status.health_problems();
+            match problems.is_empty() {
                 true => Page::new(TEXT, "ok\n".into()),
-                false => Page { status: StatusCode::SERVICE_UNAVAILABLE, kind: TEXT, body: ailments.join("\n") + "\n" },
+                false => Page { status: StatusCode::SERVICE_UNAVAILABLE, kind: TEXT, body: problems.join("\n") + "\n" },
             }
         }
         _ if html => Page { status: StatusCode::NOT_FOUND, kind: HTML, body: html::missing("There is no such page.") },

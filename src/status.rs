@@ -187,7 +187,7 @@ impl Status<'_> {
     }
 
     /// The serious problems, for a health check.
-    pub fn ailments(&self) -> Vec<String> {
+    pub fn health_problems(&self) -> Vec<String> {
         self.troubles().into_iter().filter(|trouble| trouble.grave).map(|trouble| trouble.text).collect()
     }
 

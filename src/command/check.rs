@@ -1,5 +1,5 @@
-//! `check`: tells a person, line by line, whether a runner of a config.toml would get VMs from VCD, and what to do where not.
-//! It changes nothing, unless it is asked to make one instance.
+//! `check`: shows a person, line by line, whether the runners of a config.toml would get VMs from VCD, and how to fix problems.
+//! It changes nothing without `--create`.
 
 use super::advice::{self, advice};
 use super::life::{self, DELETE_TIMEOUT, Life};
@@ -25,20 +25,20 @@ use std::process::{Command, ExitCode, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// Rights without which nothing is made or deleted, by VCD's names.
+/// The rights that creates and deletes need, with VCD's names.
 const NEEDED_RIGHTS: [&str; 4] =
     ["vApp: Create / Reconfigure", "vApp: Delete", "vApp: Power Operations", "vApp: Edit Properties"];
-/// The right that makes a forced delete of a running vApp sure to work.
+/// With this right a forced delete of a running vApp always works.
 const FORCE_RIGHT: &str = "vApp: VM Migrate, Force Undeploy, Relocate, Consolidate";
-/// A login to a new guest is tried for so long.
+/// Maximum time for a login to a new guest.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(120);
-/// Pause between two tries.
+/// Pause between two attempts.
 const LOGIN_PAUSE: Duration = Duration::from_secs(2);
-/// Why the guest refuses is said again after so long.
+/// The reason of a failed login is printed again after this time.
 const LOGIN_WORD: Duration = Duration::from_secs(10);
-/// Of the names that VCD has so many are told, where none is like the one that is wrong.
+/// Maximum number of VCD's names in the advice for a wrong name, if none is similar.
 const MAX_NAMES_TOLD: usize = 5;
-/// What ssh is told. The host key of a new guest is not known beforehand.
+/// Options of ssh. The host key of a new guest is not known in advance.
 const SSH_OPTIONS: [&str; 8] = [
     "-Fnone",
     "-oStrictHostKeyChecking=no",
@@ -49,28 +49,28 @@ const SSH_OPTIONS: [&str; 8] = [
     "-oNumberOfPasswordPrompts=1",
     "-oIdentityAgent=none",
 ];
-/// What `env` ends with when it does not find the program.
+/// The exit status of `env` if it does not find the program.
 const NO_SUCH_PROGRAM: i32 = 127;
-/// Only the end of what ssh says is read: so many bytes.
+/// Maximum number of bytes of ssh's output that are read, from its end.
 const MAX_SSH_ERRORS: u64 = 64 * 1024;
 /// A shutdown_timeout below this may be too short for VCD to delete.
 const SHORT_SHUTDOWN: Duration = Duration::from_secs(60);
-/// After so long systemd ends the runner, and the plugin itself, unless TimeoutStopSec is longer.
+/// After this time systemd kills GitLab Runner, and the plugin exits, unless TimeoutStopSec is longer.
 const LONG_SHUTDOWN: Duration = Duration::from_secs(90);
-/// What is put behind names so that the instance of `--create` is nobody else's.
+/// Suffix of names, so that the test VM of `--create` has its own owner.
 const SUFFIX: &str = "-check";
 
-/// How to check.
+/// The options of `check`.
 pub struct Options<'a> {
     /// The config.toml.
     pub path: &'a Path,
-    /// Only the runner of this name.
+    /// Only the runner with this name.
     pub runner: Option<&'a str>,
-    /// Ask nothing of VCD.
+    /// Send nothing to VCD.
     pub offline: bool,
-    /// Make one instance, log in, delete it.
+    /// Create a test VM, log in, delete it.
     pub create: bool,
-    /// Write what is asked of VCD and what it answers into this new file.
+    /// Record the requests to VCD and its answers in this new file.
     pub record: Option<&'a Path>,
 }
 
@@ -107,17 +107,17 @@ impl Report {
     }
 }
 
-/// Which of VCD's names may be meant by one that it does not have.
+/// A hint at the names that VCD has, for a name that it does not have.
 fn meant(name: &str, names: &[String]) -> Option<String> {
     if let Some(meant) = nearest(name, names.iter().map(String::as_str)) {
         return Some(format!("did you mean {meant:?}?"));
     }
     let told: Vec<String> = names.iter().take(MAX_NAMES_TOLD).map(|name| format!("{name:?}")).collect();
     let more = if names.len() > told.len() { ", and more" } else { "" };
-    (!told.is_empty()).then(|| format!("the user sees {}{more}", told.join(", ")))
+    (!told.is_empty()).then(|| format!("the user can see {}{more}", told.join(", ")))
 }
 
-/// Checks what `options` name and prints the findings. True if nothing failed.
+/// Runs the checks and prints the findings. True if nothing failed.
 pub fn run(options: &Options<'_>) -> Result<bool, String> {
     let file = RunnerFile::read(options.path)?;
     let runners = file.select(options.runner)?;
@@ -137,7 +137,12 @@ pub fn run(options: &Options<'_>) -> Result<bool, String> {
             match recorded(runner, options) {
                 None => {
                     let _ = fs::remove_file(path);
-                    report.say(Verdict::Note, "recording", "VCD was asked nothing: there is none", "");
+                    report.say(
+                        Verdict::Note,
+                        "recording",
+                        "no file was written, because no request was sent to VCD",
+                        "",
+                    );
                 }
                 Some(written) => match record.write_all(written.text.as_bytes()) {
                     Err(error) => report.say(Verdict::Fail, "recording", &format!("{}: {error}", path.display()), ""),
@@ -150,7 +155,7 @@ pub fn run(options: &Options<'_>) -> Result<bool, String> {
     }
     let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
     let end = match (failed, warned) {
-        (0, 0) => paper.paint("32", "all is well"),
+        (0, 0) => paper.paint("32", "everything works"),
         (0, _) => paper.paint("33", &format!("it works, with {}", plural(warned, "warning"))),
         _ => paper.paint("1;31", &format!("{}, {}", plural(failed, "failure"), plural(warned, "warning"))),
     };
@@ -158,7 +163,7 @@ pub fn run(options: &Options<'_>) -> Result<bool, String> {
     Ok(failed == 0)
 }
 
-/// Makes the file before anything is asked of VCD, for its owner alone.
+/// Creates the file before the first request to VCD, readable for its owner only.
 fn begin_recording(path: &Path) -> Result<fs::File, String> {
     let mut options = fs::OpenOptions::new();
     options.write(true).create_new(true);
@@ -169,7 +174,7 @@ fn begin_recording(path: &Path) -> Result<fs::File, String> {
     Ok(file)
 }
 
-/// What VCD was asked for a runner, and what it said.
+/// The recording of the requests for a runner.
 fn recorded(runner: &Runner, options: &Options<'_>) -> Option<Written> {
     let config = runner.config(false).ok()?;
     let (vcd, policy) = (&config.vcd, &config.policy);
@@ -197,7 +202,7 @@ fn recorded(runner: &Runner, options: &Options<'_>) -> Option<Written> {
     ];
     let has = |name: &Option<String>| if name.is_some() { "yes" } else { "no" };
     let head = format!(
-        "fleeting-plugin-vcd's recording, format 1: what it asked VCD, and what VCD answered\n\
+        "fleeting-plugin-vcd's recording, format 1: its requests to VCD, and VCD's answers\n\
          plugin {}\n\
          settings create={} ip_allocation_mode={} cpu_count={} cores_per_socket={} memory_mb={} disk_size_gb={} \
          sizing_policy={} placement_policy={}\n",
@@ -217,7 +222,7 @@ fn recorded(runner: &Runner, options: &Options<'_>) -> Option<Written> {
 fn told(report: &mut Report, path: &Path, written: &Written) {
     let left_out = match written.left_out {
         0 => String::new(),
-        more => format!(", {more} more would have been too long"),
+        more => format!(", {more} more did not fit"),
     };
     let text = format!(
         "{} requests and answers are in {}{left_out}: tokens, passwords, scripts, names, addresses and ids are replaced",
@@ -227,7 +232,7 @@ fn told(report: &mut Report, path: &Path, written: &Written) {
     report.say(Verdict::Ok, "recording", &text, "read it before you pass it on");
 }
 
-/// Under which the instance of `--create` is nobody else's.
+/// The prefix of the test VM of `--create`.
 fn checked_prefix(config: &Config) -> String {
     let prefix: String = config.policy.prefix.chars().take(MAX_PREFIX - SUFFIX.len()).collect();
     format!("{prefix}{SUFFIX}")
@@ -248,7 +253,7 @@ fn check(report: &mut Report, file: &RunnerFile, runner: &Runner, options: &Opti
             for mistake in others {
                 report.say(Verdict::Fail, "configuration", mistake, "");
             }
-            report.say(Verdict::Fail, "configuration", last, "docs/configuration.md says what each key means");
+            report.say(Verdict::Fail, "configuration", last, "docs/configuration.md explains each key");
         }
     }
     for warning in &config.warnings {
@@ -259,7 +264,7 @@ fn check(report: &mut Report, file: &RunnerFile, runner: &Runner, options: &Opti
         credentials(report, runner, options.offline);
     }
     if options.offline {
-        report.say(Verdict::Note, "VCD", "not asked", "");
+        report.say(Verdict::Note, "VCD", "not checked", "");
         return;
     }
     let has_token = match &config.vcd.token {
@@ -267,19 +272,19 @@ fn check(report: &mut Report, file: &RunnerFile, runner: &Runner, options: &Opti
         Token::File(_) => true,
     };
     if config.vcd.url.is_empty() || config.vcd.org.is_empty() || !has_token {
-        report.say(Verdict::Note, "VCD", "not asked: url, org and a token are needed for that", "");
+        report.say(Verdict::Note, "VCD", "not checked: this needs url, org and a token", "");
         return;
     }
     vcd(report, runner, &config);
     if options.create {
         match report.failed {
             0 => create(report, runner, &config),
-            _ => report.say(Verdict::Note, "create", "not tried: first see to the failures above", ""),
+            _ => report.say(Verdict::Note, "create", "not tried: fix the failures above first", ""),
         }
     }
 }
 
-/// What is known to break jobs in the runner's own part.
+/// Settings of GitLab Runner itself that are known to break jobs.
 fn runner_itself(report: &mut Report, file: &RunnerFile, runner: &Runner, config: &Config) {
     if !matches!(runner.executor.as_str(), "instance" | "docker-autoscaler") {
         let text = format!("executor {:?} does not autoscale", runner.executor);
@@ -294,20 +299,20 @@ fn runner_itself(report: &mut Report, file: &RunnerFile, runner: &Runner, config
         report.say(Verdict::Warn, "runner", text, "add [runners.docker] with an image");
     }
     if runner.policies == 0 {
-        let text = "no [[runners.autoscaler.policy]]: no VM is kept ready, and each job waits until one is made";
+        let text = "no [[runners.autoscaler.policy]]: no VM is kept ready, and each job waits until one is created";
         report.say(Verdict::Warn, "runner", text, "add one, with idle_count and idle_time");
     }
     if most > 0 && runner.max_instances > most {
         let text =
-            format!("max_instances {} is above max_size {most}: the runner refuses to start", runner.max_instances);
+            format!("max_instances {} is above max_size {most}: GitLab Runner does not start", runner.max_instances);
         report.say(Verdict::Fail, "runner", &text, "lower max_instances, or raise max_size in plugin_config");
     }
     if runner.max_instances == 0 {
-        let text = "max_instances is not set: as many instances as there are jobs, up to max_size";
+        let text = "max_instances is not set: the number of instances is limited only by the jobs and max_size";
         report.say(Verdict::Warn, "runner", text, "set max_instances");
     }
     if runner.capacity == 0 {
-        report.say(Verdict::Warn, "runner", "capacity_per_instance is not set", "set it, to 1 as a rule");
+        report.say(Verdict::Warn, "runner", "capacity_per_instance is not set", "set it, usually to 1");
     }
     if runner.executor == "instance" && runner.max_use_count != 1 {
         let text = "jobs run one after another on the same VM and see what earlier ones left (max_use_count is not 1)";
@@ -321,33 +326,28 @@ fn runner_itself(report: &mut Report, file: &RunnerFile, runner: &Runner, config
     }
     if file.concurrent > 0 && runner.max_instances > 0 && file.concurrent < jobs {
         let text =
-            format!("concurrent = {} lets less run than the {jobs} jobs that fit on all instances", file.concurrent);
+            format!("concurrent = {} allows fewer jobs than the {jobs} that fit on all instances", file.concurrent);
         report.say(Verdict::Note, "runner", &text, "");
     }
     let deletes = runner.delete_on_shutdown || config.policy.on_shutdown == OnShutdown::Delete;
     if deletes && file.shutdown_timeout < SHORT_SHUTDOWN {
         let text =
             format!("shutdown_timeout is {} s: VCD may take longer to delete the VMs", file.shutdown_timeout.as_secs());
-        report.say(
-            Verdict::Warn,
-            "runner",
-            &text,
-            "set shutdown_timeout = 80; what is left is deleted at the next start",
-        );
+        report.say(Verdict::Warn, "runner", &text, "set shutdown_timeout = 80; the next start deletes the rest");
     }
     if file.shutdown_timeout > LONG_SHUTDOWN {
         let text = format!(
-            "shutdown_timeout is {} s: after {} s systemd ends the runner and the plugin anyway",
+            "shutdown_timeout is {} s: after {} s systemd kills GitLab Runner and the plugin anyway",
             file.shutdown_timeout.as_secs(),
             LONG_SHUTDOWN.as_secs()
         );
         report.say(Verdict::Warn, "runner", &text, "set shutdown_timeout = 80 (docs/guide.md#4-systemd)");
     }
     if deletes && runner.state_storage {
-        let text = "state_storage is enabled, but VMs are deleted when the runner stops";
+        let text = "state_storage is enabled, but VMs are deleted when GitLab Runner stops";
         report.say(Verdict::Warn, "runner", text, "set on_shutdown = \"keep\" in plugin_config");
     }
-    // Two plugins with one identity take each other's VMs for their own.
+    // Two plugins with the same identity adopt each other's VMs.
     for other in file.runners.iter().filter(|other| !std::ptr::eq(*other, runner)) {
         if other.config(true).is_ok_and(|other| other.identity() == config.identity()) {
             let text = format!("runner {:?} has the same name, instance_group_name and vapp_name_prefix", other.name);
@@ -355,13 +355,13 @@ fn runner_itself(report: &mut Report, file: &RunnerFile, runner: &Runner, config
                 Verdict::Fail,
                 "runner",
                 &text,
-                "each would delete the other's VMs: give one another vapp_name_prefix",
+                "each would delete the other's VMs: set another vapp_name_prefix for one of them",
             );
         }
     }
 }
 
-/// How the runner logs in to guests.
+/// The credentials for logins to guests.
 fn credentials(report: &mut Report, runner: &Runner, offline: bool) {
     let connector = &runner.connector;
     let user = if connector.username.is_empty() { "root or Administrator" } else { &connector.username };
@@ -369,7 +369,7 @@ fn credentials(report: &mut Report, runner: &Runner, offline: bool) {
         (Some(why), _) if offline => {
             report.say(Verdict::Warn, "credentials", why, "the file must exist on the machine of GitLab Runner");
         }
-        (_, false) => report.ok("credentials", &format!("{user}, with a key of its own for each VM")),
+        (_, false) => report.ok("credentials", &format!("{user}, with a separate key for each VM")),
         (_, true) => {
             let key = runner.key_path.as_deref().map(|path| format!("the key {}", path.display()));
             let password = (!connector.password.is_empty()).then(|| "a password".to_owned());
@@ -462,9 +462,9 @@ fn vcd(report: &mut Report, runner: &Runner, config: &Config) {
     };
     let trust = match (&settings.ca_file, settings.insecure_skip_tls_verify, settings.url.starts_with("https")) {
         (_, _, false) => "without TLS".into(),
-        (_, true, _) => "TLS, any certificate is believed".into(),
-        (Some(ca), ..) => format!("TLS, trusting {}, the public roots and the system's", ca.display()),
-        (None, ..) => "TLS, trusting the public roots and the system's".to_owned(),
+        (_, true, _) => "TLS without verification of certificates".into(),
+        (Some(ca), ..) => format!("TLS, trusted: {}, the public CAs and the system's", ca.display()),
+        (None, ..) => "TLS, trusted: the public CAs and the system's".to_owned(),
     };
     report.ok("URL and TLS", &format!("{} answers, API version {}, {trust}", settings.url, login.api_version));
     token(report, config, &login);
@@ -475,7 +475,7 @@ fn vcd(report: &mut Report, runner: &Runner, config: &Config) {
         }
     }
     let wanted = wanted(runner, config);
-    // What is not given, or wrong already, is not asked for.
+    // Keys that are not set, or wrong already, are not checked.
     let given = |name: &str| !name.is_empty();
     let vdc = if given(&settings.vdc) { check_vdc(report, &inspector, config, wanted) } else { None };
     if given(&settings.network) {
@@ -505,23 +505,23 @@ fn vcd(report: &mut Report, runner: &Runner, config: &Config) {
     inspector.close();
 }
 
-/// What the login has shown of the token.
+/// The facts about the token that the login has shown.
 fn token(report: &mut Report, config: &Config, login: &Login) {
     let place = match &config.vcd.token {
         Token::Text(_) => String::new(),
         Token::File(path) => format!(" in {}", path.display()),
     };
-    // What is left of it, a moment after it began.
+    // The remaining life, shortly after the login.
     let life = login.life.map(|life| Duration::from_secs(life.as_secs().div_ceil(60) * 60));
-    let life = life.map_or("as long as VCD likes".into(), short);
+    let life = life.map_or("for an unknown time".into(), short);
     let kind = match (login.token, &login.unsaved) {
         (_, Some(error)) => return report.fail("token", error),
         (TokenKind::Lasting, _) => "a user's API token: it does not expire, but can be revoked",
         (TokenKind::Replaced, _) => {
-            "a service account's: VCD gives another one at each login, and the one for the next is in the file"
+            "a service account's token: VCD replaces it at each login, and the next one is in the file"
         }
     };
-    report.ok("token", &format!("taken{place}; a session lasts {life} and is renewed; {kind}"));
+    report.ok("token", &format!("accepted{place}; a session lasts {life} and is renewed; {kind}"));
     if login.token == TokenKind::Replaced && config.seed_is_token {
         report.say(Verdict::Warn, "credentials", SEED_CHANGES, "set credentials_seed in plugin_config");
     }
@@ -596,7 +596,7 @@ fn check_network(report: &mut Report, inspector: &Inspector, config: &Config, vd
     }
 }
 
-/// A template's disks in words, and their size in MB in a VM, if known.
+/// The text about a template's disks, and their size in MB in a VM, if known.
 fn disks(disks: &[DiskFacts], wish: u64) -> (String, Option<u64>) {
     let grown = |boot: &DiskFacts| match wish {
         0 => size(boot.mb),
@@ -637,16 +637,15 @@ fn check_template(report: &mut Report, inspector: &Inspector, config: &Config, r
     };
     report.ok("catalog", &format!("{:?}", template.catalog));
     let wish = u64::from(config.vcd.disk_gb) * 1024;
-    let (told, disk_mb) = disks(&template.disks, wish);
-    report.ok("template", &format!("{:?}: one VM, {}, {told}", template.name, template.guest_os));
+    let (text, disk_mb) = disks(&template.disks, wish);
+    report.ok("template", &format!("{:?}: one VM, {}, {text}", template.name, template.guest_os));
     if template.disks.is_empty() && wish > 0 {
-        let text = "its disk is sized when the VM shows it: VMs are made in three steps, with a task each";
+        let text = "the plugin sets the disk size when the VM shows its disk: VMs are created in three steps, with one task each";
         report.say(Verdict::Note, "template", text, "");
     }
     let own: Vec<String> = template.networks.iter().map(|name| format!("{name:?}")).collect();
     if !own.is_empty() {
-        let text =
-            format!("its adapters are on {}: in its VMs the network of this runner stands for that", own.join(", "));
+        let text = format!("its adapters are on {}: in VMs the network in plugin_config replaces that", own.join(", "));
         report.say(Verdict::Note, "template", &text, "");
     }
     if template.tools.as_deref().is_some_and(|version| matches!(version, "" | "0")) {
@@ -659,10 +658,10 @@ fn check_template(report: &mut Report, inspector: &Inspector, config: &Config, r
         );
     }
     if template.tools.is_none() {
-        report.say(Verdict::Note, "template", "VCD does not tell whether VMware Tools are installed", "");
+        report.say(Verdict::Note, "template", "VCD does not show whether VMware Tools are installed", "");
     }
     if template.customizes == Some(false) {
-        let text = "guest customization is turned off in the template; the plugin turns it on for each VM";
+        let text = "guest customization is disabled in the template; the plugin enables it for each VM";
         report.say(Verdict::Note, "template", text, "");
     }
     if template.nics > 1 {
@@ -671,8 +670,8 @@ fn check_template(report: &mut Report, inspector: &Inspector, config: &Config, r
     }
     not_suspended(report, config, template.no_suspend);
     if is_windows(&template.guest_os) && runner.connector.os == "linux" {
-        let text = "the guest is a Windows, but connector_config says os = \"linux\"";
-        report.say(Verdict::Fail, "template", text, "remove os, or take another template");
+        let text = "the guest runs Windows, but connector_config has os = \"linux\"";
+        report.say(Verdict::Fail, "template", text, "remove os, or use another template");
     }
     if let Some(warning) = access::warning(&config.access, &template.guest_os) {
         report.say(Verdict::Warn, "credentials", &warning, "");
@@ -721,19 +720,19 @@ fn check_rights(report: &mut Report, inspector: &Inspector, login: &Login) {
     let has = |name: &str| rights.iter().any(|right| right == name);
     let missing: Vec<&str> = NEEDED_RIGHTS.into_iter().filter(|name| !has(name)).collect();
     match missing.is_empty() {
-        true => report.ok("rights", "those to make, change, power and delete vApps are there"),
+        true => report.ok("rights", "the rights to create, change, power and delete vApps are there"),
         false => {
             let text = format!("missing: {}", missing.join(", "));
             report.say(
                 Verdict::Fail,
                 "rights",
                 &text,
-                "have the user's role extended; docs/guide.md#1-in-vcd lists all rights",
+                "ask for more rights for the user's role; docs/guide.md#1-in-vcd lists all",
             );
         }
     }
     if !has(FORCE_RIGHT) {
-        let text = format!("{FORCE_RIGHT:?} is missing: if VCD refuses a forced delete, a delete takes two tasks");
+        let text = format!("{FORCE_RIGHT:?} is missing: if VCD rejects a forced delete, a delete takes two tasks");
         report.say(Verdict::Note, "rights", &text, "");
     }
 }
@@ -745,7 +744,7 @@ fn check_lease(report: &mut Report, inspector: &Inspector, login: &Login, config
         return report.say(Verdict::Note, "lease", text, "");
     };
     match rules.runtime {
-        Duration::ZERO => report.ok("lease", "the org lets vApps run for ever"),
+        Duration::ZERO => report.ok("lease", "the org sets no limit for the runtime of vApps"),
         runtime if !age.is_zero() && runtime > age => {
             let text = format!("the org lets vApps run for {}, longer than max_instance_age", short(runtime));
             report.ok("lease", &text);
@@ -753,17 +752,17 @@ fn check_lease(report: &mut Report, inspector: &Inspector, login: &Login, config
         runtime => {
             let text = format!("the org suspends vApps after {}: it may be in the middle of a job", short(runtime));
             let advice =
-                format!("set max_instance_age below {}, or have the org's runtime lease raised", short(runtime));
+                format!("set max_instance_age below {}, or ask for a longer runtime lease of the org", short(runtime));
             report.say(Verdict::Warn, "lease", &text, &advice);
         }
     }
 }
 
-/// Makes one instance as the runner would, logs in, deletes it.
+/// Creates a VM as GitLab Runner would, logs in, deletes it.
 fn create(report: &mut Report, runner: &Runner, config: &Config) {
     let began = Instant::now();
     let suffixed = |text: &str| Value::from(format!("{text}{SUFFIX}"));
-    // Nobody else's: neither the runner's plugin, if it runs, nor the Go plugin must take it for its own.
+    // With its own owner: neither the serving plugin nor the Go plugin may adopt it.
     let changes = [
         ("name", suffixed(&config.policy.manager)),
         ("instance_group_name", suffixed(&config.policy.group)),
@@ -780,33 +779,38 @@ fn create(report: &mut Report, runner: &Runner, config: &Config) {
                 return ExitCode::FAILURE;
             }
         };
-        let made = life::interruptible(make(report, &mut life, began, limit)).await;
-        if made.is_none() {
+        let ended = life::interruptible(try_one(report, &mut life, began, limit)).await;
+        if ended.is_none() {
             report.say(Verdict::Fail, "create", &format!("interrupted{}", life.waits()), "");
         }
         let deleting = Instant::now();
         match life::interruptible(life.end(DELETE_TIMEOUT)).await {
             None => {
-                let text = "interrupted again: VCD goes on with what it has begun";
+                let text = "interrupted again: VCD continues what it has started";
                 report.say(
                     Verdict::Fail,
                     "delete",
                     text,
-                    "the next check --create deletes the rest; its lease ends it too",
+                    "the next check --create deletes the rest; otherwise its lease ends",
                 );
             }
-            Some(true) => report.ok("delete", &format!("gone from VCD after {} s", tenths(deleting.elapsed()))),
+            Some(true) => report.ok("delete", &format!("deleted in VCD after {} s", tenths(deleting.elapsed()))),
             Some(false) => {
-                let text = format!("the instance is not gone after {} min", DELETE_TIMEOUT.as_secs() / 60);
-                report.say(Verdict::Fail, "delete", &text, "the next check --create deletes it; its lease ends it too");
+                let text = format!("the VM still exists after {} min", DELETE_TIMEOUT.as_secs() / 60);
+                report.say(
+                    Verdict::Fail,
+                    "delete",
+                    &text,
+                    "the next check --create deletes it; otherwise its lease ends",
+                );
             }
         }
         ExitCode::SUCCESS
     });
 }
 
-async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Duration) {
-    // What an earlier check left.
+async fn try_one(report: &mut Report, life: &mut Life, began: Instant, limit: Duration) {
+    // The leftovers of an earlier check.
     let names = |plugin: &Plugin| plugin.update().unwrap_or_default();
     let old: Vec<String> = names(&life.plugin).into_iter().map(|(name, _)| name.to_string()).collect();
     if !old.is_empty() {
@@ -814,10 +818,10 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
         life.watch(limit, |plugin| names(plugin).iter().all(|(_, state)| *state == State::Deleted)).await;
     }
     if life.plugin.increase(1).unwrap_or(0) != 1 {
-        return report.say(Verdict::Fail, "create", "the plugin did not take the request", "");
+        return report.say(Verdict::Fail, "create", "the plugin did not accept the request", "");
     }
     let live = |plugin: &Plugin| names(plugin).into_iter().find(|(_, state)| *state != State::Deleted);
-    // What a person has to see to first is not tried again.
+    // An error that a person has to fix is not retried.
     let refused = |plugin: &Plugin| {
         plugin.views().iter().any(|view| view.refused.is_some() || view.error.as_deref().is_some_and(is_of_scripts))
     };
@@ -826,13 +830,13 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
     let Some((name, State::Running)) = live(&life.plugin) else {
         let (why, kind) = life.plugin.views().into_iter().find_map(|view| Some((view.error?, view.refused))).unzip();
         let Some(why) = why else {
-            let text = format!("no instance came to run{}", life.waits());
+            let text = format!("no VM became running{}", life.waits());
             return report.say(Verdict::Fail, "create", &text, advice::of_create("", None));
         };
         let advice = if is_of_scripts(&why) { scripts() } else { advice::of_create(&why, kind.flatten()).to_owned() };
-        return report.say(Verdict::Fail, "create", &format!("no instance came to run: {why}"), &advice);
+        return report.say(Verdict::Fail, "create", &format!("no VM became running: {why}"), &advice);
     };
-    report.ok("create", &format!("{name} runs {} s after it was asked for", tenths(began.elapsed())));
+    report.ok("create", &format!("{name} runs {} s after its request", tenths(began.elapsed())));
     match life.plugin.connect_info(&name) {
         Ok(info) if info.login.protocol == Protocol::Ssh => {
             let trying = Instant::now();
@@ -845,7 +849,7 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
             };
             let word = |why: &str| {
                 say(&format!(
-                    "  {:>6} s  no login as {shown} yet: {why}; tried for {} s in all\n",
+                    "  {:>6} s  no login as {shown} yet: {why}; retrying for at most {} s\n",
                     tenths(trying.elapsed()),
                     LOGIN_TIMEOUT.as_secs()
                 ));
@@ -870,26 +874,26 @@ async fn make(report: &mut Report, life: &mut Life, began: Instant, limit: Durat
     }
 }
 
-/// A guest that ran no script of ours says so.
+/// True for the error of a guest that did not run the plugin's script.
 fn is_of_scripts(error: &str) -> bool {
     error.contains("GC_FAILED")
 }
 
-/// What to do, as a rule, about a guest that got no key.
+/// The usual fix for a guest that got no key.
 fn scripts() -> String {
-    format!("in a Linux template: {ALLOW_SCRIPTS} (docs/guide.md#2-the-template says more)")
+    format!("in a Linux template: {ALLOW_SCRIPTS} (see docs/guide.md#2-the-template)")
 }
 
 /// Why there was no login.
 enum NoLogin {
-    /// The guest did not let us in, or ssh failed: what it said.
+    /// The guest rejected the login, or ssh failed: the last line of its output.
     Refused(String),
-    /// This machine cannot try.
+    /// This machine cannot try a login.
     NotTried(&'static str),
 }
 
-/// Tries again after each `pause` while the guest refuses, for `limit`. The last outcome. `word` hears why it refuses: when
-/// that is new, and each [`LOGIN_WORD`].
+/// Retries after each `pause` while the guest rejects the login, for at most `limit`. Returns the last result. `word` gets the reason
+/// when it is new, and each [`LOGIN_WORD`].
 async fn until_let_in<F>(
     limit: Duration,
     pause: Duration,
@@ -915,7 +919,7 @@ where
     }
 }
 
-/// The end of a file of what ssh said; nothing if it cannot be read.
+/// The end of a file with ssh's output; empty if it cannot be read.
 fn last_words(path: &Path) -> String {
     let mut said = Vec::new();
     let read = fs::File::open(path).and_then(|mut file| {
@@ -927,18 +931,19 @@ fn last_words(path: &Path) -> String {
 
 /// One login with the system's ssh.
 fn log_in(login: &GuestLogin, host: &str) -> Result<(), NoLogin> {
-    let absent = NoLogin::NotTried("no ssh client is here to try a login with");
+    let absent = NoLogin::NotTried("there is no ssh client on this machine to try a login");
     let folder = Private::new().map_err(|error| NoLogin::Refused(format!("a private folder for the key: {error}")))?;
     let prepare = |error: std::io::Error| NoLogin::Refused(format!("write into {}: {error}", folder.0.display()));
-    // By `env`, which sets what ssh is to find in its environment.
+    // With `env`, which sets ssh's environment.
     let mut ssh = Command::new("env");
     let mut words: Vec<String> = Vec::new();
     if let Some(password) = &login.password {
-        // ssh asks a program for the password.
+        // ssh runs a program to get the password.
         folder.write("password", password.reveal(), 0o600).map_err(prepare)?;
-        let ask = folder.write("ask", "#!/bin/sh\ncat \"${0%/*}/password\"\n", 0o700).map_err(prepare)?;
+        let program =
+            folder.write("password-program", "#!/bin/sh\ncat \"${0%/*}/password\"\n", 0o700).map_err(prepare)?;
         words.extend([
-            format!("SSH_ASKPASS={}", ask.display()),
+            format!("SSH_ASKPASS={}", program.display()),
             "SSH_ASKPASS_REQUIRE=force".into(),
             "DISPLAY=:0".into(),
         ]);
@@ -962,9 +967,11 @@ fn log_in(login: &GuestLogin, host: &str) -> Result<(), NoLogin> {
         Ok(_) => {
             let text = last_words(&folder.0.join("errors"));
             let said = |line: &&str| !line.trim().is_empty() && !line.starts_with("Warning: Permanently added");
-            let line = text.lines().rev().find(said).unwrap_or("ssh said nothing");
+            let line = text.lines().rev().find(said).unwrap_or("ssh printed nothing");
             if text.lines().any(|line| line.starts_with("Load key ")) {
-                return Err(NoLogin::NotTried("the ssh client here cannot read the key's format, and the runner can"));
+                return Err(NoLogin::NotTried(
+                    "the ssh client here cannot read the key's format, but GitLab Runner can",
+                ));
             }
             Err(NoLogin::Refused(line.trim().escape_debug().to_string()))
         }
@@ -973,7 +980,7 @@ fn log_in(login: &GuestLogin, host: &str) -> Result<(), NoLogin> {
     }
 }
 
-/// A folder for this user alone, gone when dropped.
+/// A folder for this user only. It is deleted on drop.
 struct Private(PathBuf);
 
 impl Private {
@@ -1039,7 +1046,7 @@ mod tests {
     #[test]
     fn of_many_names_the_first_are_told() {
         let names = |count: usize| (0..count).map(|n| format!("name-{n}")).collect::<Vec<_>>();
-        let told = "the user sees \"name-0\", \"name-1\", \"name-2\", \"name-3\", \"name-4\"";
+        let told = "the user can see \"name-0\", \"name-1\", \"name-2\", \"name-3\", \"name-4\"";
         assert_eq!(meant("far off", &names(MAX_NAMES_TOLD)).as_deref(), Some(told));
         assert_eq!(meant("far off", &names(MAX_NAMES_TOLD + 1)), Some(format!("{told}, and more")));
         assert_eq!(meant("NAME-4", &names(9)).as_deref(), Some("did you mean \"name-4\"?"));

@@ -1,5 +1,5 @@
-//! `clean`: deletes what a group has left in VCD, after showing it and asking. Never while a plugin of the same group and
-//! name runs, as far as that can be seen.
+//! `clean`: deletes all vApps of a group in VCD, after confirmation. It refuses if it detects a running plugin of the same group
+//! and name.
 
 use super::life::{self, DELETE_TIMEOUT, Life};
 use super::list::{Item, gather, table};
@@ -14,10 +14,10 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Something that listens at the debug server's address answers within this time.
+/// Maximum time for a connection to the debug server's address.
 const DEBUG_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Deletes the leftovers of one runner's group. `yes`: without asking.
+/// Deletes all vApps of one runner's group. `yes`: without confirmation.
 pub fn run(path: &Path, name: Option<&str>, yes: bool) -> Result<(), String> {
     let file = RunnerFile::read(path)?;
     let runner = file.only(name)?;
@@ -33,26 +33,28 @@ pub fn run(path: &Path, name: Option<&str>, yes: bool) -> Result<(), String> {
     print(&table(&ours));
     if let Some(busy) = ours.iter().find(|item| item.busy) {
         return Err(format!(
-            "VCD works on {}: a plugin on another machine may be at it; nothing was deleted. Try again when it is done",
+            "VCD works on {}: a plugin on another machine may have started that; nothing was deleted. Try again when VCD has finished",
             busy.name
         ));
     }
     let count = ours.len();
     let question = format!(
-        "A plugin of this group on another machine cannot be seen from here. Delete {} for good?",
+        "This command cannot detect a plugin of this group on another machine. Delete {} permanently?",
         if count == 1 { "this vApp".into() } else { format!("these {count} vApps") }
     );
     if !yes && !confirm(&question)? {
         return Err("nothing was deleted".into());
     }
-    // The answer may have taken long.
+    // The person may have taken long to answer.
     nobody_serves(&config)?;
     let names = |items: &[Item]| items.iter().map(|item| item.href.clone()).collect::<Vec<_>>();
     if names(&mine(gather(&config)?)) != names(&ours) {
-        return Err("the group's vApps have changed meanwhile: a plugin may be at work; nothing was deleted".into());
+        return Err(
+            "the group's vApps have changed in the meantime: a plugin may be running; nothing was deleted".into()
+        );
     }
     let executor = Rc::new(LocalExecutor::new());
-    let mut result = Err("interrupted: VCD goes on with what it has begun; call clean again for the rest".to_owned());
+    let mut result = Err("interrupted: VCD continues what it has started; run clean again for the rest".to_owned());
     life::run(&executor.clone(), async {
         match Life::begin(&executor, runner, &[]).await {
             Ok(life) => {
@@ -65,7 +67,7 @@ pub fn run(path: &Path, name: Option<&str>, yes: bool) -> Result<(), String> {
         ExitCode::SUCCESS
     });
     if !result? {
-        return Err("not all are gone: call clean again, and see the lines above for what VCD said".into());
+        return Err("some vApps still exist: see VCD's answers in the lines above, and run clean again".into());
     }
     print(&format!("deleted: {count} of {count}\n"));
     Ok(())
@@ -75,25 +77,26 @@ fn mine(items: Vec<Item>) -> Vec<Item> {
     items.into_iter().filter(|item| item.is_ours).collect()
 }
 
-/// An error that says where a plugin of this group was seen.
+/// An error if a plugin of this group is detected.
 fn nobody_serves(config: &Config) -> Result<(), String> {
     if Presence::is_held(&config.identity()) {
         return Err(
-            "a plugin of this group and name runs on this machine; nothing was deleted. Stop the runner first".into()
+            "a plugin of this group and name runs on this machine; nothing was deleted. Stop GitLab Runner first"
+                .into(),
         );
     }
     if let Some(address) = &config.debug_server_addr
         && answers(address)
     {
         return Err(format!(
-            "something listens at debug_server_addr {address}: a plugin of this runner, as it seems; nothing was deleted. Stop \
-             the runner first"
+            "something listens at debug_server_addr {address}, probably a plugin of this runner; nothing was deleted. Stop \
+             GitLab Runner first"
         ));
     }
     Ok(())
 }
 
-/// Whether anybody listens at `HOST:PORT` or `unix:PATH`.
+/// Whether something listens at `HOST:PORT` or `unix:PATH`.
 fn answers(address: &str) -> bool {
     #[cfg(unix)]
     if let Some(path) = address.strip_prefix("unix:") {

@@ -1,4 +1,4 @@
-//! `list`: the vApps in VCD that are named like the group's, and whose they are. Changes nothing.
+//! `list`: the vApps in VCD whose names begin with the group's prefix, and their owners. Changes nothing.
 
 use super::output::{Paper, print, short};
 use super::runner::RunnerFile;
@@ -11,10 +11,10 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-/// So much of a foreign vApp's description is shown.
+/// Maximum length of a foreign vApp's description that is shown.
 const MAX_DESCRIPTION: usize = 60;
 
-/// A vApp, and whose it is.
+/// A vApp and its owner.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {
     /// The vApp.
@@ -29,17 +29,17 @@ pub struct Item {
     pub busy: bool,
     /// Its VM's address.
     pub address: Option<IpAddr>,
-    /// Time since it was made.
+    /// Time since its creation.
     pub age: Option<Duration>,
-    /// When VCD suspends it or powers it off, by its lease; from now.
+    /// Time until VCD suspends it or powers it off, because its lease ends.
     pub lease: Option<Duration>,
     /// It belongs to the group.
     pub is_ours: bool,
-    /// Whose it is, in words.
+    /// Its owner, in words.
     pub owner: String,
 }
 
-/// Logs in as `config` says and looks at all vApps of its prefix.
+/// Logs in with `config` and lists all vApps with its prefix.
 pub fn gather(config: &Config) -> Result<Vec<Item>, String> {
     let all = |errors: Vec<VcdError>| errors.iter().map(VcdError::to_string).collect::<Vec<_>>().join("; ");
     let (client, _) = Client::open(config.vcd.clone()).map_err(all)?;
@@ -70,15 +70,15 @@ fn look(client: &Client, policy: &Policy) -> Result<Vec<Item>, VcdError> {
         let description = found.first().and_then(|vapp| vapp.description.clone());
         item.is_ours = owner.owns(&item.name, description.as_deref(), labelled);
         item.owner = match item.is_ours {
-            true if description.as_deref().unwrap_or_default().is_empty() => "ours, by its label".into(),
-            true => "ours".into(),
+            true if description.as_deref().unwrap_or_default().is_empty() => "this group, by metadata".into(),
+            true => "this group".into(),
             false => foreign(description.as_deref()),
         };
     }
     Ok(items.into_iter().map(|(item, _)| item).collect())
 }
 
-/// In VCD's order, by name. While a verdict is unsure, `is_ours` holds whether the vApp carries the group's label.
+/// In VCD's order, by name. While a verdict is unsure, `is_ours` shows whether the vApp has the group's metadata entry.
 fn items(poll: &Poll, owner: &Owner) -> Vec<(Item, Ownership)> {
     let mut all: Vec<(Item, Ownership)> = Vec::new();
     let since = |at: Option<UnixMs>| Some(Duration::from_millis(poll.now?.saturating_sub(at?)));
@@ -96,7 +96,7 @@ fn items(poll: &Poll, owner: &Owner) -> Vec<(Item, Ownership)> {
             age: since(vm.created),
             lease: until(vm.undeploy_at),
             is_ours: verdict == Ownership::Ours || (verdict == Ownership::Unsure && labelled(&vm.vapp)),
-            owner: if verdict == Ownership::Ours { "ours".into() } else { foreign(Some(&vm.description)) },
+            owner: if verdict == Ownership::Ours { "this group".into() } else { foreign(Some(&vm.description)) },
         };
         all.push((item, verdict));
     }
@@ -125,10 +125,10 @@ fn items(poll: &Poll, owner: &Owner) -> Vec<(Item, Ownership)> {
 
 fn foreign(description: Option<&str>) -> String {
     match description.unwrap_or_default().trim() {
-        "" => "not ours".into(),
+        "" => "foreign".into(),
         text => {
             let cut: String = text.chars().take(MAX_DESCRIPTION).collect();
-            format!("not ours: {}", cut.escape_debug())
+            format!("foreign: {}", cut.escape_debug())
         }
     }
 }
@@ -140,7 +140,7 @@ pub fn run(path: &Path, name: Option<&str>, as_json: bool) -> Result<(), String>
     let items = gather(&config)?;
     match as_json {
         true => print(&format!("{}\n", json(&items))),
-        false if items.is_empty() => print(&format!("no vApp in VCD is named {}-*\n", config.policy.prefix)),
+        false if items.is_empty() => print(&format!("VCD has no vApp named {}-*\n", config.policy.prefix)),
         false => print(&table(&items)),
     }
     Ok(())
@@ -176,7 +176,7 @@ fn json(items: &[Item]) -> serde_json::Value {
             "address": item.address.map(|address| address.to_string()),
             "age_seconds": item.age.map(|age| age.as_secs()),
             "lease_seconds": item.lease.map(|lease| lease.as_secs()),
-            "ours": item.is_ours,
+            "own": item.is_ours,
             "owner": item.owner,
         })
     };
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn of_a_foreign_description_the_beginning_is_shown() {
-        assert_eq!(foreign(Some(&"ä".repeat(1000))), format!("not ours: {}", "ä".repeat(MAX_DESCRIPTION)));
-        assert_eq!(foreign(Some(" \n")), "not ours");
+        assert_eq!(foreign(Some(&"ä".repeat(1000))), format!("foreign: {}", "ä".repeat(MAX_DESCRIPTION)));
+        assert_eq!(foreign(Some(" \n")), "foreign");
     }
 }

@@ -20,7 +20,7 @@ pub fn status(status: &Status<'_>) -> String {
     let instances: Vec<Value> = status.views.iter().map(|view| instance(status, view)).collect();
     let events: Vec<Value> = status.journal.events.iter().rev().map(|entry| event(status, entry)).collect();
     let troubles = status.troubles();
-    let ailments: Vec<String> =
+    let reasons: Vec<String> =
         troubles.iter().filter(|trouble| trouble.grave).map(|trouble| trouble.text.clone()).collect();
     let troubles: Vec<String> = troubles.into_iter().map(|trouble| trouble.text).collect();
     let plugin = object(&mut [
@@ -109,8 +109,8 @@ pub fn status(status: &Status<'_>) -> String {
         ("Leftovers", standing.leftovers.into()),
     ]);
     let all = object(&mut [
-        ("Healthy", ailments.is_empty().into()),
-        ("Ailments", ailments.into()),
+        ("Healthy", reasons.is_empty().into()),
+        ("Reasons", reasons.into()),
         ("Troubles", troubles.into()),
         ("Plugin", plugin),
         ("Group", group),

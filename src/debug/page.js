@@ -1,5 +1,5 @@
 'use strict';
-// Fetches the page anew and puts its content in place of the old one. The scroll position stays the reader's.
+// Fetches the page again and replaces its content. The scroll position stays.
 const pause = 3000;
 const lost = document.getElementById('lost');
 let since = null;
@@ -17,7 +17,7 @@ async function refresh() {
       document.documentElement.dataset.refreshed = String(Number(document.documentElement.dataset.refreshed || 0) + 1);
     } catch (error) {
       since = since || new Date();
-      lost.textContent = 'No answer since ' + since.toLocaleTimeString() + ': what is below is old.';
+      lost.textContent = 'No answer since ' + since.toLocaleTimeString() + ': the values below are outdated.';
       lost.hidden = false;
     }
   }

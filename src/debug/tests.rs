@@ -358,17 +358,17 @@ fn the_policy_allows_the_pages_own_style_and_script_only() {
 
 #[test]
 fn health_is_fresh_polls_and_a_session() {
-    assert_eq!(Scene::empty().show(|status| status.ailments()), Vec::<String>::new());
-    let sick = error_storm().show(|status| status.ailments());
+    assert_eq!(Scene::empty().show(|status| status.health_problems()), Vec::<String>::new());
+    let sick = error_storm().show(|status| status.health_problems());
     let poll =
         "no poll has succeeded for 600 s: poll VDC \"my-vdc\" for ci-*: no answer: Connection refused (os error 111)";
     assert_eq!(sick[0], poll);
     assert!(sick[1].starts_with("there is no session with VCD: log in to org"), "{sick:?}");
     let mut scene = Scene::empty();
     scene.polls.good = Time(scene.now.0 - 90_000);
-    assert!(scene.show(|status| status.ailments()).is_empty(), "three intervals and a slow answer");
+    assert!(scene.show(|status| status.health_problems()).is_empty(), "three intervals and a slow answer");
     scene.polls.good = Time(scene.now.0 - 91_000);
-    assert_eq!(scene.show(|status| status.ailments()).len(), 1);
+    assert_eq!(scene.show(|status| status.health_problems()).len(), 1);
 }
 
 #[test]
@@ -383,14 +383,14 @@ fn an_hour_of_being_stuck_is_a_failure() {
         scene.views = minutes.iter().enumerate().map(view).collect();
         scene.standing.deletes_waiting = 1;
         (scene.standing.stuck, scene.standing.stuck_for) = (minutes.len() as u32, Some(Duration::from_secs(3660)));
-        (scene.show(|status| status.ailments()), scene.show(|status| text::overview(status, 120)))
+        (scene.show(|status| status.health_problems()), scene.show(|status| text::overview(status, 120)))
     };
     assert_eq!(stuck(&[59]).0, [""; 0]);
-    let (ailments, page) = stuck(&[61, 59]);
-    assert_eq!(ailments, ["instance ci-00000000 has been stuck for 61 minutes: delete vApp: VCD answered 403: no"]);
+    let (problems, page) = stuck(&[61, 59]);
+    assert_eq!(problems, ["instance ci-00000000 has been stuck for 61 minutes: delete vApp: VCD answered 403: no"]);
     assert!(page.contains("2 instances, for up to 61m") && page.contains(" 0 creates, 1 delete, "), "{page}");
-    let (ailments, _) = stuck(&[60; 7]);
-    assert_eq!((ailments.len(), &*ailments[5]), (6, "2 more instances are stuck"));
+    let (problems, _) = stuck(&[60; 7]);
+    assert_eq!((problems.len(), &*problems[5]), (6, "2 more instances are stuck"));
 }
 
 #[test]
@@ -399,7 +399,7 @@ fn what_is_wrong_stands_on_top_with_what_to_do_and_fails_health_when_it_lasts() 
         let page = scene.show(|status| text::overview(status, 400));
         let top: Vec<String> =
             page.lines().skip(1).take_while(|line| !line.contains("VCD  ")).map(str::to_owned).collect();
-        (top, scene.show(|status| status.ailments()))
+        (top, scene.show(|status| status.health_problems()))
     };
     let ok = || (vec![" status    OK".to_owned()], Vec::<String>::new());
     assert_eq!(tops(&Scene::empty()), ok());

@@ -403,7 +403,10 @@ fn a_check_whose_login_is_refused_names_the_scripts_first() {
     // At once, not when all tries are over.
     let early = "no login as root@127.0.";
     let told = stderr.lines().find(|line| line.contains(early)).unwrap_or_else(|| panic!("{stderr}"));
-    assert!(told.contains(" yet: root@guest: Permission denied (publickey,password).; tried for 120 s"), "{told}");
+    assert!(
+        told.contains(" yet: root@guest: Permission denied (publickey,password).; retrying for at most 120 s"),
+        "{told}"
+    );
     let said = found(&stdout, "FAIL", "SSH");
     assert!(said.len() == 1 && said[0].contains("Permission denied (publickey,password)."), "{stdout}");
     let first = "-> in a Linux template: vmware-toolbox-cmd config set deployPkg enable-custom-scripts true";
@@ -441,8 +444,9 @@ fn a_check_logs_in_to_openssh_by_a_static_key_and_says_at_once_that_it_is_refuse
     let mut check = check.spawn().unwrap();
     let lines = std::io::BufRead::lines(std::io::BufReader::new(check.stderr.take().unwrap()));
     let refused = |line: &Result<String, _>| {
-        line.as_ref()
-            .is_ok_and(|line| line.contains("Permission denied (publickey)") && line.contains("tried for 120 s"))
+        line.as_ref().is_ok_and(|line| {
+            line.contains("Permission denied (publickey)") && line.contains("retrying for at most 120 s")
+        })
     };
     assert!({ lines }.any(|line| refused(&line)));
     println!("refused after {:?}", began.elapsed());
@@ -532,7 +536,7 @@ fn offline_nothing_is_asked_and_the_example_is_accepted() {
     let (status, stdout, stderr) = run(&example, &["check", "--offline"]);
     std::mem::forget(example);
     assert_eq!((status, stderr.as_str()), (0, ""), "{stdout}");
-    assert!(found(&stdout, "FAIL", "").is_empty() && stdout.contains("not asked"), "{stdout}");
+    assert!(found(&stdout, "FAIL", "").is_empty() && stdout.contains("not checked"), "{stdout}");
 
     let (server, guest_port) = world(|_| ());
     let file = file("offline", &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
@@ -571,7 +575,7 @@ fn a_list_tells_whose_vapps_are() {
         let (server, guest_port) = world(|_| ());
         let file = file("list", &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
         let (status, stdout, _) = run(&file, &["list"]);
-        assert_eq!((status, stdout.as_str()), (0, "no vApp in VCD is named ci-*\n"));
+        assert_eq!((status, stdout.as_str()), (0, "VCD has no vApp named ci-*\n"));
         assert_eq!(run(&file, &["list", "--json"]).1, "[]\n");
 
         let plugin = serving(&server, guest_port, 2).await;
@@ -580,14 +584,18 @@ fn a_list_tells_whose_vapps_are() {
         assert_eq!((status, stderr.as_str()), (0, ""));
         let rows: Vec<Vec<&str>> = stdout.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!((rows.len(), rows[0][0]), (5, "NAME"), "{stdout}");
-        assert_eq!(rows.iter().filter(|row| row.last() == Some(&"ours") && row[1] == "on").count(), 2, "{stdout}");
+        assert_eq!(
+            rows.iter().filter(|row| row[row.len() - 2..] == ["this", "group"] && row[1] == "on").count(),
+            2,
+            "{stdout}"
+        );
 
         let (_, stdout, _) = run(&file, &["list", "--json"]);
         let json: Value = serde_json::from_str(&stdout).unwrap();
         for item in json.as_array().unwrap() {
             let name = item["name"].as_str().unwrap();
             let expected = !matches!(name, "ci-00000000" | "ci-database");
-            assert_eq!(item["ours"], expected, "{item}");
+            assert_eq!(item["own"], expected, "{item}");
             assert_eq!(item["address"].is_string(), expected, "{item}");
         }
         plugin.shutdown().await.unwrap();
@@ -915,7 +923,7 @@ fn all_commands_and_a_plugin_share_a_service_accounts_token() {
         let file = file("shared", &[runner(&server, guest_port, "vcd", keys.clone(), json!({}))]);
         let (status, stdout, _) = run(&file, &["check"]);
         assert_eq!(status, 0, "{stdout}");
-        assert!(found(&stdout, "ok", "token")[0].contains("a service account's: VCD gives another one"), "{stdout}");
+        assert!(found(&stdout, "ok", "token")[0].contains("a service account's token: VCD replaces it"), "{stdout}");
         assert!(found(&stdout, "warn", "credentials").is_empty(), "{stdout}");
 
         let mut plugin = PluginProcess::start(command(BINARY)).await;

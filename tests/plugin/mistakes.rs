@@ -70,10 +70,10 @@ const ROWS: &[Row] = &[
     // Names that VCD does not have.
     ("\"ssd\"", "\"SSD\"", "FAIL", "storage profile", "-> did you mean \"ssd\"?"),
     ("\"ssd\"", "\"sdd\"", "FAIL", "storage profile", "there is no storage profile with this name"),
-    ("\"ssd\"", "\"gold\"", "FAIL", "storage profile", "-> the user sees \"ssd\""),
+    ("\"ssd\"", "\"gold\"", "FAIL", "storage profile", "-> the user can see \"ssd\""),
     ("ubuntu-22.04", "ubuntu-22-04", "FAIL", "template", "-> did you mean \"ubuntu-22.04\"?"),
     ("ubuntu-22.04", "Ubuntu-22.04", "FAIL", "template", "-> did you mean \"ubuntu-22.04\"?"),
-    ("ubuntu-22.04", "fedora", "FAIL", "template", "-> the user sees "),
+    ("ubuntu-22.04", "fedora", "FAIL", "template", "-> the user can see "),
     ("\"ci-catalog\"", "\"ci-catalogue\"", "FAIL", "catalog", "-> did you mean \"ci-catalog\"?"),
     ("\"ci-net\"", "\"ci-nett\"", "FAIL", "network", "-> did you mean \"ci-net\"?"),
     ("\"ci-vdc\"", "\"ci_vdc\"", "FAIL", "VDC", "-> did you mean \"ci-vdc\"?"),
@@ -305,14 +305,14 @@ const ROWS: &[Row] = &[
     ("    max_instances = 4\n", "", "warn", "runner", "max_instances is not set"),
     ("    max_instances = 4\n", "    max_instances = 500\n", "FAIL", "runner", "above max_size 128"),
     ("    capacity_per_instance = 1\n", "", "warn", "runner", "capacity_per_instance is not set"),
-    ("concurrent = 4", "concurrent = 1", "note", "runner", "lets less run than the 4 jobs"),
+    ("concurrent = 4", "concurrent = 1", "note", "runner", "allows fewer jobs than the 4"),
     ("shutdown_timeout = 80", "shutdown_timeout = 5", "warn", "runner", "shutdown_timeout is 5 s: VCD may take longer"),
     (
         "shutdown_timeout = 80",
         "shutdown_timeout = 600",
         "warn",
         "runner",
-        "shutdown_timeout is 600 s: after 90 s systemd ends",
+        "shutdown_timeout is 600 s: after 90 s systemd kills",
     ),
     (
         "    max_instances = 4\n",
@@ -482,7 +482,7 @@ fn one_mistake_hides_no_other_and_a_warning_stays_one() {
     assert_eq!(status, 1);
     let mistakes = findings(&stdout, "FAIL", "configuration");
     assert_eq!(mistakes.len(), 3, "{stdout}");
-    let url = "says what each key means";
+    let url = "explains each key";
     assert!(mistakes[2].contains("/docs/configuration.md") && mistakes[2].ends_with(url), "{stdout}");
     assert_eq!(findings(&stdout, "warn", "configuration").len(), 2, "http and little memory: {stdout}");
     assert_eq!(findings(&stdout, "warn", "runner").len(), 1, "{stdout}");

@@ -205,7 +205,7 @@ fn cases() -> Vec<Case> {
     vec![
         all("every request answered 503 for a while (maintenance)", &[], busy.clone(), "VCD answered 503").long(),
         all("every query answered 500 for a while", &["query", "task", "vapp"], broken, "VCD answered 500"),
-        all("every query's answer cut after 40 bytes", &["query", "task"], json!({"truncate": 40}), "is incomplete: "),
+        all("every query's answer cut after 40 bytes", &["query", "task"], json!({"truncate": 40}), "is incomplete"),
         all(
             "every query answered with an HTML page of a proxy",
             &["query", "task"],
@@ -237,7 +237,7 @@ fn cases() -> Vec<Case> {
         once("delete: reset after VCD has acted", "delete", json!({"reset_after": true}), "Connection reset by peer"),
         once("delete: 500 after VCD has acted", "delete", json!({"answer_after": {"status": 500}}), "VCD answered 500"),
         once("delete: 503 before VCD acts", "delete", busy, "VCD answered 503"),
-        once("delete: the answer is cut after 40 bytes", "delete", json!({"truncate": 40}), "is incomplete: "),
+        once("delete: the answer is cut after 40 bytes", "delete", json!({"truncate": 40}), "is incomplete"),
         all("polls return no VMs for a while", &["query:vm", "query:vApp"], json!({"query": "empty"}), ""),
         all("every other record is missing for a while", &["query:vm"], json!({"query": "partial"}), ""),
         all("polls are 20 s old for a while", &["query:vm"], json!({"query": "stale", "stale_ms": 20_000}), "")
@@ -1029,7 +1029,7 @@ fn starts() -> Vec<Start> {
             "VCD answered 503",
         ),
         start("every answer is an HTML page", rule(json!({"html": true})), unavailable, "the answer is a web page"),
-        start("every answer cut after 40 bytes", rule(json!({"truncate": 40})), unavailable, "is incomplete: "),
+        start("every answer cut after 40 bytes", rule(json!({"truncate": 40})), unavailable, "is incomplete"),
         start(
             "polls answered 500",
             rule(json!({"op": "query:vm", "answer_before": {"status": 500}})),

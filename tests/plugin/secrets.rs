@@ -292,7 +292,7 @@ fn a_recording_has_stand_ins_for_all_that_is_secret_or_somebodys_own() {
     // No ssh, which would ask a guest that is none.
     let output = check.env("PATH", &dir).env("VCD_LOG", "trace").stdin(std::process::Stdio::null()).output().unwrap();
     let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-    assert!(stdout.contains("gone from VCD after"), "{stdout}{stderr}");
+    assert!(stdout.contains("deleted in VCD after"), "{stdout}{stderr}");
     let recording = std::fs::read_to_string(&place).unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
 

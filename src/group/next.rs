@@ -231,6 +231,7 @@ impl From<'_> {
             }
             Guest::Returning { since: None, .. } => match self.rest(i, vapp) {
                 Some(step) => step,
+                None if vapp.power == Power::On => Step::Use,
                 None => self.change(i, vapp, Kind::Resume),
             },
             // From now on, no process that finds it may treat it as unused.

@@ -14,6 +14,14 @@ pub const CANCEL_PATIENCE: u64 = 2 * MINUTE;
 /// The group has to know within this time that an owned vApp contains a foreign VM: polls may lag.
 const NOTICE: u64 = 2 * MINUTE;
 
+/// It has the label and a description of its own, as the Go plugin's vApps have, whose VMs have any name.
+fn is_like_the_go_plugins(id: VappId, model: &Model) -> bool {
+    let like = |vapp: &Vapp| {
+        vapp.metadata.contains_key("vcd-instance-group") && !vapp.description.starts_with("fleeting-plugin-vcd/")
+    };
+    model.vapps.get(&id).is_some_and(like)
+}
+
 /// It is marked as standby.
 fn is_marked_standby(vapp: &Vapp) -> bool {
     vapp.metadata.get(MARK).is_some_and(|(_, value)| value.starts_with("standby "))
@@ -307,7 +315,7 @@ impl Audit {
                     return Err(format!("{number}: {name} is {state:?}, and its delete was not requested"));
                 }
                 self.gives_up(vapp, model, tuning, now)?;
-                if let Some(vm) = self.somebodys(id, model) {
+                if let Some(vm) = self.somebodys(id, model).filter(|_| !is_like_the_go_plugins(id, model)) {
                     return Err(format!("3: {} of {vapp}, which contains the foreign VM {vm:?}", request.operation()));
                 }
                 // Sent for a reason, it may be carried out at any time.

@@ -1,10 +1,10 @@
-//! What the plugin costs, measured on the real binary against the simulated VCD, over HTTPS: beside what VCD itself takes, and
-//! what the last release cost (`release/figures`). It judges nothing.
+//! The resources of the plugin, measured on the real binary against the simulated VCD, over HTTPS, compared with VCD's
+//! own share and with the last release (`release/figures`). It does not judge them.
 //!
 //!     cargo run --release --example bench
 //!     cargo run --release --example bench -- --only polls
 //!
-//! Takes about a quarter of an hour, most of it waiting. `--write` puts the figures into that file, for a release.
+//! Takes about a quarter of an hour, mostly waiting. `--write` writes the figures into that file, for a release.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -28,12 +28,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use vcd_sim::model::Operation;
 
-/// All figures: name, what it is, and what VCD itself needs of it.
+/// All figures: name, meaning, and VCD's own share.
 const ROWS: [(&str, &str, Option<f64>); 34] = [
-    ("share_s", "our own share of a create, s", Some(0.0)),
+    ("share_s", "the plugin's own share of a create, s", Some(0.0)),
     ("share_at_once_s", "– where SSH answers as soon as customization is over, s", Some(0.0)),
     ("life_tasks", "tasks of an instance's life", Some(2.0)),
-    ("slot_idle_s", "a create slot stands idle between two creates, s", Some(0.0)),
+    ("slot_idle_s", "a create slot is idle between two creates, s", Some(0.0)),
     ("storm_s", "50 deleted and 50 created at once, default slots, s", Some(STORM_FLOOR)),
     ("storm_requests", "– requests", None),
     ("fifty_s", "50 creates with 10 slots, VCD 20 times as fast, s", None),
@@ -65,37 +65,37 @@ const ROWS: [(&str, &str, Option<f64>); 34] = [
     ("refill_without_mean_s", "– without a pool, s", None),
     ("standby_minute_requests", "requests in an idle minute, 10 in standby", Some(6.0)),
 ];
-/// What the last release cost.
+/// The figures of the last release.
 const FIGURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/release/figures");
 
-/// Starts that are timed; the median counts.
+/// Number of measured starts. The median counts.
 const STARTS: usize = 21;
 /// Creates whose share is measured, and the pause between two of them.
 const SHARES: usize = 12;
 const SHARE_PAUSE: Duration = Duration::from_millis(5_300);
-/// What the simulator's create takes: copy 20 s, power on 10 s; then customization.
+/// Duration of the simulator's create: copy 20 s, power on 10 s; then customization.
 const CREATE: Duration = Duration::from_secs(30);
 const CUSTOMIZATION: Duration = Duration::from_secs(25);
 /// From customization until SSH answers.
 const SSH: Duration = Duration::from_secs(3);
-/// Creates that follow each other in one slot.
+/// Creates one after another in one slot.
 const CREATES: usize = 5;
-/// Deleted and created at once.
+/// Instances that are deleted and created together.
 const STORM: usize = 50;
-/// Three creates of 30 s at a time, and the last guest.
+/// Three concurrent creates of 30 s, and the last guest.
 const STORM_FLOOR: f64 = 538.0;
-/// The simulator's mark 1 s, resume 10 s; then 3 s until SSH answers.
+/// The simulator's suspend mark 1 s, resume 10 s; then 3 s until SSH answers.
 const RESUME: f64 = 14.0;
-/// The same for 10 by the default 4 slots: three times mark and resume, and SSH.
+/// The same for 10 with the default 4 slots: three times mark and resume, and SSH.
 const RESUME_IN_TURN: f64 = 36.0;
-/// In standby.
+/// VMs in standby.
 const POOL: usize = 10;
-/// The simulator's clock runs so fast where a group only grows.
+/// The speed of the simulator's clock while a group only grows.
 const FAST: f64 = 20.0;
 const VERY_FAST: f64 = 100.0;
 const MANY: usize = 1_000;
 
-/// Measures what the plugin costs, against the simulated VCD.
+/// Measures the resources of the plugin, against the simulated VCD.
 #[derive(argh::FromArgs)]
 struct Options {
     /// seconds of each idle phase (60)
@@ -138,7 +138,7 @@ async fn run(options: &Options) -> Result<(), String> {
     figures.put("file_bytes", size as f64);
     figures.put("start_ms", starts(&binary).await.as_secs_f64() * 1000.0);
     deciding(&figures)?;
-    // What waits for a VCD at its own pace, side by side.
+    // The parts that wait for a VCD at its own pace run in parallel.
     let shares = async {
         if !wants("shares") {
             return Ok(());
@@ -162,7 +162,7 @@ async fn run(options: &Options) -> Result<(), String> {
     show(&figures.0.borrow(), options.write)
 }
 
-/// The table, beside the last release's figures.
+/// The table, with the figures of the last release.
 fn show(now: &BTreeMap<&'static str, f64>, write: bool) -> Result<(), String> {
     let text = std::fs::read_to_string(FIGURES).map_err(|error| format!("{FIGURES}: {error}"))?;
     let last = |name: &str| {
@@ -189,7 +189,7 @@ fn show(now: &BTreeMap<&'static str, f64>, write: bool) -> Result<(), String> {
     std::fs::write(FIGURES, lines.join("\n") + "\n").map_err(|error| format!("{FIGURES}: {error}"))
 }
 
-/// What the group itself takes: the memory of a running instance, and a poll of 1,000.
+/// The group itself: the memory of a running instance, and a poll of 1,000.
 fn deciding(figures: &Figures) -> Result<(), String> {
     const GROUPS: usize = 20;
     const POLLS: u32 = 200;
@@ -267,13 +267,14 @@ async fn starts(binary: &Path) -> Duration {
     times.get(STARTS / 2).copied().unwrap_or_default()
 }
 
-/// One after another, at the pace of a real VCD: what each takes beside what VCD does. And the tasks of all their lives.
+/// Creates one after another, at the pace of a real VCD: the time of each beyond VCD's own. And the tasks of all their
+/// lives.
 async fn shares(binary: &Path, figures: &Figures, ssh: Duration) -> Result<(), String> {
     let slots =
         json!({"max_concurrent_creates": SHARES, "max_concurrent_deletes": SHARES, "max_concurrent_operations": 16});
     let bench = Bench::start(binary, 1.0, slots).await?;
     bench.server.with_model(|model| model.durations.ssh = ssh.as_millis() as u64);
-    // What it learns of the first one serves the others.
+    // The plugin uses for the others what it learns from the first.
     bench.scale(1).await?;
     let began = Instant::now();
     let mut accepted: BTreeMap<String, Instant> = BTreeMap::new();
@@ -300,14 +301,14 @@ async fn shares(binary: &Path, figures: &Figures, ssh: Duration) -> Result<(), S
     }
     let own = took.values().map(|took| took.saturating_sub(CREATE + CUSTOMIZATION + ssh).as_secs_f64());
     figures.put(if ssh.is_zero() { "share_at_once_s" } else { "share_s" }, own.sum::<f64>() / SHARES as f64);
-    // What follows when they run: labels, and the like.
+    // Requests that follow when they run, such as metadata.
     Timer::after(Duration::from_secs(45)).await;
     bench.scale(0).await?;
     figures.put("life_tasks", bench.counts()?.tasks as f64 / (SHARES + 1) as f64);
     bench.end().await
 }
 
-/// Between the end of one create's task and the beginning of the next, where one waits for the other.
+/// The time between the end of a create's task and the start of the next create that waits for it.
 async fn slot(binary: &Path, figures: &Figures) -> Result<(), String> {
     let bench = Bench::start(binary, 1.0, json!({"max_concurrent_creates": 1})).await?;
     bench.scale(CREATES).await?;
@@ -316,7 +317,7 @@ async fn slot(binary: &Path, figures: &Figures) -> Result<(), String> {
         creates.filter_map(|task| Some((task.start, task.end?))).collect()
     });
     creates.sort();
-    // Nothing is known of how long the first one takes.
+    // The plugin does not know yet how long the first one takes.
     let pauses = creates.windows(2).skip(1).filter_map(|two| Some(two.get(1)?.0 - two.first()?.1));
     let pauses: Vec<u64> = pauses.collect();
     figures.put("slot_idle_s", pauses.iter().sum::<u64>() as f64 / 1000.0 / pauses.len().max(1) as f64);
@@ -351,12 +352,12 @@ async fn storm(binary: &Path, figures: &Figures) -> Result<(), String> {
     bench.end().await
 }
 
-/// The standby pool, at the pace of a real VCD, side by side.
+/// The standby pool, at the pace of a real VCD, in parallel.
 async fn standby(binary: &Path, options: &Options, figures: &Figures) -> Result<(), String> {
     let pool = || json!({"standby_count": POOL});
     let taken = async {
         let bench = with_pool(binary, pool()).await?;
-        // VCD is done before the plugin has seen it.
+        // VCD has finished before the plugin notices it.
         while bench.metric("tasks_awaited")? > 0 {
             Timer::after(Duration::from_millis(50)).await;
         }
@@ -370,7 +371,7 @@ async fn standby(binary: &Path, options: &Options, figures: &Figures) -> Result<
         let slots = json!({"standby_count": POOL, "max_concurrent_operations": 16});
         let bench = with_pool(binary, slots).await?;
         figures.put("standby_ten_s", last(&burst(&bench, POOL).await?));
-        // The resumes take no slot of the creates: what is left is what the refilling costs them.
+        // The resumes use no create slots: the difference is the cost of the refill.
         fill_again(&bench).await?;
         let waiting = in_standby(&bench);
         let all = burst(&bench, 2 * POOL).await?;
@@ -436,7 +437,7 @@ fn in_standby(bench: &Bench) -> Vec<String> {
     })
 }
 
-/// How long each of `count` takes from Increase to running, in seconds.
+/// The time from Increase to running of each of `count`, in seconds.
 async fn burst(bench: &Bench, count: usize) -> Result<BTreeMap<String, f64>, String> {
     let text = |status: tonic::Status| status.message().to_string();
     let known = bench.running().await?;
@@ -474,7 +475,7 @@ async fn end_fast(bench: Bench) -> Result<(), String> {
     bench.end().await
 }
 
-/// Requests, of a whole minute.
+/// The requests of a whole minute.
 async fn minute(bench: &Bench, options: &Options) -> Result<(f64, f64), String> {
     bench.counts_reset()?;
     Timer::after(Duration::from_secs(options.idle)).await;
@@ -507,7 +508,7 @@ async fn many(binary: &Path, options: &Options, figures: &Figures) -> Result<(),
         "max_size": MANY, "max_concurrent_creates": 100, "max_concurrent_deletes": 100, "max_concurrent_operations": 128,
     });
     let bench = Bench::start(binary, VERY_FAST, slots).await?;
-    // What a size takes is taken when its growth is over.
+    // Memory is measured when the growth is over.
     let rest = || Timer::after(Duration::from_secs(40));
     for (size, name) in [(0, "rss_idle_kb"), (128, "rss_128_kb"), (MANY - 1, "rss_1000_kb")] {
         bench.scale(size).await?;
@@ -526,14 +527,14 @@ async fn many(binary: &Path, options: &Options, figures: &Figures) -> Result<(),
     let polls = (pages as f64 / MANY.div_ceil(128) as f64).max(1.0);
     figures.put("poll_kb", counts.sent as f64 / 1000.0 / polls);
 
-    // A boot that is not over within the minute.
+    // A boot that takes longer than the minute.
     bench.server.with_model(|model| model.durations.customization = 75_000);
     bench.plugin.increase(1).await.map_err(|status| status.message().to_string())?;
     let until = Instant::now() + Duration::from_secs(60);
     let made = || bench.server.with_model(|model| model.vapps.len() == MANY && model.tasks_running().next().is_none());
     while !made() {
         if Instant::now() > until {
-            return Err("the last one is not made".into());
+            return Err("the last one is not created".into());
         }
         Timer::after(Duration::from_millis(20)).await;
     }

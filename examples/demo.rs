@@ -1,10 +1,11 @@
-//! The main job, live and without a VCD: a simulated VCD, the real plugin as a child process, and this program as its host.
+//! The main function, live and without a VCD: a simulated VCD, the real plugin as a child process, and this program as
+//! its host.
 //!
 //!     cargo run --release --example demo
 //!
-//! Scales a group 0 -> 3 -> 1 -> 0, shows the plugin's own table of instances whenever it changes, and logs in to what runs,
-//! where there is an OpenSSH server for guests. Then 0 -> 3 again, while two VMs are in standby: these run in the time of a
-//! resume. Exits 0 when VCD is empty again, else 1 with the reason.
+//! Scales a group 0 -> 3 -> 1 -> 0, prints the plugin's own table of instances when it changes, and logs in to running
+//! instances if there is an OpenSSH server for guests. Then 0 -> 3 again, with two VMs in standby: they run in the time
+//! of a resume. Exits with 0 when VCD is empty again, else with 1 and the reason.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -22,11 +23,11 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 use vcd_sim::{GuestKind, Options, Server};
 
-/// The simulator's clock runs so many times as fast as a real VCD's.
+/// The simulator's clock is this many times as fast as a real VCD's.
 const SCALE: f64 = 10.0;
 /// VMs in standby.
 const STANDBY: usize = 2;
-/// Each change of size must be done within this time.
+/// Maximum time for a change of size.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
@@ -59,7 +60,7 @@ async fn run() -> Result<Duration, String> {
         config.insert("standby_count".into(), STANDBY.into());
     }
     let mut plugin = PluginProcess::start(command(&binary)).await;
-    // Without static credentials: the plugin makes a key for each guest.
+    // Without static credentials: the plugin generates a key for each guest.
     let username = server.guest_user().unwrap_or("root").to_owned();
     let connector = ConnectorConfig { username, protocol_port: guest_port.into(), ..ConnectorConfig::default() };
     let init = plugin.init(config.to_string().as_bytes(), connector).await;
@@ -69,12 +70,12 @@ async fn run() -> Result<Duration, String> {
 
     let mut view = View { page: format!("http://{debug}/"), shown: String::new(), began };
     for size in [3, 1, 0] {
-        println!("--- the runner wants {size} {}", if size == 1 { "instance" } else { "instances" });
+        println!("--- GitLab Runner wants {size} {}", if size == 1 { "instance" } else { "instances" });
         scale(&plugin, size, server.guest_user().is_some(), &mut view).await?;
     }
-    println!("--- the runner wants none; {STANDBY} VMs are created, and suspended for standby");
+    println!("--- GitLab Runner wants none; {STANDBY} VMs are created, and suspended for standby");
     let waiting = view.standby().await?;
-    println!("--- the runner wants 3 instances again, and {STANDBY} are in standby");
+    println!("--- GitLab Runner wants 3 instances again, and {STANDBY} are in standby");
     let took = scale(&plugin, 3, server.guest_user().is_some(), &mut view).await?;
     let mut took: Vec<(String, Duration)> = took.into_iter().collect();
     took.sort_by_key(|(_, took)| *took);
@@ -95,8 +96,8 @@ async fn run() -> Result<Duration, String> {
     }
 }
 
-/// Brings the group to `size` as a runner does, waits until it is there, and logs in to what runs. Returns after which time
-/// each was running.
+/// Scales the group to `size` like GitLab Runner, waits until it has that size, and logs in to running instances.
+/// Returns the time until each was running.
 async fn scale(
     plugin: &PluginProcess,
     size: usize,
@@ -137,16 +138,16 @@ async fn scale(
                 log_in(&info)?;
                 println!("    logged in to {name} at {} as {user}", info.internal_addr);
             } else {
-                println!("    {name} is to be reached at {} as {user}", info.internal_addr);
+                println!("    {name} is reachable at {} as {user}", info.internal_addr);
             }
         }
     }
     Ok(took)
 }
 
-/// Logs in with the system's ssh and what the plugin says.
+/// Logs in with the system's ssh and the plugin's ConnectInfo.
 fn log_in(info: &ConnectInfoResponse) -> Result<(), String> {
-    let connector = info.connector.as_ref().ok_or("no way to log in was told")?;
+    let connector = info.connector.as_ref().ok_or("ConnectInfo has no credentials")?;
     let folder = std::env::temp_dir().join(format!("vcd-demo-{}", std::process::id()));
     let key = folder.join("key");
     let write = || {
@@ -166,14 +167,14 @@ fn log_in(info: &ConnectInfoResponse) -> Result<(), String> {
     let output = ssh.args([&format!("-l{}", connector.username), &info.internal_addr, "true"]).output();
     let removed = std::fs::remove_dir_all(&folder);
     let output = output.map_err(|error| format!("run ssh: {error}"))?;
-    removed.map_err(|error| format!("remove {}: {error}", folder.display()))?;
+    removed.map_err(|error| format!("delete {}: {error}", folder.display()))?;
     match output.status.success() {
         true => Ok(()),
         false => Err(format!("no login at {}: {}", info.internal_addr, String::from_utf8_lossy(&output.stderr).trim())),
     }
 }
 
-/// The plugin's debug page, shown anew when more than ages has changed.
+/// The plugin's debug page. It is printed again if more than ages has changed.
 struct View {
     page: String,
     shown: String,
@@ -181,7 +182,7 @@ struct View {
 }
 
 impl View {
-    /// Waits until all that are wanted are in standby. Returns their names.
+    /// Waits until all wanted VMs are in standby. Returns their names.
     async fn standby(&mut self) -> Result<Vec<String>, String> {
         let began = Instant::now();
         loop {
@@ -203,7 +204,7 @@ impl View {
     fn show(&mut self) -> Result<Vec<String>, String> {
         let page = ureq::get(&self.page).call().and_then(|mut answer| answer.body_mut().read_to_string());
         let page = page.map_err(|error| format!("debug page: {error}"))?;
-        // The table alone, without the columns of ages.
+        // Only the table, without the columns of ages.
         let table = page.lines().skip_while(|line| !line.starts_with("NAME")).take_while(|line| !line.is_empty());
         let table: Vec<String> = table.map(String::from).collect();
         let essence: String =

@@ -387,12 +387,12 @@ fn credentials(report: &mut Report, runner: &Runner, offline: bool) {
     }
 }
 
-/// How many VMs there may be at a time.
+/// Maximum number of VMs.
 #[derive(Clone, Copy)]
 struct Wanted {
-    /// The runner's instances.
+    /// GitLab Runner's instances.
     runner: u64,
-    /// In standby, in addition.
+    /// VMs in standby, in addition.
     standby: u64,
 }
 
@@ -414,14 +414,14 @@ impl fmt::Display for Wanted {
 fn wanted(runner: &Runner, config: &Config) -> Wanted {
     let instances = match (runner.max_instances, u64::from(config.policy.max_size)) {
         (0, most) => most,
-        // It is a mistake of its own.
+        // This is reported separately.
         (wanted, 0) => wanted,
         (wanted, most) => wanted.min(most),
     };
     Wanted { runner: instances, standby: config.policy.standby_count.into() }
 }
 
-/// What comes beside the `most` instances that the runner may want.
+/// Standby VMs, in addition to at most `most` instances of GitLab Runner.
 fn standby(report: &mut Report, config: &Config, most: u64) {
     let count = u64::from(config.policy.standby_count);
     if count == 0 {
@@ -432,21 +432,22 @@ fn standby(report: &mut Report, config: &Config, most: u64) {
     );
     report.say(Verdict::Note, "standby", &text, "");
     if most > 0 && count > most {
-        let text = format!("standby_count is {count}, but the runner wants at most {most} at a time");
+        let text = format!("standby_count is {count}, but GitLab Runner wants at most {most} instances");
         report.say(Verdict::Warn, "standby", &text, "lower standby_count");
     }
     if config.vcd.ip_mode == IpMode::Dhcp {
-        let text = "addresses by DHCP: after the lease of its address another guest may have that of a VM in standby";
+        let text =
+            "addresses by DHCP: after the lease of its address, another guest may get the address of a VM in standby";
         let advice = "set standby_max_age below half the lease time of the DHCP server";
         report.say(Verdict::Note, "standby", text, advice);
     }
 }
 
-/// VCD tells that the VMs cannot be suspended.
+/// VCD shows that the VMs cannot be suspended.
 fn not_suspended(report: &mut Report, config: &Config, why: Option<&'static str>) {
     if let (1.., Some(why)) = (config.policy.standby_count, why) {
         let text = format!("{why}: VMs cannot be suspended, and none is kept in standby");
-        report.say(Verdict::Warn, "standby", &text, "set standby_count = 0, or take another template or policy");
+        report.say(Verdict::Warn, "standby", &text, "set standby_count = 0, or use another template or policy");
     }
 }
 
@@ -545,7 +546,7 @@ fn check_vdc(report: &mut Report, inspector: &Inspector, config: &Config, wanted
     if let Some(quota) = vdc.vm_quota
         && quota.saturating_sub(vdc.vms) < wanted.all()
     {
-        let text = format!("room for {} more VMs, but the runner may want {wanted}", quota.saturating_sub(vdc.vms));
+        let text = format!("room for {} more VMs, but GitLab Runner may want {wanted}", quota.saturating_sub(vdc.vms));
         report.say(Verdict::Warn, "quota", &text, "ask for a larger VM quota, remove VMs, or lower max_instances");
     }
     let each = u64::from(config.vcd.memory_mb);
@@ -554,7 +555,7 @@ fn check_vdc(report: &mut Report, inspector: &Inspector, config: &Config, wanted
         && limit.saturating_sub(used) / each < wanted.runner
     {
         let fit = limit.saturating_sub(used) / each;
-        let text = format!("memory for {fit} more VMs of {}, but the runner may want {}", size(each), wanted.runner);
+        let text = format!("memory for {fit} more VMs of {}, but GitLab Runner may want {}", size(each), wanted.runner);
         report.say(Verdict::Warn, "quota", &text, "ask for more memory, lower memory_mb, or lower max_instances");
     }
     Some(vdc.href)
@@ -589,7 +590,7 @@ fn check_network(report: &mut Report, inspector: &Inspector, config: &Config, vd
     match free {
         0 => report.say(Verdict::Fail, "network", &text, "enlarge the static IP pool, or remove VMs"),
         free if free < wanted.all() => {
-            let text = format!("{text}, but the runner may want {wanted}");
+            let text = format!("{text}, but GitLab Runner may want {wanted}");
             report.say(Verdict::Warn, "network", &text, "enlarge the static IP pool, or lower max_instances");
         }
         _ => report.ok("network", &text),
@@ -704,7 +705,7 @@ fn check_storage(
         // A VM's swap file takes its memory's size too.
         Some(disk) if left / (disk + u64::from(config.vcd.memory_mb)).max(1) < wanted.all() => {
             let fit = left / (disk + u64::from(config.vcd.memory_mb)).max(1);
-            let text = format!("{text}: enough for {fit} VMs, but the runner may want {wanted}");
+            let text = format!("{text}: enough for {fit} VMs, but GitLab Runner may want {wanted}");
             let verdict = if fit == 0 { Verdict::Fail } else { Verdict::Warn };
             report.say(verdict, "storage profile", &text, "ask for more storage, or lower max_instances");
         }

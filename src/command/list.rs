@@ -58,7 +58,7 @@ fn look(client: &Client, policy: &Policy) -> Result<Vec<Item>, VcdError> {
         if !is_unsure && !may_stand_by {
             continue;
         }
-        // Only its own document tells, and its mark.
+        // Only its own document, and its suspend mark, show this.
         let labelled = item.is_ours;
         let Reply::Vapps(found) = client.call(&Request::Look { vapp: item.href.clone(), guest: false }, None)? else {
             continue;

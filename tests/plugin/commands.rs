@@ -154,21 +154,21 @@ fn a_check_tells_what_vcd_lacks() {
 fn a_check_counts_what_is_in_standby() {
     type Case = (&'static str, &'static str, fn(&mut Model));
     let cases: [Case; 5] = [
-        ("quota", "room for 5 more VMs, but the runner may want 4, and 2 are in standby", |m| {
+        ("quota", "room for 5 more VMs, but GitLab Runner may want 4, and 2 are in standby", |m| {
             m.vdcs.values_mut().for_each(|v| v.vm_limit = Some(5))
         }),
         (
             "network",
-            "5 of 5 addresses of its static pool are free, but the runner may want 4, and 2 are in standby",
+            "5 of 5 addresses of its static pool are free, but GitLab Runner may want 4, and 2 are in standby",
             |m| m.networks.values_mut().for_each(|n| n.pool.1 = std::net::Ipv4Addr::from(u32::from(n.pool.0) + 4)),
         ),
-        ("storage profile", "enough for 5 VMs, but the runner may want 4, and 2 are in standby", |m| {
+        ("storage profile", "enough for 5 VMs, but GitLab Runner may want 4, and 2 are in standby", |m| {
             m.profiles.values_mut().for_each(|p| p.limit_mb = 5 * (20_480 + 4096))
         }),
         ("standby", "a passthrough device: VMs cannot be suspended, and none is kept in standby", |m| {
             m.template_vms.values_mut().for_each(|vm| vm.passthrough = true)
         }),
-        ("standby", "a part of a graphics card: VMs cannot be suspended", |m| {
+        ("standby", "a share of a graphics card: VMs cannot be suspended", |m| {
             m.policies.values_mut().for_each(|policy| policy.vgpu = true)
         }),
     ];
@@ -210,7 +210,9 @@ fn what_is_in_standby_is_listed_and_cleaned_and_a_check_creates_none() {
         foreign(&server);
         let table = listed(&["list"]);
         let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-        let with = |state: &str| rows.iter().filter(|row| row[1] == state && row.last() == Some(&"ours")).count();
+        let with = |state: &str| {
+            rows.iter().filter(|row| row[1] == state && row[row.len() - 2..] == ["this", "group"]).count()
+        };
         assert_eq!((with("standby"), with("suspended"), rows.len()), (2, 1, 6), "{table}");
         plugin.child.kill().unwrap();
         soon("the plugin's end", plugin.child.status()).await.unwrap();

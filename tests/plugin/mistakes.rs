@@ -341,7 +341,7 @@ const ROWS: &[Row] = &[
         "      memory_mb = 4096\n      standby_count = 5\n",
         "warn",
         "standby",
-        "standby_count is 5, but the runner wants at most 4 at a time -> lower standby_count",
+        "standby_count is 5, but GitLab Runner wants at most 4 instances -> lower standby_count",
     ),
     (
         DEBUG,

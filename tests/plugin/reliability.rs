@@ -224,7 +224,7 @@ fn cases() -> Vec<Case> {
             .long(),
         once("create: reset after VCD has acted", "instantiate", json!({"reset_after": true}), late),
         once("create: 500 after VCD has acted", "instantiate", json!({"answer_after": {"status": 500}}), late),
-        once("create: 503 before VCD acts", "instantiate", busy.clone(), "the create had not worked").long(),
+        once("create: 503 before VCD acts", "instantiate", busy.clone(), "the create did not work").long(),
         once("create: the answer is cut after 40 bytes", "instantiate", json!({"truncate": 40}), late),
         once("create: the answer is an HTML page", "instantiate", json!({"html": true}), late),
         once(
@@ -271,8 +271,12 @@ fn cases() -> Vec<Case> {
         create("guest: customization fails", json!({"guest": "gc_failed"}), "guest customization failed (GC_FAILED)"),
         create("guest: customization stays pending", json!({"guest": "gc_pending"}), "not ready within ready_timeout")
             .keys(json!({"ready_timeout": "4s"})),
-        create("guest: customized, but VMware Tools never report it", json!({"guest": "gc_silent"}), "taken as it is")
-            .long(),
+        create(
+            "guest: customized, but VMware Tools never report it",
+            json!({"guest": "gc_silent"}),
+            "the plugin accepts the VM",
+        )
+        .long(),
         create("guest: no address", json!({"guest": "no_address"}), "not ready within ready_timeout")
             .keys(json!({"ready_timeout": "4s", "ip_allocation_mode": "DHCP"})),
         create("guest: its login port never answers", json!({"guest": "no_ssh"}), "not ready within ready_timeout")

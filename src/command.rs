@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_wrong_command_line_the_wrong_word_and_the_one_that_is_meant_are_named() {
+    fn a_wrong_command_line_is_reported_with_the_wrong_word_and_a_suggestion() {
         for (line, expected) in [
             ("chekc", "unknown command \"chekc\"; did you mean check?"),
             ("frobnicate", "unknown command \"frobnicate\""),

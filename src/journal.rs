@@ -689,7 +689,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_error_is_counted_and_told_anew_after_it_went_well() {
+    fn the_same_error_is_counted_and_logged_again_after_a_success() {
         let mut journal = Journal::default();
         let mut logged = 0;
         let mut fail = |journal: &mut Journal, at: u64| {
@@ -721,7 +721,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_outage_is_told_though_it_is_like_the_first() {
+    fn a_second_outage_is_reported_even_if_it_equals_the_first() {
         let mut journal = Journal::default();
         let plain = |level, text: &str| Event { level, name: None, phase: None, text: text.into() };
         let mut turn = |at, level, text: &str| {
@@ -825,7 +825,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_counted_and_only_so_many_told_of() {
+    fn all_instances_are_counted_and_only_the_first_are_recorded() {
         let mut journal = Journal::default();
         let turn = |at: u64, phases: &dyn Fn(u64) -> Phase, journal: &mut Journal| {
             let views: Vec<View> =

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fifth_plugin_of_a_group_is_not_told_apart() {
+    fn a_fifth_plugin_of_a_group_is_not_detected() {
         let process = std::process::id().to_string();
         let held: Vec<_> = (0..PLACES).map(|_| Presence::claim(&[&process, "many"]).unwrap()).collect();
         assert!(Presence::claim(&[&process, "many"]).is_none());

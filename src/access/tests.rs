@@ -211,7 +211,7 @@ fn login_says_what_was_set_and_else_the_defaults() {
 }
 
 #[test]
-fn a_script_is_made_only_where_one_is_needed() {
+fn a_script_is_created_only_if_it_is_needed() {
     let password = Some(Secret::new("geheim"));
     let has_script = |username: Option<&str>, guest_os: &str| {
         let username = username.map(str::to_owned);
@@ -541,7 +541,7 @@ fn the_linux_script_lets_sshd_ask_for_passwords() {
 }
 
 #[test]
-fn the_users_own_script_runs_after_ours() {
+fn the_users_script_runs_after_the_plugins() {
     let custom = |script: &str| Settings {
         key: key("ssh-ed25519 AAAA"),
         custom_script: Some(Secret::new(script)),

@@ -1024,7 +1024,7 @@ mod tests {
     use std::cell::Cell;
 
     #[test]
-    fn a_guest_that_refuses_is_asked_again_for_a_while() {
+    fn a_login_that_a_guest_rejects_is_retried_for_a_while() {
         let (limit, pause) = (Duration::from_millis(50), Duration::from_millis(1));
         let (tries, words) = (Cell::new(0), Cell::new(0));
         let outcome = |refusals: u32, after: fn() -> Option<Result<(), NoLogin>>| {
@@ -1045,7 +1045,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_names_the_first_are_told() {
+    fn of_many_names_the_first_are_shown() {
         let names = |count: usize| (0..count).map(|n| format!("name-{n}")).collect::<Vec<_>>();
         let told = "the user can see \"name-0\", \"name-1\", \"name-2\", \"name-3\", \"name-4\"";
         assert_eq!(meant("far off", &names(MAX_NAMES_TOLD)).as_deref(), Some(told));

@@ -232,7 +232,7 @@ fn values_out_of_range_are_refused() {
 }
 
 #[test]
-fn labels_are_written_as_asked_or_where_metadata_is() {
+fn metadata_entries_are_written_as_configured() {
     let labels = |changes| parse(changes).map(|config| config.policy.labels);
     for (changes, written) in [
         (json!({}), Labels::Found),

@@ -394,7 +394,7 @@ fn an_hour_of_being_stuck_is_a_failure() {
 }
 
 #[test]
-fn what_is_wrong_stands_on_top_with_what_to_do_and_fails_health_when_it_lasts() {
+fn problems_are_on_top_with_a_fix_and_fail_health_if_they_last() {
     let tops = |scene: &Scene| {
         let page = scene.show(|status| text::overview(status, 400));
         let top: Vec<String> =

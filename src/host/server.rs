@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_is_told_how_much_it_may_send_at_a_time() {
+    fn the_host_learns_the_limits_of_a_connection() {
         let told = served(LONG, (LONG, LONG), async |ours| {
             ours.write_all(BEGIN).await.unwrap();
             let mut told = Vec::new();

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_in_the_directorys_place_is_left_as_it_is() {
+    fn a_replaced_directory_is_not_changed() {
         let parent = std::env::temp_dir().join(format!("vcd-socket-{}", std::process::id()));
         let (own, link, open) = (parent.join("own"), parent.join("link"), parent.join("open"));
         fs::create_dir_all(&parent).unwrap();

@@ -354,7 +354,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_not_asked_for_is_left_out() {
+    fn settings_that_are_not_set_are_left_out() {
         let settings = Settings { ip_mode: IpMode::Dhcp, ..example() };
         let guest = Guest { computer_name: "ci-1".into(), script: None, password: None };
         let text = document(&settings, &names(), "ci-1", "d", true, false, &guest).unwrap();

@@ -829,7 +829,7 @@ mod tests {
     }
 
     #[test]
-    fn a_web_page_is_told_by_its_title() {
+    fn a_web_page_is_reported_with_its_title() {
         let said = |page: &str| refused("x", Stage::Read, &answer(503, page)).text;
         let end = "not from VCD's API";
         for page in [
@@ -873,7 +873,7 @@ mod tests {
     }
 
     #[test]
-    fn the_requests_id_is_told_once() {
+    fn the_requests_id_is_shown_once() {
         let with = |body: &str| {
             let got = Received { request_id: Some("1-2-3".into()), ..answer(503, body) };
             refused("x", Stage::Read, &got).text
@@ -885,7 +885,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_of_what_a_request_carries_is_told_from_others() {
+    fn a_rejection_of_the_content_of_a_request_is_recognised() {
         let about = |status, text: &str| {
             is_about_content(&refused("x", Stage::Change, &answer(status, &error_xml(status, "BAD_REQUEST", text))))
         };

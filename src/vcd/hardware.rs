@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn items_are_told_by_their_kind() {
+    fn items_are_recognised_by_their_kind() {
         let hardware = read(&section(&[
             "<rasd:InstanceID>1</rasd:InstanceID><rasd:ResourceSubType>E1000E</rasd:ResourceSubType>\
              <rasd:ResourceType>10</rasd:ResourceType>",
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_of_the_templates_own_are_told() {
+    fn networks_of_the_template_are_read() {
         let adapters = |names: &[&str]| {
             let one = |name: &&str| format!("<NetworkConnection network=\"{name}\"/>");
             let all: String = names.iter().map(one).collect();

@@ -560,7 +560,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_own_origin_is_ours() {
+    fn only_the_configured_origin_gets_the_session() {
         let site = Site::new("https://vcd.example.com/api").unwrap();
         for href in ["https://vcd.example.com/api/vApp/vapp-1", "https://VCD.example.com:443/api/x?y=1"] {
             assert!(site.holds(href), "{href}");

@@ -843,7 +843,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_and_links_are_told_from_names() {
+    fn ids_and_links_are_distinguished_from_names() {
         let good = [
             (Kind::Vdc, "urn:vcloud:vdc:"),
             (Kind::Vdc, "https://h/api/vdc/"),

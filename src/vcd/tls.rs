@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn few_addresses_are_tried_and_looked_up_anew_after_a_while() {
+    fn few_addresses_are_tried_and_they_are_looked_up_again_after_a_while() {
         let found = |age: Duration| {
             let addresses = (1..=20).map(|n| SocketAddr::from(([127, 0, 0, n], 443))).collect();
             let at = Instant::now().checked_sub(age).unwrap();

@@ -473,7 +473,7 @@ func TestALogThatNobodyReadsHoldsUpNothing(t *testing.T) {
 		if n, err := syscall.Read(pipe, buffer); err == nil {
 			said.Write(buffer[:n])
 		}
-		return strings.Contains(said.String(), "log lines were dropped: nobody read them")
+		return strings.Contains(said.String(), "log lines were dropped: GitLab Runner did not read them")
 	}, "the log to tell what was dropped")
 	host.running(t, 2)
 	host.end()

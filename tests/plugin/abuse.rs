@@ -353,7 +353,7 @@ async fn start_debug(server: &Server, guest_port: u16) -> (PluginProcess, String
 }
 
 #[test]
-fn those_who_hold_on_to_the_debug_server_keep_nobody_out() {
+fn open_connections_to_the_debug_server_block_nobody() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let (plugin, debug) = start_debug(&server, guest_port).await;
@@ -601,7 +601,7 @@ fn assert_untouched(liar: &Liar, server: &Server, id: VappId, before: &str) {
 }
 
 #[test]
-fn a_record_that_calls_anothers_vapp_ours_brings_nothing_upon_it() {
+fn a_foreign_vapp_with_a_wrong_record_is_not_touched() {
     block_on(async {
         for redirected in [false, true] {
             let (server, guest_port) = fleet::simulator(SCALE);

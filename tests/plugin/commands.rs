@@ -533,7 +533,7 @@ fn two_runners_with_one_identity_are_found() {
 }
 
 #[test]
-fn offline_nothing_is_asked_and_the_example_is_accepted() {
+fn offline_nothing_is_sent_and_the_example_is_accepted() {
     let example = File(PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.toml")));
     let (status, stdout, stderr) = run(&example, &["check", "--offline"]);
     std::mem::forget(example);
@@ -572,7 +572,7 @@ fn foreign(server: &Server) {
 }
 
 #[test]
-fn a_list_tells_whose_vapps_are() {
+fn a_list_shows_the_owners_of_vapps() {
     block_on(async {
         let (server, guest_port) = world(|_| ());
         let file = file("list", &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
@@ -606,7 +606,7 @@ fn a_list_tells_whose_vapps_are() {
 }
 
 #[test]
-fn clean_deletes_what_is_ours_and_only_when_nobody_serves() {
+fn clean_deletes_only_the_groups_vapps_and_only_if_no_plugin_serves() {
     block_on(async {
         let (server, guest_port) = world(|_| ());
         let file = file("clean", &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
@@ -1102,7 +1102,7 @@ impl Drop for Closed {
 }
 
 #[test]
-fn a_next_token_that_cannot_be_written_is_kept_elsewhere_and_told() {
+fn a_next_token_that_cannot_be_written_is_saved_elsewhere_and_reported() {
     use std::os::unix::fs::PermissionsExt as _;
     let (server, guest_port) = world(|_| ());
     let closed = Closed::new("unwritable", &server);

@@ -338,7 +338,7 @@ fn a_revoked_token_is_said_and_what_runs_goes_on_being_reported() {
 }
 
 #[test]
-fn a_vm_is_made_of_all_that_is_configured() {
+fn a_vm_is_created_with_all_settings() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         server.with_model(|model| {
@@ -381,7 +381,7 @@ fn a_vm_is_made_of_all_that_is_configured() {
 }
 
 #[test]
-fn a_vm_without_an_address_is_made_anew() {
+fn a_vm_without_an_address_is_created_again() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let rule = json!({"op": "instantiate", "guest": "no_address"});
@@ -396,7 +396,7 @@ fn a_vm_without_an_address_is_made_anew() {
 }
 
 #[test]
-fn the_host_is_told_the_candidates_of_an_ambiguous_name() {
+fn the_host_gets_the_candidates_of_an_ambiguous_name() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         server.with_model(|model| {
@@ -449,7 +449,7 @@ fn the_end_waits_for_vcd_and_for_the_host_but_not_for_long() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_log_that_nobody_reads_holds_up_neither_calls_nor_the_end() {
+fn an_unread_log_delays_neither_calls_nor_the_end() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         // A pipe that is full from the first line on.
@@ -531,7 +531,7 @@ fn an_init_that_the_host_gives_up_leaves_no_session_and_no_driver() {
 }
 
 #[test]
-fn a_guest_that_says_nothing_is_left_and_asked_again() {
+fn a_silent_guest_is_probed_again() {
     block_on(async {
         let (server, _) = fleet::simulator(SCALE);
         // Connections to this port stand, and nobody speaks on them.

@@ -229,7 +229,7 @@ fn leftovers_of_dead_processes_are_removed() {
 }
 
 #[test]
-fn health_is_told_and_watched() {
+fn health_is_reported_and_watched() {
     block_on(async {
         let mut plugin = PluginProcess::start(command(BINARY)).await;
         for service in ["plugin", ""] {
@@ -497,7 +497,7 @@ fn without_file_descriptors_a_connection_waits() {
 }
 
 #[test]
-fn after_the_hosts_last_call_it_is_gone_and_so_is_its_socket() {
+fn after_the_hosts_last_call_the_process_and_its_socket_are_gone() {
     block_on(async {
         let directory = Directory::new();
         let mut plugin = PluginProcess::start(command_in(&directory)).await;

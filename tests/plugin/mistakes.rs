@@ -442,7 +442,7 @@ fn findings(stdout: &str, verdict: &str, topic: &str) -> Vec<String> {
 }
 
 #[test]
-fn each_mistake_is_told_by_its_row_in_words_that_help() {
+fn each_mistake_is_reported_with_its_row_and_a_fix() {
     let (server, _) = fleet::simulator(50.0);
     let good = GOOD.replace("URL", &server.url());
     let (status, stdout, stderr) = check("good", &good);

@@ -32,7 +32,7 @@ fn more() -> serde_json::Value {
 }
 
 #[test]
-fn where_hardware_in_a_create_is_refused_vms_are_made_in_steps() {
+fn if_hardware_in_a_create_is_rejected_vms_are_created_in_steps() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         server.with_model(|model| model.settings.hardware_in_create = HardwareInCreate::Refuse);
@@ -52,7 +52,7 @@ fn where_hardware_in_a_create_is_refused_vms_are_made_in_steps() {
 }
 
 #[test]
-fn where_hardware_in_a_create_is_ignored_the_first_vm_is_made_anew() {
+fn if_hardware_in_a_create_is_ignored_the_first_vm_is_created_again() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         server.with_model(|model| model.settings.hardware_in_create = HardwareInCreate::Ignore);
@@ -123,7 +123,7 @@ fn a_template_that_does_not_show_its_disk_stops_no_start() {
 }
 
 #[test]
-fn a_vm_whose_create_failed_at_the_power_on_is_fitted_and_powered_on() {
+fn a_vm_whose_create_failed_at_the_power_on_is_reconfigured_and_powered_on() {
     block_on(async {
         for (hardware_in_create, reconfigured) in [(HardwareInCreate::Apply, 0), (HardwareInCreate::Ignore, 2)] {
             let (server, guest_port) = fleet::simulator(SCALE);
@@ -148,7 +148,7 @@ fn a_vm_whose_create_failed_at_the_power_on_is_fitted_and_powered_on() {
 }
 
 #[test]
-fn after_two_creates_whose_one_task_failed_vms_are_made_in_steps() {
+fn after_two_creates_with_a_failed_task_vms_are_created_in_steps() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let rule = json!({"op": "instantiate", "times": 0, "task_fails": {"step": 0}});
@@ -490,7 +490,7 @@ fn what_vcd_shows_to_be_unfit_for_it_is_not_said_to_be_suspendable() {
 }
 
 #[test]
-fn a_suspend_or_resume_whose_task_fails_is_told_and_tried_again() {
+fn a_suspend_or_resume_with_a_failed_task_is_reported_and_retried() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let plugin = start(&server, guest_port, json!({})).await;

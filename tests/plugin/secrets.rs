@@ -240,7 +240,7 @@ fn nothing_secret_is_ever_said() {
 
 /// What people pass on to get help: a life of an instance with all that can be given, and refusals that echo it.
 #[test]
-fn a_recording_has_stand_ins_for_all_that_is_secret_or_somebodys_own() {
+fn a_recording_has_placeholders_for_secrets_and_names() {
     let dir = std::env::temp_dir().join(format!("vcd-secrets-record-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     let write = |name: &str, text: &str| {

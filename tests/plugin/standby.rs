@@ -393,7 +393,7 @@ fn one_that_has_another_address_since_its_resume_is_running_at_that_one() {
 
 #[test]
 #[ignore = "not so yet: VCD does not tell that an address is an old one"]
-fn one_whose_old_address_another_guest_has_by_now_is_not_running_there() {
+fn an_instance_whose_old_address_belongs_to_another_guest_is_not_running_there() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         server.with_model(|model| model.settings.dhcp_lease = Some(60_000));

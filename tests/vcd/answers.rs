@@ -233,7 +233,7 @@ fn every_version_from_10_4_to_10_6_is_spoken_and_later_ones() {
 }
 
 #[test]
-fn pages_may_be_smaller_than_they_were_asked_for() {
+fn pages_may_be_smaller_than_requested() {
     let server = server_with(|o| o.api.largest_page = 25);
     let client = open(&server);
     server.with_model(|m| m.durations.ssh = u64::MAX / 2);
@@ -283,7 +283,7 @@ fn vms_are_polled_by_the_names_of_their_vapps_or_with_all_others() {
 }
 
 #[test]
-fn labels_are_asked_for_apart_where_records_show_no_metadata() {
+fn metadata_is_queried_separately_if_records_show_none() {
     let server = server();
     let client = open(&server);
     let begun = create(&client, "ci-1").unwrap();
@@ -567,7 +567,7 @@ fn a_login_that_vcd_puts_off_comes_when_it_says() {
 }
 
 #[test]
-fn a_session_that_is_refused_at_once_is_told_from_a_token_that_is() {
+fn a_rejected_session_is_distinguished_from_a_rejected_token() {
     let server = server();
     let client = open(&server);
     fault(&server, json!({"op": "query:vm", "times": 0, "answer_before": {"status": 401}}));
@@ -605,7 +605,7 @@ fn a_session_is_renewed_before_it_expires() {
 }
 
 #[test]
-fn the_session_is_ended_when_nothing_more_is_asked() {
+fn the_session_ends_after_the_last_request() {
     let server = server();
     let client = open(&server);
     let sessions = || server.with_model(|m| m.bearers.len());
@@ -622,7 +622,7 @@ fn the_session_is_ended_when_nothing_more_is_asked() {
 }
 
 #[test]
-fn a_vcd_that_does_not_end_the_session_holds_nobody_up() {
+fn a_vcd_that_does_not_end_the_session_delays_nothing() {
     let server = server();
     let client = open(&server);
     fault(&server, json!({"op": "logout", "delay_before_ms": 10 * DEADLINE.as_millis() as u64}));

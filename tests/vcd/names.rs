@@ -566,7 +566,7 @@ fn of_several_nics_the_primary_ones_address_counts() {
 }
 
 #[test]
-fn one_page_of_policies_is_asked_for() {
+fn one_page_of_policies_is_requested() {
     let server = server();
     let page = "computePolicies?page=1&pageSize=25&";
     fault(&server, serde_json::json!({"op": "policies", "path": page, "answer_before": {"status": 503}}));
@@ -588,7 +588,7 @@ fn ends_well(client: &Client, begun: &Started) -> Href {
 }
 
 #[test]
-fn a_templates_own_network_is_replaced_by_ours() {
+fn a_templates_own_network_is_replaced() {
     for setting in [OwnNetworkInCreate::Refuse, OwnNetworkInCreate::Ignore] {
         let server = server();
         server.with_model(|m| m.settings.own_network_in_create = setting);

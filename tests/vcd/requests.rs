@@ -81,7 +81,7 @@ fn urls_without_api_or_with_a_slash_work() {
 }
 
 #[test]
-fn each_unknown_name_is_told_with_kind_and_place() {
+fn each_unknown_name_is_reported_with_kind_and_place() {
     let server = server();
     let wrong = || "no-such".to_owned();
     let cases: [(Settings, &str, &str); 5] = [
@@ -491,7 +491,7 @@ fn all_pages_of_a_poll_come_and_only_our_prefix() {
 }
 
 #[test]
-fn vapps_without_vms_and_labels_are_seen_when_asked_for() {
+fn vapps_without_vms_and_metadata_are_read_if_requested() {
     let server = server();
     let client = open(&server);
     server.with_model(|m| {
@@ -522,7 +522,7 @@ fn vapps_without_vms_and_labels_are_seen_when_asked_for() {
 }
 
 #[test]
-fn a_look_tells_how_far_a_guest_is_if_it_is_asked_to() {
+fn a_lookup_shows_the_state_of_a_guest_if_requested() {
     let server = server();
     let client = open(&server);
     let started = create(&client, "ci-1").unwrap();
@@ -626,7 +626,7 @@ fn secrets_are_taken_out_while_another_thread_logs_in() {
 }
 
 #[test]
-fn tasks_that_a_query_leaves_out_are_asked_one_by_one() {
+fn tasks_that_a_query_omits_are_read_one_by_one() {
     let server = server();
     let client = open(&server);
     let tasks: Vec<Href> = (0..3).map(|n| create(&client, &format!("ci-{n}")).unwrap().task.unwrap()).collect();
@@ -671,7 +671,7 @@ fn links_to_elsewhere_are_not_followed() {
 }
 
 #[test]
-fn a_vcd_of_another_public_address_is_asked_where_url_says() {
+fn a_vcd_with_another_public_address_is_reached_at_url() {
     let server = server_with(|o| o.api.public_address = Some("https://vcd.example.invalid:8443".into()));
     let client = open(&server);
     let started = create(&client, "ci-1").unwrap();
@@ -687,7 +687,7 @@ fn a_vcd_of_another_public_address_is_asked_where_url_says() {
 }
 
 #[test]
-fn a_version_that_vcd_withdraws_is_agreed_on_anew_at_once() {
+fn a_withdrawn_version_is_replaced_at_once() {
     let server = server();
     let client = open(&server);
     let (versions, logins) = (server.requests("versions"), server.requests("login"));
@@ -838,7 +838,7 @@ impl log::Log for Lines {
 }
 
 #[test]
-fn no_secret_is_logged_or_told() {
+fn no_secret_is_logged_or_reported() {
     static LINES: Lines = Lines(Mutex::new(String::new()));
     log::set_logger(&LINES).unwrap();
     log::set_max_level(log::LevelFilter::Trace);

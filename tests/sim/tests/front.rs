@@ -471,7 +471,7 @@ fn faults_hit_as_their_rules_say() {
 }
 
 #[test]
-fn answers_are_packed_where_that_is_asked_for() {
+fn answers_are_compressed_if_requested() {
     let c = Client::start(22_399);
     let connections = c.server.connections();
     let ask = |more: &str| {
@@ -604,7 +604,7 @@ fn the_control_port_sees_and_changes() {
 }
 
 #[test]
-fn what_was_asked_for_is_done_though_nobody_waits_for_the_answer() {
+fn a_request_is_done_even_if_nobody_waits_for_the_answer() {
     let c = Client::start(22_217);
     let body = c.create_body("ci-late");
     let vdc = c.href("orgVdc", "name==ci-vdc");
@@ -774,7 +774,7 @@ fn a_running_task_says_that_it_is_in_progress() {
 }
 
 #[test]
-fn networks_tell_whose_they_are() {
+fn the_owner_of_a_network_is_read() {
     let c = Client::start(22_214);
     let (own, other) = c.server.with_model(|m| {
         let org = *m.orgs.keys().next().unwrap();
@@ -806,7 +806,7 @@ fn networks_tell_whose_they_are() {
 }
 
 #[test]
-fn the_binary_says_what_its_guests_are_and_ends_when_it_is_told_to() {
+fn the_binary_reports_its_guests_and_ends_on_request() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vcd-sim"));
     command.args(["--listen", "127.0.0.1:0", "--control", "127.0.0.1:0", "--guests", "banner"]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();

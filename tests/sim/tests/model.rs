@@ -296,7 +296,7 @@ fn only_a_stopped_vapp_is_deleted_without_force() {
 }
 
 #[test]
-fn rights_are_asked_for() {
+fn rights_are_read() {
     for right in Right::ALL {
         let mut w = world();
         let (vapp, vm) = w.running("ci-rights");
@@ -605,7 +605,7 @@ fn a_create_may_fail_at_its_power_on() {
 }
 
 #[test]
-fn nothing_is_made_of_a_template_that_is_not_ready() {
+fn nothing_is_created_from_a_template_that_is_not_ready() {
     for (state, expired, minor, text) in [
         (TemplateState::Copying, false, "BUSY_ENTITY", "is busy"),
         (TemplateState::Unresolved, false, "BAD_REQUEST", "not resolved"),

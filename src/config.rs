@@ -461,6 +461,7 @@ impl Config {
             suspended_max_age: reading.span("suspended_max_age"),
             suspend_resume: reading.flag("suspend_resume"),
             standby_count: reading.whole("standby_count"),
+            dhcp: ip_mode == vcd::IpMode::Dhcp,
             standby_max_age: reading.span("standby_max_age"),
             credentials: access::fingerprint(&access),
             labels: match reading.text("metadata_label").as_str() {

@@ -195,7 +195,8 @@ impl Group {
         i.operation = None;
         i.attempts.change.reset();
         let Some(vapp) = i.vapp_mut() else { return };
-        (vapp.record, vapp.unhealthy) = (None, None);
+        vapp.build.old_address = vapp.record.take().and_then(|record| record.address);
+        vapp.unhealthy = None;
         if vapp.guest == Guest::Standby {
             return vapp.first_use(now, seen);
         }

@@ -27,6 +27,9 @@ pub const CUSTOMIZATION_USUAL: Duration = Duration::from_secs(60);
 
 /// After a resume, a guest's clock is wrong for a moment, until VMware Tools set it.
 pub const RESUME_SETTLE: Duration = Duration::from_secs(1);
+/// With DHCP, another guest may have the address of a guest that was suspended. VMware Tools report addresses every 30 s: after
+/// this time, an unchanged address is the guest's own.
+pub const RESUME_REPORT: Duration = Duration::from_secs(45);
 
 /// The inputs of the step in addition to the instance.
 pub(super) struct At<'a> {
@@ -269,7 +272,12 @@ impl From<'_> {
         }
         let Some(record) = &vapp.record else { return Step::Wait };
         let Some(address) = record.address else { return Step::Wait };
-        if vapp.build.customized && !self.reached(vapp.known + RESUME_SETTLE) {
+        let settles = match () {
+            _ if self.at.policy.dhcp && vapp.build.old_address == Some(address) => RESUME_REPORT,
+            _ if vapp.build.customized => RESUME_SETTLE,
+            _ => Duration::ZERO,
+        };
+        if !self.reached(vapp.known + settles) {
             return Step::Wait;
         }
         let usual = vapp.known + CUSTOMIZATION_USUAL;

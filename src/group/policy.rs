@@ -42,6 +42,8 @@ pub struct Policy {
     pub labels: Labels,
     /// What happens to the instances when the host calls Shutdown.
     pub on_shutdown: OnShutdown,
+    /// Guests get their addresses by DHCP.
+    pub dhcp: bool,
     /// Fingerprint of the source of generated credentials, one word. Empty if the credentials are static. Instances with
     /// another fingerprint are unhealthy: nobody can log in to them.
     pub credentials: String,
@@ -69,6 +71,7 @@ impl Default for Policy {
             standby_max_age: Duration::from_secs(24 * 3600),
             labels: Labels::Found,
             on_shutdown: OnShutdown::Delete,
+            dhcp: false,
             credentials: String::new(),
         }
     }

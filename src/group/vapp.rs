@@ -128,6 +128,8 @@ pub(super) struct Build {
     pub tpm: bool,
     /// Its guest has been ready before.
     pub customized: bool,
+    /// Its address before it was resumed. With DHCP another guest may have it now.
+    pub old_address: Option<IpAddr>,
     /// Number of lookups to compare its hardware with the request. [`CHECKS`] when this is done.
     pub checks: u32,
     /// The error of its create task: a lookup shows whether the VM can still be used.

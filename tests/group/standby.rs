@@ -218,7 +218,11 @@ fn marks(play: &Play) -> Vec<Mark> {
 
 /// A VM in standby. Its replacement is not suspended.
 fn at_rest() -> Play {
-    let mut play = Play::new(standby_policy(), Vec::new());
+    at_rest_with(standby_policy())
+}
+
+fn at_rest_with(policy: Policy) -> Play {
+    let mut play = Play::new(policy, Vec::new());
     play.tasks = TaskState::Success;
     play.holds = vec!["suspend"];
     play.to(20 * SECOND);
@@ -269,4 +273,24 @@ fn a_vm_that_was_in_standby_for_long_is_replaced() {
     assert_eq!(play.view().name, first);
     play.to(day + 120 * SECOND);
     assert!(play.said("no longer usable for standby") == 1 && play.view().name != first, "{:?}", play.said);
+}
+
+#[test]
+fn after_a_resume_with_dhcp_an_unchanged_address_is_used_later() {
+    for (dhcp, changed, running_at) in [(true, false, 45), (true, true, 4), (false, false, 4)] {
+        let mut play = at_rest_with(Policy { dhcp, ..standby_policy() });
+        let rests = play.now;
+        play.increase(1);
+        play.show(Power::On, false);
+        if changed {
+            play.vms[0].address = Some([10, 9, 9, 9].into());
+        }
+        let runs = |play: &Play| play.states() == [State::Running];
+        while !runs(&play) && play.now < rests + 120 * SECOND {
+            let next = play.now + 500;
+            play.to(next);
+        }
+        let took = (play.now - rests) / SECOND;
+        assert!((running_at - 3..running_at + 12).contains(&took), "{dhcp} {changed}: {took} s");
+    }
 }

@@ -392,7 +392,6 @@ fn one_that_has_another_address_since_its_resume_is_running_at_that_one() {
 }
 
 #[test]
-#[ignore = "not so yet: VCD does not tell that an address is an old one"]
 fn an_instance_whose_old_address_belongs_to_another_guest_is_not_running_there() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);

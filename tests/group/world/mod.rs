@@ -503,6 +503,7 @@ impl World {
             suspended_max_age: Duration::from_secs(tuning.max_age * 180),
             suspend_resume: self.may_suspend(n),
             standby_count: tuning.standby,
+            dhcp: false,
             standby_max_age: Duration::from_secs(tuning.max_age * 120),
             on_shutdown: if tuning.keep { OnShutdown::Keep } else { OnShutdown::Delete },
             credentials: String::new(),

@@ -474,6 +474,13 @@ pub struct VcdError {
     pub retry_after: Option<Duration>,
 }
 
+impl VcdError {
+    /// One that is not VCD's answer to a request.
+    pub fn own(kind: ErrorKind, what: impl Into<String>, text: impl Into<String>) -> VcdError {
+        VcdError { kind, what: what.into(), status: 0, code: String::new(), text: text.into(), retry_after: None }
+    }
+}
+
 /// Maximum length of VCD's error texts, in bytes.
 pub const MAX_ERROR_TEXT: usize = 400;
 

@@ -245,8 +245,8 @@ impl Client {
     /// A client that has sent no request yet.
     fn new(settings: Settings) -> Result<Client, VcdError> {
         let site = Site::new(&settings.url)
-            .map_err(|why| errors::own(ErrorKind::Invalid, format!("open VCD for org {:?}", settings.org), why))?;
-        let wrong = |why| errors::own(ErrorKind::Invalid, format!("open VCD at {}", site.root), why);
+            .map_err(|why| VcdError::own(ErrorKind::Invalid, format!("open VCD for org {:?}", settings.org), why))?;
+        let wrong = |why| VcdError::own(ErrorKind::Invalid, format!("open VCD at {}", site.root), why);
         let tls = tls::config(settings.ca_file.as_deref(), settings.insecure_skip_tls_verify).map_err(wrong)?;
         let proxy = http::proxy(&site, |name| std::env::var(name).ok()).map_err(wrong)?;
         if let Some(proxy) = &proxy {
@@ -438,7 +438,7 @@ impl Client {
     ) -> Result<Received, VcdError> {
         if !self.site.holds(url) {
             let why = format!("{url} is not at {}: the plugin does not follow it", self.site.root);
-            return Err(errors::own(ErrorKind::Protocol, call.what.clone(), why));
+            return Err(VcdError::own(ErrorKind::Protocol, call.what.clone(), why));
         }
         let pass = self.pass(None, call.deadline)?;
         let got = self.send_with(&pass, accept, call, &method, url, content)?;
@@ -537,7 +537,8 @@ impl Client {
         let names = match found {
             Ok(names) => Arc::new(names),
             Err(all) if stale => {
-                let nothing = || errors::own(ErrorKind::Unavailable, call.what.clone(), "names could not be looked up");
+                let nothing =
+                    || VcdError::own(ErrorKind::Unavailable, call.what.clone(), "names could not be looked up");
                 return Err(all.into_iter().next().unwrap_or_else(nothing));
             }
             Err(all) => {

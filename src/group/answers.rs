@@ -392,6 +392,5 @@ pub(super) fn wrong_reply(what: &str, reply: &Reply) -> VcdError {
         Reply::Tasks(_) => "tasks",
         Reply::Done => "nothing",
     };
-    let text = format!("the answer contains {kind}");
-    VcdError { kind: ErrorKind::Protocol, what: what.into(), status: 0, code: String::new(), text, retry_after: None }
+    VcdError::own(ErrorKind::Protocol, what, format!("the answer contains {kind}"))
 }

@@ -102,8 +102,7 @@ impl Group {
             self.say_of(Level::Warn, key, format!("{why}: the plugin gives it up"));
             return self.delete_for(key, Cause::Unhealthy);
         }
-        let text = why.to_string();
-        let error = VcdError { kind: ErrorKind::Failed, what, status: 0, code: String::new(), text, retry_after: None };
+        let error = VcdError::own(ErrorKind::Failed, what, why);
         self.made_badly(key, &error);
     }
 

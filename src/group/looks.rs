@@ -293,9 +293,8 @@ impl Group {
             // The pause after a lost answer has already started.
             return;
         }
-        let text = "VCD has ended its task, and the vApp still exists".to_string();
         let what = format!("delete vApp {}", i.name);
-        let error = VcdError { kind: ErrorKind::Failed, what, status: 0, code: String::new(), text, retry_after: None };
+        let error = VcdError::own(ErrorKind::Failed, what, "VCD has ended its task, and the vApp still exists");
         self.delete_failed(key, &error);
     }
 
@@ -314,13 +313,12 @@ impl Group {
             let text =
                 "it contains another VM, so the plugin does not delete it. Move that VM to another vApp".to_string();
             let what = format!("delete vApp {name}");
-            let kind = ErrorKind::State;
             let pause = doubled(RETRY_BASE, i.attempts.delete.tries, DELETE_RETRY_MAX);
             i.attempts.delete.fail(now, &mut self.rng, pause);
             if let Some(vapp) = i.vapp_mut() {
                 vapp.document = None;
             }
-            let error = VcdError { kind, what, status: 0, code: String::new(), text, retry_after: None };
+            let error = VcdError::own(ErrorKind::State, what, text);
             return self.blame(key, &error, "next lookup later");
         }
         if let Some(task) = seen.tasks.into_iter().next() {

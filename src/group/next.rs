@@ -58,7 +58,7 @@ pub(super) enum Step {
     NotReady,
     /// Its operation hangs: it gives up its slot.
     Stick,
-    /// It was about to be suspended for standby, and is wanted now.
+    /// It was about to be suspended, is still powered on, and is wanted now.
     Use,
     Ask(Question),
     Begin(Kind),

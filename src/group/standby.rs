@@ -106,10 +106,15 @@ impl Group {
         self.say_of(Level::Info, key, "in standby".into());
     }
 
+    /// The next VM of the pool starts later: at growing intervals, up to an hour. Returns the pause.
+    pub(super) fn pause_pool(&mut self) -> Duration {
+        let pause = doubled(RETRY_BASE, self.pool_backoff.tries, DELETE_RETRY_MAX);
+        self.pool_backoff.fail(self.now, &mut self.rng, pause)
+    }
+
     /// A VM cannot be prepared for the pool: it is deleted, and the next one starts later.
     pub(super) fn pool_failed(&mut self, key: Key, error: Option<&VcdError>) {
-        let pause = doubled(RETRY_BASE, self.pool_backoff.tries, DELETE_RETRY_MAX);
-        let pause = self.pool_backoff.fail(self.now, &mut self.rng, pause);
+        let pause = self.pause_pool();
         let text = format!("it cannot be used for standby and is deleted; the next is tried in {} s", pause.as_secs());
         match error {
             Some(error) => self.blame(key, error, &text),
@@ -128,9 +133,8 @@ impl Group {
             }
             // It was just handed out: another VM replaces it.
             _ => {
-                let (kind, what) = (ErrorKind::Failed, format!("resume {}", i.name));
-                let (text, code) = (why.to_string(), String::new());
-                self.not_resumed(key, &VcdError { kind, what, status: 0, code, text, retry_after: None });
+                let error = VcdError::own(ErrorKind::Failed, format!("resume {}", i.name), why);
+                self.not_resumed(key, &error);
             }
         }
     }

@@ -2,7 +2,7 @@
 //! `next.rs` decides the steps.
 
 use super::instance::{Cause, Desired, Kind, Mark, Operation, Origin, Question, Stage};
-use super::limits::{DELETE_RETRY_MAX, Lane, RETRY_BASE, doubled};
+use super::limits::Lane;
 use super::next::{self, At, Step};
 use super::pace::Course;
 use super::standby::STANDBY_AT_A_TIME;
@@ -188,8 +188,7 @@ impl Group {
         let hangs = i.operation.as_ref().is_some_and(|o| made(o.kind) && o.task().is_some());
         let boots = i.operation.is_none() && i.vapp().is_some_and(|vapp| !vapp.doomed && !vapp.guest.has_run());
         if i.origin == Origin::Standby && cause == Cause::Timeout {
-            let pause = doubled(RETRY_BASE, self.pool_backoff.tries, DELETE_RETRY_MAX);
-            self.pool_backoff.fail(self.now, &mut self.rng, pause);
+            self.pause_pool();
         }
         self.delete_for(key, cause);
         if cause == Cause::Timeout && (hangs || boots) {

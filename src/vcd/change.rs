@@ -24,7 +24,7 @@ impl Client {
         let unusable = |why: String| errors::unusable(&call.what, Stage::Read, got.status, why);
         let document = xml::read(&got.body).map_err(unusable)?;
         let (root, names) = (document.root_element(), self.names());
-        let invalid = |why: String| errors::own(ErrorKind::Invalid, call.what.clone(), why);
+        let invalid = |why: String| VcdError::own(ErrorKind::Invalid, call.what.clone(), why);
         if hardware::difference(&self.settings, &names, root).is_empty()
             && let Some(sections) = self.product_sections(call, vm, root)?
             && !properties::missing(&self.settings, &sections).is_empty()
@@ -99,7 +99,7 @@ impl Client {
     pub(super) fn mark(&self, call: &Call, vapp: &str, mark: &Mark) -> Result<Reply, VcdError> {
         let value = mark.to_string();
         let body = metadata([(MARK_KEY, value.as_str())]).map_err(|element| {
-            errors::own(ErrorKind::Invalid, call.what.clone(), format!("{element} is not usable"))
+            VcdError::own(ErrorKind::Invalid, call.what.clone(), format!("{element} is not usable"))
         })?;
         self.begin(call, Method::POST, &format!("{vapp}/metadata"), Some((METADATA_TYPE, body.as_str())))
     }
@@ -108,7 +108,7 @@ impl Client {
     pub(super) fn label(&self, call: &Call, vapp: &str) -> Result<Reply, VcdError> {
         let own = self.settings.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         let body = metadata(own.chain([(LABEL_KEY, self.settings.label.as_str())])).map_err(|_| {
-            errors::own(
+            VcdError::own(
                 ErrorKind::Invalid,
                 call.what.clone(),
                 "the label contains a control character that XML does not allow",

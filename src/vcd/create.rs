@@ -29,7 +29,7 @@ impl Client {
         whole: bool,
         guest: Option<&Guest>,
     ) -> Result<Reply, VcdError> {
-        let invalid = |why: String| errors::own(ErrorKind::Invalid, call.what.clone(), why);
+        let invalid = |why: String| VcdError::own(ErrorKind::Invalid, call.what.clone(), why);
         let guest = guest.ok_or_else(|| invalid("the guest's settings are missing".into()))?;
         if guest.script.as_ref().is_some_and(|s| s.reveal().chars().count() > MAX_SCRIPT) {
             return Err(invalid(format!("the guest customization script is longer than {MAX_SCRIPT} characters")));
@@ -45,7 +45,7 @@ impl Client {
             None
         };
         if let Some(why) = too_much.filter(|_| whole) {
-            return Err(errors::own(ErrorKind::TooMuch, call.what.clone(), why));
+            return Err(VcdError::own(ErrorKind::TooMuch, call.what.clone(), why));
         }
         let carried = !self.no_properties_in_create.load(Ordering::Relaxed) && properties::are_wished(&self.settings);
         let body = document(&self.settings, &names, name, description, whole, carried, guest)

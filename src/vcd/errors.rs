@@ -265,11 +265,6 @@ pub(super) fn failed_task(what: String, said: Said) -> VcdError {
     VcdError { kind, what, status, code: said.code, text: said.text, retry_after: None }
 }
 
-/// An error that the client itself found. Nothing was sent.
-pub(super) fn own(kind: ErrorKind, what: impl Into<String>, text: impl Into<String>) -> VcdError {
-    VcdError { kind, what: what.into(), status: 0, code: String::new(), text: text.into(), retry_after: None }
-}
-
 /// Takes the secrets out of an error's text, then cuts it: the last step before an error leaves the client.
 pub(super) fn finish(mut error: VcdError, secrets: &[&str]) -> VcdError {
     for secret in secrets {
@@ -912,7 +907,7 @@ mod tests {
     #[test]
     fn errors_leave_cut_and_without_secrets() {
         let text = format!("{}S3cret{}", "ä".repeat(196), "ö".repeat(300));
-        let error = finish(own(Failed, "x", text), &["", "S3cret"]);
+        let error = finish(VcdError::own(Failed, "x", text), &["", "S3cret"]);
         assert!(error.text.len() <= MAX_ERROR_TEXT && error.text.len() > MAX_ERROR_TEXT - 4, "{}", error.text.len());
         assert!(!error.text.contains("S3c"), "{}", error.text);
         let long = "x".repeat(1000);

@@ -335,7 +335,7 @@ impl Client {
         };
         match enabled {
             true => Ok(href),
-            false => Err(errors::own(ErrorKind::State, format!("find VDC {name:?}"), "the VDC is disabled")),
+            false => Err(VcdError::own(ErrorKind::State, format!("find VDC {name:?}"), "the VDC is disabled")),
         }
     }
 
@@ -367,7 +367,7 @@ impl Client {
                     self.in_vdc(),
                     places.join(" and ")
                 );
-                return Err(errors::own(ErrorKind::NotFound, format!("find network {name:?}"), why));
+                return Err(VcdError::own(ErrorKind::NotFound, format!("find network {name:?}"), why));
             }
         }
         let network = one(Kind::Network, name, &self.in_vdc(), found)?;
@@ -441,7 +441,7 @@ impl Client {
             true => Ok(found),
             false => {
                 let what = format!("find storage profile {name:?}");
-                Err(errors::own(ErrorKind::State, what, "the storage profile is disabled"))
+                Err(VcdError::own(ErrorKind::State, what, "the storage profile is disabled"))
             }
         }
     }
@@ -463,7 +463,7 @@ impl Client {
     /// The template and its only VM. Of the templates that match a pattern, the newest counts.
     pub(super) fn find_template(&self, call: &Call) -> Search<Template> {
         let wanted = &self.settings.template;
-        let wrong = |kind, why: String| errors::own(kind, format!("find template {wanted:?}"), why);
+        let wrong = |kind, why: String| VcdError::own(kind, format!("find template {wanted:?}"), why);
         let (href, catalog, body) = match self.by_id(call, Kind::Template, wanted)? {
             Some((href, body)) => (href, self.settings.catalog.clone(), body),
             None => {
@@ -501,7 +501,7 @@ impl Client {
         if let Some(disk) = boot.filter(|disk| wished > 0 && wished < disk.mb) {
             let what = format!("create VMs of template {wanted:?} with a disk of {} GB", self.settings.disk_gb);
             let why = format!("the template's disk has {} MB, and disks cannot shrink", disk.mb);
-            return Err(errors::own(ErrorKind::Invalid, what, why));
+            return Err(VcdError::own(ErrorKind::Invalid, what, why));
         }
         Ok(template)
     }
@@ -568,7 +568,7 @@ impl Client {
             }
         }
         if let Some(why) = all.iter().find_map(Found::unfit) {
-            return Err(errors::own(ErrorKind::State, what, why));
+            return Err(VcdError::own(ErrorKind::State, what, why));
         }
         if catalogs.is_empty() && !self.has_templates(call, catalog)? {
             return Err(unknown("catalog with templates", catalog, &self.org()));
@@ -738,7 +738,7 @@ impl Client {
             Ok(got) => Ok(Some((url.into(), got.body))),
             Err(e) if matches!(e.kind, ErrorKind::NotFound | ErrorKind::Forbidden) => {
                 let why = format!("the user can see no {word} with this id");
-                Err(errors::own(ErrorKind::NotFound, format!("find {word} {text:?}"), why))
+                Err(VcdError::own(ErrorKind::NotFound, format!("find {word} {text:?}"), why))
             }
             Err(e) => Err(e),
         }
@@ -814,7 +814,7 @@ fn one(kind: Kind, name: &str, place: &str, mut found: Vec<Found>) -> Search<Fou
 }
 
 fn unknown(kind: &str, name: &str, place: &str) -> VcdError {
-    errors::own(
+    VcdError::own(
         ErrorKind::NotFound,
         format!("find {kind} {name:?}"),
         format!("there is no {kind} with this name in {place}"),
@@ -827,7 +827,7 @@ const IN_PLACE: &str = "use one of these in place of the name";
 fn ambiguous<T: AsRef<str>>(kind: &str, name: &str, place: &str, candidates: &[T], advice: &str) -> VcdError {
     let listed: Vec<&str> = candidates.iter().take(MAX_CANDIDATES).map(AsRef::as_ref).collect();
     let text = format!("{} with this name in {place}: {}; {advice}", candidates.len(), listed.join(", "));
-    errors::own(ErrorKind::Invalid, format!("find {kind} {name:?}"), text)
+    VcdError::own(ErrorKind::Invalid, format!("find {kind} {name:?}"), text)
 }
 
 #[cfg(test)]

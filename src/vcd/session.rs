@@ -296,7 +296,7 @@ impl State {
         let why =
             "VCD accepts this token once, as one of a service account; token and VCD_TOKEN cannot save the next one";
         let text = format!("{why}; {place}. No login works until then");
-        let error = errors::own(ErrorKind::Auth, trade.what(), text);
+        let error = VcdError::own(ErrorKind::Auth, trade.what(), text);
         // The full text, not cut.
         log::error!("{error}");
         Err(error)
@@ -304,7 +304,7 @@ impl State {
 
     /// A login with the token in a file. If VCD sends a next token, it is written there.
     fn trade_file(&mut self, trade: &Trade, path: &Path) -> Result<Granted, VcdError> {
-        let wrong = |why: String| errors::own(ErrorKind::Auth, trade.what(), format!("token_file {why}"));
+        let wrong = |why: String| VcdError::own(ErrorKind::Auth, trade.what(), format!("token_file {why}"));
         let known = trade.settings.token.read().map_err(wrong)?;
         if self.lasting.as_ref() == Some(&known) {
             let granted = trade.exchange(&known)?;
@@ -323,7 +323,7 @@ impl State {
                     "other processes keep logging in with token_file {}: use a separate token for each plugin",
                     path.display()
                 );
-                errors::own(ErrorKind::Unavailable, trade.what(), text)
+                VcdError::own(ErrorKind::Unavailable, trade.what(), text)
             }
         })?;
         // If another process has written another token, that one is responsible for it.
@@ -383,7 +383,7 @@ impl State {
                  {place}",
                 SAVE_PAUSE.as_secs()
             );
-            let error = errors::own(ErrorKind::Auth, what, text);
+            let error = VcdError::own(ErrorKind::Auth, what, text);
             log::error!("{error}");
             let rescue = rescue.ok();
             self.unsaved = Some(Unsaved { token: next.clone(), spent, rescue, tried: Instant::now(), error });
@@ -533,7 +533,7 @@ impl Trade<'_> {
         if got.status != 200 {
             return Err(login_refused(&what, settings, &got));
         }
-        let unusable = |why: String| errors::own(ErrorKind::Unavailable, what.clone(), why);
+        let unusable = |why: String| VcdError::own(ErrorKind::Unavailable, what.clone(), why);
         if let Some(page) = errors::web_page(&got.body) {
             return Err(unusable(page));
         }

@@ -19,7 +19,7 @@ impl Client {
     pub(super) fn tasks(&self, call: &Call, asked: &[Href]) -> Result<Vec<Task>, VcdError> {
         if asked.len() > MAX_TASKS_ASKED {
             let why = format!("{} tasks, but at most {MAX_TASKS_ASKED} are allowed in one request", asked.len());
-            return Err(errors::own(ErrorKind::Invalid, call.what.clone(), why));
+            return Err(VcdError::own(ErrorKind::Invalid, call.what.clone(), why));
         }
         // A single task costs one request either way, and its own document shows more.
         let told = if asked.len() > 1 { self.task_records(call)? } else { HashMap::new() };
@@ -110,7 +110,7 @@ impl Client {
         let what = format!("{operation} of {owner}");
         let mut error = match xml::child(root, "Error") {
             Some(error) => errors::failed_task(what, Said::of_element(error)),
-            None => errors::own(ErrorKind::Failed, what, xml::text(root, "Details").unwrap_or_default()),
+            None => VcdError::own(ErrorKind::Failed, what, xml::text(root, "Details").unwrap_or_default()),
         };
         if status == "aborted" && error.kind == ErrorKind::Failed {
             error.kind = ErrorKind::Aborted;

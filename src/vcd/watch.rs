@@ -41,7 +41,7 @@ impl Client {
     pub(super) fn poll_some(&self, call: &Call, names: &[Arc<str>]) -> Result<Poll, VcdError> {
         if names.len() > MAX_NAMES_ASKED {
             let why = format!("{} vApps, but at most {MAX_NAMES_ASKED} are allowed in one request", names.len());
-            return Err(errors::own(ErrorKind::Invalid, call.what.clone(), why));
+            return Err(VcdError::own(ErrorKind::Invalid, call.what.clone(), why));
         }
         if !names.is_empty() && !self.no_names_filter.load(Ordering::Relaxed) {
             match self.poll_where(call, false, &|attribute| query::any_of(attribute, names)) {

@@ -356,26 +356,35 @@ fn credentials_of_its_own_work_in_one_from_standby() {
     });
 }
 
+/// One in standby by DHCP, after the end of the lease of its address. Its Tools will tell the new one late. Returns the port of
+/// guests, its name and its old address, too.
+async fn after_its_lease() -> (Server, u16, Standby, String, Ipv4Addr) {
+    let (server, guest_port) = fleet::simulator(SCALE);
+    server.with_model(|model| model.settings.dhcp_lease = Some(60_000));
+    let keys = json!({"ip_allocation_mode": "DHCP", "standby_count": 1, "reconcile_interval": "1s"});
+    let standby = Standby::start(&server, guest_port, keys).await;
+    let name = standby.full(&server, 1).await.remove(0);
+    let old = server.with_model(|model| vm_of(model, &name).address().unwrap());
+    server.with_model(|model| model.durations.address = 150_000);
+    let over = || server.with_model(|model| model.now() > vm_of(model, &name).suspended_at.unwrap() + 60_000);
+    until("the end of its lease of the address", over).await;
+    (server, guest_port, standby, name, old)
+}
+
+fn vm_of<'a>(model: &'a Model, name: &str) -> &'a Vm {
+    &model.vms[&model.vapps[&model.vapps_named(name)[0]].vms[0]]
+}
+
 #[test]
 fn one_that_has_another_address_since_its_resume_is_running_at_that_one() {
     block_on(async {
-        let (server, guest_port) = fleet::simulator(SCALE);
-        server.with_model(|model| model.settings.dhcp_lease = Some(60_000));
-        let keys = json!({"ip_allocation_mode": "DHCP", "standby_count": 1, "reconcile_interval": "1s"});
-        let standby = Standby::start(&server, guest_port, keys).await;
-        let waiting = standby.full(&server, 1).await;
-        let vm_of = |model: &Model| model.vms[&model.vapps[&model.vapps_named(&waiting[0])[0]].vms[0]].clone();
-        let old = server.with_model(|model| vm_of(model).address().unwrap());
-        // Its Tools tell the new one late.
-        server.with_model(|model| model.durations.address = 150_000);
-        let over = || server.with_model(|model| model.now() > vm_of(model).suspended_at.unwrap() + 60_000);
-        until("the end of its lease of the address", over).await;
+        let (server, _, standby, name, old) = after_its_lease().await;
 
         standby.plugin.increase(1).await.unwrap();
         let running = async {
             loop {
                 let (_, state) = standby.plugin.update().await.unwrap().remove(0);
-                let address = server.with_model(|model| vm_of(model).address().unwrap());
+                let address = server.with_model(|model| vm_of(model, &name).address().unwrap());
                 match state {
                     State::Running => return address,
                     state => assert_eq!(state, State::Creating),
@@ -385,7 +394,7 @@ fn one_that_has_another_address_since_its_resume_is_running_at_that_one() {
         };
         let new = soon("running", running).await;
         assert_ne!(new, old);
-        let reached = is_reached(&standby.plugin, &waiting[0]).await;
+        let reached = is_reached(&standby.plugin, &name).await;
         assert_eq!(reached.ip(), new, "not {old}");
         end(standby.plugin).await;
     });
@@ -394,17 +403,7 @@ fn one_that_has_another_address_since_its_resume_is_running_at_that_one() {
 #[test]
 fn an_instance_whose_old_address_belongs_to_another_guest_is_not_running_there() {
     block_on(async {
-        let (server, guest_port) = fleet::simulator(SCALE);
-        server.with_model(|model| model.settings.dhcp_lease = Some(60_000));
-        let keys = json!({"ip_allocation_mode": "DHCP", "standby_count": 1, "reconcile_interval": "1s"});
-        let standby = Standby::start(&server, guest_port, keys).await;
-        let waiting = standby.full(&server, 1).await;
-        let vm_of = |model: &Model| model.vms[&model.vapps[&model.vapps_named(&waiting[0])[0]].vms[0]].clone();
-        let old = server.with_model(|model| vm_of(model).address().unwrap());
-        // Its Tools tell the new one late.
-        server.with_model(|model| model.durations.address = 150_000);
-        let over = || server.with_model(|model| model.now() > vm_of(model).suspended_at.unwrap() + 60_000);
-        until("the end of its lease of the address", over).await;
+        let (server, guest_port, standby, name, old) = after_its_lease().await;
         server.with_model(|model| {
             let (vdc, network) = (*model.vdcs.keys().next().unwrap(), *model.networks.keys().next().unwrap());
             let template = *model.templates.keys().next().unwrap();
@@ -426,7 +425,7 @@ fn an_instance_whose_old_address_belongs_to_another_guest_is_not_running_there()
 
         standby.plugin.increase(1).await.unwrap();
         reach(&standby.plugin, 1, State::Running).await;
-        let reached = is_reached(&standby.plugin, &waiting[0]).await;
+        let reached = is_reached(&standby.plugin, &name).await;
         assert_ne!(reached.ip(), old);
         end(standby.plugin).await;
     });

@@ -176,7 +176,7 @@ impl Group {
 
     /// Reports a vApp of an earlier process, so that the host decides. A powered-on VM must be complete. If only its
     /// address is missing, which VCD may lose for a while, it runs when polls show the address again. If its guest reports
-    /// no customization and VCD does not show its age, it runs when its login port answers steadily.
+    /// no customization in the usual time, or VCD does not show its age, it runs when its login port answers steadily.
     fn adopt(&mut self, key: Key, power: Power) -> bool {
         let (now, seen, timeless) = (self.now, self.sight.at(self.now), self.vcd_start.is_none());
         let Some(i) = self.instances.get_mut(&key) else { return false };
@@ -190,7 +190,8 @@ impl Group {
             record.complete() || (age >= CUSTOMIZATION_USUAL + record.grace() && old.complete())
         });
         let customized = vapp.record.as_ref().is_some_and(|record| record.customization == Customization::Complete);
-        let silent = timeless && vapp.record.as_ref().is_some_and(Record::silent);
+        let late = timeless || age >= CUSTOMIZATION_USUAL;
+        let silent = late && vapp.record.as_ref().is_some_and(Record::silent);
         if !(complete || customized || silent || power == Power::Suspended) || self.names.contains_key(&name) {
             return false;
         }

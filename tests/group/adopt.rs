@@ -460,11 +460,13 @@ fn a_complete_vm_is_adopted_at_the_start() {
         (Vm { power: Power::Off, ..vm(1) }, vec![]),
         (Vm { power: Power::Other, ..vm(1) }, vec![]),
         (silent.clone(), vec![]),
-        (Vm { created: old(120).map(|ms| ms + 1), ..silent.clone() }, vec![]),
+        (Vm { created: old(60).map(|ms| ms + 1), ..silent.clone() }, vec![]),
+        (Vm { created: old(60), ..silent.clone() }, vec![State::Creating]),
+        (Vm { created: old(120).map(|ms| ms + 1), ..silent.clone() }, vec![State::Creating]),
         (Vm { created: old(120), ..silent.clone() }, vec![State::Running]),
         (Vm { created: old(9999), address: None, ..silent.clone() }, vec![]),
-        (Vm { created: old(120), ..windows.clone() }, vec![]),
-        (Vm { created: old(359), ..windows.clone() }, vec![]),
+        (Vm { created: old(59), ..windows.clone() }, vec![]),
+        (Vm { created: old(359), ..windows.clone() }, vec![State::Creating]),
         (Vm { created: old(360), ..windows }, vec![State::Running]),
     ] {
         let mut play = Play::holding(policy(), vec![vm.clone()], &["look"]);
@@ -752,7 +754,8 @@ fn a_vapp_that_polls_do_not_show_yet_is_adopted_by_its_document() {
         play.documents.insert(href(1), vapp(&silent));
         play.to(SECOND).states()
     };
-    assert_eq!((silent(119), silent(120)), (vec![], vec![State::Running]));
+    assert_eq!((silent(59), silent(60), silent(119)), (vec![], vec![State::Creating], vec![State::Creating]));
+    assert_eq!(silent(120), [State::Running]);
 
     // VCD may not show its time. Then the age is unknown, and the port has to answer steadily.
     let mut play = Play::new(policy(), Vec::new());

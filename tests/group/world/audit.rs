@@ -93,6 +93,8 @@ pub struct Audit {
     pub(super) life: u32,
     /// The process may suspend.
     suspends: bool,
+    /// The clock of VCD's answers is behind the one of its dates.
+    pub clock_behind: bool,
     pub(super) shutdown: bool,
     pub pace: Pace,
 }
@@ -492,6 +494,8 @@ impl Audit {
             // A customization that fails late, or an address that is no longer shown, is no reason to delete a running VM.
             // A process that finds it only in this state has to treat it as incomplete.
             Power::On if earlier && (vm.gc == GcStatus::Failed || vm.address_hidden) => false,
+            // So it does if a clock that is behind makes the VM look younger than it is.
+            Power::On if earlier && vm.gc == GcStatus::Pending && self.clock_behind => false,
             // After a successful resume, a guest that does not answer is given up in the end.
             Power::On => !vm.host_down && ((vm.ssh && !vm.address_hidden) || !resumed),
             Power::Suspended => suspended,

@@ -546,6 +546,7 @@ impl World {
         let (policy, suspends) = (self.policy(n), self.may_suspend(n));
         let plugin = &mut self.plugins[n];
         plugin.audit.start(life, now, suspends);
+        plugin.audit.clock_behind = self.plan.policy.skew < 0;
         if let Some(host) = &mut plugin.host {
             host.restart();
         }

@@ -228,7 +228,7 @@ impl Audit {
     pub fn gives_up(&mut self, vapp: &Href, model: &Model, tuning: &Tuning, now: u64) -> Result<(), String> {
         let id = vapp_id(vapp);
         let Some((name, life)) = self.ours.get(&id) else { return Ok(()) };
-        let asked = self.asked.contains(name) || self.touched.contains(&id) || *life != self.life;
+        let (touched, asked) = (self.touched.contains(&id), self.asked.contains(name) || *life != self.life);
         let Some(there) = model.vapps.get(&id).filter(|_| !asked) else { return Ok(()) };
         // Other checks handle instances that have run.
         let creating = matches!(self.accepted.get(name), Some(State::Creating | State::Timeout));
@@ -236,7 +236,7 @@ impl Audit {
         self.pace.create_failed(now, there.created, name);
         let seen = self.pace.seen - tried;
         let limit = READY.min(tuning.create_timeout * MINUTE) - 30_000;
-        if there.vms.iter().filter_map(|vm| model.vms.get(vm)).any(well) && seen < limit {
+        if !touched && there.vms.iter().filter_map(|vm| model.vms.get(vm)).any(well) && seen < limit {
             return Err(format!("12: {name} is healthy and given up, after {} s of successful polls", seen / 1000));
         }
         Ok(())

@@ -278,7 +278,7 @@ pub struct Vm {
     /// The VM itself.
     pub vm: Href,
     /// The VM's description: for an owned vApp the same tag as the vApp's.
-    pub description: String,
+    pub description: Arc<str>,
     /// `status`.
     pub power: Power,
     /// `isBusy`: a task works on it. If its record does not show it, as for users of the provider, the record of its vApp
@@ -289,7 +289,7 @@ pub struct Vm {
     /// `gcStatus`.
     pub customization: Customization,
     /// `guestOs`, as VCD shows it ("Ubuntu Linux (64-bit)").
-    pub guest_os: String,
+    pub guest_os: Arc<str>,
     /// `dateCreated`.
     pub created: Option<UnixMs>,
     /// `numberOfCpus`, 0 if unknown.

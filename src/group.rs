@@ -323,7 +323,7 @@ impl Group {
 
     /// Update: the state of every id that the host knows.
     pub fn update(&self) -> impl Iterator<Item = (&Name, State)> {
-        self.names.iter().filter_map(|(name, key)| Some((name, self.instances.get(key)?.state())))
+        self.instances.values().filter(|i| i.is_reported()).map(|i| (&i.name, i.state()))
     }
 
     /// ConnectInfo: how to reach a running instance, or why not.

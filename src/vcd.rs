@@ -175,6 +175,7 @@ pub struct Client {
     names: Mutex<Known>,
     /// Locked while names are looked up again, so that one thread does it for all.
     resolving: Mutex<()>,
+    last_pages: Mutex<Vec<watch::Page>>,
     /// VCD rejects the query for tasks.
     no_task_query: AtomicBool,
     /// VCD rejects the query for the VMs with several names.
@@ -266,6 +267,7 @@ impl Client {
             http,
             session: Session::new(),
             resolving: Mutex::new(()),
+            last_pages: Mutex::default(),
             no_task_query: AtomicBool::new(false),
             no_names_filter: AtomicBool::new(false),
             no_metadata_field: AtomicBool::new(false),

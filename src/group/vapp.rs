@@ -172,7 +172,7 @@ impl Record {
     pub fn of(vm: &Vm, customized: bool, seen: Time) -> Record {
         let (power, busy, address) = (vm.power, vm.busy, vm.address);
         let customization = if customized { Customization::Complete } else { vm.customization };
-        Record { seen, power, busy, address, customization, guest_os: vm.guest_os.as_str().into() }
+        Record { seen, power, busy, address, customization, guest_os: vm.guest_os.clone() }
     }
 
     /// The result of a lookup, which counts more than earlier polls.

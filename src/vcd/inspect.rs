@@ -205,7 +205,7 @@ impl Inspector {
             let memory = memory.filter(|m| xml::text(*m, "Units") == Some("MB"));
             let filter = format!("isVAppTemplate==false;vdc=={}", query::value(&href));
             let mut vms = 0;
-            self.0.page(&call, "vm", &filter, "sortAsc=name", 1, &mut |record| {
+            self.0.first_page(&call, "vm", &filter, "sortAsc=name", &mut |record| {
                 let total = record.parent_element().and_then(|all| xml::attribute(all, "total"));
                 vms = total.and_then(|n| n.parse().ok()).unwrap_or(vms + 1);
                 Ok(())
@@ -264,7 +264,7 @@ impl Inspector {
         let catalog = &self.0.settings.catalog;
         let mut names = Vec::new();
         let call = call(format!("list names like {:?}", kind));
-        let asked = self.0.page(&call, records, &format!("name==*{place}"), "sortAsc=name", 1, &mut |record| {
+        let asked = self.0.first_page(&call, records, &format!("name==*{place}"), "sortAsc=name", &mut |record| {
             let elsewhere = xml::attribute(record, "catalogName").is_some_and(|told| !query::fits(catalog, told));
             names.extend(
                 xml::attribute(record, "name").filter(|_| kind != Kind::Template || !elsewhere).map(str::to_owned),

@@ -650,7 +650,7 @@ impl Client {
         for escape in [query::value, query::bare_value] {
             let (value, mut any) = (escape(catalog), false);
             let page =
-                self.page(call, "vAppTemplate", &format!("catalogName=={value}"), "sortAsc=name", 1, &mut |_| {
+                self.first_page(call, "vAppTemplate", &format!("catalogName=={value}"), "sortAsc=name", &mut |_| {
                     any = true;
                     Ok(())
                 });

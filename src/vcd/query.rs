@@ -102,10 +102,23 @@ impl Client {
         parameters: &str,
         take: &mut dyn FnMut(Node) -> Result<(), VcdError>,
     ) -> Result<Option<UnixMs>, VcdError> {
+        self.pages(call, kind, filter, parameters, &mut |got, page| read_page(call, got, page, take))
+    }
+
+    /// Passes every page and its number to `read`, which returns true if more follow, and returns VCD's clock.
+    pub(super) fn pages(
+        &self,
+        call: &Call,
+        kind: &'static str,
+        filter: &str,
+        parameters: &str,
+        read: &mut dyn FnMut(&Received, usize) -> Result<bool, VcdError>,
+    ) -> Result<Option<UnixMs>, VcdError> {
         let mut now = None;
         let parameters = format!("sortAsc=name{parameters}");
         for page in 1..=MAX_PAGES {
-            let (got, more) = self.page(call, kind, filter, &parameters, page, take)?;
+            let got = self.fetch_page(call, kind, filter, &parameters, page)?;
+            let more = read(&got, page)?;
             now = now.or(got.now);
             if !more {
                 return Ok(now);
@@ -115,43 +128,32 @@ impl Client {
         Err(errors::unusable(&call.what, Stage::Read, 200, why))
     }
 
-    /// One page of a query. True if more follow.
-    pub(super) fn page(
+    /// The first page of a query. True if more follow.
+    pub(super) fn first_page(
+        &self,
+        call: &Call,
+        kind: &'static str,
+        filter: &str,
+        parameters: &str,
+        take: &mut dyn FnMut(Node) -> Result<(), VcdError>,
+    ) -> Result<bool, VcdError> {
+        read_page(call, &self.fetch_page(call, kind, filter, parameters, 1)?, 1, take)
+    }
+
+    fn fetch_page(
         &self,
         call: &Call,
         kind: &'static str,
         filter: &str,
         parameters: &str,
         page: usize,
-        take: &mut dyn FnMut(Node) -> Result<(), VcdError>,
-    ) -> Result<(Received, bool), VcdError> {
+    ) -> Result<Received, VcdError> {
         let url = format!(
             "{}/api/query?type={}&format=records&page={page}&pageSize={PAGE_SIZE}&{parameters}&filter={filter}",
             self.site.root,
             self.query_type(kind)
         );
-        let got = self.send(call, Method::GET, &url, None)?;
-        let unusable = |why: String| errors::unusable(&call.what, Stage::Read, got.status, why);
-        let document = xml::read(&got.body).map_err(unusable)?;
-        let root = document.root_element();
-        if xml::local(root) != "QueryResultRecords" {
-            return Err(unusable(format!("not an answer to a query but {}", xml::local(root))));
-        }
-        let mut records = 0_usize;
-        for record in root.children().filter(|n| n.is_element() && xml::local(*n).ends_with("Record")) {
-            records += 1;
-            take(record)?;
-        }
-        let number = |name| xml::attribute(root, name).and_then(|n| n.parse::<usize>().ok());
-        let more = match (number("total"), number("pageSize")) {
-            (Some(total), Some(size)) if size > 0 => page.saturating_mul(size) < total,
-            _ => xml::children(root, "Link").any(|link| xml::attribute(link, "rel") == Some("nextPage")),
-        };
-        if more && records == 0 {
-            return Err(unusable(format!("page {page} is empty, although more pages should follow")));
-        }
-        drop(document);
-        Ok((got, more))
+        self.send(call, Method::GET, &url, None)
     }
 
     /// A link from VCD, on the configured origin.
@@ -171,6 +173,35 @@ impl Client {
             None => Err(unusable(format!("VCD links to {href}, which is not at {root}"))),
         }
     }
+}
+
+/// Passes every record of a page to `take`. True if more pages follow.
+pub(super) fn read_page(
+    call: &Call,
+    got: &Received,
+    page: usize,
+    take: &mut dyn FnMut(Node) -> Result<(), VcdError>,
+) -> Result<bool, VcdError> {
+    let unusable = |why: String| errors::unusable(&call.what, Stage::Read, got.status, why);
+    let document = xml::read(&got.body).map_err(unusable)?;
+    let root = document.root_element();
+    if xml::local(root) != "QueryResultRecords" {
+        return Err(unusable(format!("not an answer to a query but {}", xml::local(root))));
+    }
+    let mut records = 0_usize;
+    for record in root.children().filter(|n| n.is_element() && xml::local(*n).ends_with("Record")) {
+        records += 1;
+        take(record)?;
+    }
+    let number = |name| xml::attribute(root, name).and_then(|n| n.parse::<usize>().ok());
+    let more = match (number("total"), number("pageSize")) {
+        (Some(total), Some(size)) if size > 0 => page.saturating_mul(size) < total,
+        _ => xml::children(root, "Link").any(|link| xml::attribute(link, "rel") == Some("nextPage")),
+    };
+    if more && records == 0 {
+        return Err(unusable(format!("page {page} is empty, although more pages should follow")));
+    }
+    Ok(more)
 }
 
 /// The meaning of a `status` in words.

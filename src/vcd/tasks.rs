@@ -61,7 +61,7 @@ impl Client {
         }
         let prefix = &self.settings.vapp_prefix;
         let filter = format!("objectName=={}-*", query::value(prefix));
-        let result = self.page(call, "task", &filter, "sortDesc=startDate", 1, &mut |record| {
+        let result = self.first_page(call, "task", &filter, "sortDesc=startDate", &mut |record| {
             let attribute = |name| xml::attribute(record, name);
             if has_prefix(attribute("objectName").unwrap_or_default(), prefix)
                 && let (Some(href), Some(status)) = (attribute("href"), attribute("status"))

@@ -3,6 +3,7 @@
 
 use super::change::{LABEL_KEY, MARK_KEY};
 use super::errors::{self, Stage};
+use super::http::Received;
 use super::query::{self, has_prefix, unix_ms};
 use super::tasks::is_over;
 use super::{Call, Client, Settings, hardware, last_part, names, properties, xml};
@@ -10,8 +11,8 @@ use crate::cloud::{ErrorKind, Href, MAX_NAMES_ASKED, Made, Mark, Poll, Power, Se
 use roxmltree::Node;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use ureq::http::Method;
 
 /// The attributes of a vApp's record that are used. A query for metadata has to list them.
@@ -25,6 +26,18 @@ const SUSPEND_VAPP: &str = "vappSuspend";
 /// Maximum number of vApps that a search for one name looks up.
 pub const MAX_FOUND: usize = 4;
 
+/// A page of VM records in the last poll. Most pages are the same in the next poll, which need not read them again.
+pub(super) struct Page {
+    /// SHA-256 of the body.
+    digest: ring::digest::Digest,
+    number: usize,
+    vms: Vec<Vm>,
+    /// VMs whose records do not show whether they are busy, as for System users. The records of their vApps do.
+    busy_unknown: Vec<Href>,
+    /// More pages follow.
+    more: bool,
+}
+
 impl Client {
     /// All VMs whose vApp has the prefix, and, with `vapps`, all such vApps.
     pub(super) fn poll(&self, call: &Call, vapps: bool) -> Result<Poll, VcdError> {
@@ -33,8 +46,12 @@ impl Client {
             // Without a create, nothing else notices a newer template.
             let _ = self.names_for_create(call);
         }
-        let poll = self.poll_where(call, vapps, &|attribute| format!("{attribute}=={wanted}"))?;
-        Ok(Poll { source: self.known().source, ..poll })
+        let last = || self.last_pages.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another poll that runs at the same time finds none.
+        let mut pages = std::mem::take(&mut *last());
+        let poll = self.poll_where(call, vapps, &mut pages, &|attribute| format!("{attribute}=={wanted}"));
+        *last() = pages;
+        Ok(Poll { source: self.known().source, ..poll? })
     }
 
     /// The VMs in the vApps with these names. All VMs, if VCD does not accept several names in a filter.
@@ -44,7 +61,7 @@ impl Client {
             return Err(VcdError::own(ErrorKind::Invalid, call.what.clone(), why));
         }
         if !names.is_empty() && !self.no_names_filter.load(Ordering::Relaxed) {
-            match self.poll_where(call, false, &|attribute| query::any_of(attribute, names)) {
+            match self.poll_where(call, false, &mut Vec::new(), &|attribute| query::any_of(attribute, names)) {
                 Err(e) if is_refusal(&e) => {
                     log::debug!(
                         "{}: VCD rejects a filter with several names; the plugin reads all: {}",
@@ -60,32 +77,36 @@ impl Client {
         self.poll(call, false)
     }
 
-    /// Those that `filter` selects. It gets the name of the attribute with the vApp's name.
-    fn poll_where(&self, call: &Call, vapps: bool, filter: &dyn Fn(&str) -> String) -> Result<Poll, VcdError> {
+    /// Those that `filter` selects. It gets the name of the attribute with the vApp's name. `pages`: those of the last
+    /// such poll, and then those of this one.
+    fn poll_where(
+        &self,
+        call: &Call,
+        vapps: bool,
+        pages: &mut Vec<Page>,
+        filter: &dyn Fn(&str) -> String,
+    ) -> Result<Poll, VcdError> {
         let prefix = &self.settings.vapp_prefix;
         let vdc = self.names().vdc.clone();
         let place = query::value(&vdc);
-        let mut poll = Poll::default();
-        let mut seen = HashSet::new();
-        // The records for System users do not show whether a VM is busy. Those of vApps do.
-        let mut unknown = HashSet::new();
+        let (mut poll, mut seen, mut unknown) = (Poll::default(), HashSet::new(), HashSet::new());
         let vms = format!("isVAppTemplate==false;vdc=={place};{}", filter("containerName"));
-        poll.now = self.records(call, "vm", &vms, &mut |record| {
-            let name = xml::attribute(record, "containerName").unwrap_or_default();
-            let is = |name| xml::attribute(record, name) == Some("true");
-            if !has_prefix(name, prefix) || is("isVAppTemplate") || is("isDeleted") {
-                return Ok(());
-            }
-            let vm = self.vm(call, record, name)?;
-            if self.settings.is_provider() && xml::attribute(record, "isBusy").is_none() {
-                unknown.insert(vm.vm.clone());
-            }
+        let mut read: Vec<Page> = Vec::new();
+        poll.now = self.pages(call, "vm", &vms, "", &mut |got, number| {
+            let digest = ring::digest::digest(&ring::digest::SHA256, got.body.as_bytes());
+            let same = |page: &Page| page.number == number && page.digest.as_ref() == digest.as_ref();
+            let page = match pages.iter().position(same) {
+                Some(at) => pages.swap_remove(at),
+                None => self.vms(call, got, digest, number)?,
+            };
+            unknown.extend(page.busy_unknown.iter().cloned());
             // Between two pages a record may move to the next page.
-            if seen.insert(vm.vm.clone()) {
-                poll.vms.push(vm);
-            }
-            Ok(())
+            poll.vms.extend(page.vms.iter().filter(|vm| seen.insert(vm.vm.clone())).cloned());
+            let more = page.more;
+            read.push(page);
+            Ok(more)
         })?;
+        *pages = read;
         if vapps || !unknown.is_empty() {
             let filter = format!("{};vdc=={place}", filter("name"));
             let mut all = self.vapps_with_labels(call, &filter, &|name| has_prefix(name, prefix))?;
@@ -101,6 +122,25 @@ impl Client {
             poll.vapps = vapps.then_some(all);
         }
         Ok(poll)
+    }
+
+    /// The VMs in one page of a poll.
+    fn vms(&self, call: &Call, got: &Received, digest: ring::digest::Digest, number: usize) -> Result<Page, VcdError> {
+        let (mut vms, mut busy_unknown) = (Vec::new(), Vec::new());
+        let more = query::read_page(call, got, number, &mut |record| {
+            let name = xml::attribute(record, "containerName").unwrap_or_default();
+            let is = |name| xml::attribute(record, name) == Some("true");
+            if !has_prefix(name, &self.settings.vapp_prefix) || is("isVAppTemplate") || is("isDeleted") {
+                return Ok(());
+            }
+            let vm = self.vm(call, record, name)?;
+            if self.settings.is_provider() && xml::attribute(record, "isBusy").is_none() {
+                busy_unknown.push(vm.vm.clone());
+            }
+            vms.push(vm);
+            Ok(())
+        })?;
+        Ok(Page { digest, number, vms, busy_unknown, more })
     }
 
     /// Adds the vApps that only the VDC's own document lists, not the query service.
@@ -324,12 +364,12 @@ impl Client {
             vapp: self.link(call, attribute("container"))?,
             vapp_name: vapp_name.into(),
             vm: self.link(call, attribute("href"))?,
-            description: attribute("description").unwrap_or_default().to_owned(),
+            description: attribute("description").unwrap_or_default().into(),
             power: attribute("status").map_or(Power::Other, query::power),
             busy: attribute("isBusy") == Some("true"),
             address: attribute("ipAddress").and_then(|a| a.parse().ok()),
             customization: query::customization(attribute("gcStatus")),
-            guest_os: attribute("guestOs").unwrap_or_default().to_owned(),
+            guest_os: attribute("guestOs").unwrap_or_default().into(),
             created: attribute("dateCreated").and_then(unix_ms),
             cpus: number("numberOfCpus"),
             memory_mb: number("memoryMB"),

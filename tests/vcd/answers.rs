@@ -247,6 +247,43 @@ fn pages_may_be_smaller_than_requested() {
 }
 
 #[test]
+fn each_poll_shows_what_a_first_poll_would_show() {
+    let server = server_with(|o| (o.api.largest_page, o.scale) = (25, 1.0));
+    let client = open(&server);
+    server.with_model(|m| m.durations.ssh = u64::MAX / 2);
+    for n in 0..60 {
+        foreign(&server, &format!("ci-{n:08}"));
+    }
+    let same = |what: &str| {
+        // Nothing changes between the two polls.
+        server.with_model(|m| m.advance(m.now() + 600_000));
+        let (next, first) = (poll(&client, true).unwrap(), poll(&open(&server), true).unwrap());
+        assert_eq!((&next.vms, next.vapps), (&first.vms, first.vapps), "{what}");
+        next.vms.len()
+    };
+    assert_eq!(same("all VMs are new"), 60);
+    same("nothing changed");
+    for at in [0, 24, 25, 40, 59] {
+        let id = server.with_model(|m| *m.vapps.keys().nth(at).unwrap());
+        server.with_model(|m| m.admin_power(id, vcd_sim::model::Power::Off));
+        assert_eq!(poll(&client, false).unwrap().vms.iter().filter(|vm| vm.power == Power::Off).count(), 1);
+        same("one is powered off");
+        server.with_model(|m| m.admin_power(id, vcd_sim::model::Power::On));
+        same("it is powered on");
+    }
+    for at in [57, 3, 30] {
+        server.with_model(|m| m.admin_delete_vapp(*m.vapps.keys().nth(at).unwrap()));
+        same("one is deleted");
+    }
+    foreign(&server, "ci-00000000-a");
+    assert_eq!(same("one is new"), 58);
+    // Those of some names are other pages.
+    let one = Request::PollSome { names: vec!["ci-00000005".into()] };
+    assert!(matches!(client.call(&one, None), Ok(Reply::Poll(some)) if some.vms.len() == 1));
+    same("one was polled by its name");
+}
+
+#[test]
 fn vms_are_polled_by_the_names_of_their_vapps_or_with_all_others() {
     let server = server();
     let client = open(&server);

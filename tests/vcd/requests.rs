@@ -28,8 +28,8 @@ fn a_create_is_one_request_with_everything_and_its_vm_comes_up() {
             vms.into_iter().find(|vm| vm.customization == Customization::Complete && vm.address.is_some())
         });
         assert_eq!((&vm.vapp, &*vm.vapp_name, vm.power), (&vapp, "ci-abc12345", Power::On));
-        assert_eq!((vm.cpus, vm.memory_mb, vm.guest_os.as_str(), vm.busy), (4, 8192, ubuntu, false));
-        assert_eq!(vm.description, "group=<ci> & co");
+        assert_eq!((vm.cpus, vm.memory_mb, &*vm.guest_os, vm.busy), (4, 8192, ubuntu, false));
+        assert_eq!(&*vm.description, "group=<ci> & co");
         server.with_model(|m| {
             let vm = m.vms.values().next().unwrap();
             assert_eq!((vm.cores_per_socket, vm.disks[0].mb, &*vm.name), (2, 40 * 1024, "ci-abc12345"));

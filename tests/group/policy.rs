@@ -288,7 +288,7 @@ fn a_lease_that_ends_within_the_hour_makes_unhealthy() {
 }
 
 #[test]
-fn the_times_that_users_know() {
+fn default_timeouts_have_the_documented_values() {
     let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
     assert_eq!(PRUNE_AFTER, minutes(5));
     assert_eq!(UNHEALTHY_GRACE, minutes(10));

@@ -157,7 +157,7 @@ func ids(instances []fleeting.Instance) []string {
 }
 
 // As many as may be under way at a time cannot be deleted: others are deleted, made, suspended and resumed.
-func TestVappsThatCannotBeDeletedHoldUpNobody(t *testing.T) {
+func TestVappsThatCannotBeDeletedDelayNothing(t *testing.T) {
 	beside(t, false)
 	sim := startSimulator(t, "127.0.0.1:0", "")
 	debug := debugServer(freeAddress(t))
@@ -333,12 +333,12 @@ func outage(t *testing.T, readyTimeout, lasts time.Duration) {
 	sim.waitForNoVapp(t)
 }
 
-func TestAnOutageDestroysNothing(t *testing.T) {
+func TestAnOutageDeletesNothing(t *testing.T) {
 	beside(t, false)
 	outage(t, 8*time.Second, 12*time.Second)
 }
 
-func TestALongOutageDestroysNothing(t *testing.T) {
+func TestALongOutageDeletesNothing(t *testing.T) {
 	beside(t, true)
 	outage(t, 20*time.Second, 75*time.Second)
 }
@@ -377,7 +377,7 @@ func kill(t *testing.T, place string) {
 }
 
 // The plugin is killed while VCD makes VMs for it. Those of them that are there only after the restart are not given to jobs.
-func TestWhatAKilledPluginLeavesUnfinishedIsNotUsed(t *testing.T) {
+func TestUnfinishedVMsOfAKilledPluginAreNotUsed(t *testing.T) {
 	const count = 3
 	for name, late := range map[string]bool{"VCD works on it": false, "VCD has yet to take it": true} {
 		t.Run(name, func(t *testing.T) {
@@ -455,7 +455,7 @@ func fullPipe(t *testing.T, path string) int {
 	}
 }
 
-func TestALogThatNobodyReadsHoldsUpNothing(t *testing.T) {
+func TestAnUnreadLogDelaysNothing(t *testing.T) {
 	beside(t, false)
 	sim := startSimulator(t, "127.0.0.1:0", "")
 	place := standIn(t)

@@ -48,7 +48,7 @@ chmod %s "$ssh/authorized_keys"
 `, home, line, folderMode, fileMode)
 }
 
-func TestSSHServerLetsInOnlyWhomTheGuestWould(t *testing.T) {
+func TestSSHServerAcceptsOnlyTheGuestsKeysAndPasswords(t *testing.T) {
 	signer, _ := newKey(t)
 	other, _ := newKey(t)
 	good := installs(signer.PublicKey(), "root", "700 600")

@@ -122,8 +122,8 @@ fn attempts(process: u32, socket: &Path) -> Vec<(String, Result<(), ErrorKind>)>
 }
 
 #[test]
-fn another_user_gets_nothing() {
-    if !is_root("another_user_gets_nothing") {
+fn another_user_has_no_access() {
+    if !is_root("another_user_has_no_access") {
         return;
     }
     block_on(async {
@@ -238,7 +238,7 @@ fn dead() -> u32 {
 }
 
 #[test]
-fn what_looks_like_a_leftover_and_is_not_stays() {
+fn files_that_only_look_like_leftovers_stay() {
     block_on(async {
         let (directory, precious) = (Directory::new(), Directory::new());
         drop(UnixListener::bind(precious.0.join("socket")).unwrap());
@@ -247,7 +247,7 @@ fn what_looks_like_a_leftover_and_is_not_stays() {
         let file = format!("fleeting-plugin-vcd-{}-00000002", dead());
         fs::write(directory.0.join(&file), "").unwrap();
         let mut expected = vec![link, file];
-        if is_root("what_looks_like_a_leftover_and_is_not_stays (in part)") {
+        if is_root("files_that_only_look_like_leftovers_stay (in part)") {
             let others = format!("fleeting-plugin-vcd-{}-00000003", dead());
             fs::create_dir(directory.0.join(&others)).unwrap();
             std::os::unix::fs::chown(directory.0.join(&others), Some(OTHER), None).unwrap();
@@ -266,11 +266,11 @@ fn what_looks_like_a_leftover_and_is_not_stays() {
 }
 
 #[test]
-fn a_place_that_others_can_write_to_is_warned_of() {
+fn a_folder_that_others_can_write_to_causes_a_warning() {
     block_on(async {
         let directory = Directory::new();
         let mut cases = vec![(0o777, None, true), (0o1777, None, false), (0o755, None, false)];
-        if is_root("a_place_that_others_can_write_to_is_warned_of (in part)") {
+        if is_root("a_folder_that_others_can_write_to_causes_a_warning (in part)") {
             cases.push((0o755, Some(OTHER), true));
         }
         for (bits, owner, warned) in cases {
@@ -392,7 +392,7 @@ fn open_connections_to_the_debug_server_block_nobody() {
 }
 
 #[test]
-fn as_many_readers_as_there_are_places_are_served_at_once() {
+fn concurrent_readers_are_served_up_to_the_limit() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let (plugin, debug) = start_debug(&server, guest_port).await;
@@ -484,7 +484,7 @@ fn no_request_is_smuggled_in_another() {
 }
 
 #[test]
-fn a_web_pages_own_name_does_not_lead_to_the_debug_server() {
+fn the_debug_server_rejects_the_host_names_of_web_pages() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let debug = format!("localhost:{}", fleet::free_port());
@@ -645,7 +645,7 @@ fn a_foreign_vapp_with_a_wrong_record_is_not_touched() {
 }
 
 #[test]
-fn a_creates_answer_that_names_anothers_vapp_brings_nothing_upon_it() {
+fn a_create_answer_that_names_a_foreign_vapp_does_not_harm_it() {
     block_on(async {
         // The host waits for it to run, or removes it at once; the task is the true one, or another's.
         for (waits, true_task) in [(true, true), (false, true), (false, false)] {
@@ -753,7 +753,7 @@ const KINDS: [&str; 14] = [
 
 /// Every link in every kind of answer leads elsewhere, one kind after the other; so do redirects of all kinds.
 #[test]
-fn nothing_that_leads_elsewhere_is_followed() {
+fn links_and_redirects_to_other_servers_are_not_followed() {
     let redirects = [301, 302, 303, 307, 308];
     let mut lies: Vec<(&str, Option<u16>)> = KINDS.iter().map(|kind| (*kind, None)).collect();
     lies.extend(KINDS.iter().enumerate().map(|(n, kind)| (*kind, Some(redirects[n % redirects.len()]))));
@@ -821,7 +821,7 @@ async fn lead_elsewhere(lies: &[(&'static str, Option<u16>)]) -> usize {
 
 /// Answers that are no answers, or would take memory or time without end.
 #[test]
-fn monstrous_answers_cost_little_and_pass() {
+fn huge_answers_cost_little_and_the_plugin_continues() {
     let laughs: String = (1..30).fold("<!ENTITY a0 \"ha\">".into(), |text, n| {
         let inner = format!("&a{};", n - 1).repeat(10);
         format!("{text}<!ENTITY a{n} \"{inner}\">")

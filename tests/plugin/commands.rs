@@ -113,7 +113,7 @@ fn a_good_runner_passes_the_check() {
 }
 
 #[test]
-fn a_check_tells_what_vcd_lacks() {
+fn a_check_reports_what_vcd_lacks() {
     type Case = (&'static str, &'static str, i32, &'static str, fn(&mut Model));
     let cases: [Case; 12] = [
         ("FAIL", "VDC", 1, "disabled", |m| m.vdcs.values_mut().for_each(|v| v.enabled = false)),
@@ -151,7 +151,7 @@ fn a_check_tells_what_vcd_lacks() {
 }
 
 #[test]
-fn a_check_counts_what_is_in_standby() {
+fn a_check_counts_standby_vms() {
     type Case = (&'static str, &'static str, fn(&mut Model));
     let cases: [Case; 5] = [
         ("quota", "room for 5 more VMs, but GitLab Runner may want 4, and 2 are in standby", |m| {
@@ -188,7 +188,7 @@ fn a_check_counts_what_is_in_standby() {
 }
 
 #[test]
-fn what_is_in_standby_is_listed_and_cleaned_and_a_check_creates_none() {
+fn standby_vms_are_listed_and_cleaned_and_a_check_creates_none() {
     block_on(async {
         let (server, guest_port) = world(|_| ());
         let keys = json!({"standby_count": 2});
@@ -235,7 +235,7 @@ fn what_is_in_standby_is_listed_and_cleaned_and_a_check_creates_none() {
 }
 
 #[test]
-fn a_check_says_what_the_user_may_not_see() {
+fn a_check_names_what_the_user_cannot_see() {
     let (status, stdout) = check_world("unseen", |m| {
         m.users.values_mut().for_each(|u| u.rights.retain(|r| *r != Right::ViewOrg && *r != Right::Force))
     });
@@ -245,7 +245,7 @@ fn a_check_says_what_the_user_may_not_see() {
 }
 
 #[test]
-fn a_check_tells_what_the_configuration_lacks() {
+fn a_check_reports_what_the_configuration_lacks() {
     let (server, guest_port) = world(|_| ());
     let one = |name: &str, keys: Value, own: Value| {
         let file = file(&format!("config-{name}"), &[runner(&server, guest_port, "vcd", keys, own)]);
@@ -284,7 +284,7 @@ fn advice<'a>(stdout: &'a str, finding: &str) -> &'a str {
 }
 
 #[test]
-fn a_check_gives_values_to_copy_for_names_that_several_things_have() {
+fn a_check_gives_values_to_copy_for_ambiguous_names() {
     let (server, guest_port) = world(|m| {
         let org = *m.orgs.keys().next().unwrap();
         let images = m.add_org("images-org");
@@ -351,7 +351,7 @@ fn a_check_names_a_templates_disks_and_networks() {
 }
 
 #[test]
-fn a_check_says_what_is_wrong_with_a_templates_state() {
+fn a_check_reports_a_templates_state() {
     for (n, (text, change)) in [
         (
             "in state UNRESOLVED, and a task works on it",
@@ -370,7 +370,7 @@ fn a_check_says_what_is_wrong_with_a_templates_state() {
 }
 
 #[test]
-fn a_check_that_makes_an_instance_names_the_scripts_that_tools_refuse() {
+fn a_check_with_create_names_the_scripts_that_tools_refuse() {
     let (server, guest_port) = world(|m| m.template_vms.values_mut().for_each(|vm| vm.scripts = Scripts::Fail));
     let keys = json!({"create_timeout": "3s", "reconcile_interval": "1s"});
     let file = file("scripts", &[runner(&server, guest_port, "vcd", keys, json!({}))]);
@@ -419,7 +419,7 @@ fn a_check_whose_login_is_refused_names_the_scripts_first() {
 
 /// OpenSSH in its guests lets in who has the key of a guest's script, and who runs the simulator.
 #[test]
-fn a_check_logs_in_to_openssh_by_a_static_key_and_says_at_once_that_it_is_refused() {
+fn a_check_logs_in_to_openssh_with_a_static_key_and_reports_a_refusal_immediately() {
     let guest_port = fleet::free_port();
     let options = vcd_sim::Options { scale: SCALE, guest_port, guests: vcd_sim::GuestKind::Auto, ..Default::default() };
     let server = Server::start(options).unwrap();
@@ -470,7 +470,7 @@ fn answers_creates(server: &Server, status: u16, code: &str, message: &str) {
 }
 
 #[test]
-fn a_check_that_makes_an_instance_ends_at_the_first_refusal_that_stands() {
+fn a_check_with_create_ends_at_the_first_permanent_refusal() {
     for (status, code, kind) in [
         (403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", "more rights"),
         (400, "BAD_REQUEST", "VCD names the value that it rejects"),
@@ -486,7 +486,7 @@ fn a_check_that_makes_an_instance_ends_at_the_first_refusal_that_stands() {
 }
 
 #[test]
-fn a_check_that_is_interrupted_says_what_it_waited_for() {
+fn an_interrupted_check_names_what_it_waited_for() {
     use std::io::{BufRead as _, BufReader, Read as _};
     let (server, guest_port) = world(|_| ());
     let reason = "The maximum number of simultaneous operations has been reached";
@@ -514,7 +514,7 @@ fn a_check_that_is_interrupted_says_what_it_waited_for() {
 }
 
 #[test]
-fn two_runners_with_one_identity_are_found() {
+fn two_runners_with_one_identity_are_reported() {
     let (server, guest_port) = world(|_| ());
     let of = |name: &str, keys: Value| runner(&server, guest_port, name, keys, json!({}));
     let same = file("same", &[of("one", json!({})), of("two", json!({}))]);
@@ -639,7 +639,7 @@ fn clean_deletes_only_the_groups_vapps_and_only_if_no_plugin_serves() {
 }
 
 #[test]
-fn clean_keeps_away_from_what_looks_alive() {
+fn clean_stops_if_something_listens_at_debug_server_addr() {
     let (server, guest_port) = world(|_| ());
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -653,7 +653,7 @@ fn clean_keeps_away_from_what_looks_alive() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn clean_does_not_wait_long_for_an_address_that_is_silent() {
+fn clean_waits_for_a_silent_address_for_a_limited_time() {
     block_on(async {
         let (server, guest_port) = world(|_| ());
         let silent = fleet::free_port();
@@ -667,7 +667,7 @@ fn clean_does_not_wait_long_for_an_address_that_is_silent() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_said_clearly() {
+fn an_unreadable_file_is_reported_clearly() {
     for (words, text) in [
         (vec!["check", "--config", "/nowhere/config.toml"], "read /nowhere/config.toml: No such file"),
         (vec!["list", "--config", "/dev/null"], "none of the 0 [[runners]] sections"),
@@ -749,7 +749,7 @@ fn assert_told(stdout: &str, topic: &str, words: &str, advice: &str) {
 }
 
 #[test]
-fn each_cause_between_here_and_vcd_has_advice_of_its_own() {
+fn each_cause_between_the_plugin_and_vcd_has_its_own_advice() {
     let server = https_world();
     let folder = Folder::new("causes");
     let https = format!("{}/api", server.https_url().unwrap());
@@ -853,7 +853,7 @@ fn each_cause_between_here_and_vcd_has_advice_of_its_own() {
 }
 
 #[test]
-fn a_certificate_that_signed_itself_is_taken_where_ca_file_names_it() {
+fn a_self_signed_certificate_is_accepted_if_ca_file_contains_it() {
     use vcd_sim::Certificate;
     let server = https_world();
     let folder = Folder::new("self-signed");
@@ -887,7 +887,7 @@ fn a_certificate_that_signed_itself_is_taken_where_ca_file_names_it() {
 }
 
 #[test]
-fn a_vcd_that_is_newer_than_all_that_is_known_is_used_with_one_warning() {
+fn an_unknown_newer_vcd_is_used_with_one_warning() {
     let (server, guest_port) = world(|_| ());
     let file = file("newer", &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
     for (versions, chosen, warnings) in
@@ -956,7 +956,7 @@ fn all_commands_and_a_plugin_share_a_service_accounts_token() {
 }
 
 #[test]
-fn the_end_of_a_plugin_waits_for_a_login_that_is_under_way() {
+fn a_plugin_that_ends_waits_for_a_login_in_progress() {
     block_on(async {
         let (server, guest_port) = world(|_| ());
         let folder = Folder::new("end");
@@ -998,7 +998,7 @@ fn generated_credentials_are_not_derived_from_a_token_that_changes_unnoticed() {
 }
 
 #[test]
-fn a_service_accounts_token_that_was_given_is_kept_for_its_user() {
+fn the_next_token_of_a_configured_service_account_is_saved_in_the_home_folder() {
     let (server, guest_port) = world(|_| ());
     for by_variable in [false, true] {
         let home = Folder::new("home");
@@ -1199,7 +1199,7 @@ fn recordings_are_played_to_the_client_and_compared_with_the_simulator() {
 }
 
 #[test]
-fn a_check_is_recorded_into_a_new_file_for_its_owner_alone() {
+fn a_check_is_recorded_into_a_new_private_file() {
     use std::os::unix::fs::PermissionsExt as _;
     let (server, guest_port) = world(|_| ());
     let folder = Folder::new("record");

@@ -253,7 +253,7 @@ const KNOWN: &[(&str, &str, &str, &str)] = &[
 const MAX_SERIES: usize = 600;
 
 #[test]
-fn metrics_have_the_known_names_and_true_values() {
+fn metrics_have_the_known_names_and_correct_values() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let (plugin, debug) = start(&server, guest_port, json!({})).await;
@@ -486,7 +486,7 @@ fn a_port_in_use_is_a_warning_and_so_is_an_open_one() {
 }
 
 #[test]
-fn heads_are_short_and_quick() {
+fn request_heads_have_a_size_and_time_limit() {
     use fleeting_plugin_vcd::debug::MAX_HEADER_BYTES;
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
@@ -545,7 +545,7 @@ fn sends(debug: &str, count: usize) {
 }
 
 #[test]
-fn ten_thousand_requests_leave_nothing_behind() {
+fn ten_thousand_requests_leak_nothing() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let (plugin, debug) = start(&server, guest_port, json!({})).await;
@@ -578,7 +578,7 @@ fn ten_thousand_requests_leave_nothing_behind() {
 /// The metrics page of a plugin at work, through Prometheus's own checker: `PROMTOOL=promtool cargo test … -- --ignored`.
 #[test]
 #[ignore = "needs promtool"]
-fn promtool_finds_nothing_wrong() {
+fn promtool_accepts_metrics_and_alerts() {
     use std::process::{Command, Stdio};
     let promtool = std::env::var("PROMTOOL").unwrap_or_else(|_| "promtool".into());
     block_on(async {

@@ -126,7 +126,7 @@ fn sources(folders: &[&str]) -> Vec<(String, String)> {
 }
 
 #[test]
-fn every_block_is_of_a_kind_that_is_tested() {
+fn every_block_has_a_language_that_is_tested() {
     for block in blocks() {
         assert!(
             matches!(block.language.as_str(), "toml" | "sh" | "ini" | "yaml" | "text"),
@@ -246,7 +246,7 @@ fn shell_blocks_run() {
 /// The quick start's way to a first VM without a VCD, with the simulator as a process of its own and a login to its guest. Of the commands only
 /// `cargo` is a stub, and `sleep`, which waits until the simulator says that it is there.
 #[test]
-fn a_first_check_without_a_vcd_makes_a_vm_logs_in_and_deletes_it() {
+fn a_first_check_without_a_vcd_creates_a_vm_logs_in_and_deletes_it() {
     let simulator =
         std::env::var_os("SIM_BIN").map_or_else(|| Path::new(BINARY).with_file_name("vcd-sim"), PathBuf::from);
     let options = Options { guest_port: fleet::free_port(), guests: GuestKind::Auto, ..Options::default() };
@@ -348,7 +348,7 @@ fn unit_files_are_well_formed() {
 
 /// Each message in the tables of docs/troubleshooting.md is a text in the source, or VCD's own.
 #[test]
-fn messages_that_are_explained_exist() {
+fn explained_messages_exist() {
     /// Words of VCD, of its login, or of a library, which the plugin passes on.
     const OTHERS: [&str; 4] =
         ["VCD answered 400 invalid_grant", "VCD answered 403", "maximum number of simultaneous operations", "quota"];
@@ -453,7 +453,7 @@ fn every_limit_is_documented_with_its_value_and_its_test() {
 }
 
 #[test]
-fn links_lead_somewhere() {
+fn links_have_a_target() {
     for name in DOCUMENTS {
         let Some(text) = document(name) else { continue };
         let folder = Path::new(ROOT).join(name).parent().unwrap().to_owned();
@@ -481,7 +481,7 @@ fn links_lead_somewhere() {
 }
 
 #[test]
-fn every_dependency_says_why_it_is_there() {
+fn every_dependency_is_explained() {
     let manifest = fs::read_to_string(Path::new(ROOT).join("Cargo.toml")).unwrap();
     let manifest = toml::de::DeTable::parse(&manifest).unwrap();
     let mut linked = Vec::new();
@@ -506,7 +506,7 @@ fn every_dependency_says_why_it_is_there() {
 /// From the Go plugin's config.toml to a running group: the file of docs/migrate.md, as the runner reads it, with the
 /// simulator's names for the places.
 #[test]
-fn the_go_plugins_configuration_makes_a_group() {
+fn a_group_runs_with_the_go_plugins_configuration() {
     let block = of("toml").into_iter().find(|block| block.place.starts_with("docs/migrate.md")).unwrap();
     let sandbox = Sandbox::new("migrate");
     let file =
@@ -728,7 +728,7 @@ fn sources_use_the_words_of_the_glossary() {
 
 /// The man page and the completions know each command and option that `--help` shows.
 #[test]
-fn the_man_page_and_the_completions_know_what_help_shows() {
+fn the_man_page_and_the_completions_contain_what_help_shows() {
     let commands = manual::commands();
     assert_eq!(commands.len(), 6);
     let pages = ["man", "bash", "zsh", "fish"].map(|kind| (kind, manual::page(kind).unwrap()));

@@ -27,7 +27,7 @@ impl Drop for Root {
 
 #[test]
 #[ignore = "needs root and a static binary, named by STATIC_PLUGIN"]
-fn an_instance_lives_and_ends() {
+fn an_instance_is_created_and_deleted() {
     let binary = std::env::var_os("STATIC_PLUGIN").expect("STATIC_PLUGIN names the static binary");
     let root = Root(std::env::temp_dir().join(format!("vcd-empty-root-{}", std::process::id())));
     std::fs::create_dir(&root.0).unwrap();

@@ -20,7 +20,7 @@ use vcd_sim::model::{Fence, GcStatus, Power};
 use vcd_sim::{Options, Server};
 
 #[test]
-fn a_group_grows_is_used_shrinks_and_ends() {
+fn a_group_scales_up_is_used_scales_down_and_shuts_down() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let plugin = start(&server, guest_port, json!({})).await;
@@ -98,7 +98,7 @@ fn an_adopted_vapp_behind_nat_is_reached_from_outside_by_another_address() {
 }
 
 #[test]
-fn a_new_process_takes_in_what_a_dead_one_left() {
+fn a_new_process_adopts_the_vapps_of_a_dead_one() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let mut plugin = start(&server, guest_port, json!({})).await;
@@ -142,7 +142,7 @@ fn a_new_process_takes_in_what_a_dead_one_left() {
 }
 
 #[test]
-fn keep_leaves_what_runs() {
+fn keep_does_not_delete_running_vms() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let plugin = start(&server, guest_port, json!({"on_shutdown": "keep"})).await;
@@ -154,7 +154,7 @@ fn keep_leaves_what_runs() {
 }
 
 #[test]
-fn the_host_learns_at_init_what_is_wrong() {
+fn init_reports_what_is_wrong() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let mut wrong = fleet::plugin_config(&server);
@@ -238,7 +238,7 @@ impl TunnelProxy {
 }
 
 #[test]
-fn https_with_a_ca_of_ones_own_directly_or_through_a_proxy() {
+fn https_with_a_custom_ca_works_directly_and_through_a_proxy() {
     block_on(async {
         let guest_port = fleet::free_port();
         let any = Options::default().listen;
@@ -299,7 +299,7 @@ fn https_with_a_ca_of_ones_own_directly_or_through_a_proxy() {
 }
 
 #[test]
-fn a_revoked_token_is_said_and_what_runs_goes_on_being_reported() {
+fn a_revoked_token_is_logged_and_running_instances_are_still_reported() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let mut config = fleet::plugin_config(&server);
@@ -414,7 +414,7 @@ fn the_host_gets_the_candidates_of_an_ambiguous_name() {
 }
 
 #[test]
-fn the_end_waits_for_vcd_and_for_the_host_but_not_for_long() {
+fn shutdown_waits_for_vcd_and_for_the_host_for_a_limited_time() {
     block_on(async {
         for (operation, said) in [
             ("instantiate", "VCD did not answer some requests in time"),
@@ -449,7 +449,7 @@ fn the_end_waits_for_vcd_and_for_the_host_but_not_for_long() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn an_unread_log_delays_neither_calls_nor_the_end() {
+fn an_unread_log_delays_neither_calls_nor_shutdown() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         // A pipe that is full from the first line on.
@@ -501,7 +501,7 @@ fn delay_looks(server: &Server, times: u32) {
 }
 
 #[test]
-fn init_does_not_wait_for_ever_for_a_look() {
+fn init_waits_for_a_lookup_for_a_limited_time() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         delay_looks(&server, 0);
@@ -511,7 +511,7 @@ fn init_does_not_wait_for_ever_for_a_look() {
 }
 
 #[test]
-fn an_init_that_the_host_gives_up_leaves_no_session_and_no_driver() {
+fn an_init_that_the_host_cancels_leaves_no_session_and_no_driver() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         delay_looks(&server, 1);

@@ -80,7 +80,7 @@ fn raw(address: &Path) -> UnixStream {
 }
 
 #[test]
-fn without_the_cookie_it_says_that_it_is_a_plugin() {
+fn without_the_cookie_it_explains_that_it_is_a_plugin() {
     for cookie in [None, Some("")] {
         let mut command = command(BINARY);
         match cookie {
@@ -104,7 +104,7 @@ fn auto_mtls_is_refused() {
 }
 
 #[test]
-fn the_command_line_shows_the_version_and_refuses_what_it_does_not_know() {
+fn the_command_line_shows_the_version_and_rejects_unknown_arguments() {
     for word in ["version", "-version", "--version"] {
         let mut command = command(BINARY);
         command.arg(word);
@@ -122,7 +122,7 @@ fn the_command_line_shows_the_version_and_refuses_what_it_does_not_know() {
 }
 
 #[test]
-fn the_handshake_is_one_line_and_stdout_stays_silent_after_it() {
+fn the_handshake_is_the_only_line_on_stdout() {
     block_on(async {
         for (multiplex, end) in [(None, "|grpc|"), (Some("true"), "|grpc||false")] {
             let mut command = command(BINARY);
@@ -173,7 +173,7 @@ fn a_group_may_share_the_socket() {
 }
 
 #[test]
-fn what_prevents_a_socket_is_said_clearly() {
+fn the_cause_of_a_missing_socket_is_reported_clearly() {
     let directory = Directory::new();
     let long = directory.0.join("x".repeat(100));
     fs::create_dir(&long).unwrap();
@@ -250,7 +250,7 @@ fn health_is_reported_and_watched() {
 }
 
 #[test]
-fn before_init_calls_are_refused() {
+fn calls_before_init_are_rejected() {
     block_on(async {
         let plugin = PluginProcess::start(command(BINARY)).await;
         let codes = [
@@ -267,7 +267,7 @@ fn before_init_calls_are_refused() {
 }
 
 #[test]
-fn what_is_not_there_is_unimplemented() {
+fn unknown_methods_are_unimplemented() {
     block_on(async {
         let plugin = PluginProcess::start(command(BINARY)).await;
         for path in ["/proto.InstanceGroup/Explode", "/proto.Other/Init", "/", "/grpc.health.v1.Health/Check/"] {
@@ -420,7 +420,7 @@ fn garbage_ends_its_own_connection_only() {
 }
 
 #[test]
-fn connections_beyond_the_limit_wait_for_their_turn() {
+fn connections_above_the_limit_wait() {
     block_on(async {
         let plugin = PluginProcess::start(command(BINARY)).await;
         let mut clients = Vec::new();
@@ -531,7 +531,7 @@ fn it_ends_when_the_host_dies() {
 }
 
 #[test]
-fn without_a_pipe_the_parents_death_is_the_sign() {
+fn without_a_pipe_it_ends_when_its_parent_dies() {
     block_on(async {
         let directory = Directory::new();
         let line = directory.0.join("line");
@@ -620,7 +620,7 @@ async fn disconnect(plugin: &mut PluginProcess) {
 }
 
 #[test]
-fn every_log_line_is_hclogs() {
+fn every_log_line_has_hclogs_format() {
     block_on(async {
         let mut plugin = PluginProcess::start(command(BINARY)).await;
         plugin.unary::<(), ()>("/proto.InstanceGroup/%22", ()).await.unwrap_err();

@@ -469,7 +469,7 @@ fn each_mistake_is_reported_with_its_row_and_a_fix() {
 }
 
 #[test]
-fn one_mistake_hides_no_other_and_a_warning_stays_one() {
+fn one_mistake_hides_no_other_and_a_warning_is_no_error() {
     let (server, _) = fleet::simulator(50.0);
     let text = GOOD
         .replace("URL", &server.url())
@@ -510,7 +510,7 @@ fn a_key_that_cannot_be_read_is_one_mistake() {
 }
 
 #[test]
-fn a_command_line_that_is_not_understood_says_what_may_be_meant() {
+fn an_invalid_command_line_gets_a_suggestion() {
     for (words, expected) in [
         (&["chekc"][..], "did you mean check?"),
         (&["check", "config.toml"], "did you mean check --config config.toml?"),

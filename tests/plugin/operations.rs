@@ -72,7 +72,7 @@ fn seed_templates(model: &mut Model, change: impl Fn(&mut TemplateVm)) {
 }
 
 #[test]
-fn templates_as_they_really_are_take_one_request() {
+fn vms_from_realistic_templates_are_created_with_one_request() {
     block_on(async {
         for setting in [OwnNetworkInCreate::Refuse, OwnNetworkInCreate::Ignore] {
             let (server, guest_port) = fleet::simulator(SCALE);
@@ -107,7 +107,7 @@ fn templates_as_they_really_are_take_one_request() {
 }
 
 #[test]
-fn a_template_that_does_not_show_its_disk_stops_no_start() {
+fn a_template_that_does_not_show_its_disk_does_not_fail_the_start() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         server.with_model(|model| seed_templates(model, |vm| vm.shows = HardwareShown::Nothing));
@@ -206,7 +206,7 @@ fn a_create_without_a_free_address_follows_the_next_delete() {
 }
 
 #[test]
-fn a_pause_that_vcd_asks_for_is_kept_as_far_as_it_is_sensible() {
+fn a_retry_after_is_obeyed_up_to_a_limit() {
     block_on(async {
         for (asked, said, waits) in [(23, "all changes pause for 23 s", true), (7200, "pause for 300 s", false)] {
             let (server, guest_port) = fleet::simulator(SCALE);
@@ -227,7 +227,7 @@ fn a_pause_that_vcd_asks_for_is_kept_as_far_as_it_is_sensible() {
 }
 
 #[test]
-fn user_data_that_a_create_does_not_take_is_there_before_the_guest_counts() {
+fn user_data_that_a_create_ignores_is_set_before_the_guest_is_ready() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         server.with_model(|model| model.settings.properties_in_create = HardwareInCreate::Ignore);
@@ -248,7 +248,7 @@ fn user_data_that_a_create_does_not_take_is_there_before_the_guest_counts() {
 }
 
 #[test]
-fn without_a_login_script_none_is_sent_to_tools_that_refuse_scripts() {
+fn without_a_login_script_tools_that_refuse_scripts_get_none() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         server.with_model(|model| seed_templates(model, |vm| vm.scripts = Scripts::Fail));
@@ -435,7 +435,7 @@ fn a_resumed_instance_is_reached_at_its_new_address() {
 }
 
 #[test]
-fn what_cannot_be_suspended_runs_on() {
+fn an_instance_that_cannot_be_suspended_continues_to_run() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let plugin = start(&server, guest_port, json!({})).await;
@@ -463,7 +463,7 @@ fn what_cannot_be_suspended_runs_on() {
 }
 
 #[test]
-fn what_vcd_shows_to_be_unfit_for_it_is_not_said_to_be_suspendable() {
+fn suspend_is_not_offered_if_vcd_shows_that_it_cannot_work() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let announced = |keys: serde_json::Value| {

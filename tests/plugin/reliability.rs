@@ -956,13 +956,13 @@ fn run(long: bool, at_once: usize) {
 }
 
 #[test]
-fn faults_of_which_a_minute_shows_the_end() {
+fn the_plugin_recovers_from_short_faults() {
     run(false, AT_ONCE);
 }
 
 #[test]
 #[ignore = "the plugin's own limits make some faults last for minutes"]
-fn faults_of_which_minutes_show_the_end() {
+fn the_plugin_recovers_from_long_faults() {
     run(true, usize::MAX);
 }
 

@@ -121,7 +121,7 @@ fn echoing(op: &str, status: u16, bearers: &[String]) -> Value {
 }
 
 #[test]
-fn nothing_secret_is_ever_said() {
+fn no_secret_appears_in_any_output() {
     block_on(async {
         let mut run = Run::default();
         let dir = std::env::temp_dir().join(format!("vcd-secrets-{}", std::process::id()));

@@ -168,7 +168,7 @@ impl Watch for Book {
 }
 
 #[test]
-fn an_increase_gets_those_in_standby_first_each_marked_as_used_before_its_resume() {
+fn an_increase_uses_standby_vms_first_and_each_is_marked_as_used_before_its_resume() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let server = Arc::new(server);
@@ -221,7 +221,7 @@ fn an_increase_gets_those_in_standby_first_each_marked_as_used_before_its_resume
 }
 
 #[test]
-fn what_is_in_standby_outlives_a_kill_and_is_replaced_when_the_configuration_is_another() {
+fn standby_vms_survive_a_kill_and_are_replaced_after_a_change_of_the_configuration() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let standby = Standby::start(&server, guest_port, json!({})).await;
@@ -256,7 +256,7 @@ fn what_is_in_standby_outlives_a_kill_and_is_replaced_when_the_configuration_is_
 }
 
 #[test]
-fn at_the_end_those_in_standby_stay_if_vms_are_kept() {
+fn standby_vms_stay_at_shutdown_if_vms_are_kept() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let standby = Standby::start(&server, guest_port, json!({"on_shutdown": "keep"})).await;
@@ -282,7 +282,7 @@ fn at_the_end_those_in_standby_stay_if_vms_are_kept() {
 }
 
 #[test]
-fn where_nothing_is_suspended_the_pool_stays_empty_and_creates_go_on() {
+fn without_suspend_the_pool_stays_empty_and_creates_continue() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let body = "<Error xmlns=\"http://www.vmware.com/vcloud/v1.5\" majorErrorCode=\"403\" \
@@ -307,7 +307,7 @@ fn where_nothing_is_suspended_the_pool_stays_empty_and_creates_go_on() {
 }
 
 #[test]
-fn what_vcd_shows_to_be_unfit_for_it_is_not_created_for_standby() {
+fn no_standby_vm_is_created_if_vcd_shows_that_it_cannot_be_suspended() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         server.with_model(|model| model.template_vms.values_mut().for_each(|vm| vm.passthrough = true));
@@ -322,7 +322,7 @@ fn what_vcd_shows_to_be_unfit_for_it_is_not_created_for_standby() {
 }
 
 #[test]
-fn credentials_of_its_own_work_in_one_from_standby() {
+fn generated_credentials_work_in_a_vm_from_standby() {
     block_on(async {
         for (template, os) in [("windows-2022", "windows"), ("ubuntu-22.04", "linux")] {
             let (server, guest_port) = fleet::simulator(SCALE);
@@ -376,7 +376,7 @@ fn vm_of<'a>(model: &'a Model, name: &str) -> &'a Vm {
 }
 
 #[test]
-fn one_that_has_another_address_since_its_resume_is_running_at_that_one() {
+fn a_vm_with_a_new_address_after_its_resume_is_reported_with_it() {
     block_on(async {
         let (server, _, standby, name, old) = after_its_lease().await;
 
@@ -401,7 +401,7 @@ fn one_that_has_another_address_since_its_resume_is_running_at_that_one() {
 }
 
 #[test]
-fn an_instance_whose_old_address_belongs_to_another_guest_is_not_running_there() {
+fn an_old_address_that_belongs_to_another_guest_is_not_reported() {
     block_on(async {
         let (server, guest_port, standby, name, old) = after_its_lease().await;
         server.with_model(|model| {

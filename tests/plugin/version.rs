@@ -27,9 +27,9 @@ fn git(folder: &Path, words: &[&str]) -> String {
 }
 
 #[test]
-fn a_build_in_a_clone_says_its_commit_and_one_in_an_archive_nothing() {
+fn a_build_in_a_clone_shows_its_commit_and_one_from_an_archive_does_not() {
     if Command::new("git").arg("--version").output().is_err() {
-        eprintln!("a_build_in_a_clone_says_its_commit_and_one_in_an_archive_nothing: left out, there is no git");
+        eprintln!("a_build_in_a_clone_shows_its_commit_and_one_from_an_archive_does_not: left out, there is no git");
         return;
     }
     let clone = Folder(std::env::temp_dir().join(format!("vcd-version-{}", std::process::id())));

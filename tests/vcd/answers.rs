@@ -68,7 +68,7 @@ fn reads_follow_redirects_on_the_same_host_only() {
 }
 
 #[test]
-fn what_is_too_large_too_deep_or_a_bomb_is_refused() {
+fn answers_that_are_too_large_too_deep_or_bombs_are_rejected() {
     let server = server();
     let client = open(&server);
     let records = |inside: &str| format!("<QueryResultRecords total='1' pageSize='128'>{inside}</QueryResultRecords>");
@@ -218,7 +218,7 @@ fn a_thousand_vms_are_eight_pages_and_one_that_fails_discards_the_poll() {
 }
 
 #[test]
-fn every_version_from_10_4_to_10_6_is_spoken_and_later_ones() {
+fn versions_from_10_4_to_10_6_and_later_ones_are_supported() {
     for version in ["37.0", "37.3", "38.0", "38.1", "39.0", "39.1", "39.2", "40.0"] {
         let alpha = "41.0.0-alpha-1700000000";
         let versions = [("36.0", true), (version, false), (alpha, false)].map(|(v, deprecated)| (v.into(), deprecated));
@@ -432,7 +432,7 @@ fn good_tokens(server: &Server) -> Vec<String> {
 
 #[cfg(unix)]
 #[test]
-fn a_service_accounts_next_token_takes_the_place_of_the_one_that_was() {
+fn a_service_accounts_next_token_replaces_the_used_one() {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
     let server = server();
     let folder = Folder::new("next");
@@ -487,7 +487,7 @@ fn a_service_accounts_next_token_takes_the_place_of_the_one_that_was() {
 }
 
 #[test]
-fn many_that_use_one_service_accounts_token_take_turns() {
+fn clients_with_one_service_accounts_token_log_in_one_after_another() {
     let server = server();
     let folder = Folder::new("turns");
     std::fs::write(folder.token(), service_token(&server)).unwrap();
@@ -514,7 +514,7 @@ fn many_that_use_one_service_accounts_token_take_turns() {
 }
 
 #[test]
-fn a_token_that_a_process_left_half_way_is_used() {
+fn a_next_token_that_a_dead_process_left_is_used() {
     let server = server();
     let folder = Folder::new("left");
     let (spent, newest) = ("a-token-that-is-used-up", service_token(&server));
@@ -533,7 +533,7 @@ fn a_token_that_a_process_left_half_way_is_used() {
 }
 
 #[test]
-fn a_file_that_cannot_be_replaced_is_written_and_one_that_says_what_it_is_is_looked_at_before() {
+fn a_token_file_that_cannot_be_replaced_is_overwritten_or_prevents_the_login() {
     let server = server();
     let folder = Folder::new("place");
     // Nothing can be put beside it.
@@ -552,7 +552,7 @@ fn a_file_that_cannot_be_replaced_is_written_and_one_that_says_what_it_is_is_loo
 }
 
 #[test]
-fn an_answer_without_a_bearer_brings_the_next_token_all_the_same() {
+fn an_answer_without_a_bearer_still_returns_the_next_token() {
     let server = server();
     let folder = Folder::new("no-bearer");
     let (first, second) = (service_token(&server), service_token(&server));
@@ -566,7 +566,7 @@ fn an_answer_without_a_bearer_brings_the_next_token_all_the_same() {
 }
 
 #[test]
-fn a_life_of_no_time_is_no_login_for_each_request() {
+fn a_session_lifetime_of_zero_causes_no_login_for_each_request() {
     let server = server();
     server.with_model(|m| m.settings.bearer_s = 60);
     let bearer = server.with_model(|m| m.login_token("ci-org", "sim-api-token").unwrap().bearer);
@@ -580,7 +580,7 @@ fn a_life_of_no_time_is_no_login_for_each_request() {
 }
 
 #[test]
-fn a_login_that_vcd_puts_off_comes_when_it_says() {
+fn a_login_waits_for_vcds_retry_after() {
     let server = server();
     let client = open(&server);
     server.with_model(|m| m.admin_expire_bearers());
@@ -698,7 +698,7 @@ fn a_query_or_a_search_without_end_is_given_up() {
 }
 
 #[test]
-fn of_a_users_roles_and_rights_some_are_read() {
+fn a_limited_number_of_roles_and_rights_is_read() {
     let server = server();
     let roles: Vec<String> = (0..20).map(|n| format!("role-{n}")).collect();
     let refs: Vec<_> = roles.iter().map(|role| json!({"id": role})).collect();

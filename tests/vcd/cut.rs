@@ -230,7 +230,7 @@ fn quick() -> Server {
 }
 
 #[test]
-fn opening_needs_whole_answers() {
+fn a_cut_answer_fails_the_start() {
     let server = quick();
     let cutter = Cutter::start(&server);
     let open = || {
@@ -245,7 +245,7 @@ fn opening_needs_whole_answers() {
 }
 
 #[test]
-fn reads_need_whole_answers() {
+fn a_cut_answer_fails_a_read() {
     let server = quick();
     let cutter = Cutter::start(&server);
     let client = Client::open(cutter.settings(&server)).unwrap().0;
@@ -292,7 +292,7 @@ fn reads_need_whole_answers() {
 }
 
 #[test]
-fn a_change_whose_answer_is_cut_is_unclear() {
+fn a_change_with_a_cut_answer_is_ambiguous() {
     let server = quick();
     let cutter = Cutter::start(&server);
     let client = Client::open(cutter.settings(&server)).unwrap().0;
@@ -375,7 +375,7 @@ impl Fuse {
 
 /// Over TLS each byte of VCD's counts, those of the handshake, too: before its end nothing can have been sent.
 #[test]
-fn a_create_is_unclear_once_the_handshake_is_over_and_not_before() {
+fn a_create_is_ambiguous_only_after_the_handshake() {
     let any = Options::default().listen;
     let server = server_with(|options| (options.https_listen, options.scale) = (Some(any), 2_000.0));
     // Its clock runs fast, so that tasks end soon: a day of it is less than this takes where the machine is busy.

@@ -47,7 +47,7 @@ fn made(client: &Client, vapp: &Href) -> Made {
 }
 
 #[test]
-fn of_the_templates_that_a_pattern_fits_the_newest_is_taken() {
+fn a_pattern_selects_the_newest_matching_template() {
     let server = server();
     for (name, created) in [("golden-1", 1_000), ("golden-2", 9_000), ("golden-3", 5_000), ("GOLDEN-4", 99_000)] {
         template(&server, "ci-catalog", name, created);
@@ -85,7 +85,7 @@ fn of_the_templates_that_a_pattern_fits_the_newest_is_taken() {
 }
 
 #[test]
-fn a_template_that_is_given_anothers_name_is_taken_after_a_while() {
+fn a_template_that_gets_the_name_of_another_is_used_after_a_while() {
     let server = server();
     let id = template(&server, "ci-catalog", "golden", 1_000);
     let by = |template_life| Settings { template: "golden".into(), template_life, ..settings(&server) };
@@ -102,7 +102,7 @@ fn a_template_that_is_given_anothers_name_is_taken_after_a_while() {
 }
 
 #[test]
-fn a_template_may_be_named_by_its_catalog_item() {
+fn a_template_can_be_named_by_its_catalog_item() {
     let server = server();
     let id = template(&server, "ci-catalog", "golden", 1_000);
     server.with_model(|m| m.templates.get_mut(&id).unwrap().item_name = Some("golden-item".into()));
@@ -122,7 +122,7 @@ fn a_template_may_be_named_by_its_catalog_item() {
 }
 
 #[test]
-fn shared_catalogs_of_other_orgs_serve() {
+fn shared_catalogs_of_other_orgs_can_be_used() {
     let server = server();
     server.with_model(|m| {
         let org = m.add_org("images-org");
@@ -158,7 +158,7 @@ fn quoted(e: &VcdError) -> Vec<String> {
 }
 
 #[test]
-fn of_two_templates_of_one_name_the_error_gives_values_that_work() {
+fn the_error_for_two_templates_with_one_name_gives_values_that_work() {
     let server = server();
     let twin = template(&server, "ci-catalog", "ubuntu-22.04", 1_000);
     let by = |template: String| Settings { template, ..settings(&server) };
@@ -176,7 +176,7 @@ fn of_two_templates_of_one_name_the_error_gives_values_that_work() {
 }
 
 #[test]
-fn of_two_catalogs_of_one_name_the_error_gives_values_that_work() {
+fn the_error_for_two_catalogs_with_one_name_gives_values_that_work() {
     let server = server();
     let shared = server.with_model(|m| {
         let org = m.add_org("images-org");
@@ -216,7 +216,7 @@ fn of_two_catalogs_of_one_name_the_error_gives_values_that_work() {
 }
 
 #[test]
-fn networks_of_other_vdcs_count_if_they_are_within_reach() {
+fn networks_of_other_vdcs_are_used_if_shared() {
     let server = server();
     let network = |name: &str| Settings { network: name.into(), ..settings(&server) };
     server.with_model(|m| {
@@ -270,7 +270,7 @@ fn networks_of_other_vdcs_count_if_they_are_within_reach() {
 }
 
 #[test]
-fn ids_and_links_stand_for_names() {
+fn ids_and_links_can_replace_names() {
     let server = server();
     let (vdc, network, catalog, template, profile) = server.with_model(|m| {
         let template = *m.templates.iter().find(|(_, t)| &*t.name == "ubuntu-22.04").unwrap().0;
@@ -331,7 +331,7 @@ fn ids_and_links_stand_for_names() {
 }
 
 #[test]
-fn a_plain_name_heeds_its_template_as_a_pattern_does() {
+fn a_plain_name_checks_its_templates_state_like_a_pattern() {
     let server = server();
     let id = template(&server, "ci-catalog", "golden", 5_000);
     let seed = |state, expired| {
@@ -368,7 +368,7 @@ fn a_plain_name_heeds_its_template_as_a_pattern_does() {
 }
 
 #[test]
-fn policies_stand_for_cpus_and_memory() {
+fn a_sizing_policy_replaces_cpus_and_memory() {
     let server = server();
     server.with_model(|m| m.policies.values_mut().filter(|p| p.sizing).for_each(|p| p.memory_mb = Some(2048)));
     let with = |sizing: Option<&str>, placement: Option<&str>| Settings {
@@ -475,7 +475,7 @@ fn a_create_carries_properties_user_data_and_lease_and_a_label_the_metadata() {
 }
 
 #[test]
-fn hardware_that_a_create_cannot_carry_goes_three_ways() {
+fn hardware_that_a_create_ignores_or_rejects_is_set_by_a_reconfigure() {
     let server = server();
     let client = open(&server);
     let set = |hardware| server.with_model(|m| m.settings.hardware_in_create = hardware);
@@ -549,7 +549,7 @@ fn a_windows_11_gets_a_tpm_before_its_first_boot() {
 }
 
 #[test]
-fn of_several_nics_the_primary_ones_address_counts() {
+fn the_address_is_that_of_the_primary_nic() {
     let server = server();
     let client = open(&server);
     let begun = create(&client, "ci-1").unwrap();
@@ -617,7 +617,7 @@ fn a_templates_own_network_is_replaced() {
 }
 
 #[test]
-fn a_vms_adapter_is_compared_and_mended_like_its_hardware() {
+fn a_vms_adapter_is_compared_and_corrected_like_its_hardware() {
     let server = server();
     let client = open(&server);
     let vapp = ends_well(&client, &compose(&client, "ci-1").unwrap());
@@ -679,7 +679,7 @@ fn items_have_the_ids_of_the_template_and_the_boot_disk_grows() {
 }
 
 #[test]
-fn what_a_template_leaves_out_is_read_from_its_vms_own_document() {
+fn hardware_missing_in_a_template_is_read_from_its_vms_document() {
     let server = server();
     seed_template(&server, |vm| {
         vm.shows = HardwareShown::Apart;
@@ -709,7 +709,7 @@ fn what_a_template_leaves_out_is_read_from_its_vms_own_document() {
 }
 
 #[test]
-fn a_template_that_leaves_things_out_stops_no_start() {
+fn a_template_without_hardware_does_not_fail_the_start() {
     let server = server();
     seed_template(&server, |vm| vm.shows = HardwareShown::Nothing);
     let (client, environment) = Client::open(settings(&server)).unwrap();
@@ -736,7 +736,7 @@ fn a_template_that_leaves_things_out_stops_no_start() {
 }
 
 #[test]
-fn guest_properties_that_a_create_did_not_take_are_set_before_the_first_boot() {
+fn guest_properties_that_a_create_ignored_are_set_before_the_first_boot() {
     let server = server();
     let rich = Settings {
         guest_properties: vec![("proxy".into(), Secret::new("http://p & <q>"))],
@@ -790,7 +790,7 @@ fn guest_properties_that_a_create_did_not_take_are_set_before_the_first_boot() {
 }
 
 #[test]
-fn names_with_signs_are_found_by_either_way_of_escaping() {
+fn names_with_special_characters_are_found_with_either_escaping() {
     for escapes in [FilterEscapes::Backslash, FilterEscapes::Nothing] {
         let server = server();
         let odd = "a (b), c; d\\e * ü";
@@ -832,7 +832,7 @@ fn names_with_signs_are_found_by_either_way_of_escaping() {
 }
 
 #[test]
-fn records_without_some_fields_and_with_local_times_serve() {
+fn records_without_some_fields_and_with_local_times_are_read() {
     let server = server();
     let client = open(&server);
     let vapp = ends_well(&client, &create(&client, "ci-1").unwrap());
@@ -871,7 +871,7 @@ fn records_without_some_fields_and_with_local_times_serve() {
 }
 
 #[test]
-fn a_user_of_the_provider_sees_what_administrators_records_tell() {
+fn a_provider_user_reads_the_administrators_records() {
     let server = server_with(|o| o.scale = 1.0);
     server.with_model(|m| {
         let org = m.add_org("System");

@@ -12,7 +12,7 @@ use vcd_sim::model::Wording;
 use vcd_sim::xml::Prefixes;
 
 #[test]
-fn a_create_is_one_request_with_everything_and_its_vm_comes_up() {
+fn one_create_request_contains_everything_and_the_vm_starts() {
     for prefixes in [Prefixes::Default, Prefixes::Vcloud, Prefixes::Numbered] {
         let server = server_with(|o| o.api.prefixes = prefixes);
         let (client, environment) = Client::open(settings(&server)).unwrap();
@@ -143,7 +143,7 @@ fn templates_and_places_that_cannot_be_used_are_refused() {
 }
 
 #[test]
-fn a_refused_token_is_said_clearly_and_tried_once() {
+fn a_refused_token_is_reported_clearly_and_tried_once() {
     let server = server();
     for (org, token) in [("ci-org", "wrong-token"), ("no-org", "sim-api-token")] {
         let before = server.requests("login");
@@ -167,7 +167,7 @@ fn a_refused_token_is_said_clearly_and_tried_once() {
 }
 
 #[test]
-fn no_usable_version_is_said_clearly() {
+fn a_vcd_without_a_usable_version_is_reported_clearly() {
     let server = server_with(|o| o.api.versions = vec![("35.2".into(), false), ("36.0".into(), false)]);
     let errors = errors_of(settings(&server));
     assert!(errors.len() == 1 && errors[0].text.contains("36.1"), "{errors:?}");
@@ -252,7 +252,7 @@ fn a_busy_vapp_is_not_deleted_and_its_task_can_be_cancelled() {
 }
 
 #[test]
-fn deleting_what_is_gone_is_done_at_once() {
+fn deleting_a_missing_vapp_succeeds_immediately() {
     for gone_is_404 in [false, true] {
         let server = server();
         server.with_model(|m| m.settings.gone_is_404 = gone_is_404);
@@ -279,7 +279,7 @@ fn deleting_what_is_gone_is_done_at_once() {
 }
 
 #[test]
-fn an_unclear_end_of_a_change_is_ambiguous_and_never_repeated() {
+fn a_change_with_an_unknown_outcome_is_ambiguous_and_never_repeated() {
     let server = server();
     let client = open(&server);
     let cases = [
@@ -315,7 +315,7 @@ fn an_unclear_end_of_a_change_is_ambiguous_and_never_repeated() {
 }
 
 #[test]
-fn an_unclear_end_of_a_read_can_be_tried_again() {
+fn a_read_with_an_unknown_outcome_can_be_repeated() {
     let server = server();
     let client = open(&server);
     for (rule, kind) in [
@@ -357,7 +357,7 @@ fn settings_of_nowhere() -> Settings {
 }
 
 #[test]
-fn a_server_that_never_answers_cannot_hold_open() {
+fn a_server_that_never_answers_does_not_block_the_start() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/api", silent.local_addr().unwrap());
     let began = Instant::now();
@@ -367,7 +367,7 @@ fn a_server_that_never_answers_cannot_hold_open() {
 }
 
 #[test]
-fn limits_quotas_rights_and_names_have_kinds_of_their_own() {
+fn limits_quotas_rights_and_names_have_their_own_error_kinds() {
     let server = server_with(|o| o.scale = 1.0);
     let client = open(&server);
     server.with_model(|m| m.orgs.values_mut().for_each(|o| o.max_running = Some(1)));
@@ -389,7 +389,7 @@ fn limits_quotas_rights_and_names_have_kinds_of_their_own() {
 }
 
 #[test]
-fn refusals_are_understood_as_newer_releases_word_them() {
+fn rejections_worded_as_in_newer_releases_are_understood() {
     let server = server();
     let client = open(&server);
     let begun = create(&client, "ci-1").unwrap();
@@ -419,7 +419,7 @@ fn refusals_are_understood_as_newer_releases_word_them() {
 }
 
 #[test]
-fn what_xml_or_vcd_cannot_carry_is_refused_before_it_is_sent() {
+fn values_that_xml_or_vcd_cannot_contain_are_rejected_before_they_are_sent() {
     let server = server();
     let client = open(&server);
     let request = Request::Create { name: "ci-1".into(), description: "d".into(), whole: true };
@@ -467,7 +467,7 @@ const GONE: &str = "<Error xmlns=\"http://www.vmware.com/vcloud/v1.5\" majorErro
                     minorErrorCode=\"RESOURCE_NOT_FOUND\" message=\"No access to entity\"/>";
 
 #[test]
-fn all_pages_of_a_poll_come_and_only_our_prefix() {
+fn a_poll_reads_all_pages_and_only_the_prefix() {
     let server = server();
     let client = open(&server);
     for n in 0..300 {
@@ -607,7 +607,7 @@ fn many_tasks_are_one_query_and_failures_say_why() {
 }
 
 #[test]
-fn secrets_are_taken_out_while_another_thread_logs_in() {
+fn secrets_are_redacted_while_another_thread_logs_in() {
     let server = server();
     let client = Arc::new(open(&server));
     server.with_model(|m| m.admin_expire_bearers());

@@ -1,4 +1,4 @@
-//! Bodies of requests, from XML to the model's own types.
+//! Reads bodies of requests from XML into the model's types.
 
 use crate::model::*;
 use crate::xml::{XSI, child, children, flag, text};
@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-/// What is wrong with a body, or with what it names.
+/// What is wrong with a body, or with an entity that it names.
 type Bad = Refusal;
 
 const OVF: &str = "http://schemas.dmtf.org/ovf/envelope/1";
@@ -34,7 +34,7 @@ fn arc(text: Option<&str>) -> Option<Arc<str>> {
     text.map(Into::into)
 }
 
-/// A child element that must hold a number, if it is there.
+/// The number in a child element, if the element exists.
 fn number<T: std::str::FromStr>(node: Node<'_, '_>, name: &str) -> Result<Option<T>, Bad> {
     let Some(value) = text(node, name) else { return Ok(None) };
     value.trim().parse().map(Some).or_else(|_| bad(format!("Bad request\n - {name}: '{value}' is not a valid value.")))
@@ -70,7 +70,7 @@ fn items(model: &Model, root: Node<'_, '_>) -> Result<Vec<Item>, Bad> {
 
 fn item(model: &Model, node: Node<'_, '_>) -> Result<Item, Bad> {
     let Some(source) = child(node, "Source") else { return bad("SourcedItem has no Source.") };
-    // A whole template may stand for its only VM.
+    // A whole template can be named instead of its only VM.
     let id = match href_of::<TemplateVmId>(model, source) {
         Ok(id) => id,
         Err(error) => {
@@ -201,8 +201,8 @@ pub fn guest(section: Node<'_, '_>) -> Result<GuestSection, Bad> {
     })
 }
 
-/// An item may not have the id of the template's item of another kind, nor a parent that is no controller of the template's; nil is
-/// none.
+/// An item must not have the id of an item of another kind in the template. Its parent must be a controller of the
+/// template, or nil.
 fn item_ids(vm: &TemplateVm, section: Node<'_, '_>) -> Result<(), Bad> {
     let ids = ItemIds::of(vm.nics.len(), &vm.disks);
     for item in children(section, "Item") {
@@ -230,7 +230,7 @@ pub fn hardware(section: Node<'_, '_>) -> Result<Hardware, Bad> {
     Ok(all)
 }
 
-/// One hardware item: CPU, memory or disk. Others are let be.
+/// One hardware item: CPU, memory or disk. Other items are ignored.
 pub fn hardware_item(node: Node<'_, '_>, all: &mut Hardware) -> Result<(), Bad> {
     match number::<u32>(node, "ResourceType")? {
         Some(3) => {

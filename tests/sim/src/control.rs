@@ -1,4 +1,4 @@
-//! The control port: what tests and demos see and change behind the client's back. JSON over HTTP.
+//! The control port, JSON over HTTP: tests and demos read and change the world there without VCD's API.
 
 use crate::faults::Rule;
 use crate::front::{Counts, World};
@@ -26,12 +26,13 @@ pub fn answer(world: &mut World, request: &Request) -> Reply {
         }
         ("POST", "/admin") => body(request).and_then(|b| admin(&mut world.model, &b)),
         ("POST", "/versions") => body(request).and_then(|b| {
-            world.api.versions = versions(&b).ok_or("a list of versions, those with \"!\" at the end deprecated")?;
+            world.api.versions =
+                versions(&b).ok_or("expected a list of versions; \"!\" at the end marks a deprecated one")?;
             Ok(json!({}))
         }),
         ("POST", "/scale") => body(request).and_then(|b| {
             let scale = b.get("scale").and_then(Value::as_f64).filter(|s| (0.001..=1_000_000.0).contains(s));
-            world.clock.set_scale(scale.ok_or("scale: a number above 0")?);
+            world.clock.set_scale(scale.ok_or("scale: expected a number above 0")?);
             Ok(json!({}))
         }),
         _ => return Reply::json(404, &json!({"error": "no such path"})),
@@ -142,7 +143,7 @@ fn faults(world: &mut World, body: &Value) -> Result<Value, String> {
 fn admin(model: &mut Model, body: &Value) -> Result<Value, String> {
     let text = |key: &str| body.get(key).and_then(Value::as_str);
     let number = |key: &str| body.get(key).and_then(Value::as_u64);
-    let need = |key: &str| text(key).ok_or_else(|| format!("{key}: a text"));
+    let need = |key: &str| text(key).ok_or_else(|| format!("{key}: expected a string"));
     let vapp = || -> Result<VappId, String> {
         let name = need("vapp")?;
         model.vapps_named(name).first().copied().ok_or_else(|| format!("no vApp {name}"))
@@ -177,13 +178,13 @@ fn admin(model: &mut Model, body: &Value) -> Result<Value, String> {
         "set_faults" => {
             let id = vapp()?;
             let mut faults = Faults::default();
-            for name in body.get("faults").and_then(Value::as_array).ok_or("faults: a list of names")? {
+            for name in body.get("faults").and_then(Value::as_array).ok_or("faults: expected a list of names")? {
                 match name.as_str() {
                     Some("delete_fails") => faults.delete_fails = true,
                     Some("force_fails") => faults.force_fails = true,
                     Some("locked") => faults.locked = true,
                     Some("hangs") => faults.hangs = true,
-                    _ => return Err(format!("no fault {name}")),
+                    _ => return Err(format!("unknown fault {name}")),
                 }
             }
             model.admin_faults(id, faults);
@@ -193,7 +194,7 @@ fn admin(model: &mut Model, body: &Value) -> Result<Value, String> {
             let made = match (text("template"), model.networks.keys().next().copied()) {
                 (Some(wanted), Some(network)) => {
                     let found = model.templates.iter().find(|(_, t)| *t.name == *wanted).map(|(id, _)| *id);
-                    let template = found.ok_or_else(|| format!("no template {wanted}"))?;
+                    let template = found.ok_or_else(|| format!("there is no template {wanted}"))?;
                     model.admin_foreign_vm(first_vdc, name, description, template, network).ok_or("refused")?
                 }
                 _ => model.admin_foreign_vapp(first_vdc, name, description),
@@ -228,16 +229,16 @@ fn admin(model: &mut Model, body: &Value) -> Result<Value, String> {
                 org.max_running = value.as_u64().map(|n| u32::try_from(n).unwrap_or(u32::MAX));
             }
         }
-        "set_lag" => model.set_lag(number("ms").ok_or("ms: a number")?),
+        "set_lag" => model.set_lag(number("ms").ok_or("ms: expected a number")?),
         "set_rights" => {
-            let wanted = body.get("rights").and_then(Value::as_array).ok_or("rights: a list of names")?;
+            let wanted = body.get("rights").and_then(Value::as_array).ok_or("rights: expected a list of names")?;
             let named = |r: &&Right| wanted.iter().any(|w| w.as_str() == Some(r.name()));
             let rights: Vec<Right> = Right::ALL.iter().filter(named).copied().collect();
             model.users.values_mut().for_each(|u| u.rights.clone_from(&rights));
         }
         "set_setting" => {
             let value = body.get("value").ok_or("value is missing")?;
-            let flag = || value.as_bool().ok_or("value: true or false");
+            let flag = || value.as_bool().ok_or("value: expected true or false");
             let s = &mut model.settings;
             match need("name")? {
                 "allow_duplicate_names" => s.allow_duplicate_names = flag()?,
@@ -248,26 +249,29 @@ fn admin(model: &mut Model, body: &Value) -> Result<Value, String> {
                 "storage_quota_in_task" => s.storage_quota_in_task = flag()?,
                 "force_needs_right" => s.force_needs_right = flag()?,
                 "no_suspend" => s.no_suspend = flag()?,
-                "bearer_s" => s.bearer_s = value.as_u64().ok_or("value: a number")?,
+                "bearer_s" => s.bearer_s = value.as_u64().ok_or("value: expected a number")?,
                 "create_fails_at_power_on" => s.create_fails_at_power_on = flag()?,
                 "running_task_has_error" => s.running_task_has_error = flag()?,
                 "bracketed_filter_finds_nothing" => s.bracketed_filter_finds_nothing = flag()?,
                 "utc_offset_minutes" => {
-                    let minutes = value.as_i64().filter(|m| m.unsigned_abs() <= 14 * 60).ok_or("value: minutes")?;
+                    let minutes = value
+                        .as_i64()
+                        .filter(|m| m.unsigned_abs() <= 14 * 60)
+                        .ok_or("value: expected a number of minutes")?;
                     s.utc_offset_minutes = minutes.try_into().unwrap_or(0);
                 }
                 "unknown_fields" => {
-                    let all = value.as_array().ok_or("value: a list of names")?.iter();
+                    let all = value.as_array().ok_or("value: expected a list of names")?.iter();
                     s.unknown_fields = all.filter_map(Value::as_str).map(String::from).collect();
                 }
                 "hardware_in_create" => s.hardware_in_create = value.as_str().unwrap_or_default().parse()?,
                 "properties_in_create" => s.properties_in_create = value.as_str().unwrap_or_default().parse()?,
                 "own_network_in_create" => s.own_network_in_create = value.as_str().unwrap_or_default().parse()?,
                 "filter_escapes" => s.filter_escapes = value.as_str().unwrap_or_default().parse()?,
-                other => return Err(format!("no setting {other}")),
+                other => return Err(format!("unknown setting {other}")),
             }
         }
-        other => return Err(format!("no action {other}")),
+        other => return Err(format!("unknown action {other}")),
     }
     Ok(json!({}))
 }

@@ -1,7 +1,7 @@
-//! Faults: rules that say what goes wrong, when, how often; and a random mode by seed. Deciding only: the front (or a
-//! driver of the model) carries them out.
+//! Faults: rules that say what goes wrong, when and how often, and a random mode with a seed. This module only
+//! decides. The front, or a driver of the model, carries the faults out.
 //!
-//! A rule as JSON (all keys but one effect are optional):
+//! A rule as JSON. All keys are optional, but one effect is required:
 //!
 //! ```json
 //! {"op": "instantiate", "method": "POST", "path": "/action/", "nth": 1, "times": 1, "probability": 1.0,
@@ -12,14 +12,15 @@
 //!  "guest": "gc_failed | gc_pending | no_address | no_ssh | shuts_down", "query": "empty | partial | stale", "stale_ms": 5000}
 //! ```
 //!
-//! `op` is the operation's name (`login`, `instantiate`, `delete`, `query:vm`, `task`, …) or the part before its colon.
-//! `nth` is the first matching request that is hit (1 by default), `times` how many are hit from there (1 by default, 0 is
-//! without end). `delay_…_ms` are real milliseconds.
+//! `op` is the name of the operation (`login`, `instantiate`, `delete`, `query:vm`, `task`, …) or the part before its
+//! colon.
+//! `nth` is the first matching request that the rule hits (default 1). `times` is the number of matches that it hits
+//! from there (default 1; 0: all). `delay_…_ms` are real milliseconds.
 
 use crate::model::{GuestFault, Inject, QueryFault, Rng, TaskError, TaskFault, TaskFaultKind};
 use serde_json::Value;
 
-/// A made-up answer.
+/// An answer that replaces VCD's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     /// HTTP status.
@@ -34,7 +35,7 @@ pub struct Answer {
     pub location: Option<String>,
 }
 
-/// What goes wrong with one request.
+/// What goes wrong in one request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Effect {
     /// Answer this and do nothing.
@@ -49,9 +50,9 @@ pub struct Effect {
     pub delay_before_ms: u64,
     /// Real milliseconds after the work.
     pub delay_after_ms: u64,
-    /// Cut the body after so many bytes and close.
+    /// Cut the body after this many bytes and close the connection.
     pub truncate: Option<usize>,
-    /// Answer with a page of HTML in place of the body, with the true status.
+    /// Answer with an HTML page instead of the body. The status stays.
     pub html: bool,
     /// What happens to the task and the guest that the request starts.
     pub inject: Inject,
@@ -59,22 +60,22 @@ pub struct Effect {
     pub query: Option<QueryFault>,
 }
 
-/// When an effect happens.
+/// Which requests an effect hits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
-    /// Operation name, or the part before its colon; empty is any.
+    /// Operation name, or the part before its colon; empty: any.
     pub op: String,
-    /// HTTP method; empty is any.
+    /// HTTP method; empty: any.
     pub method: String,
-    /// Part of the path with query; empty is any.
+    /// Part of the path and query; empty: any.
     pub path: String,
-    /// The first match that is hit, from 1.
+    /// The first match that the rule hits, from 1.
     pub nth: u64,
-    /// How many matches are hit; 0 is all.
+    /// Number of matches that the rule hits; 0: all.
     pub times: u64,
-    /// Probability that a match that should be hit is hit.
+    /// Probability with which each of these matches is hit.
     pub probability: f64,
-    /// What happens.
+    /// What goes wrong.
     pub effect: Effect,
     seen: u64,
 }
@@ -85,11 +86,11 @@ pub struct Faults {
     rules: Vec<Rule>,
     rng: Rng,
     rate: f64,
-    /// How many requests were hit.
+    /// Number of requests that were hit.
     pub hits: u64,
 }
 
-/// At most so many rules; more are refused.
+/// Maximum number of rules.
 const MAX_RULES: usize = 4096;
 
 impl Answer {
@@ -121,7 +122,7 @@ impl Rule {
         let effect = &mut rule.effect;
         let mut stale_ms = 5000;
         for (key, value) in map {
-            let wrong = || format!("{key}: not understood: {value}");
+            let wrong = || format!("{key}: invalid value {value}");
             let text = || value.as_str().map(String::from).ok_or_else(wrong);
             let number = || value.as_u64().ok_or_else(wrong);
             let flag = || value.as_bool().ok_or_else(wrong);
@@ -196,7 +197,7 @@ impl Rule {
     }
 }
 
-/// VMware's text for errors that it does not tell to tenants.
+/// VMware's text for errors whose cause is not shown to tenants.
 const UNABLE: &str = "Unable to perform this action. Contact your cloud administrator.";
 
 fn answer(value: &Value) -> Result<Answer, String> {
@@ -225,7 +226,7 @@ impl Faults {
         fits
     }
 
-    /// Each request is hit with this probability, by a fault that fits it.
+    /// From now on, each request is hit with this probability, by a random fault that fits the request.
     pub fn random(&mut self, seed: u64, rate: f64) {
         self.rng = Rng::new(seed);
         self.rate = rate;
@@ -237,7 +238,7 @@ impl Faults {
         self.rate = 0.0;
     }
 
-    /// How long back stale queries ask, so that history is kept for them.
+    /// The largest age of stale queries in milliseconds: the model keeps its history for this long.
     pub fn history(&self) -> u64 {
         let stale = |r: &Rule| match r.effect.query {
             Some(QueryFault::Stale(ago)) => ago,
@@ -246,7 +247,7 @@ impl Faults {
         self.rules.iter().map(stale).max().unwrap_or(0)
     }
 
-    /// What goes wrong with this request. `changes` tells the random mode which faults fit.
+    /// What goes wrong in this request. `changes`: the request changes something, so other random faults fit.
     pub fn decide(&mut self, op: &str, method: &str, path: &str, changes: bool) -> Option<Effect> {
         for rule in &mut self.rules {
             if !rule.matches(op, method, path) {

@@ -1,4 +1,4 @@
-//! The front: listeners, connections, the clock that drives the model, faults, and the guests' own addresses.
+//! The front: listeners, connections, the clock that drives the model, faults, and the guests' addresses.
 
 use crate::control;
 use crate::faults::{Answer, Effect, Faults};
@@ -24,30 +24,30 @@ use std::rc::{Rc, Weak};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Connections at once, over all ports of the front.
+/// Maximum number of connections, over all ports of the front.
 const MAX_CONNECTIONS: usize = 1024;
-/// A connection that sends no request for so long is closed.
+/// A connection that sends no request for this long is closed.
 const IDLE: Duration = Duration::from_secs(60);
-/// A TLS handshake may take so long.
+/// Maximum duration of a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// VCD's own time for any request, in milliseconds of VCD time.
+/// Duration of any request at VCD, in milliseconds of VCD time.
 const REQUEST_MS: f64 = 100.0;
-/// Shorter bodies are not packed.
+/// Shorter bodies are not compressed.
 const MIN_PACKED: usize = 256;
-/// The clock looks at the model at least so often.
+/// The clock advances the model at least this often.
 const MAX_TICK: Duration = Duration::from_secs(1);
 
-/// Real time to logical time.
+/// Converts real time to logical time.
 #[derive(Clone, Debug)]
 pub struct Clock {
     since: Instant,
     base_ms: f64,
-    /// Logical milliseconds in a real millisecond.
+    /// Logical milliseconds per real millisecond.
     pub scale: f64,
 }
 
 impl Clock {
-    /// Starts at 0.
+    /// A clock at 0.
     pub fn new(scale: f64) -> Self {
         Self { since: Instant::now(), base_ms: 0.0, scale }
     }
@@ -61,7 +61,7 @@ impl Clock {
         self.exact() as u64
     }
 
-    /// Goes on from now at another speed.
+    /// Continues from now at another speed.
     pub fn set_scale(&mut self, scale: f64) {
         self.base_ms = self.exact();
         self.since = Instant::now();
@@ -73,10 +73,10 @@ impl Clock {
     }
 }
 
-/// What was asked, by operation.
+/// Counts of requests and answers, by operation.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
-    /// Requests.
+    /// All requests.
     pub requests: BTreeMap<String, u64>,
     /// Requests that change something.
     pub changing: u64,
@@ -86,7 +86,7 @@ pub struct Counts {
     pub refusals: BTreeMap<String, u64>,
     /// Connections.
     pub connections: u64,
-    /// Bytes of answers' bodies, as they went out.
+    /// Bytes of the answers' bodies, as sent.
     pub sent: u64,
 }
 
@@ -94,9 +94,9 @@ pub struct Counts {
 pub struct World {
     /// VCD itself.
     pub model: Model,
-    /// What goes wrong.
+    /// The rules for faults.
     pub faults: Faults,
-    /// What was asked.
+    /// Counts of requests and answers.
     pub counts: Counts,
     /// The clock.
     pub clock: Clock,
@@ -106,39 +106,39 @@ pub struct World {
 }
 
 impl World {
-    /// A world whose clock begins now.
+    /// A world whose clock starts now.
     pub fn new(mut model: Model, faults: Faults, api: Api, scale: f64) -> Self {
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         model.epoch = u64::try_from(unix.as_millis()).unwrap_or(0);
         Self { model, faults, counts: Counts::default(), clock: Clock::new(scale), api, requests: 0 }
     }
 
-    /// Brings the model to the clock's time.
+    /// Advances the model to the clock's time.
     pub fn catch_up(&mut self) {
         let now = self.clock.now();
         self.model.advance(now);
     }
 }
 
-/// The world, and a bell for the clock.
+/// The world, and a channel that wakes the clock.
 pub struct Shared {
     world: Mutex<World>,
     bell: channel::Sender<()>,
 }
 
 impl Shared {
-    /// Shares a world; the receiver hears each change.
+    /// Shares a world. The receiver gets a message for each change.
     pub fn new(world: World) -> (Arc<Self>, channel::Receiver<()>) {
         let (bell, heard) = channel::bounded(1);
         (Arc::new(Self { world: Mutex::new(world), bell }), heard)
     }
 
-    /// The world. A panic in a test's closure does not end the server.
+    /// The world. A panic in a test's closure does not end the server: a poisoned lock is used.
     pub fn lock(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something changed: the clock looks again.
+    /// Something changed: the clock computes its next event again.
     pub fn ring(&self) {
         let _ = self.bell.try_send(());
     }
@@ -154,7 +154,7 @@ pub struct Listeners {
     pub control: std::net::TcpListener,
 }
 
-/// Serves until `stop` says so.
+/// Serves until `stop` gets a message.
 pub fn run(
     shared: &Arc<Shared>,
     heard: &channel::Receiver<()>,
@@ -166,7 +166,7 @@ pub fn run(
     let open = Rc::new(Cell::new(0usize));
     let http = TcpListener::try_from(listeners.http)?;
     let control = TcpListener::try_from(listeners.control)?;
-    // Tasks that held the executor which holds them would never be dropped, nor their sockets.
+    // A task that owned its executor would never be dropped, nor would its sockets.
     let weak = Rc::downgrade(&executor);
     executor.spawn(accept(weak.clone(), open.clone(), http, None, shared.clone(), false)).detach();
     executor.spawn(accept(weak.clone(), open.clone(), control, None, shared.clone(), true)).detach();
@@ -181,7 +181,7 @@ pub fn run(
     Ok(())
 }
 
-/// Lets the model's time pass and opens and closes the guests.
+/// Advances the model and opens and closes the guests' ports.
 async fn tick(
     executor: Weak<LocalExecutor<'static>>,
     shared: Arc<Shared>,
@@ -224,7 +224,7 @@ async fn accept(
 ) {
     loop {
         let Ok((socket, _)) = listener.accept().await else {
-            // Out of descriptors, as a rule: others will be closed.
+            // Usually no file descriptor is left. Other connections will be closed.
             Timer::after(Duration::from_millis(50)).await;
             continue;
         };
@@ -273,9 +273,9 @@ where
         }
     });
     let mut builder = http1::Builder::new();
-    // A request that has come whole is carried out, even if its client has died since.
+    // A request that has arrived completely is carried out, even if its client has disconnected.
     builder.timer(SmolTimer).header_read_timeout(IDLE).auto_date_header(false).half_close(true);
-    // An error is the client's end of the connection, or a fault that was asked for.
+    // An error means that the client disconnected, or that a fault closed the connection.
     let _ = builder.serve_connection(Stream(stream), service).await;
 }
 
@@ -295,7 +295,7 @@ fn too_large() -> io::Result<Response<Out>> {
     respond(reply)
 }
 
-/// The page of a proxy that stands before VCD.
+/// The page of a proxy in front of VCD.
 const HTML: &str =
     "<html><head><title>Bad Gateway</title></head><body><h1>The page cannot be displayed</h1></body></html>";
 
@@ -412,7 +412,7 @@ fn made_up(answer: &Answer) -> Reply {
     reply
 }
 
-/// An answer of VCD's, packed where the client takes that and it is worth it, and cut after so many bytes.
+/// The answer, compressed if the client accepts that and the body is large enough, and cut after `truncate` bytes.
 fn respond_as(reply: Reply, truncate: Option<usize>, packs: bool, shared: &Shared) -> io::Result<Response<Out>> {
     let mut response = head(&reply);
     let mut bytes = reply.body.into_bytes();

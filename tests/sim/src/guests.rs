@@ -1,6 +1,6 @@
-//! The guests' own addresses: while a guest's SSH is up, something listens there. It says an SSH banner and holds the
-//! connection for a moment, passes bytes on to a real SSH server, from the guest's own address, or is OpenSSH's server itself,
-//! which knows the keys that the guest's customization script brought.
+//! The guests' addresses: while a guest's SSH is up, something listens there. It sends an SSH banner and holds the
+//! connection for a moment, or forwards to a real SSH server from the guest's own address, or is OpenSSH's server,
+//! which accepts the keys from the guest's customization script.
 
 use crate::model::Model;
 use smol::future::FutureExt as _;
@@ -22,19 +22,19 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
 
-/// Connections to one guest at once; more are closed at once.
+/// Maximum number of connections to one guest. More are closed immediately.
 const MAX_CONNECTIONS: usize = 16;
-/// A banner's connection is held so long, if the client does not close it.
+/// After the banner, a connection is held for at most this long.
 const HOLD: Duration = Duration::from_secs(2);
-/// What a guest says.
+/// The banner of a guest.
 const BANNER: &[u8] = b"SSH-2.0-vcd-sim\r\n";
 
-/// What guests are, if nothing is forwarded.
+/// What serves a guest's port, if nothing is forwarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GuestKind {
-    /// OpenSSH where a login works, else a banner.
+    /// OpenSSH if a login works, else a banner.
     Auto,
-    /// OpenSSH; where no login works, the server does not start.
+    /// OpenSSH. If no login works, the simulator does not start.
     OpenSsh,
     /// A banner only.
     #[default]
@@ -54,25 +54,25 @@ impl FromStr for GuestKind {
     }
 }
 
-/// What is at a guest's port.
+/// What serves a guest's port.
 #[derive(Clone)]
 pub enum Login {
-    /// A banner only, and why.
+    /// A banner only, and the reason.
     Banner(String),
-    /// A server elsewhere.
+    /// An SSH server at another address.
     Forward(SocketAddr),
     /// The system's OpenSSH.
     OpenSsh(Arc<OpenSsh>),
 }
 
 impl Login {
-    /// As the kind says; `forward` goes first.
+    /// `forward` takes precedence over the kind.
     pub fn new(kind: GuestKind, forward: Option<SocketAddr>) -> io::Result<Login> {
         if let Some(server) = forward {
             return Ok(Login::Forward(server));
         }
         match kind {
-            GuestKind::Banner => Ok(Login::Banner("no others were asked for".into())),
+            GuestKind::Banner => Ok(Login::Banner("no other kind was requested".into())),
             GuestKind::OpenSsh => OpenSsh::new().map(|server| Login::OpenSsh(Arc::new(server))),
             GuestKind::Auto => Ok(match OpenSsh::new() {
                 Ok(server) => Login::OpenSsh(Arc::new(server)),
@@ -81,7 +81,7 @@ impl Login {
         }
     }
 
-    /// The user whom guests let in.
+    /// The user that guests accept.
     pub fn user(&self) -> Option<&str> {
         match self {
             Login::OpenSsh(server) => Some(&server.user),
@@ -93,33 +93,34 @@ impl Login {
 impl fmt::Display for Login {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Login::Banner(why) => write!(f, "an SSH banner only, as {why}"),
+            Login::Banner(why) => write!(f, "an SSH banner only: {why}"),
             Login::Forward(server) => write!(f, "the SSH server at {server}"),
-            Login::OpenSsh(server) => write!(f, "OpenSSH, which lets {} in by key", server.user),
+            Login::OpenSsh(server) => write!(f, "OpenSSH, login as {} with a key", server.user),
         }
     }
 }
 
-/// OpenSSH's server, one process for each connection. It lets the user in that runs this program, root or not, by the
-/// guest's keys, and runs no command of theirs. There are no passwords: those are the system's.
+/// OpenSSH's server, one process for each connection. It accepts the user that runs this program, root or not, with
+/// the guest's keys, and runs no command that the client sends. Passwords are disabled: they are the system's.
 pub struct OpenSsh {
     folder: PathBuf,
     server: &'static str,
     user: String,
 }
 
-/// Where OpenSSH's server may be. It must be called by its whole path.
+/// Where OpenSSH's server may be. It must be called by its absolute path.
 const SSHD: [&str; 3] = ["/usr/sbin/sshd", "/usr/local/sbin/sshd", "/usr/bin/sshd"];
-/// Nothing of the system's own configuration. The folder of keys lies where others may write, but is not theirs.
+/// Nothing from the system's own configuration. Others may write to the parent of the folder of keys, but not to the
+/// folder.
 const SSHD_CONFIG: &str = "UsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n\
                            StrictModes no\nUseDNS no\nForceCommand true\nDisableForwarding yes\nLoginGraceTime 20\n\
                            LogLevel QUIET\n";
-/// What a public key begins with.
+/// A public key starts with one of these.
 const KEYS: [&str; 4] = ["ssh-ed25519 ", "ssh-rsa ", "ecdsa-sha2-", "sk-ssh-ed25519"];
-/// The name of the key that is tried, and of the file that knows it.
+/// The name of the key for the trial login, and of the file that has its host key.
 const TRIED: &str = "tried";
 
-/// Runs a program; the error is the last line of what it says.
+/// Runs a program. The error is the last line of its output.
 fn run(program: &mut Command) -> Result<String, String> {
     let name = program.get_program().display().to_string();
     let output = program.stdin(Stdio::null()).output().map_err(|error| format!("{name} cannot be run: {error}"))?;
@@ -131,7 +132,7 @@ fn run(program: &mut Command) -> Result<String, String> {
 }
 
 impl OpenSsh {
-    /// Makes a host key in a folder of its own, and tries a login. The error is a reason, such as "there is no sshd".
+    /// Creates a host key in a new folder, and tries a login. The error is a reason, such as "there is no sshd".
     pub fn new() -> io::Result<OpenSsh> {
         let server = SSHD.into_iter().find(|place| Path::new(place).exists());
         let server = server.ok_or_else(|| {
@@ -141,7 +142,7 @@ impl OpenSsh {
         let random = RandomState::new().hash_one(0);
         let folder = std::env::temp_dir().join(format!("vcd-sim-{random:016x}"));
         DirBuilder::new().mode(0o700).create(&folder)?;
-        // For its unprivileged part, where it is root's.
+        // Its unprivileged part needs this folder, if root runs the server.
         let _ = std::fs::create_dir_all("/run/sshd");
         let openssh = OpenSsh { folder, server, user };
         openssh.prepare().map_err(io::Error::other)?;
@@ -156,23 +157,23 @@ impl OpenSsh {
         let config = self.folder.join("config");
         let written = std::fs::write(&config, format!("HostKey {}\n{SSHD_CONFIG}", host_key.display()));
         written.map_err(|error| format!("write {}: {error}", config.display()))?;
-        // With no network in between: ssh speaks to a server that it starts itself.
+        // Without a network: ssh talks to a server that it starts itself.
         let (keys, config) = (self.folder.join(format!("{TRIED}.pub")), config.display());
         let server = format!("ProxyCommand={} -i -f {config} -oAuthorizedKeysFile={}", self.server, keys.display());
         let mut ssh = Command::new("ssh");
         ssh.args(["-F", "/dev/null", "-oBatchMode=yes", "-oIdentitiesOnly=yes", "-oIdentityAgent=none"]);
         ssh.args(["-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oLogLevel=ERROR"]);
         ssh.args(["-o", &server, "-l", &self.user, "-i"]).arg(&tried).args(["guest", "true"]);
-        run(&mut ssh).map(drop).map_err(|why| format!("a login of {} does not work: {why}", self.user))
+        run(&mut ssh).map(drop).map_err(|why| format!("a login as {} does not work: {why}", self.user))
     }
 
-    /// Lets in who has a key in the script.
+    /// Writes the keys in a guest's script to the file that its server reads.
     fn knows(&self, address: Ipv4Addr, script: &str) -> io::Result<()> {
         let keys = script.split(['\'', '"', '\n']).filter(|text| KEYS.iter().any(|start| text.starts_with(start)));
         std::fs::write(self.folder.join(address.to_string()), keys.map(|key| format!("{key}\n")).collect::<String>())
     }
 
-    /// Serves one connection to its end.
+    /// Serves one connection until it ends.
     fn serve(&self, client: std::net::TcpStream, address: Ipv4Addr) -> io::Result<()> {
         client.set_nonblocking(false)?;
         let keys = format!("-oAuthorizedKeysFile={}", self.folder.join(address.to_string()).display());
@@ -207,17 +208,17 @@ pub struct Guests {
 }
 
 impl Guests {
-    /// None yet.
+    /// No guests yet.
     pub fn new(port: u16, login: Login) -> Self {
         Self { port, login, open: BTreeMap::new(), seen: None }
     }
 
-    /// True if guests came up or went down since it was last asked.
+    /// True if guests came up or went down since the last call.
     pub fn is_outdated(&mut self, model: &Model) -> bool {
         self.seen.replace(model.guest_changes) != Some(model.guest_changes)
     }
 
-    /// Listens on these addresses and on no others. False if one could not be had: it is tried again.
+    /// Listens on these addresses and on no others. False if one is not available: the caller tries again.
     pub fn open_only(&mut self, executor: &Weak<LocalExecutor<'static>>, up: &[Up]) -> bool {
         let Some(spawner) = executor.upgrade() else { return false };
         self.open.retain(|address, _| up.iter().any(|(other, _)| other == address));
@@ -246,7 +247,7 @@ impl Guests {
 }
 
 async fn listen(executor: Weak<LocalExecutor<'static>>, listener: TcpListener, address: Ipv4Addr, login: Login) {
-    // Dropped with the guest, which ends its connections.
+    // Dropped together with the guest, which closes its connections.
     let mut connections: Vec<Task<()>> = Vec::new();
     loop {
         let Ok((client, _)) = listener.accept().await else {
@@ -260,7 +261,7 @@ async fn listen(executor: Weak<LocalExecutor<'static>>, listener: TcpListener, a
         let Some(executor) = executor.upgrade() else { return };
         let login = login.clone();
         connections.push(executor.spawn(async move {
-            // The client's end of the connection is no error.
+            // A client that disconnects is no error.
             let _ = match login {
                 Login::Forward(server) => pass_on(client, address, server).await,
                 Login::Banner(_) => say_banner(client).await,
@@ -306,7 +307,7 @@ async fn pass_on(client: TcpStream, from: Ipv4Addr, server: SocketAddr) -> io::R
     smol::future::try_zip(there, back).await.map(|_| ())
 }
 
-/// Copies until the end, and passes the end on.
+/// Copies until the end of the stream, and closes the other side.
 async fn copy(from: TcpStream, mut to: TcpStream) -> io::Result<()> {
     smol::io::copy(from, &mut to).await?;
     to.shutdown(std::net::Shutdown::Write)

@@ -1,4 +1,4 @@
-//! Between hyper and smol: streams, timers, bodies. And reading a request in full.
+//! Adapters between hyper and smol: streams, timers, bodies. Also reads a request completely.
 
 use crate::routes::{Request, decode};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
@@ -10,9 +10,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-/// Request bodies may have so many bytes.
+/// Maximum size of a request body, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
-/// Read from a socket at once.
+/// Bytes that are read from a socket in one call.
 const READ_CHUNK: usize = 8192;
 
 /// A smol stream for hyper.
@@ -69,18 +69,18 @@ impl Timer for SmolTimer {
     }
 }
 
-/// A body that may break off.
+/// A body that may break off before its end.
 pub struct Out {
     data: Option<Bytes>,
-    /// The connection breaks when this is over: time for what was written to go out.
+    /// The connection breaks when this ends: what was written has time to go out.
     breaks: Option<smol::Timer>,
 }
 
-/// A truncated answer keeps the connection open for so long.
+/// After a truncated answer, the connection stays open for this long.
 const BREAK_AFTER: Duration = Duration::from_millis(20);
 
 impl Out {
-    /// A whole body.
+    /// A complete body.
     pub fn whole(data: impl Into<Bytes>) -> Self {
         Self { data: Some(data.into()), breaks: None }
     }
@@ -120,7 +120,7 @@ impl Body for Out {
     }
 }
 
-/// Reads a request in full; `None` if its body is too large.
+/// Reads a request completely. `None` if its body is too large.
 pub async fn read(request: hyper::Request<Incoming>, scheme: &str) -> io::Result<Option<Request>> {
     let (head, mut body) = request.into_parts();
     let header = |name: &str| head.headers.get(name).and_then(|v| v.to_str().ok()).map(String::from);

@@ -1,4 +1,4 @@
-//! `vcd-sim`: a simulated VMware Cloud Director, until it is killed.
+//! `vcd-sim`: a simulated VMware Cloud Director.
 
 use argh::FromArgs;
 use async_signal::{Signal, Signals};
@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use vcd_sim::GuestKind;
 use vcd_sim::model::{HardwareInCreate, Model};
 
-/// A simulated VMware Cloud Director. Prints its URLs and what its guests are, one a line, and serves until it is
-/// killed.
+/// A simulated VMware Cloud Director. Prints its URLs and what serves its guests, one per line, and runs until SIGINT
+/// or SIGTERM.
 #[derive(FromArgs)]
 struct Flags {
     /// address for HTTP (127.0.0.1:8080)
@@ -22,26 +22,26 @@ struct Flags {
     /// address of the control port (127.0.0.1:8081)
     #[argh(option, default = "SocketAddr::from((Ipv4Addr::LOCALHOST, 8081))")]
     control: SocketAddr,
-    /// how much faster than in life time passes (1)
+    /// how many times faster than real time the simulated time runs (1)
     #[argh(option, default = "1.0")]
     scale: f64,
-    /// seed of all that is random (1)
+    /// seed for everything random (1)
     #[argh(option, default = "1")]
     seed: u64,
-    /// port on which guests listen at their own addresses (2222)
+    /// port of the guests at their own addresses (2222)
     #[argh(option, default = "2222")]
     guest_port: u16,
-    /// a real SSH server behind all guests (none)
+    /// address of a real SSH server that serves all guests (none)
     #[argh(option)]
     guest_forward: Option<SocketAddr>,
-    /// what guests are: openssh lets this program's user in by the keys that guests were given, banner nobody, auto is openssh
-    /// where that works (auto)
+    /// what serves the guests: openssh accepts the user of this process with the keys that guests were given; banner
+    /// accepts nobody; auto is openssh if that works, else banner (auto)
     #[argh(option, default = "GuestKind::Auto")]
     guests: GuestKind,
-    /// what becomes of hardware in a create: apply, ignore or refuse (apply)
+    /// what VCD does with hardware in a create request: apply, ignore or refuse (apply)
     #[argh(option, default = "HardwareInCreate::Apply")]
     hardware_in_create: HardwareInCreate,
-    /// file for the CA's certificate, with HTTPS (none)
+    /// file to which the CA's certificate is written, with HTTPS (none)
     #[argh(option)]
     ca_out: Option<std::path::PathBuf>,
 }
@@ -83,7 +83,7 @@ fn run(flags: Flags) -> std::io::Result<()> {
     writeln!(out, "guests: {}", server.guests())?;
     writeln!(out, "control {}", server.control_url())?;
     out.flush()?;
-    // What the server has made for itself goes with it.
+    // Deletes the server's files.
     smol::block_on({ ended }.next());
     Ok(())
 }

@@ -1,10 +1,10 @@
-//! The model: what a VMware Cloud Director knows and what it does, as plain data under a logical clock. No I/O, no
-//! threads, no wall clock: the same seed and the same calls give the same world. Knows nothing of HTTP or XML.
+//! The model: what a VMware Cloud Director knows and does, as plain data with a logical clock. No I/O, no threads, no
+//! wall clock: the same seed and the same calls give the same world. It knows nothing of HTTP or XML.
 //!
 //! Time stands still until [`Model::advance`]. Everything that VCD does later (the end of a task, a guest that has
-//! booted, a lease that runs out) is on an agenda; [`Model::next_due`] tells when the next of it falls due.
+//! booted, a lease that ends) is on an agenda. [`Model::next_due`] returns the time of the next event.
 //!
-//! The maps of entities are open for reading (and for setting a world up); change a running world by the methods only.
+//! The maps of entities are public for reading, and to set up a world. Change a running world only with the methods.
 
 mod admin;
 mod check;
@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-/// Logical time: milliseconds since the model began.
+/// Logical time: milliseconds since the start of the model.
 pub type Ms = u64;
 
 /// A small deterministic random source (splitmix64).
@@ -58,9 +58,10 @@ impl Rng {
     }
 }
 
-/// Ids that stand in URLs as UUIDs: made of the seed, a number for the kind, and a counter, so that both ways are cheap.
+/// Ids that are UUIDs in URLs. A UUID contains the seed, a number for the kind, and a counter, so that both
+/// conversions are cheap.
 pub trait Id: Copy {
-    /// Tells the kinds apart inside the UUID.
+    /// The number of the kind in the UUID.
     const KIND: u16;
     /// VMware's name of the kind in its error texts.
     const ENTITY: &'static str;
@@ -104,7 +105,7 @@ ids! {
     ItemId 13 "catalogitem" "A catalog item.",
 }
 
-/// What VCD says when it refuses a request. Nothing was done.
+/// VCD's answer when it rejects a request. Nothing was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// HTTP status.
@@ -133,7 +134,7 @@ pub struct Durations {
     pub compose: Ms,
     pub compose_empty: Ms,
     pub recompose: Ms,
-    /// From the create request until the new VM shows in queries and in its vApp.
+    /// From the create request until queries and the vApp show the new VM.
     pub vm_shows: Ms,
     pub power_on: Ms,
     pub power_off: Ms,
@@ -144,9 +145,9 @@ pub struct Durations {
     pub suspend: Ms,
     pub metadata: Ms,
     pub consolidate: Ms,
-    /// From the request to cancel until the task is `canceled`.
+    /// From the cancel request until the task is `canceled`.
     pub cancel: Ms,
-    /// From power on until Tools tell a DHCP address.
+    /// From power on until Tools report a DHCP address.
     pub address: Ms,
     /// From power on until customization is complete.
     pub customization: Ms,
@@ -185,9 +186,9 @@ pub enum HardwareInCreate {
     /// Applies it.
     #[default]
     Apply,
-    /// Takes it and does nothing with it.
+    /// Accepts it and does not apply it.
     Ignore,
-    /// Refuses the request with 400.
+    /// Rejects the request with 400.
     Refuse,
 }
 
@@ -204,14 +205,14 @@ impl std::str::FromStr for HardwareInCreate {
     }
 }
 
-/// What VCD does with a create whose adapter's network differs from the one that the template's adapter is on, if that is
-/// not "none" and no NetworkAssignment leads from the one to the other.
+/// What VCD does with a create whose adapter is on another network than the template's adapter, if the template's
+/// network is not "none" and no NetworkAssignment connects the two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OwnNetworkInCreate {
     /// The task fails: the template's network does not exist.
     #[default]
     Refuse,
-    /// The adapter stays on the template's network, without a word.
+    /// The adapter stays on the template's network, without an error.
     Ignore,
 }
 
@@ -227,13 +228,13 @@ impl std::str::FromStr for OwnNetworkInCreate {
     }
 }
 
-/// How values in a filter are read.
+/// How values in a filter are escaped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FilterEscapes {
-    /// A backslash stands before a character that has a meaning in filters, as documented.
+    /// A backslash escapes a character that has a meaning in filters, as documented.
     #[default]
     Backslash,
-    /// A backslash is one, and brackets in a value need none.
+    /// A backslash is an ordinary character, and brackets in a value need no escape.
     Nothing,
 }
 
@@ -249,14 +250,14 @@ impl std::str::FromStr for FilterEscapes {
     }
 }
 
-/// How refusals are worded and numbered, where releases differ. By default as recorded from older ones.
+/// Wording and codes of rejections, where releases differ. The default is that of recordings from older releases.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wording {
     /// "Stop the vApp and try again" is a 409, as from 10.4.1 on.
     pub stop_is_409: bool,
-    /// What is busy is refused without the code BUSY_ENTITY: its text holds the task instead.
+    /// A request for a busy entity is rejected without the code BUSY_ENTITY. The text names the task.
     pub busy_names_a_task: bool,
-    /// A name that is taken is said to be that of a VM, without the code DUPLICATE_NAME.
+    /// A taken name is reported as the name of a VM, without the code DUPLICATE_NAME.
     pub duplicate_is_a_vm: bool,
 }
 
@@ -265,42 +266,42 @@ pub struct Wording {
 pub struct Settings {
     /// Two vApps of one VDC may have the same name.
     pub allow_duplicate_names: bool,
-    /// Say 404 RESOURCE_NOT_FOUND of what is gone, instead of 403.
+    /// Deleted entities are answered with 404 RESOURCE_NOT_FOUND instead of 403.
     pub gone_is_404: bool,
-    /// How other refusals are worded.
+    /// Wording of other rejections.
     pub wording: Wording,
-    /// What becomes of hardware in create requests.
+    /// What VCD does with hardware in create requests.
     pub hardware_in_create: HardwareInCreate,
-    /// What becomes of guest properties (`ProductSection`) in create requests.
+    /// What VCD does with guest properties (`ProductSection`) in create requests.
     pub properties_in_create: HardwareInCreate,
-    /// What becomes of an adapter whose template has a network of its own.
+    /// What VCD does with an adapter whose template has its own network.
     pub own_network_in_create: OwnNetworkInCreate,
-    /// A create that is to power on makes the VM, then its task fails and leaves it off; a power-on of its own works.
+    /// A create with power-on creates the VM, then its task fails and leaves the VM off. A separate power-on works.
     pub create_fails_at_power_on: bool,
-    /// A full storage quota is found by the task, not by the request.
+    /// The task fails if the storage quota is full, and not the request.
     pub storage_quota_in_task: bool,
     /// Forced deletes and undeploys need [`Right::Force`].
     pub force_needs_right: bool,
-    /// No VM can be suspended, as those with a passthrough device or a snapshot.
+    /// No VM can be suspended, like VMs with a passthrough device or a snapshot.
     pub no_suspend: bool,
-    /// Life of a bearer in seconds.
+    /// Lifetime of a bearer in seconds.
     pub bearer_s: u64,
-    /// DHCP gives an address for so long, if not for ever: a guest that was suspended for longer gets another one, which shows
-    /// when its Tools tell it. Until then the old one shows, which another guest may have by now.
+    /// Duration of a DHCP lease; `None`: no end. A guest that was suspended for longer gets another address, which
+    /// shows when its Tools report it. Until then VCD shows the old address, which another guest may have by now.
     pub dhcp_lease: Option<Ms>,
-    /// Tasks are forgotten so long after their end.
+    /// VCD keeps a task for this long after its end.
     pub task_kept: Ms,
-    /// Durations vary at random by up to so many percent, up and down.
+    /// Durations vary at random by up to this percentage.
     pub jitter_percent: u32,
-    /// The offset of VCD's local time from UTC, in which it tells dates.
+    /// The offset of VCD's local time from UTC. VCD shows dates in local time.
     pub utc_offset_minutes: i32,
-    /// A task that runs carries an Error element: "still in progress".
+    /// A running task has an Error element: "still in progress".
     pub running_task_has_error: bool,
-    /// How filters escape.
+    /// How values in a filter are escaped.
     pub filter_escapes: FilterEscapes,
-    /// A filter in brackets as a whole finds nothing.
+    /// A filter that is in brackets as a whole finds nothing.
     pub bracketed_filter_finds_nothing: bool,
-    /// Attributes of records that are unknown here, though documented: refused in `fields`, not shown.
+    /// Documented attributes of records that this VCD does not know: rejected in `fields`, and not shown.
     pub unknown_fields: Vec<String>,
 }
 
@@ -330,7 +331,7 @@ impl Default for Settings {
     }
 }
 
-/// A right that an operation asks for.
+/// A right that an operation needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Right {
     /// Create vApps.
@@ -351,7 +352,7 @@ impl Right {
     /// All of them.
     pub const ALL: [Right; 6] = [Right::Create, Right::Delete, Right::Power, Right::Edit, Right::Force, Right::ViewOrg];
 
-    /// VCD's name of it.
+    /// VCD's name of the right.
     pub fn name(self) -> &'static str {
         match self {
             Right::Create => "vApp: Create / Reconfigure",
@@ -369,7 +370,7 @@ impl Right {
 pub struct Org {
     /// Its name, as in the login URL.
     pub name: Arc<str>,
-    /// At most so many tasks run at once; more are refused.
+    /// Maximum number of running tasks. VCD rejects more.
     pub max_running: Option<u32>,
     /// Its lease rules.
     pub leases: LeaseRules,
@@ -382,9 +383,9 @@ pub struct LeaseRules {
     pub deployment_s: (u64, u64),
     /// Default and maximum of the storage lease.
     pub storage_s: (u64, u64),
-    /// At the end of the deployment lease: power off instead of suspend.
+    /// At the end of the deployment lease, VCD powers the vApp off instead of suspending it.
     pub power_off: bool,
-    /// At the end of the storage lease: mark as expired instead of delete.
+    /// At the end of the storage lease, VCD marks the vApp as expired instead of deleting it.
     pub keep_expired: bool,
 }
 
@@ -404,20 +405,20 @@ pub struct User {
 /// A bearer's session.
 #[derive(Clone, Debug)]
 pub struct Session {
-    /// Whose it is.
+    /// The user of the session.
     pub user: UserId,
     /// When it ends.
     pub expires: Ms,
 }
 
-/// The answer to a token.
+/// VCD's answer to a token.
 #[derive(Clone, Debug)]
 pub struct Grant {
-    /// What is shown from now on.
+    /// The bearer for the next requests.
     pub bearer: Arc<str>,
-    /// How long it lives, in seconds.
+    /// Lifetime of the bearer in seconds.
     pub life_s: u64,
-    /// The token for the next login, where the one that was shown is used up.
+    /// The token for the next login, if the token is valid for one login only.
     pub next: Option<Arc<str>>,
 }
 
@@ -428,11 +429,11 @@ pub struct Vdc {
     pub org: OrgId,
     pub name: Arc<str>,
     pub enabled: bool,
-    /// CPUs of powered-on VMs; checked at power on.
+    /// CPUs of powered-on VMs, checked at power on.
     pub cpu_limit: Option<u32>,
-    /// Memory of powered-on VMs; checked at power on.
+    /// Memory of powered-on VMs, checked at power on.
     pub memory_limit_mb: Option<u64>,
-    /// VMs; checked at the request.
+    /// Number of VMs, checked when a create is requested.
     pub vm_limit: Option<u32>,
     /// Linked clones: disks cannot grow before they are consolidated.
     pub fast_provisioning: bool,
@@ -453,18 +454,18 @@ pub struct Profile {
 /// Which VDCs may use a network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reach {
-    /// Its own.
+    /// The VDC that owns it.
     #[default]
     Vdc,
-    /// All of its org: `isShared`.
+    /// All VDCs of its org: `isShared`.
     Shared,
-    /// All of its org, by their lists of available networks alone.
+    /// All VDCs of its org. Only their lists of available networks show it.
     Listed,
-    /// Those of its VDC group, which owns it; records show the group.
+    /// The VDCs of the VDC group that owns it. Records show the group.
     Group,
-    /// The same; records show neither VDC nor group.
+    /// Like `Group`. Records show neither VDC nor group.
     GroupAlone,
-    /// The same; records show a VDC, and no group.
+    /// Like `Group`. Records show a VDC and no group.
     GroupByVdc,
 }
 
@@ -482,17 +483,17 @@ pub struct Network {
     pub pool: (Ipv4Addr, Ipv4Addr),
     /// First and last address of the DHCP range.
     pub dhcp: (Ipv4Addr, Ipv4Addr),
-    /// Who has which address.
+    /// The VM at each used address.
     pub used: BTreeMap<Ipv4Addr, VmId>,
 }
 
-/// A sizing policy; what it fixes wins over numbers in requests.
+/// A sizing policy. Its values override the values of requests.
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "each is named for what it holds")]
 pub struct Policy {
     pub vdc: VdcId,
     pub name: Arc<str>,
-    /// A sizing policy; else one of placement.
+    /// A sizing policy, else a placement policy.
     pub sizing: bool,
     pub cpus: Option<u32>,
     pub cores_per_socket: Option<u32>,
@@ -507,7 +508,7 @@ pub struct Policy {
 pub struct Catalog {
     pub org: OrgId,
     pub name: Arc<str>,
-    /// Other orgs see it, and may make VMs of its templates.
+    /// Other orgs see it, and can create VMs from its templates.
     pub shared: bool,
 }
 
@@ -518,7 +519,7 @@ pub struct Template {
     pub catalog: CatalogId,
     pub vdc: VdcId,
     pub name: Arc<str>,
-    /// The name of its catalog item, if that is another.
+    /// The name of its catalog item, if it differs.
     pub item_name: Option<Arc<str>>,
     pub vms: Vec<TemplateVmId>,
     pub created: Ms,
@@ -527,13 +528,13 @@ pub struct Template {
     pub expired: bool,
 }
 
-/// How far a template is.
+/// Whether VMs can be created from a template.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TemplateState {
-    /// VMs can be made from it.
+    /// VMs can be created from it.
     #[default]
     Ready,
-    /// It is not complete, and nothing works on it.
+    /// It is incomplete, and no task works on it.
     Unresolved,
     /// A task copies it.
     Copying,
@@ -577,9 +578,9 @@ pub struct TemplateVm {
     pub shows: HardwareShown,
     /// What Tools do with a customization script.
     pub scripts: Scripts,
-    /// Copies get a TPM, too.
+    /// Copies also have a TPM.
     pub tpm: bool,
-    /// A device of the host's: copies cannot be suspended.
+    /// It has a device of the ESXi host: copies cannot be suspended.
     pub passthrough: bool,
     /// Version of VMware Tools; 0: none installed.
     pub tools: u32,
@@ -588,16 +589,16 @@ pub struct TemplateVm {
 /// How much of a template VM's hardware its document shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HardwareShown {
-    /// A hardware section with what there is.
+    /// A complete hardware section.
     #[default]
     Section,
-    /// A hardware section whose items carry every element, the unused ones as `xsi:nil`.
+    /// A hardware section whose items have every element, the unused ones as `xsi:nil`.
     Nil,
-    /// A `VmSpecSection` alone.
+    /// Only a `VmSpecSection`.
     Spec,
-    /// The same as a section, but not within the template's document: only in the VM's own.
+    /// Only a `VmSpecSection`, which is missing in the template's document: only the VM's own document has it.
     Apart,
-    /// Nothing of it, nor of its guest OS.
+    /// Neither hardware nor guest OS.
     Nothing,
 }
 
@@ -607,25 +608,25 @@ pub enum Scripts {
     /// They run it.
     #[default]
     Run,
-    /// They leave it out, and customization completes.
+    /// They skip it, and customization completes.
     Skip,
-    /// Customization fails: "custom script is disabled". What comes before the script is done.
+    /// Customization fails: "custom script is disabled". The steps before the script are done.
     Fail,
 }
 
 /// A disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// `rasd:InstanceID` and `DiskId`. It tells the place: from 2000 on 16 for each SCSI controller, from 16000 on 30 for each
-    /// SATA controller.
+    /// `rasd:InstanceID` and `DiskId`. It depends on the position: from 2000 on 16 for each SCSI controller, from
+    /// 16000 on 30 for each SATA controller.
     pub id: u32,
     /// Its size.
     pub mb: u64,
 }
 
-/// The first id of a disk on a SATA controller.
+/// The lowest id of a disk on a SATA controller.
 pub const SATA_DISKS: u32 = 16_000;
-/// The first id of a disk on a SCSI controller.
+/// The lowest id of a disk on a SCSI controller.
 pub const SCSI_DISKS: u32 = 2_000;
 
 impl Disk {
@@ -634,7 +635,7 @@ impl Disk {
         self.id >= SATA_DISKS
     }
 
-    /// Its controller among those of its kind, and its place there.
+    /// The number of its controller among those of its kind, and its position there.
     pub fn place(&self) -> (u32, u32) {
         let (first, each) = if self.is_sata() { (SATA_DISKS, 30) } else { (SCSI_DISKS, 16) };
         let n = self.id.saturating_sub(first);
@@ -642,7 +643,7 @@ impl Disk {
     }
 }
 
-/// The ids of a VM's hardware items: they move with the number of adapters and controllers.
+/// The ids of a VM's hardware items. They depend on the number of adapters and controllers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each is named for what it holds")]
 pub struct ItemIds {
@@ -656,7 +657,7 @@ pub struct ItemIds {
 }
 
 impl ItemIds {
-    /// Those of a VM with so many adapters and these disks.
+    /// The ids for a VM with this many adapters and these disks.
     pub fn of(adapters: usize, disks: &[Disk]) -> ItemIds {
         let adapters = u32::try_from(adapters).unwrap_or(0);
         let count = |sata| disks.iter().filter(|d| d.is_sata() == sata).map(|d| d.place().0 + 1).max().unwrap_or(0);
@@ -730,7 +731,7 @@ pub struct Nic {
 }
 
 impl Nic {
-    /// One that is on no network, as a template's.
+    /// A NIC that is on no network, like a template's.
     pub fn unconnected(index: u32) -> Nic {
         Nic { index, network: None, mode: IpMode::None, address: None, connected: false, adapter: "VMXNET3".into() }
     }
@@ -859,16 +860,16 @@ pub struct Lease {
 /// Metadata: key to type (`MetadataStringValue` and such) and value.
 pub type Metadata = BTreeMap<Arc<str>, (Cow<'static, str>, Arc<str>)>;
 
-/// What is wrong with one vApp, for as long as nobody mends it.
+/// Faults of one vApp, until somebody clears them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     /// Its deletes are accepted, and their tasks fail.
     pub delete_fails: bool,
-    /// The same of deletes by force only.
+    /// The same, for deletes by force only.
     pub force_fails: bool,
-    /// Its deletes are refused.
+    /// Its deletes are rejected.
     pub locked: bool,
-    /// Its tasks never end, and ignore that they are cancelled.
+    /// Its tasks never end, and ignore a cancel.
     pub hangs: bool,
 }
 
@@ -892,29 +893,29 @@ pub struct Vapp {
     pub expired: bool,
     /// Its create has not ended.
     pub creating: bool,
-    /// Its create failed before there was a VM.
+    /// Its create failed before the VM existed.
     pub failed: bool,
     /// A VM of it is deployed.
     pub deployed: bool,
-    /// What is wrong with it.
+    /// Its faults.
     pub faults: Faults,
-    /// The task that holds it.
+    /// The task that locks it.
     pub task: Option<TaskId>,
     pub last_task: Option<TaskId>,
 }
 
-/// Power of a VM.
+/// Power state of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each is named for what it is")]
 pub enum Power {
-    /// Being copied.
+    /// VCD copies it.
     Unresolved,
     Off,
     On,
     Suspended,
 }
 
-/// What the guest got by customization.
+/// What customization wrote to the guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each is named for what it holds")]
 pub struct Applied {
@@ -934,7 +935,7 @@ pub struct Vm {
     pub name: Arc<str>,
     pub description: Arc<str>,
     pub created: Ms,
-    /// From then on it shows.
+    /// Queries and its vApp show it from then on.
     pub shows_at: Ms,
     pub guest_os: Arc<str>,
     pub os_type: Arc<str>,
@@ -954,9 +955,9 @@ pub struct Vm {
     pub tpm: bool,
     pub passthrough: bool,
     pub scripts: Scripts,
-    /// A network of its template's that this vApp does not have: the create fails for it.
+    /// A network of its template that this vApp does not have: the create fails because of it.
     pub missing_network: Option<Arc<str>>,
-    /// A linked clone: its disks cannot grow.
+    /// A linked clone: its disks cannot be enlarged.
     pub linked: bool,
     pub metadata: Metadata,
     /// Guest properties (`ovf:ProductSection`).
@@ -964,23 +965,23 @@ pub struct Vm {
     pub power: Power,
     pub deployed: bool,
     pub gc: GcStatus,
-    /// What customization brought into the guest; `None` until it ran.
+    /// What customization wrote to the guest; `None` before it ran.
     pub applied: Option<Applied>,
     /// SSH answers.
     pub ssh: bool,
-    /// What goes wrong in this guest.
+    /// The fault of this guest.
     pub guest_fault: Option<GuestFault>,
-    /// The host that it runs on does not answer.
+    /// Its ESXi host does not answer.
     pub host_down: bool,
-    /// Its record does not tell its address.
+    /// Its record does not show its address.
     pub address_hidden: bool,
-    /// Since when it is suspended.
+    /// The time of its suspend.
     pub suspended_at: Option<Ms>,
-    /// It was resumed after the end of its DHCP lease, and has no other address yet.
+    /// It was resumed after the end of its DHCP lease, and has no new address yet.
     pub lease_over: bool,
-    /// Counts power changes, so that steps of an earlier boot are void.
+    /// Counts power changes. Steps of an earlier boot are ignored.
     pub boot: u32,
-    /// The task that holds it.
+    /// The task that locks it.
     pub task: Option<TaskId>,
     pub last_task: Option<TaskId>,
 }
@@ -996,7 +997,7 @@ impl Vm {
         self.nic().and_then(|n| n.address)
     }
 
-    /// Its state in VCD's words: off but deployed is "partially" off.
+    /// Its state in VCD's words: powered off but deployed is "partially" off.
     pub fn status(&self) -> Status {
         match self.power {
             _ if self.host_down => Status::Unknown,
@@ -1008,7 +1009,7 @@ impl Vm {
         }
     }
 
-    /// True if a guest OS of this name wants Windows' rules.
+    /// True if this is the name of a Windows guest OS.
     pub fn is_windows(&self) -> bool {
         self.guest_os.contains("Windows")
     }
@@ -1119,13 +1120,13 @@ pub struct Task {
     pub(crate) run: engine::Run,
 }
 
-/// VMware Cloud Director as a value.
+/// VMware Cloud Director.
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "each is named for what it holds")]
 pub struct Model {
     pub durations: Durations,
     pub settings: Settings,
-    /// Faults that the next task takes; see [`Inject`].
+    /// Faults for the next task; see [`Inject`].
     pub inject: Inject,
     /// Unix time in milliseconds of logical time 0.
     pub epoch: u64,
@@ -1133,7 +1134,7 @@ pub struct Model {
     pub users: BTreeMap<UserId, User>,
     /// API tokens.
     pub tokens: BTreeMap<Arc<str>, UserId>,
-    /// Tokens of service accounts: each is good for one login, whose answer brings the next.
+    /// Tokens of service accounts: each is valid for one login, whose answer has the next token.
     pub service_tokens: BTreeMap<Arc<str>, UserId>,
     pub bearers: BTreeMap<Arc<str>, Session>,
     pub vdcs: BTreeMap<VdcId, Vdc>,
@@ -1146,7 +1147,7 @@ pub struct Model {
     pub vapps: BTreeMap<VappId, Vapp>,
     pub vms: BTreeMap<VmId, Vm>,
     pub tasks: BTreeMap<TaskId, Task>,
-    /// Goes up with each guest that begins or ends to answer.
+    /// Increases when a guest starts or stops answering.
     pub guest_changes: u64,
     now: Ms,
     seed: u64,
@@ -1160,7 +1161,7 @@ pub struct Model {
     snapshots: VecDeque<(Ms, Arc<Records>)>,
 }
 
-/// Midnight of 1 January 2026, UTC: logical time 0 unless told otherwise.
+/// Midnight of 1 January 2026, UTC: the default for logical time 0.
 const DEFAULT_EPOCH: u64 = 1_767_225_600_000;
 
 impl Model {
@@ -1261,7 +1262,7 @@ impl Model {
         self.epoch.saturating_add(at)
     }
 
-    /// The seed it was made with.
+    /// The seed of the model.
     pub fn seed(&self) -> u64 {
         self.seed
     }
@@ -1277,7 +1278,7 @@ impl Model {
         format!("{high:08x}-{:04x}-4{low:03x}-8000-{:012x}", I::KIND, id.number())
     }
 
-    /// The id in a UUID, if it is one of ours and of this kind. It need not exist (any more).
+    /// The id in a UUID, if this model has created the UUID for this kind. The entity may be deleted.
     pub fn parse_uuid<I: Id>(&self, uuid: &str) -> Option<I> {
         let number = u32::from_str_radix(uuid.rsplit('-').next()?, 16).ok()?;
         let id = I::of(number);
@@ -1289,9 +1290,9 @@ impl Model {
         ((mixed >> 32) as u32, (mixed & 0xfff) as u16)
     }
 
-    // Setting a world up.
+    // Setup of a world.
 
-    /// Adds an org without limits and leases.
+    /// Adds an org without limits or leases.
     pub fn add_org(&mut self, name: &str) -> OrgId {
         let id = self.fresh();
         self.orgs.insert(id, Org { name: name.into(), max_running: None, leases: LeaseRules::default() });
@@ -1321,7 +1322,7 @@ impl Model {
         id
     }
 
-    /// Adds a storage profile; the first of a VDC is its default.
+    /// Adds a storage profile. The first one of a VDC is its default.
     pub fn add_profile(&mut self, vdc: VdcId, name: &str, limit_mb: u64) -> ProfileId {
         let id = self.fresh();
         let default = !self.profiles.values().any(|p| p.vdc == vdc);
@@ -1408,7 +1409,7 @@ impl Model {
 
     // Accounts.
 
-    /// Trades an API token of a user of `org`, or a service account's token, for a bearer.
+    /// Exchanges an API token of a user of `org`, or a service account's token, for a bearer.
     pub fn login_token(&mut self, org: &str, token: &str) -> Result<Grant, Refusal> {
         let user = self.tokens.get(token).or(self.service_tokens.get(token));
         let user = user.copied().filter(|u| self.user_is_in(*u, org));
@@ -1427,7 +1428,7 @@ impl Model {
         token
     }
 
-    /// Opens a session with name and password; a bearer and its life in seconds.
+    /// Opens a session with name and password. Returns a bearer and its lifetime in seconds.
     pub fn login_password(&mut self, org: &str, name: &str, password: &str) -> Result<(Arc<str>, u64), Refusal> {
         let found = self
             .users
@@ -1453,7 +1454,7 @@ impl Model {
         (bearer, life)
     }
 
-    /// The user of a bearer, unless it has ended.
+    /// The user of a bearer, unless the session has ended.
     pub fn authenticate(&self, bearer: &str) -> Option<UserId> {
         self.bearers.get(bearer).filter(|s| s.expires > self.now).map(|s| s.user)
     }
@@ -1463,7 +1464,7 @@ impl Model {
         self.bearers.remove(bearer);
     }
 
-    /// The user with this name, if there is one: for drivers that skip the login.
+    /// The user with this name, for drivers that skip the login.
     pub fn user(&self, name: &str) -> Option<UserId> {
         self.users.iter().find(|(_, u)| *u.name == *name).map(|(id, _)| *id)
     }

@@ -5,16 +5,16 @@ use std::cmp::Ordering;
 
 /// The default page size.
 pub const DEFAULT_PAGE_SIZE: usize = 25;
-/// The largest page size; more is refused.
+/// The largest page size. VCD rejects larger ones.
 pub const MAX_PAGE_SIZE: usize = 128;
-/// Filters may be nested so deep and have so many conditions.
+/// Maximum depth of a filter, and maximum number of its conditions.
 const MAX_DEPTH: u32 = 16;
 const MAX_CONDITIONS: usize = 256;
 
-/// A record: its attributes that have a value, and its metadata.
+/// A record: its attributes with a value, and its metadata.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
-    /// Attributes; those without value are not there.
+    /// Attributes with a value.
     pub attributes: Vec<(&'static str, String)>,
     /// Metadata: key, type, value.
     pub metadata: Vec<(String, String, String)>,
@@ -73,7 +73,7 @@ const OPERATORS: [(&str, Operator); 6] = [
     ("=le=", Operator::Le),
 ];
 
-/// Reads a filter; `known` tells which attributes there are.
+/// Reads a filter. `known`: the attributes that exist.
 pub fn parse(text: &str, known: &[&str], escapes: FilterEscapes) -> Result<Filter, String> {
     let mut parser = Parser { rest: text, known, escapes, conditions: 0 };
     let filter = parser.any_of(0)?;
@@ -90,7 +90,7 @@ struct Parser<'a> {
     conditions: usize,
 }
 
-/// True if brackets hold the filter as a whole.
+/// True if one pair of brackets encloses the whole filter.
 pub fn is_bracketed(text: &str) -> bool {
     let mut depth = 0;
     let mut chars = text.chars().peekable();
@@ -200,7 +200,7 @@ impl Filter {
 }
 
 fn metadata_matches(record: &Record, key: &str, operator: Operator, value: &str) -> bool {
-    // The value stands behind its type: STRING:ci-linux.
+    // The value follows its type: STRING:ci-linux.
     let value = value.split_once(':').map_or(value, |(_, v)| v);
     let have = record.metadata.iter().find(|(k, _, _)| k == key).map(|(_, _, v)| v.as_str());
     match operator {
@@ -210,7 +210,7 @@ fn metadata_matches(record: &Record, key: &str, operator: Operator, value: &str)
     }
 }
 
-/// `*` makes a pattern that ignores case; links are equal if they end in the same UUID.
+/// `*` makes a value a pattern that ignores case. Links are equal if they end in the same UUID.
 fn equal(have: &str, wanted: &str) -> bool {
     if wanted.contains('*') {
         return wildcard(&wanted.to_lowercase(), &have.to_lowercase());
@@ -239,7 +239,7 @@ fn wildcard(pattern: &str, text: &str) -> bool {
     true
 }
 
-/// Numbers by value, all else (dates) as text.
+/// Compares numbers by value, and all else (dates) as text.
 fn compare(a: &str, b: &str) -> Ordering {
     match (a.parse::<i64>(), b.parse::<i64>()) {
         (Ok(a), Ok(b)) => a.cmp(&b),
@@ -258,7 +258,7 @@ fn ordered(have: &str, value: &str, operator: Operator) -> bool {
     }
 }
 
-/// Sorts by an attribute; records without it come first. Equal ones keep their order.
+/// Sorts by an attribute. Records without it come first. Equal records keep their order.
 pub fn sort(records: &mut [Record], attribute: &str, descending: bool) {
     records.sort_by(|a, b| {
         let order = compare(a.get(attribute).unwrap_or(""), b.get(attribute).unwrap_or(""));
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn brackets_around_all_are_told_from_others() {
+    fn brackets_around_the_whole_filter_are_recognized() {
         for (text, is) in [
             ("(a==1)", true),
             ("(a==1;b==2)", true),
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn some_take_no_escapes() {
+    fn without_escapes_a_backslash_is_an_ordinary_character() {
         let mut record = Record::default();
         record.put("name", "a (b)").put("status", "c\\d");
         for (filter, expected) in [("name==a (b)", true), ("name==a \\(b\\)", false), ("status==c\\d;name==a*", true)] {

@@ -1,4 +1,4 @@
-//! The API's map: which request is which operation, what is checked before it, and what it answers.
+//! The API's routes: the operation of each request, the checks before it, and its answer.
 
 use crate::body;
 use crate::model::*;
@@ -10,7 +10,7 @@ use serde_json::json;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// A request, read in full.
+/// A request, read completely.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     /// The method.
@@ -21,13 +21,13 @@ pub struct Request {
     pub query: Vec<(String, String)>,
     /// `Accept`.
     pub accept: Option<String>,
-    /// The answer may be packed by gzip.
+    /// The client accepts gzip.
     pub packs: bool,
     /// `Authorization`.
     pub authorization: Option<String>,
     /// `Content-Type`.
     pub content_type: Option<String>,
-    /// `http://HOST:PORT`, as the client named us.
+    /// `http://HOST:PORT`, as the client addressed the server.
     pub base: String,
     /// The body.
     pub body: Vec<u8>,
@@ -48,7 +48,7 @@ pub struct Reply {
     pub content_type: String,
     /// The body.
     pub body: String,
-    /// More headers.
+    /// Other headers.
     pub headers: Vec<(&'static str, String)>,
 }
 
@@ -67,18 +67,18 @@ impl Reply {
     }
 }
 
-/// What the front serves besides the model.
+/// What the front serves in addition to the model.
 #[derive(Clone, Debug)]
 pub struct Api {
-    /// Versions, with "deprecated".
+    /// Versions, and whether each is deprecated.
     pub versions: Vec<(String, bool)>,
-    /// How elements of answers are prefixed.
+    /// The prefixes of XML elements in answers.
     pub prefixes: Prefixes,
-    /// Pages of queries are never larger than this, whatever was asked for.
+    /// Maximum page size of queries. Larger pages are cut to it.
     pub largest_page: usize,
-    /// Where all links lead (VCD's public address); `None`: to where the client asked.
+    /// The start of all links (VCD's public address); `None`: the address that the client used.
     pub public_address: Option<String>,
-    /// Plain HTTP is answered by a redirect to this origin, path and all.
+    /// Requests over plain HTTP are redirected to this origin, with their path.
     pub redirect: Option<String>,
 }
 
@@ -87,7 +87,7 @@ impl Default for Api {
         let versions = [("36.3", true), ("37.0", false), ("37.1", false), ("37.2", false), ("38.0", false)];
         let mut versions: Vec<(String, bool)> = versions.iter().map(|(v, d)| (v.to_string(), *d)).collect();
         versions.push(("38.1".into(), false));
-        // Never the highest: VMware's own SDK could then do nothing.
+        // Never the highest: VMware's own SDK would not work.
         versions.push(("38.0.0-alpha".into(), false));
         Self {
             versions,
@@ -99,7 +99,7 @@ impl Default for Api {
     }
 }
 
-/// One request on its way through its handler.
+/// One request, for its handler.
 struct Call<'a> {
     model: &'a mut Model,
     api: &'a Api,
@@ -114,10 +114,10 @@ struct Call<'a> {
 type Answer = Result<Reply, Refusal>;
 type Handler = fn(&mut Call<'_>) -> Answer;
 
-/// What a request must bring.
+/// What a request must contain.
 #[derive(Clone, Copy, PartialEq)]
 enum Need {
-    /// Nothing at all.
+    /// Nothing.
     Nothing,
     /// A version in `Accept`.
     Version,
@@ -126,7 +126,7 @@ enum Need {
 }
 use Need::{Bearer, Nothing, Version};
 
-/// Method, path (`*` takes the rest of a segment), operation, needs, media type of the body ("" is none), handler.
+/// Method, path (`*` matches the rest of a segment), operation, needs, media type of the body ("": none), handler.
 type Route = (&'static str, &'static str, &'static str, Need, &'static str, Handler);
 
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -252,7 +252,7 @@ fn find(request: &Request) -> Option<(&'static Route, Vec<String>)> {
     ROUTES.iter().filter(|r| r.0 == request.method).find_map(|r| Some((r, matches(r.1, &request.path)?)))
 }
 
-/// The operation's name (`query:vm` and the like for queries), and whether it changes anything.
+/// The name of the operation (`query:vm` for queries), and whether it changes anything.
 pub fn operation(request: &Request) -> (Cow<'static, str>, bool) {
     match find(request) {
         Some((r, _)) if r.2 == "query" => {
@@ -264,11 +264,11 @@ pub fn operation(request: &Request) -> (Cow<'static, str>, bool) {
     }
 }
 
-/// VCD's page for people, before its script runs.
+/// VCD's web page, before its script runs.
 const PORTAL: &str = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>VMware Cloud \
                       Director</title><base href=\"/\"></head>\n<body><vcd-root></vcd-root></body></html>";
 
-/// Carries a request out on the model.
+/// Carries out a request on the model.
 pub fn answer(
     model: &mut Model,
     api: &Api,
@@ -277,7 +277,7 @@ pub fn answer(
     query_fault: Option<QueryFault>,
 ) -> Reply {
     let Some((route, args)) = find(request) else {
-        // The pages for people are one page for each path.
+        // Every path below these is one page.
         if ["/tenant/", "/provider/"].iter().any(|place| request.path.starts_with(place)) && request.method == "GET" {
             return Reply { status: 200, content_type: "text/html".into(), body: PORTAL.into(), headers: Vec::new() };
         }
@@ -305,7 +305,7 @@ pub fn answer(
 
 fn refusal(api: &Api, request: &Request, request_id: &str, refusal: &Refusal) -> Reply {
     if refusal.status == 401 {
-        // No word of why, but of how.
+        // The answer does not say why, only how to log in.
         let how = "Basic realm=\"VMware vCloud API\", Bearer realm=\"VMware vCloud API\"";
         let headers = vec![("content-type", "text/plain".to_owned()), ("www-authenticate", how.to_owned())];
         return Reply { headers, ..Reply::empty(401) };
@@ -410,7 +410,7 @@ impl Call<'_> {
         Ok(reply)
     }
 
-    /// Reads the XML body: its root must have this name, its content must fit the schema.
+    /// Reads the XML body. Its root must have this name, and its content must match the schema.
     fn body<T>(&self, root: &str, read: impl FnOnce(&Model, Node<'_, '_>) -> Result<T, Refusal>) -> Result<T, Refusal> {
         let wrong = |why: String| Refusal::bad(format!("Bad request\n - {why}"));
         let text = std::str::from_utf8(&self.request.body).map_err(|e| wrong(e.to_string()))?;
@@ -429,7 +429,7 @@ impl Call<'_> {
     }
 }
 
-/// XML nodes in a body.
+/// Maximum number of XML nodes in a body.
 const MAX_NODES: u32 = 20_000;
 
 // Versions, sessions, orgs.
@@ -511,7 +511,7 @@ fn session_json(c: &mut Call<'_>, status: u16) -> Reply {
     Reply::json(status, &body)
 }
 
-/// The one role that all users have; what it may do is each user's own.
+/// All users have this role. Each user has their own rights in it.
 const ROLE: &str = "urn:vcloud:role:00000000-0000-4000-8000-000000000001";
 
 fn rights(c: &mut Call<'_>) -> Answer {
@@ -571,7 +571,7 @@ fn orgs(c: &mut Call<'_>) -> Answer {
     Ok(c.xml(200, "orgList", c.view().orgs(org)))
 }
 
-// What hardly ever changes.
+// Entities that hardly ever change.
 
 fn catalog(c: &mut Call<'_>) -> Answer {
     let id: CatalogId = c.id(0)?;
@@ -602,7 +602,7 @@ fn network(c: &mut Call<'_>) -> Answer {
     Ok(c.xml(200, "orgVdcNetwork", c.view().network(id, network)))
 }
 
-/// A network by the newer API, which tells who owns it.
+/// A network by the newer API, which shows its owner.
 fn network_owner(c: &mut Call<'_>) -> Answer {
     let id: NetworkId = body::id_of(c.model, c.args.first().map_or("", String::as_str))?;
     let network = c.model.networks.get(&id).filter(|n| c.model.sees_vdc(c.who, n.vdc));
@@ -643,7 +643,7 @@ fn policies(c: &mut Call<'_>) -> Answer {
     Ok(Reply::json(200, &body))
 }
 
-// Work.
+// Changes.
 
 fn created(c: &mut Call<'_>, id: VappId) -> Answer {
     let text = c.view().vapp(id, c.model.get_vapp(c.who, id)?);
@@ -982,8 +982,8 @@ const QUERY_TYPES: &[QueryType] = &[
     ),
 ];
 
-/// What users of the provider ask for: its type, its element, the type whose records it shows, attributes that these do not
-/// have, and what they have besides.
+/// The queries of provider users: type, element, the type whose records it shows, attributes that these records lack,
+/// and additional attributes.
 type AdminType = (&'static str, &'static str, &'static str, &'static [&'static str], &'static [&'static str]);
 
 const ADMIN_TYPES: &[AdminType] = &[
@@ -1020,7 +1020,7 @@ fn number(request: &Request, name: &str, default: usize) -> Result<usize, Refusa
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| Refusal::bad(format!("{name} must be a positive number.")))
 }
 
-/// The kinds of queries there are.
+/// The types of queries.
 fn query_list(c: &Call<'_>) -> Reply {
     let mut w = Writer::new(c.api.prefixes, "QueryList");
     for (kind, ..) in QUERY_TYPES {
@@ -1048,7 +1048,7 @@ fn query_service(c: &mut Call<'_>) -> Answer {
     let unknown_here = |name: &str| c.model.settings.unknown_fields.iter().any(|f| f == name);
     let known = known.iter().filter(|name| !lacks.contains(name)).chain(more).copied();
     let known: Vec<&str> = known.filter(|name| !unknown_here(name)).collect();
-    // They see their own org by the tenants' queries, and it has nothing.
+    // Provider users get their own org in the tenants' queries, and it is empty.
     let in_vain = admin.is_none() && c.model.is_provider(c.who) && *kind != "orgVdcNetwork";
     let page_size = number(request, "pageSize", query::DEFAULT_PAGE_SIZE)?;
     if page_size > query::MAX_PAGE_SIZE {

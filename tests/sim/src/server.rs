@@ -15,23 +15,24 @@ use std::thread::JoinHandle;
 /// How to start a [`Server`].
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where HTTP is served; port 0 takes a free one.
+    /// The address for HTTP. Port 0 takes a free port.
     pub listen: SocketAddr,
-    /// Where HTTPS is served, if at all.
+    /// The address for HTTPS, if it is served.
     pub https_listen: Option<SocketAddr>,
-    /// Where the control port is.
+    /// The address of the control port.
     pub control: SocketAddr,
-    /// Logical milliseconds in a real millisecond.
+    /// Logical milliseconds per real millisecond.
     pub scale: f64,
-    /// For ids, passwords, random faults.
+    /// Seed for ids, passwords and random faults.
     pub seed: u64,
-    /// The port on which guests listen, at their own addresses. Two servers at once need two ports, or pools apart.
+    /// The port of the guests at their own addresses. Two servers at the same time need different ports, or different
+    /// address pools.
     pub guest_port: u16,
-    /// What guests are.
+    /// What serves the guests.
     pub guests: GuestKind,
-    /// A real SSH server behind all guests instead, which tells them apart by the address that they come from.
+    /// A real SSH server for all guests instead. It identifies a guest by the source address.
     pub guest_forward: Option<SocketAddr>,
-    /// The world to begin with; `None` is [`Model::standard`].
+    /// The world at the start; `None`: [`Model::standard`].
     pub model: Option<Model>,
     /// Versions and XML prefixes.
     pub api: Api,
@@ -76,7 +77,7 @@ fn listen(at: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
 }
 
 impl Server {
-    /// Listens, and serves on a thread of its own.
+    /// Listens, and serves on its own thread.
     pub fn start(options: Options) -> io::Result<Server> {
         if !(0.001..=1_000_000.0).contains(&options.scale) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "scale must be 0.001 to 1000000"));
@@ -124,12 +125,12 @@ impl Server {
         format!("http://{}", self.control)
     }
 
-    /// What its guests are, and why, in words.
+    /// What serves its guests, and why, in words.
     pub fn guests(&self) -> &str {
         &self.guests
     }
 
-    /// The user whom its guests let in by key, if they are OpenSSH.
+    /// The user that its guests accept with a key, if they are OpenSSH.
     pub fn guest_user(&self) -> Option<&str> {
         self.guest_user.as_deref()
     }
@@ -139,7 +140,7 @@ impl Server {
         self.tls.as_ref().map(|(authority, _)| authority.pem.as_str())
     }
 
-    /// New HTTPS connections are shown this certificate, which is returned as PEM. Nothing happens if HTTPS is not served.
+    /// From now on, HTTPS connections get this certificate, which is returned as PEM. Without HTTPS, nothing happens.
     pub fn set_certificate(&self, which: Certificate) -> io::Result<String> {
         let Some((authority, acceptor)) = &self.tls else { return Ok(String::new()) };
         let (new, pem) = authority.acceptor(which)?;
@@ -147,12 +148,12 @@ impl Server {
         Ok(pem)
     }
 
-    /// What the front serves from now on: versions, where links and redirects lead.
+    /// Changes what the front serves: versions, targets of links and redirects.
     pub fn with_api<T>(&self, f: impl FnOnce(&mut Api) -> T) -> T {
         f(&mut self.shared.lock().api)
     }
 
-    /// The model at this moment, to read or change.
+    /// Calls a function with the current model, to read or change it.
     pub fn with_model<T>(&self, f: impl FnOnce(&mut Model) -> T) -> T {
         let result = {
             let mut world = self.shared.lock();
@@ -179,7 +180,7 @@ impl Server {
         self.shared.lock().faults.random(seed, rate);
     }
 
-    /// How many requests were hit by faults.
+    /// Number of requests that faults have hit.
     pub fn hits(&self) -> u64 {
         self.shared.lock().faults.hits
     }
@@ -189,27 +190,27 @@ impl Server {
         self.shared.lock().faults.clear();
     }
 
-    /// How many requests of an operation came (as in `GET /counts`).
+    /// Number of requests of an operation (as in `GET /counts`).
     pub fn requests(&self, operation: &str) -> u64 {
         self.shared.lock().counts.requests.get(operation).copied().unwrap_or(0)
     }
 
-    /// Bytes of answers' bodies, as they went out.
+    /// Bytes of the answers' bodies, as sent.
     pub fn sent(&self) -> u64 {
         self.shared.lock().counts.sent
     }
 
-    /// How many connections came to the API.
+    /// Number of connections to the API.
     pub fn connections(&self) -> u64 {
         self.shared.lock().counts.connections
     }
 
-    /// How many requests of an operation were answered with an error (as in `GET /counts`).
+    /// Number of an operation's requests that were answered with an error (as in `GET /counts`).
     pub fn refusals(&self, operation: &str) -> u64 {
         self.shared.lock().counts.refusals.get(operation).copied().unwrap_or(0)
     }
 
-    /// How many requests of an operation that changes something were accepted (as in `GET /counts`).
+    /// Number of an operation's requests that changed something and were accepted (as in `GET /counts`).
     pub fn accepted(&self, operation: &str) -> u64 {
         self.shared.lock().counts.accepted.get(operation).copied().unwrap_or(0)
     }

@@ -1,4 +1,4 @@
-//! A CA of our own and server certificates of it, made anew at each start: a good one for localhost, and bad ones.
+//! A CA and its server certificates, created at each start: a valid one for localhost, and invalid ones.
 
 use futures_rustls::TlsAcceptor;
 use futures_rustls::rustls::ServerConfig;
@@ -8,29 +8,29 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What the server shows to new connections.
+/// The certificate for new connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Certificate {
-    /// One for localhost of the CA, valid for a long time.
+    /// Signed by the CA, for localhost, valid for a long time.
     #[default]
     Good,
-    /// It was valid once.
+    /// It has expired.
     Expired,
-    /// It will be valid one day.
+    /// It is not valid yet.
     NotYetValid,
-    /// It is for another host.
+    /// It is for another host name.
     OtherHost,
-    /// It is of another CA.
+    /// Another CA has signed it.
     OtherCa,
-    /// It has signed itself, as installations make one: a CA and a server in one.
+    /// Self-signed, as installations create it: a CA and a server certificate in one.
     SelfSigned,
-    /// The same, and it was valid once.
+    /// Self-signed and expired.
     SelfSignedExpired,
-    /// The same, for another host.
+    /// Self-signed, for another host name.
     SelfSignedOtherHost,
 }
 
-/// Whoever signs.
+/// A CA.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// The CA's certificate.
@@ -49,7 +49,7 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(ca, key), pem })
     }
 
-    /// What serves TLS with a certificate of this CA, of another one or of nobody, and that certificate.
+    /// An acceptor with a certificate of this CA, of another CA or self-signed, and the certificate.
     pub(crate) fn acceptor(&self, which: Certificate) -> io::Result<(TlsAcceptor, String)> {
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let names = match which {
@@ -90,7 +90,7 @@ impl Authority {
     }
 }
 
-/// The acceptor in force, which can be changed while the server runs.
+/// The current acceptor. It can be replaced while the server runs.
 #[derive(Clone)]
 pub struct Acceptor(Arc<Mutex<TlsAcceptor>>);
 

@@ -8,11 +8,11 @@ use std::net::Ipv4Addr;
 
 /// Writes entities with absolute links.
 pub struct View<'a> {
-    /// What is shown.
+    /// The model that is shown.
     pub model: &'a Model,
     /// `http://HOST:PORT`.
     pub base: &'a str,
-    /// How elements are prefixed.
+    /// The prefixes of XML elements.
     pub prefixes: Prefixes,
 }
 
@@ -38,11 +38,11 @@ pub fn media(name: &str) -> String {
     format!("application/vnd.vmware.vcloud.{name}+xml")
 }
 
-/// `2026-01-01T10:00:00.000Z` of Unix milliseconds; where local time has an offset, with that in place of the Z.
+/// Unix milliseconds as `2026-01-01T10:00:00.000Z`. If local time has an offset, it stands in place of the Z.
 pub fn date(unix_ms: u64, offset_minutes: i32) -> String {
     let unix_ms = unix_ms.saturating_add_signed(i64::from(offset_minutes) * 60_000);
     let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
-    // Days to civil date, in eras of 400 years that begin on 1 March.
+    // Days to civil date, in eras of 400 years that start on 1 March.
     let z = days + 719_468;
     let (era, doe) = (z / 146_097, z % 146_097);
     let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
@@ -112,14 +112,14 @@ impl Rasd {
         self
     }
 
-    /// The whole item.
+    /// The item as an element.
     fn item(&self, w: &mut Writer, element: &'static str, nil: bool) {
         w.start(element);
         self.write(w, nil);
         w.end();
     }
 
-    /// What is in it. With `nil` the elements that are not used are there, too.
+    /// The content of the item. With `nil`, also the unused elements.
     fn write(&self, w: &mut Writer, nil: bool) {
         for name in RASD {
             match self.0.iter().find(|(element, ..)| *element == name) {
@@ -143,7 +143,7 @@ struct Shown<'a> {
     memory_mb: u32,
     disks: &'a [Disk],
     nics: &'a [Nic],
-    /// Of a VM, whose items can be edited.
+    /// The items of a VM can be edited.
     edit: bool,
     nil: bool,
 }
@@ -255,7 +255,7 @@ impl<'a> View<'a> {
         w.leaf("Details", details.as_deref().unwrap_or(" "));
     }
 
-    /// `Tasks` of an entity, if one runs.
+    /// `Tasks` of an entity, if a task runs.
     fn tasks(&self, w: &mut Writer, id: Option<TaskId>) {
         let Some((id, task)) = id.and_then(|id| self.model.tasks.get(&id).map(|t| (id, t))) else { return };
         w.start("Tasks").start("Task");
@@ -308,7 +308,7 @@ impl<'a> View<'a> {
         w.finish()
     }
 
-    /// A section as a document of its own, or the start of one inside another.
+    /// A section: a document of its own, or the start of a section in another document.
     fn section(&self, w: &mut Writer, name: &'static str, href: &str, info: &str) {
         w.attr("href", href).attr("type", media(&lower_first(name))).attr("ovf:required", "false");
         w.leaf("ovf:Info", info);
@@ -444,7 +444,7 @@ impl<'a> View<'a> {
         w.end();
     }
 
-    /// The items are in the order of their ids, as VCD shows them.
+    /// The items are in the order of their ids, as in VCD.
     fn hardware_body(&self, w: &mut Writer, href: &str, shown: &Shown<'_>) {
         let ids = shown.ids();
         w.attr("vcloud:href", format!("{href}/virtualHardwareSection/"));
@@ -530,7 +530,7 @@ impl<'a> View<'a> {
         item.put("rasd:Reservation", "0").put("rasd:VirtualQuantity", mb.to_string()).put("rasd:Weight", "0")
     }
 
-    /// The hardware section (or `cpu`, `memory`, `disks` of it) as a document.
+    /// The hardware section (or its part `cpu`, `memory`, `disks`) as a document.
     pub fn hardware(&self, id: VmId, vm: &Vm, part: &str) -> String {
         let href = self.href(id);
         let root = match part {
@@ -553,7 +553,7 @@ impl<'a> View<'a> {
         w.finish()
     }
 
-    /// Outside its vApp such a NIC has an address of another range.
+    /// Outside its vApp, such a NIC has an address of another range.
     fn is_behind_nat(&self, vm: &Vm, nic: &Nic) -> bool {
         let networks = self.model.vapps.get(&vm.vapp).map(|vapp| &vapp.networks);
         networks.into_iter().flatten().any(|n| Some(&n.name) == nic.network.as_ref() && n.fence == Fence::NatRouted)
@@ -617,7 +617,7 @@ impl<'a> View<'a> {
         w.finish()
     }
 
-    /// The guest customization's status as a document.
+    /// The status of guest customization as a document.
     pub fn guest_status(&self, vm: &Vm) -> String {
         let mut w = Writer::new(self.prefixes, "GuestCustomizationStatusSection");
         w.leaf("GuestCustStatus", vm.gc.name());
@@ -640,7 +640,7 @@ impl<'a> View<'a> {
         w.finish()
     }
 
-    /// Metadata as a document; with `key` only that value.
+    /// Metadata as a document. With `key`, only its value.
     pub fn metadata(&self, metadata: &Metadata, key: Option<&str>) -> Option<String> {
         let value = |w: &mut Writer, kind: &str, value: &str| {
             w.start("TypedValue").attr("xsi:type", kind).leaf("Value", value).end();
@@ -692,7 +692,7 @@ impl<'a> View<'a> {
         w.finish()
     }
 
-    /// `alone`: as a document of its own.
+    /// `alone`: as a separate document.
     fn template_vm_inside(&self, w: &mut Writer, id: TemplateVmId, vm: &TemplateVm, alone: bool) {
         let shows = match vm.shows {
             HardwareShown::Apart if alone => HardwareShown::Section,
@@ -934,7 +934,7 @@ impl<'a> View<'a> {
         r.put("creationDate", self.when(vapp.created)).put("numberOfCpus", vapp.cpus.to_string());
         r.put("memoryAllocationMB", vapp.memory_mb.to_string()).put("description", &*vapp.description);
         r.put("totalStorageAllocatedMb", (vapp.storage_kb / 1024).to_string());
-        // The provider's alone.
+        // Only for provider users.
         r.put("numberOfVMs", vapp.vms.to_string()).put("storageKB", vapp.storage_kb.to_string());
         r.put_some("org", self.model.vdcs.get(&vapp.vdc).map(|v| self.href(v.org)));
         self.put_vdc(&mut r, vapp.vdc);
@@ -960,8 +960,8 @@ impl<'a> View<'a> {
         r
     }
 
-    /// `OrgRecord`, `OrgVdcRecord`, `CatalogRecord`, `VAppTemplateRecord`, `CatalogItemRecord`, `OrgVdcNetworkRecord`,
-    /// `OrgVdcStorageProfileRecord`: what hardly ever changes.
+    /// `OrgRecord`, `OrgVdcRecord`, `CatalogRecord`, `VAppTemplateRecord`, `CatalogItemRecord`,
+    /// `OrgVdcNetworkRecord`, `OrgVdcStorageProfileRecord`: entities that hardly ever change.
     pub fn static_records(&self, who: UserId, kind: &str) -> Vec<Record> {
         let m = self.model;
         let org = m.users.get(&who).map(|u| u.org);
@@ -1018,7 +1018,7 @@ impl<'a> View<'a> {
                             r.put_some("org", catalog.map(|c| self.href(c.org)));
                             r.put("isBusy", (t.state == TemplateState::Copying).to_string());
                             r.put("isDeployed", "false").put("isEnabled", "true").put("isGoldMaster", "false");
-                            // The provider's alone.
+                            // Only for provider users.
                             r.put("catalogItem", self.href(ItemId::of(id.number())));
                         }
                     });

@@ -1,10 +1,10 @@
-//! XML: a small writer that escapes and can vary its prefixes, and readers by local name over roxmltree, with the check of
-//! element order that VCD makes by its schema.
+//! XML: a small writer that escapes and can vary its prefixes, readers by local name for roxmltree, and the check of
+//! the element order in VCD's schema.
 
 use roxmltree::Node;
 use std::fmt::Write as _;
 
-/// Namespaces, with the prefix that this crate's code names them by ("" is VCD's own).
+/// Namespaces, with their prefixes in the code of this crate ("": VCD's own).
 const NAMESPACES: [(&str, &str); 4] = [
     ("", "http://www.vmware.com/vcloud/v1.5"),
     ("ovf", "http://schemas.dmtf.org/ovf/envelope/1"),
@@ -15,15 +15,15 @@ const NAMESPACES: [(&str, &str); 4] = [
 pub const VERSIONS_NAMESPACE: &str = "http://www.vmware.com/vcloud/versions";
 pub(crate) const XSI: &str = "http://www.w3.org/2001/XMLSchema-instance";
 
-/// How elements of answers are prefixed.
+/// The prefixes of XML elements in answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Prefixes {
-    /// VCD's namespace is the default one.
+    /// VCD's namespace is the default.
     #[default]
     Default,
-    /// `vcloud:` stands before VCD's elements.
+    /// VCD's elements have the prefix `vcloud:`.
     Vcloud,
-    /// `ns2:` and so on, as Java's serializers like it.
+    /// `ns2:` and so on, as Java's serializers write it.
     Numbered,
 }
 
@@ -94,7 +94,7 @@ impl Writer {
         }
     }
 
-    /// Opens an element; attributes may follow.
+    /// Opens an element. Attributes may follow.
     pub fn start(&mut self, name: &'static str) -> &mut Self {
         self.end_tag();
         self.out.push('<');
@@ -104,7 +104,7 @@ impl Writer {
         self
     }
 
-    /// An attribute of the element just opened. `vcloud:x` is put into VCD's namespace, `ovf:x` into OVF's.
+    /// An attribute of the open element. `vcloud:x` is in VCD's namespace, `ovf:x` in OVF's.
     pub fn attr(&mut self, name: &str, value: impl AsRef<str>) -> &mut Self {
         match name.split_once(':') {
             Some(("vcloud", local)) => {
@@ -149,12 +149,12 @@ impl Writer {
         self
     }
 
-    /// A whole element with text.
+    /// An element that contains only text.
     pub fn leaf(&mut self, name: &'static str, text: impl AsRef<str>) -> &mut Self {
         self.start(name).text(text.as_ref()).end()
     }
 
-    /// The document, all elements closed.
+    /// The document, with all elements closed.
     pub fn finish(mut self) -> String {
         while !self.open.is_empty() {
             self.end();
@@ -179,17 +179,17 @@ impl Writer {
     }
 }
 
-/// The first child element of this local name.
+/// The first child element with this local name.
 pub fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
     node.children().find(|c| c.is_element() && c.tag_name().name() == name)
 }
 
-/// All child elements of this local name.
+/// All child elements with this local name.
 pub fn children<'a, 'i>(node: Node<'a, 'i>, name: &'static str) -> impl Iterator<Item = Node<'a, 'i>> {
     node.children().filter(move |c| c.is_element() && c.tag_name().name() == name)
 }
 
-/// The text of a child element, if it is there.
+/// The text of a child element, if it exists.
 pub fn text<'a>(node: Node<'a, '_>, name: &str) -> Option<&'a str> {
     child(node, name).map(|c| c.text().unwrap_or(""))
 }
@@ -199,8 +199,8 @@ pub fn flag(node: Node<'_, '_>, name: &str) -> Option<bool> {
     text(node, name).map(|t| t.trim().eq_ignore_ascii_case("true"))
 }
 
-/// What may be in an element, in order. A particle is a list of names separated by `|`, with `!` (required, once), `?` (once
-/// at most) or `*` at its end. Names without prefix are in VCD's namespace.
+/// The children of an element, in order. A particle is a list of names separated by `|`, with `!` (required, once),
+/// `?` (at most once) or `*` at its end. Names without prefix are in VCD's namespace.
 type Rule = (&'static str, &'static [&'static str]);
 
 const SECTIONS: &str = "NetworkConfigSection|LeaseSettingsSection|NetworkConnectionSection|GuestCustomizationSection|\
@@ -385,7 +385,7 @@ const SCHEMA: &[Rule] = &[
     ("RasdItemsList", &["Link*", "Item*"]),
 ];
 
-/// The body is looked into so deep.
+/// Maximum depth of a body.
 const MAX_DEPTH: u32 = 16;
 
 /// Checks a body against the schema: order, unknown and missing elements, namespaces. The error is VCD's text.
@@ -460,7 +460,7 @@ fn check_item(node: Node<'_, '_>) -> Result<(), String> {
             _ => return Err(unexpected(element, &["rasd"])),
         };
         let key = (rank, element.tag_name().name().to_string());
-        // HostResource, Parent and the like may repeat.
+        // HostResource, Parent and similar elements may repeat.
         if (rank == 1 || rank < last.0) && key < last {
             return Err(unexpected(element, &["the elements of a hardware item in alphabetical order"]));
         }

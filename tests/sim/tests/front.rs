@@ -1,4 +1,4 @@
-//! The front over real HTTP, asked by a plain client: what VCD answers, refuses, and how faults look from outside.
+//! The front over real HTTP, with a plain client: VCD's answers, its rejections, and the effects of faults.
 
 #![allow(
     clippy::unwrap_used,
@@ -64,7 +64,7 @@ impl Client {
         client
     }
 
-    /// A hundred times as fast as life, guests on a port of their own.
+    /// A hundred times faster than real time, with guests on another port.
     fn start(guest_port: u16) -> Self {
         Self::with(Options { scale: 100.0, guest_port, ..Options::default() })
     }
@@ -108,7 +108,7 @@ impl Client {
         found[0].clone()
     }
 
-    /// The create request with everything in it.
+    /// A create request that contains everything.
     fn create_body(&self, name: &str) -> String {
         CREATE
             .replace("{name}", name)
@@ -132,7 +132,7 @@ impl Client {
         made.root("href")
     }
 
-    /// Waits for the end of a task.
+    /// Waits until a task ends.
     fn finish(&self, task: &str) -> String {
         let until = Instant::now() + DEADLINE;
         loop {
@@ -223,7 +223,7 @@ fn one_request_creates_everything_and_one_deletes_it() {
 }
 
 #[test]
-fn what_is_wrong_is_refused() {
+fn invalid_requests_are_rejected() {
     let c = Client::start(22_202);
     let good = c.create_body("ci-wrong");
     let cases = [
@@ -418,7 +418,7 @@ fn documents_are_xml_in_every_prefix_style() {
 }
 
 #[test]
-fn faults_hit_as_their_rules_say() {
+fn faults_follow_their_rules() {
     let c = Client::start(22_210);
     let org = || {
         let bearer = format!("Bearer {}", c.bearer);
@@ -442,7 +442,7 @@ fn faults_hit_as_their_rules_say() {
     c.fault(serde_json::json!({"path": "/api/org", "html": true}));
     assert!(org().unwrap().body.starts_with("<html>"));
 
-    // The work is done, but nobody is told.
+    // VCD does the work, but the client gets no answer.
     c.fault(serde_json::json!({"op": "instantiate", "reset_after": true}));
     let vdc = c.href("orgVdc", "name==ci-vdc");
     let bearer = format!("Bearer {}", c.bearer);
@@ -465,7 +465,7 @@ fn faults_hit_as_their_rules_say() {
     let place = serde_json::json!({"status": 302, "location": "/api/org"});
     c.fault(serde_json::json!({"op": "session", "answer_before": place}));
     let orgs = c.server.requests("org");
-    // The test's client follows, and takes no bearer along.
+    // The test's client follows the redirect, without the bearer.
     assert_eq!(c.raw("GET", "/api/session", &headers[..2], "").unwrap().status, 401);
     assert_eq!(c.server.requests("org"), orgs + 1);
 }
@@ -522,7 +522,7 @@ fn versions_change_while_it_runs() {
 }
 
 #[test]
-fn a_service_accounts_token_comes_over_the_wire() {
+fn a_login_with_a_service_accounts_token_returns_the_next() {
     let c = Client::start(22_215);
     let token = c.control("POST", "/admin", r#"{"action": "service_token"}"#)["token"].as_str().unwrap().to_owned();
     let login = |token: &str| {
@@ -539,7 +539,7 @@ fn a_service_accounts_token_comes_over_the_wire() {
 }
 
 #[test]
-fn plain_http_leads_to_https_and_people_get_a_page() {
+fn plain_http_is_redirected_to_https_and_browsers_get_a_page() {
     let c = Client::start(22_216);
     let page = c.raw("GET", "/tenant/ci-org/api/versions", &[], "").unwrap();
     assert_eq!((page.status, page.headers["content-type"].to_str().unwrap()), (200, "text/html"));
@@ -552,7 +552,7 @@ fn plain_http_leads_to_https_and_people_get_a_page() {
 }
 
 #[test]
-fn a_server_may_sign_its_own_certificate() {
+fn a_server_can_have_a_self_signed_certificate() {
     let https = Some("127.0.0.1:0".parse().unwrap());
     let server = Server::start(Options { https_listen: https, ..Options::default() }).unwrap();
     let ca = server.ca_pem().unwrap().to_owned();
@@ -568,7 +568,7 @@ fn a_server_may_sign_its_own_certificate() {
 }
 
 #[test]
-fn the_control_port_sees_and_changes() {
+fn the_control_port_shows_and_changes_the_world() {
     let c = Client::start(22_211);
     let vapp = c.create("ci-control");
     let state = c.control("GET", "/state", "");
@@ -604,7 +604,7 @@ fn the_control_port_sees_and_changes() {
 }
 
 #[test]
-fn a_request_is_done_even_if_nobody_waits_for_the_answer() {
+fn a_request_is_carried_out_even_if_its_client_disconnects() {
     let c = Client::start(22_217);
     let body = c.create_body("ci-late");
     let vdc = c.href("orgVdc", "name==ci-vdc");
@@ -632,7 +632,7 @@ fn status(m: &Model, name: &str) -> Option<Status> {
 }
 
 #[test]
-fn a_forwarded_guest_is_known_by_its_address() {
+fn a_forwarded_guest_is_identified_by_its_address() {
     let ssh = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let guest_forward = Some(ssh.local_addr().unwrap());
     let c = Client::with(Options { scale: 100.0, guest_port: 22_212, guest_forward, ..Options::default() });
@@ -651,7 +651,7 @@ fn a_forwarded_guest_is_known_by_its_address() {
     assert_eq!(heard, "hello");
 }
 
-/// All of a VM's hardware items: InstanceID, ResourceType, Parent, and how many elements are nil.
+/// All hardware items of a VM: InstanceID, ResourceType, Parent, and the number of nil elements.
 fn items(answer: &Answer) -> Vec<(String, String, String, usize)> {
     let xml = answer.xml();
     let items = xml.descendants().filter(|n| n.tag_name().name() == "Item");
@@ -714,7 +714,7 @@ fn a_templates_document_shows_more_or_less_of_its_hardware() {
 }
 
 #[test]
-fn records_and_dates_are_as_a_real_vcds() {
+fn records_and_dates_are_like_a_real_vcds() {
     let c = Client::start(22_212);
     c.create("ci-1");
     let of = |field: &str| c.get("/api/query?type=vApp").all("VAppRecord", field);
@@ -740,7 +740,7 @@ fn records_and_dates_are_as_a_real_vcds() {
     );
     assert_eq!(total("(name==ci-1)"), "1");
 
-    // What administrators alone may ask for.
+    // Queries for administrators only.
     assert_eq!(c.get("/api/query?type=adminVM").status, 403);
     c.server.with_model(|m| {
         let system = m.add_org("System");
@@ -813,7 +813,7 @@ fn the_binary_reports_its_guests_and_ends_on_request() {
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let said: Vec<String> = lines.take(3).map(Result::unwrap).collect();
     let at = said[0].strip_prefix("vcd http://").unwrap();
-    assert_eq!(said[1], "guests: an SSH banner only, as no others were asked for");
+    assert_eq!(said[1], "guests: an SSH banner only: no other kind was requested");
     let taken = Command::new(env!("CARGO_BIN_EXE_vcd-sim")).args(["--listen", at]).output().unwrap();
     let why = String::from_utf8_lossy(&taken.stderr);
     assert!(!taken.status.success() && why.starts_with(&format!("vcd-sim: listen on {at}: ")), "{why}");

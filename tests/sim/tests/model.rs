@@ -1,4 +1,4 @@
-//! The model in virtual time: what each operation does, when, and what is refused.
+//! The model in virtual time: the effect of each operation, its duration, and its rejections.
 
 #![allow(
     clippy::unwrap_used,
@@ -57,7 +57,7 @@ impl World {
         self.m.instantiate(self.who, self.vdc, template, create)
     }
 
-    /// A vApp that runs, after its guest is ready.
+    /// A running vApp whose guest is ready.
     fn running(&mut self, name: &str) -> (VappId, VmId) {
         let (vapp, task) = self.try_create(|c| (c.name, c.items[0].name) = (name.into(), Some(name.into()))).unwrap();
         self.m.advance(self.m.now() + 60_000);
@@ -93,7 +93,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Refusal>, status: u16, minor: &
 }
 
 #[test]
-fn a_create_takes_the_time_it_takes() {
+fn each_step_of_a_create_has_its_duration() {
     let mut w = world();
     let (vapp, task) = w.try_create(|_| ()).unwrap();
     let vm = w.m.vapps[&vapp].vms[0];
@@ -123,7 +123,7 @@ fn a_create_takes_the_time_it_takes() {
 }
 
 #[test]
-fn all_agenda_times_are_told() {
+fn next_due_returns_every_time_on_the_agenda() {
     let mut w = world();
     w.try_create(|_| ()).unwrap();
     let mut times = Vec::new();
@@ -144,7 +144,7 @@ fn a_dhcp_address_comes_after_power_on() {
     assert_eq!(w.m.query_vms(w.who, None)[0].address, Some("127.0.20.2".parse().unwrap()));
 }
 
-/// A VM with an address by DHCP, suspended for `ms`.
+/// A VM with a DHCP address, suspended for `ms`.
 fn suspended_for(w: &mut World, name: &str, ms: u64) -> VmId {
     let create = |c: &mut Create| {
         (c.name, c.items[0].name) = (name.into(), Some(name.into()));
@@ -167,7 +167,7 @@ fn a_suspended_vm_keeps_its_dhcp_address_as_long_as_its_lease() {
     w.m.advance(w.m.now() + 10_000 + 3_000);
     assert_eq!((address(&w, vm).as_str(), w.m.vms[&vm].ssh), ("127.0.20.2", true));
 
-    // After the lease another VM may have it. That it has got another shows late.
+    // After the lease, another VM may have the address. VCD shows the new address late.
     let two = suspended_for(&mut w, "ci-two", 100_001);
     let three = suspended_for(&mut w, "ci-three", 0);
     assert_eq!(address(&w, two), address(&w, three));
@@ -182,7 +182,7 @@ fn a_suspended_vm_keeps_its_dhcp_address_as_long_as_its_lease() {
 }
 
 #[test]
-fn creates_are_refused_for_what_they_carry() {
+fn creates_with_invalid_values_are_rejected() {
     type Case = (&'static str, fn(&mut Create));
     let cases: [Case; 11] = [
         ("multiple of the number of cores", |c| c.items[0].hardware.cores_per_socket = Some(3)),
@@ -208,7 +208,7 @@ fn creates_are_refused_for_what_they_carry() {
 }
 
 #[test]
-fn names_are_taken_once() {
+fn a_name_in_use_is_rejected() {
     let mut w = world();
     w.try_create(|_| ()).unwrap();
     refused(w.try_create(|_| ()), 400, "DUPLICATE_NAME", "already exists");
@@ -218,7 +218,7 @@ fn names_are_taken_once() {
 }
 
 #[test]
-fn a_busy_vapp_takes_no_other_task() {
+fn a_busy_vapp_rejects_other_tasks() {
     let mut w = world();
     let (vapp, task) = w.try_create(|_| ()).unwrap();
     let text = format!("VDC_INSTANTIATE_VAPP(com.vmware.vcloud.entity.task:{})", w.m.uuid(task));
@@ -233,7 +233,7 @@ fn a_busy_vapp_takes_no_other_task() {
 }
 
 #[test]
-fn power_actions_fit_the_state() {
+fn power_actions_depend_on_the_state() {
     let mut w = world();
     let (vapp, vm) = w.running("ci-power");
     let all = Target::Vapp(vapp);
@@ -296,7 +296,7 @@ fn only_a_stopped_vapp_is_deleted_without_force() {
 }
 
 #[test]
-fn rights_are_read() {
+fn operations_need_their_rights() {
     for right in Right::ALL {
         let mut w = world();
         let (vapp, vm) = w.running("ci-rights");
@@ -308,7 +308,7 @@ fn rights_are_read() {
             Right::Power => w.m.power(w.who, Target::Vapp(vapp), PowerAction::Off),
             Right::Edit => w.m.update_vm(w.who, vm, VmChange::default()),
             Right::Force => w.m.delete_vapp(w.who, vapp, true),
-            // No operation on the model: the front asks for it.
+            // No operation of the model needs it: the front checks it.
             Right::ViewOrg => continue,
         };
         refused(result, 403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", right.name());
@@ -376,7 +376,7 @@ fn the_org_limits_operations() {
 }
 
 #[test]
-fn a_failed_or_cancelled_create_leaves_things_behind() {
+fn a_failed_or_cancelled_create_leaves_its_vapp_and_vms() {
     for cancelled in [false, true] {
         for (step, status, vms) in [(0, Status::FailedCreation, 0), (1, Status::PoweredOff, 1)] {
             let mut w = world();
@@ -414,7 +414,7 @@ fn a_task_that_hangs_ends_only_by_cancel() {
 }
 
 #[test]
-fn guests_may_be_ill() {
+fn guests_have_the_injected_faults() {
     let cases = [
         (GuestFault::CustomizationFails, GcStatus::Failed, 1, Status::PoweredOn),
         (GuestFault::NeverCustomizes, GcStatus::Pending, 0, Status::PoweredOn),
@@ -433,7 +433,7 @@ fn guests_may_be_ill() {
 }
 
 #[test]
-fn customization_runs_once_and_only_if_it_is_wanted() {
+fn customization_runs_once_and_only_if_enabled() {
     let mut w = world();
     w.try_create(|c| c.items[0].needs_customization = false).unwrap();
     w.m.advance(100_000);
@@ -546,11 +546,11 @@ fn what_a_create_leaves_out_stays_as_in_the_template() {
         c.items[0].guest.as_mut().unwrap().admin_password_enabled = true;
     })
     .unwrap();
-    assert!(!guest(&w).admin_password_enabled, "without a password it is turned off without a word");
+    assert!(!guest(&w).admin_password_enabled, "without a password it is turned off without an error");
 }
 
 #[test]
-fn a_templates_own_network_has_to_be_assigned() {
+fn a_templates_own_network_must_be_assigned() {
     let own = |setting| {
         let mut w = world();
         w.m.settings.own_network_in_create = setting;
@@ -588,12 +588,12 @@ fn a_templates_own_network_has_to_be_assigned() {
     let mut w = world();
     refused(w.try_create(assigned("none", "ci-net")), 400, "BAD_REQUEST", "network \"none\" does not exist");
     refused(w.try_create(assigned("x", "other")), 400, "BAD_REQUEST", "network \"other\" does not exist");
-    // As VMware's own client composes.
+    // VMware's own client composes like this.
     w.try_create(assigned("ci-net", "ci-net")).unwrap();
 }
 
 #[test]
-fn a_create_may_fail_at_its_power_on() {
+fn a_create_can_fail_at_its_power_on() {
     let mut w = world();
     w.m.settings.create_fails_at_power_on = true;
     let (vapp, task) = w.try_create(|_| ()).unwrap();
@@ -618,7 +618,7 @@ fn nothing_is_created_from_a_template_that_is_not_ready() {
 }
 
 #[test]
-fn networks_of_other_vdcs_serve_by_their_reach() {
+fn networks_of_other_vdcs_can_be_used_if_shared() {
     for (reach, serves) in [
         (Reach::Vdc, false),
         (Reach::Shared, true),
@@ -693,7 +693,7 @@ fn a_vm_is_reconfigured_within_its_rules() {
     let task = w.m.update_vm(w.who, vm, tpm());
     assert_eq!((w.wait(task), w.m.vms[&vm].tpm), (TaskStatus::Success, true));
 
-    // A disk section names all disks.
+    // A disk section lists all disks.
     let disks = |disks| VmChange {
         hardware: Hardware { disks: DiskChange::Replace(disks), ..Hardware::default() },
         ..VmChange::default()
@@ -703,7 +703,7 @@ fn a_vm_is_reconfigured_within_its_rules() {
     assert_eq!(w.m.vms[&vm].disks, [Disk { id: 2001, mb: 100 }]);
     refused(w.m.update_vm(w.who, vm, disks(vec![Disk { id: 2001, mb: 99 }])), 400, "BAD_REQUEST", "reduced");
 
-    // Linked clones grow only after they were consolidated.
+    // Linked clones can be enlarged only after a consolidation.
     w.m.vms.get_mut(&vm).unwrap().linked = true;
     let grow = || disks(vec![Disk { id: 2001, mb: 200 }]);
     let task = w.m.update_vm(w.who, vm, grow());
@@ -715,7 +715,7 @@ fn a_vm_is_reconfigured_within_its_rules() {
 }
 
 #[test]
-fn step_by_step_works_as_well() {
+fn a_vm_can_be_created_step_by_step() {
     let mut w = world();
     let mut create = w.request("ubuntu-22.04", "ci-steps");
     let items = std::mem::take(&mut create.items);
@@ -740,7 +740,7 @@ fn step_by_step_works_as_well() {
 }
 
 #[test]
-fn a_template_gives_all_its_vms() {
+fn a_template_with_two_vms_creates_both() {
     let mut w = world();
     let (create, template) = (w.request("two-vms", "ci-two"), w.template("two-vms"));
     let (vapp, _) = w.m.instantiate(w.who, w.vdc, template, create).unwrap();
@@ -771,7 +771,7 @@ fn leases_end() {
 }
 
 #[test]
-fn queries_may_lag_or_lack_records() {
+fn queries_can_lag_or_omit_records() {
     let mut w = world();
     w.m.set_lag(4_000);
     w.m.advance(10_000);
@@ -788,7 +788,7 @@ fn queries_may_lag_or_lack_records() {
 }
 
 #[test]
-fn an_admin_goes_behind_the_clients_back() {
+fn an_admin_changes_entities_without_the_client() {
     let mut w = world();
     let (vapp, task) = w.try_create(|_| ()).unwrap();
     w.m.advance(25_000);
@@ -804,7 +804,7 @@ fn an_admin_goes_behind_the_clients_back() {
 }
 
 #[test]
-fn a_service_accounts_token_is_good_once_and_brings_the_next() {
+fn a_service_accounts_token_is_valid_once_and_returns_the_next() {
     let mut w = world();
     let mut token = w.m.new_service_token(w.who);
     for _ in 0..3 {
@@ -814,11 +814,11 @@ fn a_service_accounts_token_is_good_once_and_brings_the_next() {
         token = grant.next.unwrap();
     }
     assert_eq!(w.m.service_tokens.len(), 1);
-    assert!(w.m.login_token("ci-org", "sim-api-token").unwrap().next.is_none(), "a user's stays as it is");
+    assert!(w.m.login_token("ci-org", "sim-api-token").unwrap().next.is_none(), "a user's token does not change");
 }
 
 #[test]
-fn releases_word_their_refusals_otherwise() {
+fn rejections_have_the_wording_of_the_release() {
     let mut w = world();
     let (vapp, _) = w.running("ci-one");
     w.m.settings.wording = Wording { stop_is_409: true, busy_names_a_task: true, duplicate_is_a_vm: true };
@@ -855,7 +855,7 @@ fn the_same_seed_gives_the_same_world() {
 }
 
 #[test]
-fn nothing_is_left_of_many_lives() {
+fn deleted_vapps_leave_nothing_in_the_model() {
     let mut w = world();
     w.m.settings.task_kept = 3_600_000;
     for i in 0..2_000 {

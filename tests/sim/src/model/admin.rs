@@ -1,8 +1,8 @@
-//! What an administrator does behind the client's back. Never refused for rights or because something is busy.
+//! What an administrator does without the client. Rights and busy entities never matter here.
 
 use super::*;
 
-/// What VCD says when it does not say why.
+/// VCD's error when it does not say why.
 pub(super) fn unable() -> TaskError {
     TaskError {
         major: 500,
@@ -12,12 +12,12 @@ pub(super) fn unable() -> TaskError {
 }
 
 impl Model {
-    /// The vApps of this name.
+    /// The vApps with this name.
     pub fn vapps_named(&self, name: &str) -> Vec<VappId> {
         self.vapps.iter().filter(|(_, v)| *v.name == *name).map(|(id, _)| *id).collect()
     }
 
-    /// Removes a vApp at once; its tasks end in error.
+    /// Deletes a vApp immediately. Its tasks end with an error.
     pub fn admin_delete_vapp(&mut self, id: VappId) {
         self.admin_end_tasks(id, TaskStatus::Error);
         self.remove_vapp(id);
@@ -42,7 +42,7 @@ impl Model {
         }
     }
 
-    /// Powers all VMs of a vApp on or off (or suspends them) at once; they stay deployed.
+    /// Powers all VMs of a vApp on or off, or suspends them, immediately. They stay deployed.
     pub fn admin_power(&mut self, id: VappId, power: Power) {
         for vm in self.vms_of(Target::Vapp(id)) {
             if power != Power::On {
@@ -53,7 +53,7 @@ impl Model {
         }
     }
 
-    /// From now on this is wrong with a vApp, or nothing more: what hung by that is aborted.
+    /// Sets the faults of a vApp. Tasks that hung because of an earlier fault are aborted.
     pub fn admin_faults(&mut self, id: VappId, faults: Faults) {
         let Some(vapp) = self.vapps.get_mut(&id) else { return };
         let hung = std::mem::replace(&mut vapp.faults, faults).hangs;
@@ -69,7 +69,7 @@ impl Model {
         }
     }
 
-    /// Removes a VM at once; its vApp stays.
+    /// Deletes a VM immediately. Its vApp stays.
     pub fn admin_delete_vm(&mut self, id: VmId) {
         if let Some(task) = self.vms.get(&id).and_then(|vm| vm.task) {
             self.end_early(task, TaskStatus::Error, Some(unable()));
@@ -77,7 +77,7 @@ impl Model {
         self.remove_vm(id);
     }
 
-    /// Adds a running VM of somebody's to a vApp: a copy of the one that is in it, with an address of its own.
+    /// Adds a foreign, running VM to a vApp: a copy of its VM, with another address.
     pub fn admin_add_vm(&mut self, vapp: VappId, name: &str, description: &str) -> Option<VmId> {
         let first = self.vapps.get(&vapp)?.vms.first().copied()?;
         let mut vm = self.vms.get(&first)?.clone();
@@ -93,7 +93,7 @@ impl Model {
         Some(id)
     }
 
-    /// Moves a VM, as it is, to a new vApp of somebody's.
+    /// Moves a VM, as it is, to a new foreign vApp.
     pub fn admin_move_vm(&mut self, id: VmId, name: &str) -> Option<VappId> {
         let from = self.vms.get(&id)?.vapp;
         let (vdc, networks) = self.vapps.get(&from).map(|vapp| (vapp.vdc, vapp.networks.clone()))?;
@@ -107,21 +107,21 @@ impl Model {
         Some(to)
     }
 
-    /// Gives a vApp another description.
+    /// Changes the description of a vApp.
     pub fn admin_describe_vapp(&mut self, id: VappId, description: &str) {
         if let Some(vapp) = self.vapps.get_mut(&id) {
             vapp.description = description.into();
         }
     }
 
-    /// Gives a VM another description; its vApp's stays.
+    /// Changes the description of a VM. The vApp's description stays.
     pub fn admin_describe_vm(&mut self, id: VmId, description: &str) {
         if let Some(vm) = self.vms.get_mut(&id) {
             vm.description = description.into();
         }
     }
 
-    /// The host that a VM runs on stops answering, or answers again.
+    /// The ESXi host of a VM stops answering, or answers again.
     pub fn admin_host_down(&mut self, id: VmId, down: bool) {
         if let Some(vm) = self.vms.get_mut(&id) {
             vm.host_down = down;
@@ -129,25 +129,25 @@ impl Model {
         }
     }
 
-    /// A guest's customization is shown as failed, long after it ended.
+    /// VCD shows a guest's customization as failed, long after it ended.
     pub fn admin_customization_failed(&mut self, id: VmId) {
         if let Some(vm) = self.vms.get_mut(&id) {
             vm.gc = GcStatus::Failed;
         }
     }
 
-    /// A VM's record stops telling its address, or tells it again; the guest keeps it.
+    /// A VM's record stops showing its address, or shows it again. The guest keeps the address.
     pub fn admin_hide_address(&mut self, id: VmId, hidden: bool) {
         if let Some(vm) = self.vms.get_mut(&id) {
             vm.address_hidden = hidden;
         }
     }
 
-    /// Gives a VM another address.
+    /// Changes the addresses of a VM.
     pub fn admin_new_address(&mut self, id: VmId) {
         let Some(vm) = self.vms.get_mut(&id) else { return };
         let old: Vec<Ipv4Addr> = vm.nics.iter_mut().filter_map(|nic| nic.address.take()).collect();
-        // The old ones are still taken, so that these are others.
+        // The old addresses are still in use, so the new ones differ.
         let _ = self.assign_addresses(id);
         for network in self.networks.values_mut() {
             network.used.retain(|address, vm| *vm != id || !old.contains(address));
@@ -155,7 +155,7 @@ impl Model {
         self.guest_changes += 1;
     }
 
-    /// Makes a vApp without VMs that belongs to somebody else of the same org.
+    /// Creates a foreign vApp without VMs in the same org.
     pub fn admin_foreign_vapp(&mut self, vdc: VdcId, name: &str, description: &str) -> VappId {
         let id: VappId = self.fresh();
         let vapp = Vapp {
@@ -182,7 +182,7 @@ impl Model {
         id
     }
 
-    /// Makes a running vApp with one VM of a template, with an address of `network`, that belongs to somebody else.
+    /// Creates a foreign, running vApp with one VM from a template, with an address of `network`.
     pub fn admin_foreign_vm(
         &mut self,
         vdc: VdcId,
@@ -220,7 +220,7 @@ impl Model {
         made.ok().map(|(id, _)| id)
     }
 
-    /// Revokes an API token: no new bearers by it.
+    /// Revokes an API token: logins with it fail.
     pub fn admin_revoke_token(&mut self, token: &str) {
         self.tokens.remove(token);
     }

@@ -1,19 +1,19 @@
-//! What VCD refuses: existence, rights, states, quotas, and values that make no sense.
+//! What VCD checks before an operation: existence, rights, states, quotas, and impossible values.
 
 use super::*;
 
-/// The provider's own org.
+/// The provider's org.
 const PROVIDER: &str = "System";
-/// A customization script may have so many characters.
+/// Maximum length of a customization script, in characters.
 const MAX_SCRIPT: usize = 49_000;
-/// The smallest lease in seconds, besides 0.
+/// The shortest lease in seconds. 0 is "never".
 const MIN_LEASE_S: u64 = 3600;
 
 pub(super) fn task_error(refusal: Refusal) -> TaskError {
     TaskError { major: refusal.status, minor: refusal.minor, message: refusal.message }
 }
 
-/// A bad computer name fails the task, not the request.
+/// An invalid computer name fails the task, not the request.
 pub(super) fn computer_name(vm: &Vm) -> Result<(), TaskError> {
     let Some(name) = vm.guest.computer_name.as_deref().filter(|_| vm.guest.enabled) else { return Ok(()) };
     let max = if vm.is_windows() { 15 } else { 63 };
@@ -57,7 +57,7 @@ pub(super) fn hardware(cpus: u32, cores: u32, memory_mb: u32) -> Result<(), Refu
     Ok(())
 }
 
-/// Cuts a lease to what the org allows; 0 is "never".
+/// Reduces a lease to the maximum of the org; 0 is "never".
 pub(super) fn lease(wanted: u64, (default, max): (u64, u64), given: bool) -> Result<u64, Refusal> {
     let wanted = if given { wanted } else { default };
     if wanted != 0 && wanted < MIN_LEASE_S {
@@ -84,7 +84,7 @@ impl Model {
         Err(Refusal::new(403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", message))
     }
 
-    /// What VCD says of what is not there (any more).
+    /// VCD's answer about an entity that does not exist, or no longer exists.
     pub fn gone<I: Id>(&self, id: I) -> Refusal {
         let entity = format!("com.vmware.vcloud.entity.{}:{}", I::ENTITY, self.uuid(id));
         if self.settings.gone_is_404 {
@@ -100,7 +100,7 @@ impl Model {
         found.ok_or_else(|| self.gone(id))
     }
 
-    /// A VM of the user's org that shows already.
+    /// A VM of the user's org that VCD already shows.
     pub fn get_vm(&self, who: UserId, id: VmId) -> Result<&Vm, Refusal> {
         let found = self.vms.get(&id).filter(|vm| vm.shows_at <= self.now && self.get_vapp(who, vm.vapp).is_ok());
         found.ok_or_else(|| self.gone(id))
@@ -124,7 +124,7 @@ impl Model {
         self.orgs.get(&id).filter(|_| self.org_of(who) == Some(id)).ok_or_else(|| self.gone(id))
     }
 
-    /// A template of the user's org, or in a shared catalog of another.
+    /// A template in the user's org, or in a shared catalog of another org.
     pub fn get_template(&self, who: UserId, id: TemplateId) -> Result<&Template, Refusal> {
         let org = self.org_of(who);
         let found = self.templates.get(&id).filter(|t| {
@@ -134,7 +134,7 @@ impl Model {
         found.ok_or_else(|| self.gone(id))
     }
 
-    /// A template that VMs can be made from now.
+    /// Rejects a template from which VMs cannot be created now.
     pub(super) fn check_template(&self, who: UserId, id: TemplateId) -> Result<(), Refusal> {
         let template = self.get_template(who, id)?;
         let entity = format!("com.vmware.vcloud.entity.{}:{}", TemplateId::ENTITY, self.uuid(id));
@@ -153,7 +153,7 @@ impl Model {
         }
     }
 
-    /// True of a user of the provider, who sees all orgs.
+    /// True for a user of the provider, who sees all orgs.
     pub fn is_provider(&self, who: UserId) -> bool {
         self.org_of(who).and_then(|o| self.orgs.get(&o)).is_some_and(|o| &*o.name == PROVIDER)
     }
@@ -163,7 +163,7 @@ impl Model {
         self.vdcs.get(&vdc).is_some_and(|v| self.org_of(who) == Some(v.org)) || self.is_provider(who)
     }
 
-    /// A vApp is busy if it or any of its VMs is; a VM, if it or its vApp is.
+    /// A vApp is busy if a task works on it or on any of its VMs. A VM is busy if a task works on it or on its vApp.
     pub(super) fn holder(&self, target: Target) -> Option<(Target, TaskId)> {
         let vm_task = |id: &VmId| self.vms.get(id).and_then(|vm| vm.task).map(|t| (Target::Vm(*id), t));
         let vapp_task = |id: VappId| self.vapps.get(&id).and_then(|v| v.task).map(|t| (Target::Vapp(id), t));
@@ -175,7 +175,7 @@ impl Model {
         }
     }
 
-    /// True while a task holds it.
+    /// True while a task locks it.
     pub fn is_busy(&self, target: Target) -> bool {
         self.holder(target).is_some()
     }
@@ -211,7 +211,7 @@ impl Model {
         Err(Refusal::new(403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", message))
     }
 
-    /// The org's limit of simultaneous operations.
+    /// The org's limit for concurrent operations.
     pub(super) fn check_limit(&self, who: UserId) -> Result<(), Refusal> {
         let Some(org) = self.org_of(who).and_then(|o| self.orgs.get(&o)) else { return Ok(()) };
         if org.max_running.is_none_or(|max| self.running_tasks() < max) {
@@ -224,12 +224,12 @@ impl Model {
         Err(Refusal::new(503, "OPERATION_LIMIT_EXCEEDED", message))
     }
 
-    /// How many tasks run.
+    /// Number of running tasks.
     pub fn running_tasks(&self) -> u32 {
         u32::try_from(self.running.len()).unwrap_or(u32::MAX)
     }
 
-    /// The tasks that run.
+    /// The running tasks.
     pub fn tasks_running(&self) -> impl Iterator<Item = &Task> + '_ {
         self.running.iter().filter_map(|id| self.tasks.get(id))
     }
@@ -247,7 +247,7 @@ impl Model {
         Ok(())
     }
 
-    /// Megabytes that the VMs of a storage profile take: their disks, and the memory of those that are suspended.
+    /// Megabytes that a storage profile's VMs use: their disks, and the memory of suspended VMs.
     pub fn storage_used(&self, profile: ProfileId) -> u64 {
         let memory = |vm: &Vm| if vm.power == Power::Suspended { u64::from(vm.memory_mb) } else { 0 };
         let of = |vm: &Vm| vm.disks.iter().map(|d| d.mb).sum::<u64>() + memory(vm);
@@ -279,13 +279,13 @@ impl Model {
         )))
     }
 
-    /// Memory of the VMs in a VDC that are on, MB.
+    /// Memory of powered-on VMs in a VDC, in MB.
     pub fn memory_used(&self, vdc: VdcId) -> u64 {
         let here = |vm: &&Vm| self.vapps.get(&vm.vapp).is_some_and(|v| v.vdc == vdc);
         self.vms.values().filter(|vm| vm.power == Power::On).filter(here).map(|vm| u64::from(vm.memory_mb)).sum()
     }
 
-    /// CPU and memory limits of the VDC, for VMs that are to be powered on.
+    /// Checks the CPU and memory limits of the VDC for VMs that power on.
     pub(super) fn check_compute(&self, starting: &[VmId]) -> Result<(), TaskError> {
         let Some(first) = starting.first().and_then(|v| self.vms.get(v)) else { return Ok(()) };
         let Some(vdc_id) = self.vapps.get(&first.vapp).map(|v| v.vdc) else { return Ok(()) };

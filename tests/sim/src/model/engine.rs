@@ -1,15 +1,15 @@
-//! What happens as time goes on: steps of tasks, guests that boot, leases that end, snapshots of the query service.
+//! What happens over time: steps of tasks, guests that boot, leases that end, snapshots of the query service.
 
 use super::*;
 
-/// What is to go wrong with the next task. Set it before an operation, clear it after: a task takes it when it begins.
+/// Faults of the next task. Set them before an operation and clear them after it: a task takes them when it starts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inject {
     /// The task fails or hangs.
     pub task: Option<TaskFault>,
-    /// The task's steps take so many times as long.
+    /// The task's steps take this many times longer.
     pub slow: Option<f64>,
-    /// The guests of VMs that the task creates are ill.
+    /// The fault of guests in VMs that the task creates.
     pub guest: Option<GuestFault>,
     /// The vApp's tasks hang from now on ([`Faults::hangs`]).
     pub hangs: bool,
@@ -18,13 +18,13 @@ pub struct Inject {
 /// A task that does not succeed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskFault {
-    /// At which step: for a create 0 is the copy and 1 the power-on. Any number beyond the last step is the last.
+    /// The step of the fault: for a create, 0 is the copy and 1 the power-on. A larger number means the last step.
     pub step: u8,
     /// What happens there.
     pub kind: TaskFaultKind,
 }
 
-/// How a task does not succeed.
+/// How a task fails.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TaskFaultKind {
     /// It ends with this error.
@@ -33,20 +33,20 @@ pub enum TaskFaultKind {
     Hang,
 }
 
-/// What may be wrong with a guest.
+/// Faults of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestFault {
-    /// Customization ends as `GC_FAILED`; SSH answers all the same, without the script's work.
+    /// Customization ends as `GC_FAILED`. SSH answers nevertheless, without the effect of the script.
     CustomizationFails,
-    /// Customization stays pending; nothing answers.
+    /// Customization stays pending. SSH does not answer.
     NeverCustomizes,
-    /// Customization does its work, but is shown as pending for ever, as by old Tools.
+    /// Customization does its work, but is shown as pending for ever, as with old Tools.
     NeverReports,
-    /// No address is ever told.
+    /// No address is ever reported.
     NoAddress,
     /// SSH never answers.
     NoSsh,
-    /// It shuts itself down when SSH would have answered.
+    /// The guest shuts down at the time when SSH would answer.
     ShutsDown,
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct Run {
     slow: f64,
 }
 
-/// What a task is to do.
+/// The work of a task.
 #[derive(Clone, Debug)]
 pub(crate) enum Work {
     Nothing,
@@ -77,7 +77,7 @@ pub(crate) enum Work {
     Consolidate,
 }
 
-/// Something that falls due.
+/// An event on the agenda.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Event {
     Step(TaskId),
@@ -94,18 +94,18 @@ pub(crate) enum GuestStep {
     Ssh,
 }
 
-/// A lease that ends while the vApp is busy is looked at again after this.
+/// A lease that ends while the vApp is busy is checked again after this time.
 const LEASE_RETRY: Ms = 60_000;
-/// A snapshot of the query service is taken so often: lag divided by this, and not more often than each 100 ms.
+/// Snapshots of the query service per lag. There is at most one in 100 ms.
 const SNAPSHOTS_PER_LAG: u64 = 4;
 
-/// It is suspended for longer than DHCP keeps an address for it.
+/// It was suspended for longer than its DHCP lease.
 fn is_lease_over(vm: &Vm, lease: Option<Ms>, now: Ms) -> bool {
     lease.zip(vm.suspended_at).is_some_and(|(lease, since)| now.saturating_sub(since) > lease)
 }
 
 impl Model {
-    /// Lets time pass until `to`: everything that falls due until then happens, in order.
+    /// Advances the time to `to`. All events until then happen, in order.
     pub fn advance(&mut self, to: Ms) {
         while let Some(Reverse((at, _, event))) = self.agenda.peek().copied() {
             if at > to {
@@ -118,7 +118,7 @@ impl Model {
         self.now = self.now.max(to);
     }
 
-    /// When the next thing falls due, if anything will.
+    /// The time of the next event, if there is one.
     pub fn next_due(&self) -> Option<Ms> {
         self.agenda.peek().map(|Reverse((at, _, _))| *at)
     }
@@ -140,7 +140,7 @@ impl Model {
 
     // Tasks.
 
-    /// Begins a task and locks its target. All checks are done before.
+    /// Starts a task and locks its target. All checks were done before.
     pub(super) fn begin(&mut self, who: UserId, operation: Operation, target: Target, work: Work) -> TaskId {
         self.forget_old_tasks();
         let id: TaskId = self.fresh();
@@ -175,7 +175,7 @@ impl Model {
         id
     }
 
-    /// Locks what is held by `from` for `to`; a new holder is also the last task.
+    /// Moves the lock of a target from one task to another. A new holder is also the last task.
     fn set_lock(&mut self, target: Target, from: Option<TaskId>, to: Option<TaskId>) {
         let vm_ids = match target {
             Target::Vm(vm) => vec![vm],
@@ -207,7 +207,7 @@ impl Model {
         }
     }
 
-    /// How long a step takes; `None` if there is no such step.
+    /// Duration of a step; `None` if there is no such step.
     fn step_time(&self, work: &Work, target: Target, step: u8) -> Option<Ms> {
         let d = &self.durations;
         match (work, step) {
@@ -264,7 +264,7 @@ impl Model {
             return;
         }
         let Some(task) = self.tasks.get_mut(&id) else { return };
-        // The work is moved out while it changes the world, and put back for the next step.
+        // The work is moved out while it changes the world, and moved back for the next step.
         let run = Run { work: std::mem::replace(&mut task.run.work, Work::Nothing), ..task.run.clone() };
         let planned = match &run.fault {
             Some(TaskFault { kind: TaskFaultKind::Fail(error), .. }) if self.fault_is_here(&run, target) => {
@@ -357,8 +357,8 @@ impl Model {
         }
     }
 
-    /// What a task leaves behind that ends before its work is done: a create that fails in the copy leaves a vApp without
-    /// VMs; one that fails later leaves the VMs, powered off.
+    /// What remains if a task ends before its work is done: a create that fails in the copy leaves a vApp without
+    /// VMs. A create that fails later leaves the VMs, powered off.
     fn give_up(&mut self, target: Target, work: &Work, step: u8) {
         match (work, target, step) {
             (Work::Create { .. }, Target::Vapp(id), 0) => {
@@ -483,7 +483,7 @@ impl Model {
             }
         }
         for &id in vms {
-            // A pool that is used up is found at power on: the VM stays, without an address.
+            // An exhausted pool shows at power on: the VM stays, without an address.
             let _ = self.assign_addresses(id);
             if let Some(vm) = self.vms.get_mut(&id) {
                 vm.power = Power::Off;
@@ -536,7 +536,7 @@ impl Model {
 
     pub(super) fn stop(&mut self, id: VmId, power: Power, deployed: bool) {
         let Some(vm) = self.vms.get_mut(&id) else { return };
-        // Undeploying with "suspend" suspends what runs and leaves the rest as it is.
+        // Undeploying with "suspend" suspends running VMs, and leaves the others as they are.
         vm.power = if power == Power::Suspended && vm.power != Power::On { vm.power } else { power };
         vm.suspended_at = (vm.power == Power::Suspended).then(|| vm.suspended_at.unwrap_or(self.now));
         vm.deployed &= deployed;
@@ -559,7 +559,7 @@ impl Model {
             GuestStep::Address => {
                 let indexes: Vec<u32> = vm.nics.iter().filter(|n| n.mode == IpMode::Dhcp).map(|n| n.index).collect();
                 for index in indexes {
-                    // A DHCP range that is used up: no address, as in life.
+                    // An exhausted DHCP range: no address.
                     let _ = self.assign_address(id, index);
                 }
             }
@@ -592,7 +592,7 @@ impl Model {
                     return self.stop(id, Power::Off, true);
                 }
                 let Some(vm) = self.vms.get_mut(&id) else { return };
-                // An address of the pool comes into the guest by customization only.
+                // Only customization configures an address of the pool in the guest.
                 let reachable = vm.nic().is_some_and(|n| {
                     n.address.is_some() && n.connected && (n.mode == IpMode::Dhcp || vm.applied.is_some())
                 });
@@ -604,12 +604,12 @@ impl Model {
         }
     }
 
-    /// The guests that answer SSH now, with their addresses.
+    /// The guests that answer SSH, with their addresses.
     pub fn guests(&self) -> impl Iterator<Item = (Ipv4Addr, VmId)> + '_ {
         self.vms.iter().filter(|(_, vm)| vm.ssh && !vm.host_down).filter_map(|(id, vm)| Some((vm.address()?, *id)))
     }
 
-    /// The VM that has this address, on any network.
+    /// The VM with this address, on any network.
     pub fn vm_at(&self, address: Ipv4Addr) -> Option<VmId> {
         self.networks.values().find_map(|n| n.used.get(&address).copied())
     }
@@ -654,14 +654,14 @@ impl Model {
         Ok(())
     }
 
-    /// Gives a VM whose DHCP lease is over other addresses by DHCP.
+    /// Assigns new DHCP addresses to a VM whose DHCP lease is over.
     fn renew_addresses(&mut self, id: VmId) {
         let Some(vm) = self.vms.get_mut(&id) else { return };
         vm.lease_over = false;
         let of_dhcp = vm.nics.iter_mut().filter(|nic| nic.mode == IpMode::Dhcp);
         let old: Vec<(u32, Option<Ipv4Addr>)> = of_dhcp.map(|nic| (nic.index, nic.address.take())).collect();
         for (index, old) in old {
-            // The old one is still taken, so that it is another.
+            // The old address is still in use, so the new one differs.
             let _ = self.assign_address(id, index);
             for network in self.networks.values_mut() {
                 network.used.retain(|address, vm| *vm != id || old != Some(*address));
@@ -669,7 +669,7 @@ impl Model {
         }
     }
 
-    /// Gives back the addresses of a VM: all, or only those that DHCP gave.
+    /// Frees the addresses of a VM: all, or only those from DHCP.
     pub(super) fn release_addresses(&mut self, id: VmId, dhcp_only: bool) {
         let Some(vm) = self.vms.get_mut(&id) else { return };
         for nic in vm.nics.iter_mut().filter(|n| !dhcp_only || n.mode == IpMode::Dhcp) {
@@ -682,7 +682,7 @@ impl Model {
         }
     }
 
-    // Ends.
+    // Deletions.
 
     pub(super) fn remove_vm(&mut self, id: VmId) {
         self.release_addresses(id, false);
@@ -714,7 +714,7 @@ impl Model {
 
     // Leases.
 
-    /// Sees to a vApp's `deployed` and to its leases after anything about it changed.
+    /// Updates a vApp's `deployed` and its leases after any change.
     pub(super) fn settle(&mut self, id: VappId) {
         let deployed = self.target_deployed(Target::Vapp(id));
         let now = self.now;
@@ -745,7 +745,7 @@ impl Model {
         }
         let rules = self.org_of(owner).and_then(|o| self.orgs.get(&o)).map(|o| o.leases.clone()).unwrap_or_default();
         let target = Target::Vapp(id);
-        // The faults are for the client's tasks, not for this one.
+        // The injected faults are for the client's tasks, not for this task.
         let inject = std::mem::take(&mut self.inject);
         if undeploy && rules.power_off {
             self.begin(owner, Operation::UndeployPowerOff, target, Work::Undeploy(UndeployAction::PowerOff));
@@ -763,13 +763,13 @@ impl Model {
 
     // The query service's lag.
 
-    /// Queries are answered from what was `lag` milliseconds ago; 0 ends that.
+    /// Queries show the state of `lag` milliseconds ago; 0 ends this.
     pub fn set_lag(&mut self, lag: Ms) {
         self.lag = lag;
         self.keep_history(lag);
     }
 
-    /// Keeps snapshots of the last `history` milliseconds, so that single queries can be answered stale.
+    /// Keeps snapshots of the last `history` milliseconds, for single stale queries.
     pub fn keep_history(&mut self, history: Ms) {
         let begins = self.history == 0 && history > 0;
         self.history = history;
@@ -786,7 +786,7 @@ impl Model {
         }
         let records = Arc::new(self.records_now());
         self.snapshots.push_back((self.now, records));
-        // One older than the history is kept: it is what was the case at its far end.
+        // One older snapshot is kept: it is the state at the start of the history.
         while self.snapshots.get(1).is_some_and(|(at, _)| at.saturating_add(self.history) <= self.now) {
             self.snapshots.pop_front();
         }

@@ -1,16 +1,16 @@
-//! The operations that change something: each is one method, refused at once or begun as a task.
+//! The operations that change something. Each one is a method that is rejected or starts a task.
 
 use super::engine::Work;
 use super::*;
 
-/// What a new vApp is to be. Used by [`Model::instantiate`] and [`Model::compose`].
+/// A new vApp, for [`Model::instantiate`] and [`Model::compose`].
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "each is named for what it holds")]
 pub struct Create {
     pub name: Arc<str>,
     pub description: Arc<str>,
     pub networks: Vec<VappNetwork>,
-    /// `None` is the org's default.
+    /// `None`: the org's default.
     pub lease: Option<Lease>,
     pub items: Vec<Item>,
     pub deploy: bool,
@@ -31,7 +31,7 @@ impl Default for Create {
     }
 }
 
-/// One VM to be made from a template's VM (`SourcedItem`). What is `None` comes from the template.
+/// One VM to create from a template's VM (`SourcedItem`). For `None`, the template's value is used.
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "each is named for what it holds")]
 pub struct Item {
@@ -41,7 +41,7 @@ pub struct Item {
     pub needs_customization: bool,
     pub nics: Option<Vec<Nic>>,
     pub primary_nic: u32,
-    /// `NetworkAssignment`: the template's network, and that of the vApp which stands for it.
+    /// `NetworkAssignment`: the template's network, and the network of the vApp that replaces it.
     pub assignments: Vec<(Arc<str>, Arc<str>)>,
     pub hardware: Hardware,
     pub guest: Option<GuestSection>,
@@ -76,7 +76,7 @@ impl Item {
     }
 }
 
-/// Wishes for hardware; `None` leaves it as it is.
+/// Requested hardware; `None`: unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each is named for what it holds")]
 pub struct Hardware {
@@ -87,19 +87,19 @@ pub struct Hardware {
     pub disks: DiskChange,
 }
 
-/// What becomes of a VM's disks.
+/// Changes of a VM's disks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DiskChange {
-    /// Nothing.
+    /// No change.
     #[default]
     Keep,
-    /// Those named get this size, the others stay (a hardware section).
+    /// The named disks get this size, the others stay (a hardware section).
     Resize(Vec<Disk>),
-    /// These are all disks: one that is not named is removed (a `DiskSection`).
+    /// The complete list of disks: VCD deletes the others (a `DiskSection`).
     Replace(Vec<Disk>),
 }
 
-/// Changes of a vApp; `None` leaves it as it is.
+/// Changes of a vApp; `None`: unchanged.
 #[derive(Clone, Debug, Default)]
 #[allow(missing_docs, reason = "each is named for what it holds")]
 pub struct VappChange {
@@ -109,7 +109,7 @@ pub struct VappChange {
     pub lease: Option<Lease>,
 }
 
-/// Changes of a VM; `None` leaves it as it is.
+/// Changes of a VM; `None`: unchanged.
 #[derive(Clone, Debug, Default)]
 #[allow(missing_docs, reason = "each is named for what it holds")]
 pub struct VmChange {
@@ -125,7 +125,7 @@ pub struct VmChange {
     pub hot_add: Option<(bool, bool)>,
 }
 
-/// Changes of a vApp's contents.
+/// Changes of a vApp's VMs and sections.
 #[derive(Clone, Debug, Default)]
 #[allow(missing_docs, reason = "each is named for what it holds")]
 pub struct Recompose {
@@ -157,12 +157,12 @@ pub enum UndeployAction {
     Force,
 }
 
-/// Where metadata is.
+/// The entity with the metadata.
 pub type MetadataTarget = Target;
-/// A key, and its type (`MetadataStringValue` and such) and value; `None` removes the key.
+/// A key, and its type (`MetadataStringValue` and others) and value. `None` deletes the key.
 pub type MetadataEntry = (Arc<str>, Option<(Cow<'static, str>, Arc<str>)>);
 
-/// The longest metadata key.
+/// Maximum length of a metadata key.
 const MAX_METADATA_KEY: usize = 256;
 
 impl Model {
@@ -186,7 +186,7 @@ impl Model {
         self.create(who, vdc, create, Operation::Instantiate)
     }
 
-    /// `composeVApp`: a vApp of single VMs of templates, or of none.
+    /// `composeVApp`: a vApp with VMs from single VMs of templates, or without VMs.
     pub fn compose(&mut self, who: UserId, vdc: VdcId, create: Create) -> Result<(VappId, TaskId), Refusal> {
         self.create(who, vdc, create, Operation::Compose)
     }
@@ -284,7 +284,7 @@ impl Model {
         })
     }
 
-    /// Checks items and turns them into VMs, as they will be after the copy.
+    /// Checks items and converts them into VMs as they will be after the copy.
     fn plan_vms(
         &mut self,
         who: UserId,
@@ -308,7 +308,7 @@ impl Model {
             }
             let profile = self.pick_profile(vdc, item.profile)?;
             let hardware = self.create_hardware(item)?;
-            // Without a section the template's own stays.
+            // Without a section, the template's own section applies.
             let mut guest =
                 item.guest.clone().unwrap_or_else(|| GuestSection { enabled: true, ..GuestSection::default() });
             check::guest_section(&guest)?;
@@ -358,7 +358,7 @@ impl Model {
                 last_task: None,
             };
             let resized = hardware.disks != DiskChange::Keep;
-            // A size given in the create makes VCD copy the disk in full.
+            // With a size in the create, VCD copies the disk completely.
             self.change_hardware(&mut vm, &hardware)?;
             vm.linked = !resized && self.vdcs.get(&vdc).is_some_and(|v| v.fast_provisioning);
             self.apply_policy(&mut vm)?;
@@ -409,7 +409,8 @@ impl Model {
         }
     }
 
-    /// The NICs of a new VM; and a network of the template's that the vApp does not have, for which the task will fail.
+    /// The NICs of a new VM, and a network of the template that the vApp does not have: the task will fail because of
+    /// it.
     fn create_nics(
         &self,
         item: &Item,
@@ -447,7 +448,7 @@ impl Model {
     }
 
     fn fill_password(&mut self, guest: &mut GuestSection) {
-        // Without a word.
+        // No error.
         guest.admin_password_enabled &= guest.admin_password_auto || guest.admin_password.is_some();
         if guest.admin_password_enabled && guest.admin_password_auto {
             guest.admin_password = Some(format!("Auto-{:012x}", self.rng.bits() & 0xffff_ffff_ffff).into());
@@ -480,7 +481,7 @@ impl Model {
         Ok(())
     }
 
-    /// Applies hardware wishes to a VM, or says what is wrong with them.
+    /// Applies requested hardware to a VM, or returns what is wrong with it.
     fn change_hardware(&self, vm: &mut Vm, wish: &Hardware) -> Result<(), Refusal> {
         let cpus = wish.cpus.unwrap_or(vm.cpus);
         let cores = wish.cores_per_socket.unwrap_or(if wish.cpus.is_some() { 1 } else { vm.cores_per_socket });
@@ -531,7 +532,7 @@ impl Model {
         check::hardware(vm.cpus, vm.cores_per_socket, vm.memory_mb)
     }
 
-    /// `recomposeVApp`: adds and removes VMs, changes name, description, networks, lease.
+    /// `recomposeVApp`: adds and deletes VMs, changes name, description, networks, lease.
     pub fn recompose(&mut self, who: UserId, id: VappId, recompose: Recompose) -> Result<TaskId, Refusal> {
         self.need(who, Right::Edit)?;
         let target = Target::Vapp(id);
@@ -664,7 +665,7 @@ impl Model {
             self.apply_policy(&mut vm).map_err(check::task_error)?;
         }
         if let Some(guest) = &change.guest {
-            // Enabling it before it ever ran makes it run at the next power on.
+            // If it is enabled before it ever ran, it runs at the next power on.
             vm.needs_customization |= guest.enabled && vm.applied.is_none();
             vm.guest = guest.clone();
         }
@@ -682,7 +683,7 @@ impl Model {
         for nic in &mut nics {
             let same =
                 vm.nics.iter_mut().find(|o| o.index == nic.index && o.network == nic.network && o.mode == nic.mode);
-            // The old NIC's address goes over to the new one; all others are given back.
+            // The new NIC gets the old NIC's address. All other addresses are freed.
             if let Some(old) = same
                 && (nic.mode != IpMode::Manual || nic.address == old.address)
             {
@@ -736,7 +737,7 @@ impl Model {
         self.vms_of(target).iter().any(|v| self.vms.get(v).is_some_and(&test))
     }
 
-    /// Rights, existence, busy: what every operation on an entity checks first.
+    /// Rights, existence, busy: the first checks of every operation on an entity.
     fn enter(&self, who: UserId, right: Right, target: Target) -> Result<(), Refusal> {
         self.need(who, right)?;
         self.get_target(who, target)?;
@@ -766,7 +767,7 @@ impl Model {
         Ok(self.begin(who, operation, target, Work::Power(action)))
     }
 
-    /// A VM's memory has to fit into its storage, and some VMs cannot be suspended at all.
+    /// A VM's memory must fit into its storage, and some VMs cannot be suspended.
     fn check_suspend(&self, target: Target) -> Result<(), Refusal> {
         for vm in self.vms_of(target).iter().filter_map(|v| self.vms.get(v)).filter(|v| v.power == Power::On) {
             if self.settings.no_suspend || vm.passthrough {
@@ -780,7 +781,7 @@ impl Model {
         Ok(())
     }
 
-    /// `action/deploy`. Customization can only be forced on what is not deployed.
+    /// `action/deploy`. Customization can be forced only while it is not deployed.
     pub fn deploy(&mut self, who: UserId, target: Target, power_on: bool, customize: bool) -> Result<TaskId, Refusal> {
         self.enter(who, Right::Power, target)?;
         let deployed = self.target_deployed(target);
@@ -847,7 +848,7 @@ impl Model {
         Ok(self.begin(who, Operation::DeleteVm, Target::Vm(id), Work::DeleteVm))
     }
 
-    /// `action/cancel` of a task: it ends as `canceled` a little later, if it has not ended by itself.
+    /// `action/cancel` of a task: it ends as `canceled` a little later, unless it ends before.
     pub fn cancel_task(&mut self, who: UserId, id: TaskId) -> Result<(), Refusal> {
         if self.get_task(who, id)?.status != TaskStatus::Running {
             return Err(Refusal::bad("The task has ended already and cannot be canceled."));
@@ -861,7 +862,7 @@ impl Model {
         Ok(())
     }
 
-    /// Writes metadata keys (merge), and removes those without a value.
+    /// Writes metadata keys (merge), and deletes keys without a value.
     pub fn set_metadata(
         &mut self,
         who: UserId,

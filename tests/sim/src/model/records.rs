@@ -1,19 +1,19 @@
-//! What the query service tells: records of VMs and vApps, now or as they were a while ago.
+//! What the query service shows: records of VMs and vApps, of now or of a while ago.
 
 use super::*;
 
-/// How a query's answer may be wrong.
+/// How the answer to a query can be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueryFault {
-    /// No records at all.
+    /// No records.
     Empty,
     /// Every other record is missing.
     Partial,
-    /// What was so many milliseconds ago; needs [`Model::keep_history`].
+    /// The state of this many milliseconds ago; needs [`Model::keep_history`].
     Stale(Ms),
 }
 
-/// All records at one moment.
+/// All records of one moment.
 #[derive(Clone, Debug, Default)]
 #[allow(missing_docs, reason = "each is named for what it holds")]
 pub struct Records {
@@ -94,7 +94,7 @@ pub struct TemplateVmRecord {
 }
 
 impl Model {
-    /// The state of a vApp as its VMs make it.
+    /// The state of a vApp, from the states of its VMs.
     pub fn vapp_status(&self, vapp: &Vapp) -> Status {
         if vapp.creating {
             return Status::Unresolved;
@@ -112,7 +112,7 @@ impl Model {
         self.tasks.get(&id).map(|t| TaskRef { id, status: t.status, operation: t.operation })
     }
 
-    /// The dates of a record: while a vApp is deployed, its storage lease would follow the deployment lease.
+    /// The dates of a record: while a vApp is deployed, its storage lease starts after the deployment lease.
     fn lease_dates(vapp: &Vapp) -> (Option<Ms>, Option<Ms>) {
         let storage = vapp.lease.storage_s.saturating_mul(1000);
         let after = vapp.undeploy_at.filter(|_| storage > 0).map(|at| at.saturating_add(storage));
@@ -196,7 +196,7 @@ impl Model {
         old.unwrap_or_else(|| Arc::new(self.records_now()))
     }
 
-    /// All VMs of the user's org, without templates' VMs.
+    /// All VMs of the user's org, without VMs of templates.
     pub fn query_vms(&self, who: UserId, fault: Option<QueryFault>) -> Vec<VmRecord> {
         let records = self.records(fault);
         let seen = records.vms.iter().filter(|r| self.sees_vdc(who, r.vdc));
@@ -216,14 +216,14 @@ impl Model {
         self.tasks.iter().filter(move |(_, t)| all || Some(t.org) == org).map(|(id, t)| (*id, t))
     }
 
-    /// All VMs of templates of the user's org.
+    /// All VMs of templates in the user's org.
     pub fn query_template_vms(&self, who: UserId) -> Vec<TemplateVmRecord> {
         let seen = self.template_vms.iter().filter(|(_, vm)| self.get_template(who, vm.template).is_ok());
         seen.map(|(id, vm)| TemplateVmRecord { id: *id, template: vm.template }).collect()
     }
 }
 
-/// Leaves out what a faulty query leaves out.
+/// Skips the records that a faulty query does not show.
 pub(crate) fn thin<T>(all: impl Iterator<Item = T>, fault: Option<QueryFault>) -> impl Iterator<Item = T> {
     all.enumerate()
         .filter(move |(i, _)| match fault {

@@ -1,5 +1,6 @@
-//! What others may try: another user of the machine, another process of the same user, a web page in a reader's browser,
-//! clients of the debug server that hold on to it or split requests, and a VCD (or something before it) whose answers lie.
+//! Attacks: by another user of the machine, another process of the same user, a web page in a browser, clients of the
+//! debug server that keep connections open or split requests, and a VCD (or a proxy in front of it) with false
+//! answers.
 #![cfg(target_os = "linux")]
 
 use crate::common::{PluginProcess, command, soon, until};
@@ -28,11 +29,11 @@ use vcd_sim::Server;
 use vcd_sim::faults::Rule;
 use vcd_sim::model::{Create, Item, Model, VappId};
 
-/// The one the plugin runs as, and another. Neither need have an account.
+/// The user that runs the plugin, and another user. Neither needs an account.
 const USER: u32 = 54_321;
 const OTHER: u32 = 54_322;
 
-/// A directory that everybody may enter, removed at the end.
+/// A directory that everybody may enter. It is deleted at the end.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -60,16 +61,16 @@ fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
-/// True if this test may become other users. Else says that it shows nothing.
+/// True if this test can become other users. Else it prints that the test is skipped.
 fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("{test}: skipped, as only root can try what another user can do");
+        eprintln!("{test}: skipped: only root can act as another user");
     }
     root
 }
 
-/// Runs `act` on a thread that is this user's, without any group or privilege of ours.
+/// Runs `act` on a thread with this user's id, without groups or privileges of this process.
 fn as_user<T: Send + 'static>(user: u32, act: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::spawn(move || {
         set_thread_groups(&[]).unwrap();
@@ -81,7 +82,7 @@ fn as_user<T: Send + 'static>(user: u32, act: impl FnOnce() -> T + Send + 'stati
     thread.join().unwrap()
 }
 
-/// A plugin that [`USER`] runs, after Init, with its debug server's address.
+/// A plugin of [`USER`] after Init, with the address of its debug server.
 async fn start_as_user(directory: &Directory, server: &Server, guest_port: u16) -> (PluginProcess, String) {
     let binary = directory.0.join("plugin");
     common::install(&fs::read(BINARY).unwrap(), &binary);
@@ -102,7 +103,7 @@ async fn start_as_user(directory: &Directory, server: &Server, guest_port: u16) 
     (plugin, debug)
 }
 
-/// What a process can have of another one that holds secrets, and how that ends.
+/// All ways to read the secrets of another process, each with its result.
 fn attempts(process: u32, socket: &Path) -> Vec<(String, Result<(), ErrorKind>)> {
     let place = format!("/proc/{process}");
     let mut all = Vec::new();
@@ -130,7 +131,7 @@ fn another_user_has_no_access() {
         let directory = Directory::new();
         let (server, guest_port) = fleet::simulator(SCALE);
         let (plugin, _) = start_as_user(&directory, &server, guest_port).await;
-        // The same for root's: as most runners have it.
+        // The same for a plugin of root, the usual case.
         let roots = Directory::new();
         let mut command = command(BINARY);
         command.env("PLUGIN_UNIX_SOCKET_DIR", &roots.0).env("VCD_TOKEN", "sim-api-token");
@@ -140,7 +141,7 @@ fn another_user_has_no_access() {
             for (what, result) in as_user(OTHER, move || attempts(process, &socket)) {
                 assert_eq!(result, Err(ErrorKind::PermissionDenied), "{what}");
             }
-            // What everybody may read holds no secret.
+            // Files that everybody can read contain no secret.
             for file in ["cmdline", "status", "stat", "comm"] {
                 let path = format!("/proc/{process}/{file}");
                 let text = as_user(OTHER, move || String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned());
@@ -163,11 +164,11 @@ fn other_processes_of_the_same_user_read_no_memory_and_no_environment() {
         let (plugin, debug) = start_as_user(&directory, &server, guest_port).await;
         let (process, socket) = (plugin.child.id(), plugin.address());
         for (what, result) in as_user(USER, move || attempts(process, &socket)) {
-            // The runner is this user too: it may connect, and signal.
+            // GitLab Runner has the same user: it may connect and send signals.
             let may = ["connect", "list", "kill"].contains(&what.as_str());
             assert_eq!(result, if may { Ok(()) } else { Err(ErrorKind::PermissionDenied) }, "{what}");
         }
-        // What the plugin tells of itself it still reads.
+        // The plugin can still read its own figures.
         let page = get(&debug, "/metrics").1;
         for name in ["process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds"] {
             let line = page.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {page}"));
@@ -187,7 +188,7 @@ fn a_crash_leaves_no_core() {
         let directory = Directory::new();
         let (server, guest_port) = fleet::simulator(SCALE);
         let (mut plugin, _) = start_as_user(&directory, &server, guest_port).await;
-        // To see whether this machine writes cores at all: one of `sleep`, in the same directory.
+        // A crash of `sleep` in the same directory shows whether this machine writes cores at all.
         let cores = directory.0.join("sockets");
         let mut sleep = smol::process::Command::new("sh");
         sleep.args(["-c", &format!("{CORES_ALLOWED}; exec sleep 1000")]).uid(USER).gid(USER).current_dir(&cores);
@@ -202,9 +203,9 @@ fn a_crash_leaves_no_core() {
             ends.push(soon("its end", child.status()).await.unwrap());
         }
         assert_eq!(ends[1].signal(), Some(Signal::ABORT.as_raw()));
-        assert!(!ends[1].core_dumped(), "a core of the plugin");
+        assert!(!ends[1].core_dumped(), "the plugin wrote a core");
         if !ends[0].core_dumped() {
-            eprintln!("a_crash_leaves_no_core: this machine writes no cores, whoever crashes");
+            eprintln!("a_crash_leaves_no_core: this machine writes no cores for any process");
         }
     });
 }
@@ -212,9 +213,9 @@ fn a_crash_leaves_no_core() {
 /// In a shell: cores as large as this machine allows.
 const CORES_ALLOWED: &str = "ulimit -S -c \"$(ulimit -H -c)\"";
 
-// The socket's place.
+// The directory of the socket.
 
-/// In a directory of its own: the names of what is there, without the plugin's own directory.
+/// The entries of a directory while a plugin runs there, without the plugin's own directory.
 async fn left_beside_a_plugin(directory: &Path) -> Vec<String> {
     let mut command = command(BINARY);
     command.env("PLUGIN_UNIX_SOCKET_DIR", directory);
@@ -224,13 +225,14 @@ async fn left_beside_a_plugin(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).filter(|path| *path != own);
     let mut names: Vec<String> = entries.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
     names.sort();
-    // It takes its directory with it. One that is killed leaves it, and the next plugin might find it still running.
+    // A plugin that ends deletes its directory. A killed one leaves it, and the next plugin could find it still
+    // running.
     plugin.quit().await.unwrap();
     plugin.exited().await;
     names
 }
 
-/// The id of a process that has ended.
+/// The process id of a process that has ended.
 fn dead() -> u32 {
     let mut child = std::process::Command::new("true").spawn().unwrap();
     child.wait().unwrap();
@@ -256,7 +258,7 @@ fn files_that_only_look_like_leftovers_stay() {
         expected.sort();
         assert_eq!(left_beside_a_plugin(&directory.0).await, expected);
         assert!(precious.0.join("socket").exists());
-        // A link to its socket's place within a leftover of ours is removed as such, not what it leads to.
+        // If the socket in an owned leftover is a link, only the link is deleted, not its target.
         let own = directory.0.join(format!("fleeting-plugin-vcd-{}-00000004", dead()));
         fs::create_dir(&own).unwrap();
         symlink(precious.0.join("socket"), own.join("socket")).unwrap();
@@ -274,7 +276,7 @@ fn a_folder_that_others_can_write_to_causes_a_warning() {
             cases.push((0o755, Some(OTHER), true));
         }
         for (bits, owner, warned) in cases {
-            // The place is one further down.
+            // The socket is in a subdirectory.
             let place = directory.0.join("place");
             fs::create_dir(&place).unwrap();
             let below = place.join("below");
@@ -314,7 +316,7 @@ fn sockets_are_private_whatever_the_umask() {
             let socket = plugin.address();
             let modes = (mode(&socket), mode(socket.parent().unwrap()));
             assert_eq!(modes, if group.is_some() { (0o660, 0o710) } else { (0o600, 0o700) });
-            // What it makes later has the modes that the umask says.
+            // Files that the plugin creates later have the modes of the umask.
             let status = fs::read_to_string(format!("/proc/{}/status", plugin.child.id())).unwrap();
             assert!(status.contains("Umask:\t0000"), "{status}");
         }
@@ -329,12 +331,12 @@ fn connect(debug: &str) -> TcpStream {
     stream
 }
 
-/// Sends these bytes, and reads until the server closes.
+/// Sends these bytes and reads until the server closes the connection.
 fn send(debug: &str, bytes: &[u8]) -> String {
     let mut stream = connect(debug);
     let _ = stream.write_all(bytes);
     let mut answer = Vec::new();
-    // A reset, if it has not read all of it.
+    // The connection is reset if the server has not read everything.
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8_lossy(&answer).into_owned()
 }
@@ -360,7 +362,7 @@ fn open_connections_to_the_debug_server_block_nobody() {
         let process = plugin.child.id();
         let files = move || fs::read_dir(format!("/proc/{process}/fd")).unwrap().count();
         let before = files();
-        // Some say nothing, some a byte now and then, some half a head, some wait after an answer.
+        // Some clients send nothing, some a byte now and then, some half a head, some wait after an answer.
         let mut held = Vec::new();
         for n in 0..4 * MAX_CONNECTIONS {
             let mut stream = connect(&debug);
@@ -374,7 +376,7 @@ fn open_connections_to_the_debug_server_block_nobody() {
         }
         let began = Instant::now();
         while began.elapsed() < HEADER_TIMEOUT * 2 {
-            // One who asks is answered all the while, and so is the runner.
+            // Meanwhile, other requests are answered, and so are GitLab Runner's calls.
             let debug = debug.clone();
             let (status, body) = smol::unblock(move || get(&debug, "/healthz")).await;
             assert_eq!((status, body.as_str()), (200, "ok\n"));
@@ -385,8 +387,8 @@ fn open_connections_to_the_debug_server_block_nobody() {
             }
             Timer::after(Duration::from_millis(100)).await;
         }
-        // And all of them are gone, though they go on.
-        until("the end of the idle ones", || files() <= before).await;
+        // All of these connections are closed, although the clients continue.
+        until("the end of the idle connections", || files() <= before).await;
         end(plugin).await;
     });
 }
@@ -396,7 +398,7 @@ fn concurrent_readers_are_served_up_to_the_limit() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let (plugin, debug) = start_debug(&server, guest_port).await;
-        // The connections that looked whether it is there are gone by then.
+        // The connections of the check above are closed by then.
         assert_eq!(get(&debug, "/healthz").0, 200);
         let mut streams: Vec<TcpStream> = (0..MAX_CONNECTIONS).map(|_| connect(&debug)).collect();
         for stream in &mut streams {
@@ -411,8 +413,7 @@ fn concurrent_readers_are_served_up_to_the_limit() {
     });
 }
 
-/// Requests of which two readers could see two different ends, and what comes of them: never an answer to what one of them
-/// would take for a second request.
+/// Requests that two servers could split at different points. The second part is never answered as a request.
 #[test]
 fn no_request_is_smuggled_in_another() {
     const SECOND: &str = "GET /api/status HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -454,7 +455,7 @@ fn no_request_is_smuggled_in_another() {
                 assert!(!answer.contains("HTTP/1.1 200"), "{method}, {what}: {answer}");
             }
         }
-        // What is no request at all, or too much of one.
+        // Requests that are invalid or too large.
         let long = "x".repeat(1 << 20);
         let many: String = (0..10_000).map(|n| format!("X-{n}: 1\r\n")).collect();
         for bytes in [
@@ -473,7 +474,7 @@ fn no_request_is_smuggled_in_another() {
             let answer = send(&debug, bytes.as_bytes());
             assert!(!answer.contains("HTTP/1.1 200"), "{}: {answer}", &bytes[..bytes.len().min(60)]);
         }
-        // Requests one after the other are answered one after the other: whole ones.
+        // Complete requests on one connection are answered one after another.
         let one = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n";
         let two = format!("{one}\r\n{one}Connection: close\r\n\r\n");
         assert_eq!(send(&debug, two.as_bytes()).matches("HTTP/1.1 200 OK").count(), 2);
@@ -499,14 +500,14 @@ fn the_debug_server_rejects_the_host_names_of_web_pages() {
         for own in ["localhost", "LOCALHOST", "127.0.0.1", "[::1]", "10.1.2.3"] {
             assert_eq!(status(&format!("Host: {own}:{port}\r\n")), (200, true), "{own}");
         }
-        assert_eq!(status(""), (200, true), "no browser asks so");
+        assert_eq!(status(""), (200, true), "no browser sends no Host");
         for other in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "x@localhost:1:2", ""] {
             assert_eq!(status(&format!("Host: {other}:{port}\r\n")), (421, false), "{other}");
         }
         assert!(!status(&format!("Host: localhost\r\nHost: evil.example:{port}\r\n")).1, "two hosts");
         end(plugin).await;
 
-        // Who listens for all has many names.
+        // A server that listens on all addresses accepts many host names.
         let debug = format!("0.0.0.0:{}", fleet::free_port());
         let plugin = start(&server, guest_port, json!({ "debug_server_addr": debug })).await;
         until("the debug server", || TcpStream::connect(&debug).is_ok()).await;
@@ -516,14 +517,14 @@ fn the_debug_server_rejects_the_host_names_of_web_pages() {
     });
 }
 
-// A VCD whose answers lie.
+// A VCD with false answers.
 
 type Lie = dyn Fn(&Request, Answer) -> Answer + Send + Sync;
 
-/// Changes answers, and keeps what was asked.
+/// Changes answers, and records requests.
 struct Liar {
     lie: Box<Lie>,
-    /// The requests that change something, and those that came with a session.
+    /// The requests that change something, and the requests with a session.
     changes: Mutex<Vec<String>>,
 }
 
@@ -552,7 +553,7 @@ impl Watch for Liar {
 
 const FOREIGN: &str = "ci-foreign1";
 
-/// Another's vApp, named by the pattern of ours, that runs.
+/// A running foreign vApp whose name matches the group's prefix.
 async fn foreign(server: &Server) -> VappId {
     let id = server.with_model(|model| {
         let (vdc, network) = (*model.vdcs.keys().next().unwrap(), *model.networks.keys().next().unwrap());
@@ -564,7 +565,7 @@ async fn foreign(server: &Server) -> VappId {
         vm.gc = vcd_sim::model::GcStatus::Complete;
         (vm.address().is_some() && vm.power == vcd_sim::model::Power::On).then_some(())
     };
-    until("another's vApp", || server.with_model(is_on).is_some()).await;
+    until("the foreign vApp", || server.with_model(is_on).is_some()).await;
     id
 }
 
@@ -572,26 +573,26 @@ fn tag(manager: &str, name: &str) -> String {
     format!("fleeting-plugin-vcd/1 manager={manager} group=ci-linux id={name}")
 }
 
-/// What must stay as it is.
+/// What must not change.
 fn face(model: &Model, id: VappId) -> String {
     let vapp = &model.vapps[&id];
     let vms: Vec<_> = vapp.vms.iter().map(|vm| (model.vms[vm].name.clone(), model.vms[vm].power)).collect();
     format!("{} {} {:?} {:?} {vms:?}", vapp.name, vapp.description, vapp.metadata, vapp.last_task)
 }
 
-/// The link to a vApp, as the plugin sees it, and the id in it.
+/// The link to a vApp, as the plugin sees it, and the id in the link.
 fn vapp_id(server: &Server, id: VappId) -> String {
     format!("vapp-{}", server.with_model(|model| model.uuid(id)))
 }
 
-/// A plugin whose VCD is behind `liar`.
+/// A plugin that reaches VCD through `liar`.
 async fn deceived(server: &Server, guest_port: u16, liar: &Arc<Liar>) -> (PluginProcess, Relay) {
     let relay = Relay::start(&server.url(), liar.clone());
     let keys = json!({ "url": format!("{}/api", relay.url()), "reconcile_interval": "1s" });
     (start(server, guest_port, keys).await, relay)
 }
 
-/// Nothing but reads has come to this vApp.
+/// Only reads have reached this vApp.
 fn assert_untouched(liar: &Liar, server: &Server, id: VappId, before: &str) {
     let (uuid, after) = server.with_model(|model| (model.uuid(id), face(model, id)));
     assert_eq!(after, before);
@@ -614,7 +615,7 @@ fn a_foreign_vapp_with_a_wrong_record_is_not_touched() {
                 if request.path.contains("type=vm&") {
                     answer.body = answer.body.replace("manager=runner-2", "manager=runner-1");
                 }
-                // Its own document is not shown; one of ours is, to which this leads.
+                // Its own document is not shown. Its link leads to the document of an owned vApp.
                 let ours = copy.lock().unwrap().clone();
                 if request.path.ends_with(&place) && !ours.is_empty() {
                     answer.status = 302;
@@ -623,7 +624,7 @@ fn a_foreign_vapp_with_a_wrong_record_is_not_touched() {
                 answer
             });
             let (plugin, _relay) = deceived(&server, guest_port, &liar).await;
-            assert_eq!(reach(&plugin, 1, State::Running).await, [FOREIGN], "it was believed");
+            assert_eq!(reach(&plugin, 1, State::Running).await, [FOREIGN], "the false record was believed");
             if redirected {
                 plugin.increase(1).await.unwrap();
                 reach(&plugin, 2, State::Running).await;
@@ -639,7 +640,7 @@ fn a_foreign_vapp_with_a_wrong_record_is_not_touched() {
             let shutdown = plugin.with_time_limit(Duration::from_secs(5)).shutdown().await;
             assert!(shutdown.is_ok(), "{shutdown:?}");
             assert_untouched(&liar, &server, id, &before);
-            assert_eq!(fleet::vapps(&server), [FOREIGN], "ours are gone");
+            assert_eq!(fleet::vapps(&server), [FOREIGN], "the owned vApps are deleted");
         }
     });
 }
@@ -647,13 +648,14 @@ fn a_foreign_vapp_with_a_wrong_record_is_not_touched() {
 #[test]
 fn a_create_answer_that_names_a_foreign_vapp_does_not_harm_it() {
     block_on(async {
-        // The host waits for it to run, or removes it at once; the task is the true one, or another's.
+        // GitLab Runner waits for the instance, or deletes it immediately. The task in the answer is the real one, or
+        // a foreign one.
         for (waits, true_task) in [(true, true), (false, true), (false, false)] {
             let (server, guest_port) = fleet::simulator(SCALE);
             let id = foreign(&server).await;
             let before = server.with_model(|model| face(model, id));
             let theirs = vapp_id(&server, id);
-            // Something of theirs that goes on.
+            // A foreign create that is in progress.
             let other = server.with_model(|model| {
                 let (user, vdc) = (*model.users.keys().next().unwrap(), *model.vdcs.keys().next().unwrap());
                 let (template, source) = model.templates.iter().next().map(|(id, one)| (*id, one.vms[0])).unwrap();
@@ -694,8 +696,8 @@ fn a_create_answer_that_names_a_foreign_vapp_does_not_harm_it() {
                     task.status == vcd_sim::model::TaskStatus::Running && !task.cancel_requested
                 })
             });
-            assert!(running, "another's task goes on");
-            // What was made is found by its description, and goes.
+            assert!(running, "the foreign task continues");
+            // The plugin finds the created vApp by its description, and deletes it.
             let mut left = fleet::vapps(&server);
             left.sort();
             assert_eq!(left, [FOREIGN, "other"], "{:#?}", liar.changes());
@@ -703,7 +705,7 @@ fn a_create_answer_that_names_a_foreign_vapp_does_not_harm_it() {
     });
 }
 
-/// `body` with all ids after `place` replaced.
+/// `body`, with all ids after `place` replaced.
 fn with_ids(body: &str, place: &str, id: &str) -> String {
     let mut parts = body.split(place);
     let mut all = parts.next().unwrap().to_owned();
@@ -714,7 +716,7 @@ fn with_ids(body: &str, place: &str, id: &str) -> String {
     all
 }
 
-/// Where a session would be shown to somebody else: a listener that nobody must call.
+/// A listener that nobody must connect to: the plugin would send its session there.
 struct Elsewhere {
     listener: std::net::TcpListener,
     origin: String,
@@ -729,11 +731,11 @@ impl Elsewhere {
     }
 
     fn assert_uncalled(&self, what: &str) {
-        assert!(self.listener.accept().is_err(), "{what}: somebody called");
+        assert!(self.listener.accept().is_err(), "{what}: the plugin connected");
     }
 }
 
-/// The kinds of answers: a part of the request's path.
+/// The kinds of answers, as a part of the request's path.
 const KINDS: [&str; 14] = [
     "/api/versions",
     "/oauth/",
@@ -751,7 +753,7 @@ const KINDS: [&str; 14] = [
     "?force=true",
 ];
 
-/// Every link in every kind of answer leads elsewhere, one kind after the other; so do redirects of all kinds.
+/// Every link in every kind of answer leads to another server, one kind after another. So do redirects of all kinds.
 #[test]
 fn links_and_redirects_to_other_servers_are_not_followed() {
     let redirects = [301, 302, 303, 307, 308];
@@ -762,11 +764,11 @@ fn links_and_redirects_to_other_servers_are_not_followed() {
         let all: Vec<_> = lies.chunks(4).map(|lies| scope.spawn(work(lies))).collect();
         all.into_iter().map(|thread| thread.join().unwrap()).sum::<usize>()
     });
-    println!("{told} kinds of answers that led elsewhere, of {}", lies.len());
+    println!("{told} kinds of answers led to another server, of {}", lies.len());
     assert!(told >= 24, "{told}");
 }
 
-/// How many of these lies were told, and not followed.
+/// Number of these false answers that were sent and not followed.
 async fn lead_elsewhere(lies: &[(&'static str, Option<u16>)]) -> usize {
     let mut seen = 0;
     for (kind, redirect) in lies.iter().copied() {
@@ -798,7 +800,7 @@ async fn lead_elsewhere(lies: &[(&'static str, Option<u16>)]) -> usize {
         let plugin = PluginProcess::start(command(BINARY)).await;
         if plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.is_ok() {
             plugin.increase(2).await.unwrap();
-            // Some of these lies let them run, some do not.
+            // With some of these answers the instances run, with some they do not.
             let tried = Instant::now();
             while tried.elapsed() < Duration::from_secs(3) {
                 Timer::after(Duration::from_millis(20)).await;
@@ -819,7 +821,7 @@ async fn lead_elsewhere(lies: &[(&'static str, Option<u16>)]) -> usize {
     seen
 }
 
-/// Answers that are no answers, or would take memory or time without end.
+/// Invalid answers, and answers that would use memory or time without limit.
 #[test]
 fn huge_answers_cost_little_and_the_plugin_continues() {
     let laughs: String = (1..30).fold("<!ENTITY a0 \"ha\">".into(), |text, n| {
@@ -830,9 +832,9 @@ fn huge_answers_cost_little_and_the_plugin_continues() {
     let bodies = [
         ("a billion laughs", format!("<!DOCTYPE x [{laughs}]><QueryResultRecords>&a29;</QueryResultRecords>")),
         ("an external entity", "<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><x>&e;</x>".into()),
-        ("a deep one", wrap(&("<a>".repeat(200_000) + &"</a>".repeat(200_000)))),
-        ("one that does not end", "<a>".repeat(1_000_000)),
-        ("a broad one", wrap(&"<VMRecord/>".repeat(500_000))),
+        ("deeply nested", wrap(&("<a>".repeat(200_000) + &"</a>".repeat(200_000)))),
+        ("no end tags", "<a>".repeat(1_000_000)),
+        ("many elements", wrap(&"<VMRecord/>".repeat(500_000))),
         ("a long attribute", wrap(&format!("<VMRecord name='{}'/>", "x".repeat(4_000_000)))),
         (
             "many attributes",
@@ -840,13 +842,10 @@ fn huge_answers_cost_little_and_the_plugin_continues() {
         ),
         ("many namespaces", wrap(&(0..100_000).map(|n| format!("<a xmlns:b{n}='c{n}'>")).collect::<String>())),
         ("too large", "x".repeat(9 * 1024 * 1024)),
-        ("a page", "<html><body><h1>502</h1></body></html>".into()),
+        ("a web page", "<html><body><h1>502</h1></body></html>".into()),
         ("nothing", String::new()),
         ("JSON", "[".repeat(1_000_000)),
-        (
-            "pages without end",
-            "<QueryResultRecords total='99999999' pageSize='1'><VMRecord/></QueryResultRecords>".into(),
-        ),
+        ("endless pages", "<QueryResultRecords total='99999999' pageSize='1'><VMRecord/></QueryResultRecords>".into()),
     ];
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
@@ -868,9 +867,9 @@ fn huge_answers_cost_little_and_the_plugin_continues() {
             assert_eq!(plugin.update().await.unwrap(), [(names[0].clone(), State::Running)], "{what}");
         }
         let grown = peak() - before;
-        println!("{} kB more at most, after {} monstrous answers", grown, bodies.len());
+        println!("{} kB more at most, after {} huge answers", grown, bodies.len());
         assert!(grown < 64 * 1024, "{grown} kB");
-        // The same to a login: JSON.
+        // Such an answer to a login: JSON.
         server.with_model(|model| model.admin_expire_bearers());
         let rule = json!({"op": "login", "answer_before": {"status": 200, "body": "[".repeat(1_000_000)}});
         assert!(server.add_fault(Rule::from_json(&rule).unwrap()));

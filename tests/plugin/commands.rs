@@ -1,4 +1,4 @@
-//! The commands for people, run as they run them: the built binary, a config.toml, a simulated VCD.
+//! The commands, as people run them: the built binary, a config.toml, a simulated VCD.
 
 use crate::common::{self, PluginProcess, command, soon};
 #[cfg(target_os = "linux")]
@@ -16,10 +16,10 @@ use vcd_sim::Server;
 use vcd_sim::model::{Disk, HardwareShown, Model, Nic, Reach, Right, Scripts, TemplateState};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
-/// The simulator's clock runs so many times as fast as a real VCD's.
+/// Speed of the simulator's clock, as a multiple of real time.
 const SCALE: f64 = 50.0;
 
-/// A config.toml, gone when dropped.
+/// A config.toml that is deleted when dropped.
 struct File(PathBuf);
 
 impl Drop for File {
@@ -28,7 +28,7 @@ impl Drop for File {
     }
 }
 
-/// Lines of a TOML table; a key that is null is left out.
+/// Lines of a TOML table. Keys that are null are skipped.
 fn lines(table: &Value) -> String {
     let given = table.as_object().unwrap().iter().filter(|(_, value)| !value.is_null());
     given.map(|(key, value)| format!("{key} = {value}\n")).collect()
@@ -39,7 +39,7 @@ fn merged(mut table: Value, changes: Value) -> Value {
     table
 }
 
-/// One runner for the simulated VCD, with changes to plugin_config and to the runner's own part of the autoscaler.
+/// One runner for the simulated VCD, with changes to plugin_config and to the autoscaler section.
 fn runner(server: &Server, guest_port: u16, name: &str, keys: Value, own: Value) -> String {
     let own = merged(
         json!({"plugin": "fleeting-plugin-vcd", "capacity_per_instance": 1, "max_use_count": 1, "max_instances": 4}),
@@ -62,12 +62,12 @@ fn file(name: &str, runners: &[String]) -> File {
     File(path)
 }
 
-/// Runs a command on a file. Its status, stdout and stderr; no secret may be in them, and no colour.
+/// Runs a command on a file. Returns its status, stdout and stderr, which must contain no secret and no colour.
 fn run(file: &File, words: &[&str]) -> (i32, String, String) {
     said(Command::new(BINARY), file, words)
 }
 
-/// The lines of `check` with this verdict and topic.
+/// The lines of `check` with this verdict and topic, without both.
 fn found<'a>(stdout: &'a str, verdict: &str, topic: &str) -> Vec<&'a str> {
     let start = format!("  {verdict:4}  {topic:16} ");
     stdout.lines().filter_map(|line| line.strip_prefix(start.as_str())).collect()
@@ -79,12 +79,12 @@ fn world(change: impl FnOnce(&mut Model)) -> (Server, u16) {
     (server, guest_port)
 }
 
-/// What `check` says of a world, with no changes to the configuration.
+/// The output of `check` for a changed world, with an unchanged configuration.
 fn check_world(name: &str, change: impl FnOnce(&mut Model)) -> (i32, String) {
     let (server, guest_port) = world(change);
     let file = file(name, &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
     let (status, stdout, _) = run(&file, &["check"]);
-    assert_eq!(server.requests("instantiate"), 0, "a check makes nothing");
+    assert_eq!(server.requests("instantiate"), 0, "a check creates nothing");
     (status, stdout)
 }
 
@@ -218,7 +218,7 @@ fn standby_vms_are_listed_and_cleaned_and_a_check_creates_none() {
         soon("the plugin's end", plugin.child.status()).await.unwrap();
         drop(plugin);
 
-        // Neither takes any for its own.
+        // Neither command uses one of them.
         let creates = server.requests("instantiate");
         let (status, stdout, stderr) = run(&file, &["clean", "--yes"]);
         assert_eq!(status, 0, "{stdout}{stderr}");
@@ -256,7 +256,10 @@ fn a_check_reports_what_the_configuration_lacks() {
     let (status, stdout) = one("missing", json!({"org": null, "memory_mb": 7}), json!({}));
     let said = found(&stdout, "FAIL", "configuration");
     let all = ["missing required plugin config: org", "memory_mb: 7 is not a multiple of 4"];
-    assert!(status == 1 && all.iter().all(|mistake| said.contains(mistake)), "all mistakes at once: {stdout}");
+    assert!(
+        status == 1 && all.iter().all(|mistake| said.contains(mistake)),
+        "all mistakes are reported together: {stdout}"
+    );
 
     for (name, keys, own, verdict, topic, text, expected) in [
         ("size", json!({}), json!({"max_instances": 129}), "FAIL", "runner", "above max_size", 1),
@@ -277,7 +280,7 @@ fn a_check_reports_what_the_configuration_lacks() {
     }
 }
 
-/// The line of advice under a finding.
+/// The advice below a finding.
 fn advice<'a>(stdout: &'a str, finding: &str) -> &'a str {
     let mut lines = stdout.lines().skip_while(|line| !line.contains(finding));
     lines.nth(1).unwrap_or_default().trim()
@@ -311,7 +314,7 @@ fn a_check_gives_values_to_copy_for_ambiguous_names() {
 
     let id = network.split('"').find(|part| part.starts_with("urn:vcloud:network:")).unwrap().to_owned();
     let stdout = check("values", json!({"network": id, "catalog": "ci-org/ci-catalog"}));
-    assert!(found(&stdout, "ok", "network")[0].starts_with("\"twice\": "), "by its name: {stdout}");
+    assert!(found(&stdout, "ok", "network")[0].starts_with("\"twice\": "), "it is shown with its name: {stdout}");
     assert!(found(&stdout, "FAIL", "").is_empty() && found(&stdout, "ok", "catalog").len() == 1, "{stdout}");
 
     let stdout = check("elsewhere", json!({"network": "elsewhere"}));
@@ -322,7 +325,7 @@ fn a_check_gives_values_to_copy_for_ambiguous_names() {
     let stdout = check("kind", json!({"network": "urn:vcloud:vdc:1", "template": "https://h/x"}));
     let mistakes = found(&stdout, "FAIL", "configuration");
     for key in ["network: expected the name of a network", "template: expected the name of a template"] {
-        assert!(mistakes.iter().any(|line| line.starts_with(key)), "all mistakes at once: {stdout}");
+        assert!(mistakes.iter().any(|line| line.starts_with(key)), "all mistakes are reported together: {stdout}");
     }
 }
 
@@ -340,7 +343,10 @@ fn a_check_names_a_templates_disks_and_networks() {
     let disks = "3 disks by controller and unit: the boot disk 0:0 of 20 GB; 1:0 of 12 GB, 0:1 of 100 GB";
     assert!(template.ends_with(disks), "{stdout}");
     assert!(found(&stdout, "note", "template").iter().any(|line| line.contains("\"VM Network\"")), "{stdout}");
-    assert!(found(&stdout, "warn", "storage profile")[0].contains("enough for 3 VMs"), "all disks count: {stdout}");
+    assert!(
+        found(&stdout, "warn", "storage profile")[0].contains("enough for 3 VMs"),
+        "all disks are counted: {stdout}"
+    );
 
     let (server, guest_port) = world(|m| m.template_vms.values_mut().for_each(|vm| vm.shows = HardwareShown::Nothing));
     let file = file("hidden", &[runner(&server, guest_port, "vcd", json!({"disk_size_gb": 30}), json!({}))]);
@@ -382,7 +388,7 @@ fn a_check_with_create_names_the_scripts_that_tools_refuse() {
     assert!(fleet::vapps(&server).is_empty());
 }
 
-/// An ssh client that does not let anybody in, as far as it is asked; the time for further tries is over at once.
+/// An ssh client that always reports a refused login. The time for retries ends immediately.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_check_whose_login_is_refused_names_the_scripts_first() {
@@ -402,7 +408,7 @@ fn a_check_whose_login_is_refused_names_the_scripts_first() {
     check.env("LD_PRELOAD", &library).env("CLOCK_SHIFT", &shift).env("CLOCK_ALL", "1");
     let (status, stdout, stderr) = said(check, &file, &["check", "--create"]);
     assert_eq!(status, 1, "{stdout}");
-    // At once, not when all tries are over.
+    // Immediately, not after all attempts.
     let early = "no login as root@127.0.";
     let told = stderr.lines().find(|line| line.contains(early)).unwrap_or_else(|| panic!("{stderr}"));
     assert!(
@@ -417,13 +423,13 @@ fn a_check_whose_login_is_refused_names_the_scripts_first() {
     assert!(fleet::vapps(&server).is_empty());
 }
 
-/// OpenSSH in its guests lets in who has the key of a guest's script, and who runs the simulator.
+/// OpenSSH in the guests accepts the key of a guest's script, for the user that runs the simulator.
 #[test]
 fn a_check_logs_in_to_openssh_with_a_static_key_and_reports_a_refusal_immediately() {
     let guest_port = fleet::free_port();
     let options = vcd_sim::Options { scale: SCALE, guest_port, guests: vcd_sim::GuestKind::Auto, ..Default::default() };
     let server = Server::start(options).unwrap();
-    let Some(user) = server.guest_user() else { return println!("left out: guests are {}", server.guests()) };
+    let Some(user) = server.guest_user() else { return println!("skipped: guests are {}", server.guests()) };
     let folder = Folder::new("openssh");
     let key = folder.0.join("key");
     let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().unwrap();
@@ -438,7 +444,7 @@ fn a_check_logs_in_to_openssh_with_a_static_key_and_reports_a_refusal_immediatel
     assert!(found(&stdout, "ok", "SSH")[0].starts_with(&format!("logged in as {user}@127.0.10.")), "{stdout}");
     assert_eq!((found(&stdout, "ok", "delete").len(), fleet::vapps(&server).len()), (1, 0), "{stdout}");
 
-    // A guest that ran no script lets nobody in, and says so at once.
+    // A guest that ran no script rejects every login, and this is reported immediately.
     server.with_model(|m| m.template_vms.values_mut().for_each(|vm| vm.scripts = Scripts::Skip));
     let began = std::time::Instant::now();
     let mut check = Command::new(BINARY);
@@ -459,7 +465,7 @@ fn a_check_logs_in_to_openssh_with_a_static_key_and_reports_a_refusal_immediatel
     check.wait().unwrap();
 }
 
-/// An answer of VCD's to the request for a VM.
+/// VCD's answer to create requests.
 fn answers_creates(server: &Server, status: u16, code: &str, message: &str) {
     let body = format!(
         "<Error xmlns=\"http://www.vmware.com/vcloud/v1.5\" majorErrorCode=\"{status}\" minorErrorCode=\"{code}\" \
@@ -496,7 +502,7 @@ fn an_interrupted_check_names_what_it_waited_for() {
     check.args(["check", "--create", "--config"]).arg(&file.0).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut check = check.spawn().unwrap();
     let mut lines = BufReader::new(check.stderr.take().unwrap()).lines().map(Result::unwrap);
-    // What it waits for is shown again and again.
+    // The state that the check waits for is shown repeatedly.
     let shown = |line: &String| line.contains(" PendingCreate, waits for VCD's operation limit (");
     assert!(lines.by_ref().filter(shown).nth(1).is_some());
     let id = rustix::process::Pid::from_child(&check);
@@ -546,7 +552,7 @@ fn offline_nothing_is_sent_and_the_example_is_accepted() {
     assert_eq!(server.requests("versions"), 0);
 }
 
-/// A plugin that serves the group of [`fleet::plugin_config`] and has `count` instances running.
+/// A plugin that serves the group of [`fleet::plugin_config`], with `count` running instances.
 async fn serving(server: &Server, guest_port: u16, count: u32) -> PluginProcess {
     let plugin = PluginProcess::start(command(BINARY)).await;
     let config = fleet::plugin_config(server).to_string();
@@ -561,7 +567,7 @@ async fn serving(server: &Server, guest_port: u16, count: u32) -> PluginProcess 
     plugin
 }
 
-/// vApps that belong to somebody else: another manager's, and one whose name only matches the prefix.
+/// Foreign vApps: one of another manager, and one whose name only matches the prefix.
 fn foreign(server: &Server) {
     server.with_model(|model| {
         let vdc = *model.vdcs.keys().next().unwrap();
@@ -626,7 +632,7 @@ fn clean_deletes_only_the_groups_vapps_and_only_if_no_plugin_serves() {
         let (status, stdout, stderr) = run(&file, &["clean"]);
         assert_eq!(status, 1, "{stdout}");
         assert!(stderr.contains("use --yes"), "{stderr}");
-        assert!(!stdout.contains("ci-database"), "only what would be deleted is shown: {stdout}");
+        assert!(!stdout.contains("ci-database"), "only vApps that clean deletes are shown: {stdout}");
         assert_eq!((fleet::vapps(&server).len(), server.requests("delete")), (4, 0));
 
         let (status, stdout, stderr) = run(&file, &["clean", "--yes"]);
@@ -634,7 +640,7 @@ fn clean_deletes_only_the_groups_vapps_and_only_if_no_plugin_serves() {
         assert!(stdout.ends_with("deleted: 2 of 2\n"), "{stdout}");
         let mut left = fleet::vapps(&server);
         left.sort();
-        assert_eq!(left, ["ci-00000000", "ci-database"], "another's is never touched");
+        assert_eq!(left, ["ci-00000000", "ci-database"], "foreign vApps are never touched");
     });
 }
 
@@ -660,7 +666,7 @@ fn clean_waits_for_a_silent_address_for_a_limited_time() {
         let keys = json!({"debug_server_addr": format!("127.0.0.1:{silent}")});
         let file = file("silent", &[runner(&server, guest_port, "vcd", keys, json!({}))]);
         let _full = proxy::full_listener(silent).unwrap();
-        // Without a limit of its own the kernel's would be two minutes.
+        // The kernel's own limit would be two minutes.
         let cleaned = smol::unblock(move || run(&file, &["clean", "--yes"]));
         assert_eq!(soon("the end of clean", cleaned).await.0, 0);
     });
@@ -689,7 +695,7 @@ fn help_shows_examples_and_exit_codes() {
     }
 }
 
-/// The same by a command that was begun.
+/// The same for a prepared command.
 fn said(mut command: Command, file: &File, words: &[&str]) -> (i32, String, String) {
     command.arg(words[0]).arg("--config").arg(&file.0).args(&words[1..]).stdin(Stdio::null());
     let Output { status, stdout, stderr } = command.output().unwrap();
@@ -701,7 +707,7 @@ fn said(mut command: Command, file: &File, words: &[&str]) -> (i32, String, Stri
     (status.code().expect("not killed"), stdout, stderr)
 }
 
-/// A folder of its own, gone when dropped.
+/// A folder that is deleted when dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -718,7 +724,7 @@ impl Folder {
     }
 }
 
-/// The files in a folder whose names begin so.
+/// The files in a folder whose names start with `start`.
 fn files(folder: &std::path::Path, start: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(start)).collect()
@@ -736,7 +742,7 @@ fn https_world() -> Server {
     Server::start(vcd_sim::Options { scale: SCALE, guest_port, https_listen: Some(any), ..Default::default() }).unwrap()
 }
 
-/// A failure of a check has words of its own, and under them what to do.
+/// The check reports this failure under this topic, with this advice below it.
 #[track_caller]
 fn assert_told(stdout: &str, topic: &str, words: &str, advice: &str) {
     let start = format!("  FAIL  {topic:16} ");
@@ -797,7 +803,7 @@ fn each_cause_between_the_plugin_and_vcd_has_its_own_advice() {
     let unknown = check("unknown", plain.clone(), &[]);
     assert_told(&unknown, "URL and TLS", "invalid peer certificate: UnknownIssuer", "set ca_file");
 
-    // The token's file.
+    // The file with the token.
     let utf16: Vec<u8> = [0xff, 0xfe].into_iter().chain("sim".bytes().flat_map(|byte| [byte, 0])).collect();
     for (name, bytes, words, advice) in [
         ("nothing", b" \n".to_vec(), "is empty", "write the token into it"),
@@ -812,7 +818,7 @@ fn each_cause_between_the_plugin_and_vcd_has_its_own_advice() {
     let stdout = check("no-token", json!({"token": null, "token_file": "/no/token"}), &[]);
     assert_told(&stdout, "token", "token_file /no/token: No such file", "must exist on the machine");
 
-    // What VCD answers.
+    // VCD's answers.
     server.with_api(|api| api.redirect = server.https_url().map(|url| url.replace("localhost", "127.0.0.1")));
     let stdout = check("redirect", json!({}), &[]);
     assert_told(&stdout, "URL and TLS", "VCD accepts https only, at https://127.0.0.1", "write https:// in url");
@@ -867,7 +873,7 @@ fn a_self_signed_certificate_is_accepted_if_ca_file_contains_it() {
     };
     let (status, stdout, first) = check(Certificate::SelfSigned, None);
     assert_eq!(status, 0, "{stdout}");
-    // Only that one, for its host, at its time.
+    // Only this certificate, for its host name, while it is valid.
     for (which, named, words, advice) in [
         (Certificate::SelfSigned, Some(first.as_str()), "CaUsedAsEndEntity", "put this certificate into ca_file"),
         (Certificate::SelfSignedExpired, None, "certificate expired", "clock"),
@@ -908,7 +914,7 @@ fn service_token(server: &Server) -> String {
     })
 }
 
-/// The one token that VCD takes of service accounts.
+/// The only service account token that VCD accepts.
 fn good_token(server: &Server) -> String {
     let all: Vec<String> = server.with_model(|m| m.service_tokens.keys().map(|token| token.to_string()).collect());
     assert_eq!(all.len(), 1);
@@ -936,7 +942,7 @@ fn all_commands_and_a_plugin_share_a_service_accounts_token() {
             server.with_model(|model| model.admin_expire_bearers());
             std::thread::scope(|scope| {
                 for _ in 0..3 {
-                    // A session that another one's end has taken away may fail a list, but never the token.
+                    // A session that the end of another command has closed can fail a list, but never lose the token.
                     scope.spawn(|| run(&file, &["list"]));
                 }
             });
@@ -966,7 +972,7 @@ fn a_plugin_that_ends_waits_for_a_login_in_progress() {
         let mut config = merged(fleet::plugin_config(&server), keys);
         config.as_object_mut().unwrap().remove("token");
         plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
-        // VCD has given the next token, and the answer is on its way.
+        // VCD has created the next token, and the answer is on its way.
         let slow = json!({"op": "login", "delay_after_ms": 400});
         assert!(server.add_fault(vcd_sim::faults::Rule::from_json(&slow).unwrap()));
         let first = good_token(&server);
@@ -1020,7 +1026,7 @@ fn the_next_token_of_a_configured_service_account_is_saved_in_the_home_folder() 
         assert_told(&stdout, "token", &words, "token_file");
         use std::os::unix::fs::PermissionsExt as _;
         assert_eq!(std::fs::metadata(&kept[0]).unwrap().permissions().mode() & 0o777, 0o600);
-        // As it is said, so it works.
+        // The advice works.
         let keys = json!({"token": null, "token_file": kept[0]});
         let file = file("kept", &[runner(&server, guest_port, "vcd", keys, json!({}))]);
         let (status, stdout, _) = run(&file, &["check"]);
@@ -1029,7 +1035,7 @@ fn the_next_token_of_a_configured_service_account_is_saved_in_the_home_folder() 
     }
 }
 
-/// Nobody's rights, where this is root, to whom everything is permitted: the plugin as this user may run it.
+/// A command that runs the plugin without root's rights, if this is root.
 fn unprivileged(folder: &Folder) -> Command {
     use std::os::unix::fs::{PermissionsExt as _, chown};
     use std::os::unix::process::CommandExt as _;
@@ -1050,7 +1056,7 @@ fn unprivileged(folder: &Folder) -> Command {
     command
 }
 
-/// A service account's token where the plugin, run as `unprivileged`, may read it and cannot write the next one.
+/// A service account's token in a file that the `unprivileged` plugin can read, but it cannot write the next token.
 struct Closed {
     folder: Folder,
     home: PathBuf,
@@ -1088,7 +1094,7 @@ impl Closed {
         }
     }
 
-    /// Lets it be written.
+    /// Allows the plugin to write it.
     fn open(&self) {
         let own = rustix::process::geteuid();
         self.own(if own.is_root() { 65534 } else { own.as_raw() }, 0o600, 0o755);
@@ -1115,7 +1121,7 @@ fn a_next_token_that_cannot_be_written_is_saved_elsewhere_and_reported() {
     let words = format!("if the plugin ends before that, move {} to token_file", kept[0].display());
     assert_told(&stdout, "token", &words, "write access to the file and its folder");
     assert!(stdout.contains("Permission denied"), "{stdout}");
-    // The check went on with the session that it had, and the token is where it says.
+    // The check continued with its session, and the token is in the reported file.
     assert_eq!(found(&stdout, "ok", "VDC").len(), 1, "{stdout}");
     assert_eq!(std::fs::metadata(&kept[0]).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(std::fs::read_to_string(&kept[0]).unwrap().trim(), good_token(&server));
@@ -1140,7 +1146,7 @@ fn a_token_that_could_not_be_written_is_written_when_it_can_be() {
         plugin.logged(&format!("the new token is in it now; {} is deleted", kept[0].display())).await;
         let written = std::fs::read_to_string(&closed.token).unwrap();
         assert_eq!((written.trim(), kept[0].exists()), (good_token(&server).as_str(), false));
-        // And is good for the next login.
+        // The written token is valid for the next login.
         server.with_model(|model| model.admin_expire_bearers());
         soon("another login", async {
             while server.requests("login") < 2 {
@@ -1156,8 +1162,8 @@ fn a_token_that_could_not_be_written_is_written_when_it_can_be() {
     });
 }
 
-/// Those that the simulator made are what it says; others are of real VCDs, and differ as it has yet to learn. After a change
-/// of what is asked or of the simulator: `UPDATE_GOLDEN=1`.
+/// Recordings of the simulator must match its answers. Recordings of real VCDs may differ where the simulator has yet
+/// to be improved. After a change of the requests or of the simulator, run with `UPDATE_GOLDEN=1`.
 #[test]
 fn recordings_are_played_to_the_client_and_compared_with_the_simulator() {
     let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recordings"));
@@ -1169,7 +1175,7 @@ fn recordings_are_played_to_the_client_and_compared_with_the_simulator() {
             std::fs::write(folder.join(format!("simulator-{name}.txt")), text).unwrap();
         }
     }
-    // A check that is played, as people see it.
+    // A check against the replayed recording, with its output for people.
     let check = |path: &std::path::Path| {
         let output = Command::new(BINARY).args(["check", "--config"]).arg(path).output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
@@ -1186,7 +1192,7 @@ fn recordings_are_played_to_the_client_and_compared_with_the_simulator() {
         if path.file_name().unwrap().to_str().unwrap().starts_with("simulator-") {
             assert!(differences.is_empty(), "{place}: {differences:#?}");
         }
-        // What is otherwise is found, whichever side it is on.
+        // A difference is found, whichever side it is on.
         let text = std::fs::read_to_string(&path).unwrap().replace("VmQuota>", "VmAllowance>");
         let other = replay::Recording::parse(&text).unwrap();
         let found = replay::differences(&other, &simulated);
@@ -1215,7 +1221,7 @@ fn a_check_is_recorded_into_a_new_private_file() {
     assert_eq!(std::fs::metadata(&place).unwrap().permissions().mode() & 0o777, 0o600);
     let said = format!("plugin {VERSION}\nsettings create=false ip_allocation_mode=POOL cpu_count=2");
     assert!(text.starts_with("fleeting-plugin-vcd's recording, format 1") && text.contains(&said), "{text}");
-    // Nothing is written over, and without a VCD there is nothing.
+    // No file is overwritten, and without a VCD no file is created.
     let (status, _, stderr) = run(&file, &words);
     assert!(status == 1 && stderr.contains("File exists"), "{stderr}");
     std::fs::remove_file(&place).unwrap();

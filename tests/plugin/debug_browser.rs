@@ -1,6 +1,7 @@
-//! The debug page in a real browser, against the plugin at work: it renders, refreshes itself without losing the reader's
-//! place, and the browser has nothing to complain about. Needs Chromium (`CHROMIUM`, or `chromium` on `PATH`), so that it is
-//! run by name only: `cargo test --test plugin debug_browser:: -- --ignored`. Screenshots are left in `target/screenshots`.
+//! The debug page in a real browser, with a plugin at work: it renders, it refreshes itself without a change of the
+//! reader's scroll position, and the browser reports no errors. Needs Chromium (`CHROMIUM`, or `chromium` on `PATH`),
+//! so it runs only by name: `cargo test --test plugin debug_browser:: -- --ignored`. Screenshots are in
+//! `target/screenshots`.
 
 use crate::common::{PluginProcess, command, until};
 use crate::fleet;
@@ -18,20 +19,20 @@ use vcd_sim::faults::Rule;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
 const SCALE: f64 = 20.0;
-/// The browser has so long for anything.
+/// Maximum time for any step of the browser.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Width and height of a desktop's and of a phone's window.
+/// Width and height of a desktop window and of a phone.
 const DESKTOP: (u32, u32) = (1280, 900);
 const PHONE: (u32, u32) = (390, 844);
 
-/// A browser that is spoken to over its debugging pipe: JSON messages that end with a zero byte.
+/// A browser that is controlled through its debugging pipe: JSON messages that end with a zero byte.
 struct Browser {
     child: Child,
     to: ChildStdin,
     from: Receiver<Value>,
     session: Option<String>,
     sent: u64,
-    /// Errors and warnings on the console, failed requests, exceptions, violations of the policy.
+    /// Errors and warnings on the console, failed requests, exceptions, violations of the content security policy.
     complaints: Vec<String>,
     profile: PathBuf,
 }
@@ -42,7 +43,8 @@ impl Browser {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let profile = std::env::temp_dir().join(format!("vcd-browser-{}-{number}", std::process::id()));
-        // The pipe's ends are descriptors 3 and 4. A sandbox cannot be had as root, or in many containers.
+        // The ends of the pipe are descriptors 3 and 4. The browser's sandbox does not work as root or in many
+        // containers.
         let script = "exec \"$@\" 3<&0 4>&1 </dev/null >&2";
         let mut child = Command::new("sh")
             .args(["-c", script, "sh", &program])
@@ -99,7 +101,7 @@ impl Browser {
         }
     }
 
-    /// The next message; what it complains of is kept.
+    /// The next message. Errors in it are kept.
     fn next(&mut self, what: &str) -> Value {
         let got = self.from.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("waited for {what}"));
         let params = &got["params"];
@@ -126,7 +128,7 @@ impl Browser {
         self.ask("Emulation.setEmulatedMedia", features);
     }
 
-    /// Goes to `url` and waits until it is loaded.
+    /// Opens `url` and waits until it is loaded.
     fn go(&mut self, url: &str) {
         self.ask("Page.navigate", json!({"url": url}));
         while self.next(url)["method"] != "Page.loadEventFired" {}
@@ -143,12 +145,12 @@ impl Browser {
     fn until(&mut self, expression: &str) {
         let end = Instant::now() + PATIENCE;
         while self.value(expression) != true {
-            assert!(Instant::now() < end, "{expression} did not come true");
+            assert!(Instant::now() < end, "{expression} did not become true");
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 
-    /// A picture of the whole page, down to its end.
+    /// A picture of the whole page.
     fn screenshot(&mut self, file: &Path) {
         let page = &self.ask("Page.getLayoutMetrics", json!({}))["cssContentSize"];
         let whole = json!({"x": 0, "y": 0, "width": page["width"], "height": page["height"], "scale": 1});
@@ -168,14 +170,14 @@ impl Drop for Browser {
     }
 }
 
-/// The folder for screenshots.
+/// The folder of the screenshots.
 fn pictures() -> PathBuf {
     let pictures = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("screenshots");
     std::fs::create_dir_all(&pictures).unwrap();
     pictures
 }
 
-/// A fault of VCD's at each request of this kind.
+/// VCD rejects each request of this kind.
 fn refuses(server: &vcd_sim::Server, operation: &str, status: u16, code: &str, message: &str) {
     let body = format!(
         "<Error xmlns=\"http://www.vmware.com/vcloud/v1.5\" majorErrorCode=\"{status}\" minorErrorCode=\"{code}\" \
@@ -185,7 +187,7 @@ fn refuses(server: &vcd_sim::Server, operation: &str, status: u16, code: &str, m
     assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
 }
 
-/// What is to be seen, in words of the page's first line, how it came about, and whether health fails at once.
+/// A state of the page: its name, text in the page's first line, and whether /healthz fails in it.
 type Look = (&'static str, &'static str, bool);
 
 const STATES: [Look; 6] = [
@@ -197,7 +199,7 @@ const STATES: [Look; 6] = [
     ("token-revoked", "there is no session with VCD", true),
 ];
 
-/// Words that are broken in a cell that holds no long text, and cells wider than the window.
+/// Counts words that are broken in short cells, and cells wider than the window.
 const BROKEN: &str = "[...document.querySelectorAll('#instances td:not(.w)')].filter(cell => {
     const range = document.createRange();
     range.selectNodeContents(cell);
@@ -230,7 +232,7 @@ fn the_page_in_six_states() {
                     let reason = "The user is not allowed to use storage policy &quot;ssd&quot; of organization VDC \
                                   &quot;ci-vdc&quot; (https://vcd.example.com/api/vdcStorageProfile/0123456789abcdef)";
                     refuses(&server, "instantiate", 403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", reason);
-                    // More than have worked before.
+                    // More failures than successful creates before.
                     for _ in 0..9 {
                         let before = server.refusals("instantiate");
                         plugin.increase(1).await.unwrap();
@@ -257,7 +259,7 @@ fn the_page_in_six_states() {
                         model.admin_revoke_token("sim-api-token");
                         model.admin_expire_bearers();
                     });
-                    // VCD answers again, and refuses.
+                    // VCD answers again, and rejects the login.
                     server.clear_faults();
                 }
                 _ => {}
@@ -279,15 +281,15 @@ fn the_page_in_six_states() {
                 for scheme in ["light", "dark"] {
                     browser.scheme(scheme);
                     let fits = browser.value("document.documentElement.scrollWidth <= innerWidth");
-                    assert_eq!(fits, true, "{state} at {width}: one need not scroll sideways");
+                    assert_eq!(fits, true, "{state} at {width}: no horizontal scrolling");
                     if width == 1280 {
-                        assert_eq!(browser.value(BROKEN), 0, "{state}: words are broken");
+                        assert_eq!(browser.value(BROKEN), 0, "{state}: no word is broken");
                     }
                     browser.screenshot(&pictures().join(format!("{state}-{width}-{scheme}.png")));
                 }
             }
         }
-        // The policy of the page lets nothing be asked for elsewhere, and a browser says so.
+        // The page's content security policy forbids requests to other servers. The browser would report them.
         assert!(browser.complaints.is_empty(), "{:#?}", browser.complaints);
         println!("screenshots in {}", pictures().display());
     });
@@ -323,7 +325,7 @@ fn the_page_in_a_browser() {
         let back = "getComputedStyle(document.body).backgroundColor";
         let light = browser.value(back);
 
-        // It refreshes itself: what happens meanwhile comes in, and the reader's place stays.
+        // The page refreshes itself: changes appear, and the scroll position stays.
         browser.size((DESKTOP.0, 300));
         let place = browser.value("scrollTo(0, 200); scrollY");
         assert_eq!(place, 200, "there is something to scroll");
@@ -343,7 +345,7 @@ fn the_page_in_a_browser() {
         browser.screenshot(&pictures.join("desktop-dark.png"));
         browser.size(PHONE);
         let fits = "document.documentElement.scrollWidth <= innerWidth";
-        assert_eq!(browser.value(fits), true, "a phone need not scroll sideways");
+        assert_eq!(browser.value(fits), true, "no horizontal scrolling on a phone");
         browser.screenshot(&pictures.join("phone-dark.png"));
         browser.scheme("light");
         browser.screenshot(&pictures.join("phone-light.png"));
@@ -353,11 +355,15 @@ fn the_page_in_a_browser() {
         assert_eq!(browser.value(fits), true);
         browser.screenshot(&pictures.join("phone-instance.png"));
         browser.size(DESKTOP);
-        assert_eq!(browser.value("document.body.textContent.includes('BAD_REQUEST')"), true, "the first one's life");
+        assert_eq!(
+            browser.value("document.body.textContent.includes('BAD_REQUEST')"),
+            true,
+            "the first instance's history"
+        );
         browser.screenshot(&pictures.join("desktop-instance.png"));
         assert!(browser.complaints.is_empty(), "{:#?}", browser.complaints);
 
-        // Without an answer the page says that it is old, and goes on trying.
+        // Without an answer, the page shows that it is old, and retries.
         browser.go(&url);
         let running = plugin.update().await.unwrap().iter().filter(|(_, state)| *state == State::Running).count();
         assert_eq!(running, 5);

@@ -15,10 +15,10 @@ use std::time::Duration;
 use vcd_sim::Server;
 use vcd_sim::faults::Rule;
 
-/// No answer is awaited longer.
+/// Maximum time for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A plugin after Init, and its debug server's address.
+/// A plugin after Init, and the address of its debug server.
 async fn start(server: &Server, guest_port: u16, mut keys: Value) -> (PluginProcess, String) {
     let debug = format!("127.0.0.1:{}", fleet::free_port());
     keys["debug_server_addr"] = json!(debug);
@@ -34,7 +34,7 @@ struct Answer {
     body: String,
 }
 
-/// Sends `request` as it is, and reads until the server closes.
+/// Sends `request` unchanged, and reads until the server closes the connection.
 fn exchange(mut stream: impl Read + Write, request: &str) -> Answer {
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = Vec::new();
@@ -66,7 +66,7 @@ fn fault(server: &Server, rule: Value) {
     assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
 }
 
-/// A refusal of a create, in VCD's words.
+/// A rejection of a create, in VCD's words.
 fn refusal(message: &str) -> Value {
     let escaped = message.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;");
     let body = format!(
@@ -84,11 +84,11 @@ fn read_samples(page: &str) -> BTreeMap<String, f64> {
     };
     let lines: Vec<_> = page.lines().filter(|line| !line.starts_with('#')).map(sample).collect();
     let samples: BTreeMap<String, f64> = lines.iter().cloned().collect();
-    assert_eq!(samples.len(), lines.len(), "no sample comes twice");
+    assert_eq!(samples.len(), lines.len(), "no sample appears twice");
     samples
 }
 
-/// Names in a metrics page with their kinds.
+/// The metrics in a page, with their types.
 fn kinds(page: &str) -> BTreeMap<String, String> {
     let kind = |line: &str| line.strip_prefix("# TYPE ")?.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned()));
     page.lines().filter_map(kind).collect()
@@ -114,7 +114,7 @@ fn pages_show_what_happens() {
         let mut names: Vec<String> = plugin.update().await.unwrap().into_iter().map(|(name, _)| name).collect();
         until("the refusal on the page", || get(&debug, "/").contains("BAD_REQUEST")).await;
         let text = get(&debug, "/");
-        // The one that was refused comes first.
+        // The rejected instance is sorted to the front.
         names.sort_by_key(|name| !get(&debug, "/?width=400").contains(&format!("create vApp {name}:")));
         let told = format!("create vApp {}: VCD answered 400 BAD_REQUEST: <b>no</b> \"way\" of that", names[0]);
         assert!(get(&debug, "/?width=400").contains(&told), "{text}");
@@ -147,7 +147,7 @@ fn pages_show_what_happens() {
                 Timer::after(Duration::from_millis(20)).await;
             }
         };
-        soon("the other to run", running).await;
+        soon("the other instance to run", running).await;
         let ours = instance(&names[1]);
         for key in ["ID", "IntentID", "Name", "VMName"] {
             assert_eq!(ours[key], names[1], "{key}");
@@ -172,7 +172,7 @@ fn pages_show_what_happens() {
             }
         };
         soon("its end", gone).await;
-        // Its whole life, with VCD's own task ids.
+        // Its whole history, with VCD's own task ids.
         let life = get(&debug, &format!("/instances/{}?width=200", names[1]));
         let tasks: Vec<String> = server.with_model(|model| {
             let uuids: Vec<_> = model.tasks.keys().map(|id| model.uuid(*id).to_string()).collect();
@@ -200,7 +200,7 @@ fn pages_show_what_happens() {
         assert_eq!((head.status, head.body.as_str()), (200, ""));
         assert!(head.head.contains("content-length: 3"), "{}", head.head);
 
-        // One line for each change of phase, with fields of its own.
+        // One line for each change of phase, with fields.
         let log = end(plugin).await;
         let lines: Vec<Value> = log.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let of = |name: &str| lines.iter().filter(|line| line["instance"] == name).cloned().collect::<Vec<_>>();
@@ -221,7 +221,7 @@ fn pages_show_what_happens() {
     });
 }
 
-/// The table of what users of the Go plugin know: name, kind, label, buckets.
+/// The metrics that users of the Go plugin know: name, type, label, buckets.
 const KNOWN: &[(&str, &str, &str, &str)] = &[
     ("instances_created_total", "counter", "", ""),
     ("instances_deleted_total", "counter", "", ""),
@@ -249,7 +249,7 @@ const KNOWN: &[(&str, &str, &str, &str)] = &[
     ("startup_leftovers_remaining", "gauge", "", ""),
 ];
 
-/// More series than this would mean that a label takes values from outside.
+/// If there were more series, a label would have values from outside.
 const MAX_SERIES: usize = 600;
 
 #[test]
@@ -329,7 +329,7 @@ fn metrics_have_the_known_names_and_correct_values() {
         assert_eq!(value("slots", ",limit=\"creates\""), 3.0);
         assert_eq!(value("session_valid", ""), 1.0);
 
-        // Buckets count upwards, to the count.
+        // Buckets are cumulative, and the last one is the count.
         for (key, count) in samples.iter().filter(|(key, _)| key.contains("_bucket{")) {
             let all = key.replace("_bucket{", "_count{");
             let all = all.split_once(",le=").unwrap().0.to_owned() + "}";
@@ -338,12 +338,12 @@ fn metrics_have_the_known_names_and_correct_values() {
         assert!(samples.len() < MAX_SERIES, "{} series", samples.len());
         plugin.increase(5).await.unwrap();
         reach(&plugin, 6, State::Running).await;
-        assert_eq!(read_samples(&get(&debug, "/metrics")).len(), samples.len(), "more instances are not more series");
+        assert_eq!(read_samples(&get(&debug, "/metrics")).len(), samples.len(), "more instances do not add series");
         end(plugin).await;
     });
 }
 
-/// Every name of a metric in `text`.
+/// All metric names in `text`.
 fn metric_names(text: &str) -> BTreeSet<&str> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.starts_with("fleeting_vcd_") || word.starts_with("process_")).collect()
@@ -375,7 +375,7 @@ fn the_dashboard_and_the_alerts_use_names_that_exist() {
         let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
         let panels = dashboard["panels"].as_array().unwrap();
         let queries = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
-        assert!(queries.clone().count() >= panels.len() - 1, "every panel but a text asks for something");
+        assert!(queries.clone().count() >= panels.len() - 1, "every panel except the text has a query");
         assert!(queries.into_iter().all(|query| query["expr"].as_str().is_some_and(|expr| expr.contains("$group"))));
         for panel in panels {
             assert!(panel["description"].as_str().is_some_and(|text| text.len() > 20), "{}", panel["title"]);
@@ -426,7 +426,7 @@ fn a_unix_socket_is_private_and_replaces_a_dead_one() {
         let dir = std::env::temp_dir().join(format!("vcd-debug-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("debug.sock");
-        // What a dead process leaves.
+        // The socket of a dead process.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let mut config = fleet::plugin_config(&server);
         config["debug_server_addr"] = format!("unix:{}", path.display()).into();
@@ -439,17 +439,17 @@ fn a_unix_socket_is_private_and_replaces_a_dead_one() {
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
 
-        // A second one finds it in use, says so, and runs on.
+        // A second plugin finds it in use, reports this, and continues.
         let second = PluginProcess::start(command(BINARY)).await;
         second.init(config.as_bytes(), fleet::connector(guest_port)).await.unwrap();
         second.logged("the plugin continues without a debug server").await;
         assert_eq!(second.update().await.unwrap(), []);
         end(second).await;
-        assert!(UnixStream::connect(&path).is_ok(), "the first one's is untouched");
+        assert!(UnixStream::connect(&path).is_ok(), "the first plugin's socket is untouched");
 
         end(plugin).await;
-        assert!(!path.exists(), "the socket goes with its process");
-        // What is no socket is not removed.
+        assert!(!path.exists(), "the socket is deleted when its process ends");
+        // A file that is no socket is not deleted.
         std::fs::write(&path, "precious").unwrap();
         let plugin = PluginProcess::start(command(BINARY)).await;
         plugin.init(config.as_bytes(), fleet::connector(guest_port)).await.unwrap();
@@ -497,13 +497,13 @@ fn request_heads_have_a_size_and_time_limit() {
         };
         assert_eq!(exchange(connect(&debug), &request(4_000)).status, 200);
         let mut long = connect(&debug);
-        // The server may close before it has read it all.
+        // The server may close the connection before it has read everything.
         let _ = long.write_all(request(MAX_HEADER_BYTES * 8).as_bytes());
         let mut answer = Vec::new();
         let _ = long.read_to_end(&mut answer);
         assert!(!String::from_utf8_lossy(&answer).contains("200 OK"));
 
-        // One that says nothing more is closed.
+        // A client that stops sending is disconnected.
         let mut slow = connect(&debug);
         slow.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n").unwrap();
         let mut answer = Vec::new();
@@ -514,13 +514,13 @@ fn request_heads_have_a_size_and_time_limit() {
 }
 
 const REQUESTS: usize = 10_000;
-/// Requests on one connection.
+/// Number of requests on one connection.
 const ON_ONE: usize = 100;
-/// After so many requests everything that is made once is there.
+/// Number of requests after which everything that is created once exists.
 const WARM_UP: usize = 1_000;
-/// Resident memory may differ by so many kB: the allocator's, not ours.
+/// Maximum growth of resident memory, in kB, which the allocator causes.
 const MAX_GROWTH_KB: u64 = 2_048;
-/// CPU time that an idle plugin may use in [`IDLE`], in seconds; a poll falls into it.
+/// Maximum CPU time of an idle plugin in [`IDLE`], in seconds. One poll is in it.
 const MAX_IDLE_CPU: f64 = 0.3;
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -575,7 +575,7 @@ fn ten_thousand_requests_leak_nothing() {
     });
 }
 
-/// The metrics page of a plugin at work, through Prometheus's own checker: `PROMTOOL=promtool cargo test … -- --ignored`.
+/// Checks the metrics page of a plugin at work with Prometheus's tool: `PROMTOOL=promtool cargo test … -- --ignored`.
 #[test]
 #[ignore = "needs promtool"]
 fn promtool_accepts_metrics_and_alerts() {
@@ -600,7 +600,7 @@ fn promtool_accepts_metrics_and_alerts() {
         check.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
         let output = check.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        // A gauge of this name is what users of the Go plugin have.
+        // Users of the Go plugin know a gauge with this name.
         let kept = "fleeting_vcd_state_manager_instances_total non-counter metrics should not have \"_total\" suffix";
         let rest: Vec<&str> = said.lines().filter(|line| *line != kept).collect();
         assert!(rest.is_empty(), "{rest:#?}");

@@ -1,6 +1,5 @@
-//! The documents hold what they say: what is generated is up to date, every TOML block is a configuration that the plugin
-//! takes, every shell block runs (in a sandbox where what needs a real system is replaced), every message that is explained
-//! exists.
+//! Checks the documents: generated ones are up to date, every TOML block is a valid configuration, every shell block
+//! runs (in a sandbox that replaces the parts of a real system), every explained message exists.
 
 use crate::{common, fleet, manual, reference};
 use fleeting_plugin_vcd::command::advice::CAUSES;
@@ -37,7 +36,7 @@ const DOCUMENTS: [&str; 17] = [
     "docs/limits.md",
 ];
 
-/// The text of a document; `None` if there is none of this name.
+/// The text of a document; `None` if it does not exist.
 fn document(name: &str) -> Option<String> {
     fs::read_to_string(Path::new(ROOT).join(name)).ok()
 }
@@ -77,7 +76,7 @@ fn of(language: &str) -> Vec<Block> {
     blocks().into_iter().filter(|block| block.language == language).collect()
 }
 
-/// A folder that is gone when this is dropped.
+/// A folder that is deleted when this is dropped.
 struct Sandbox(PathBuf);
 
 impl Sandbox {
@@ -142,13 +141,14 @@ fn every_block_has_a_language_that_is_tested() {
 fn configuration_md_is_up_to_date() {
     let expected = reference::configuration();
     let found = document("docs/configuration.md").unwrap();
-    assert!(found == expected, "make it anew: cargo run --example configuration > docs/configuration.md");
+    assert!(found == expected, "update it: cargo run --example configuration > docs/configuration.md");
     for key in KEYS {
         assert!(found.contains(&format!("### {}\n", key.name)));
     }
 }
 
-/// A whole file is checked as it is. A part of one (tables, not a list of runners) is put into the example.
+/// A complete file is checked as it is. A part of a file (tables without a list of runners) is inserted into the
+/// example.
 #[test]
 fn toml_blocks_are_configurations() {
     let sandbox = Sandbox::new("toml");
@@ -166,21 +166,21 @@ fn toml_blocks_are_configurations() {
     }
 }
 
-/// The tables of a part as those of a runner.
+/// A complete file with the tables of a part.
 fn runner_of(part: &str) -> String {
     let plugin = "[runners.autoscaler]\n  plugin = \"fleeting-plugin-vcd\"\n";
     match part.contains("[runners.autoscaler]") {
         true => format!("[[runners]]\n{}", part.replacen("[runners.autoscaler]\n", plugin, 1)),
-        // Keys of plugin_config alone.
+        // Only keys of plugin_config.
         false => format!("[[runners]]\n{plugin}[runners.autoscaler.plugin_config]\n{part}"),
     }
 }
 
-/// The example's plugin_config with the part's keys is a good one.
+/// The example's plugin_config, with the part's keys, is valid.
 fn is_part(block: &Block, file: &Path) {
     let read = |path: &Path| RunnerFile::read(path).unwrap_or_else(|error| panic!("{}: {error}", block.place));
     let (example, part) = (read(&Path::new(ROOT).join("config.example.toml")), read(file));
-    let (example, part) = (&example.runners[0], part.runners.first().expect("[runners.autoscaler] stands in the part"));
+    let (example, part) = (&example.runners[0], part.runners.first().expect("the part contains [runners.autoscaler]"));
     let mut config = example.plugin_config.clone();
     config.extend(part.plugin_config.clone());
     let connector = Connector { use_static_credentials: true, password: "password".into(), ..Connector::default() };
@@ -189,7 +189,7 @@ fn is_part(block: &Block, file: &Path) {
     assert_eq!(parsed.warnings, [""; 0], "{}", block.place);
 }
 
-/// Programs that would change or need a real system, in a sandbox: they write down how they were called.
+/// Programs that would change a real system or need one. In the sandbox, they only record their arguments.
 const STUBS: [&str; 11] = [
     "cargo",
     "vmware-toolbox-cmd",
@@ -213,14 +213,14 @@ fn shell_blocks_run() {
     for (index, block) in of("sh").into_iter().enumerate() {
         let sandbox = Sandbox::new(&format!("sh-{index}"));
         prepare(&sandbox, &server, guest_port);
-        // What lies at fixed places lies in the sandbox instead.
+        // Absolute paths are moved into the sandbox.
         let root = sandbox.0.display().to_string();
         let mut text = block.text.clone();
         for place in ["/etc/", "/usr/local/bin/"] {
             text = text.replace(&format!(" {place}"), &format!(" {root}{place}"));
         }
         let script = sandbox.write("script", &format!("set -eu\n{text}"), 0o755);
-        // The commands read the runner's file where it is as a rule.
+        // Without --config, the stub passes the file in the sandbox.
         let path = format!("{root}/stubs:{}", std::env::var("PATH").unwrap());
         let mut shell = Command::new("sh");
         shell.arg(&script).current_dir(sandbox.0.join("work")).env("PATH", path).env("LOG", sandbox.0.join("log"));
@@ -230,10 +230,10 @@ fn shell_blocks_run() {
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{}: {}\n{said}", block.place, output.status);
 
-        // What cargo would do is done by CI, the same words but for --locked.
+        // CI must run the same cargo command, apart from --locked.
         let log = fs::read_to_string(sandbox.0.join("log")).unwrap_or_default();
         for line in log.lines().filter(|line| line.starts_with("cargo ")) {
-            // Such as "plugin kill::": the tests of one file.
+            // "plugin kill::", for example: the tests of one file.
             let test = line.strip_prefix("cargo test --test ").and_then(|rest| rest.strip_suffix("::"));
             let is_test =
                 test.is_some_and(|test| Path::new(ROOT).join(format!("tests/{}.rs", test.replace(' ', "/"))).exists());
@@ -243,17 +243,17 @@ fn shell_blocks_run() {
     }
 }
 
-/// The quick start's way to a first VM without a VCD, with the simulator as a process of its own and a login to its guest. Of the commands only
-/// `cargo` is a stub, and `sleep`, which waits until the simulator says that it is there.
+/// The quick start's first VM without a VCD: the simulator is a separate process, and the check logs in to its guest.
+/// Only two commands are stubs: `cargo`, and `sleep`, which waits until the simulator is ready.
 #[test]
 fn a_first_check_without_a_vcd_creates_a_vm_logs_in_and_deletes_it() {
     let simulator =
         std::env::var_os("SIM_BIN").map_or_else(|| Path::new(BINARY).with_file_name("vcd-sim"), PathBuf::from);
     let options = Options { guest_port: fleet::free_port(), guests: GuestKind::Auto, ..Options::default() };
     let trial = Server::start(options).unwrap();
-    let Some(user) = trial.guest_user() else { return println!("left out: guests are {}", trial.guests()) };
+    let Some(user) = trial.guest_user() else { return println!("skipped: guests are {}", trial.guests()) };
     if !simulator.exists() {
-        return println!("left out: {} is made by cargo build --workspace", simulator.display());
+        return println!("skipped: cargo build --workspace builds {}", simulator.display());
     }
     let block = of("sh").into_iter().find(|block| block.text.contains("vcd-sim")).unwrap();
     let sandbox = Sandbox::new("first-check");
@@ -279,15 +279,15 @@ fn a_first_check_without_a_vcd_creates_a_vm_logs_in_and_deletes_it() {
     let said = fs::read_to_string(said).unwrap() + &String::from_utf8_lossy(&output.stderr);
     let checks = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}: {}\n{said}{checks}", block.place, output.status);
-    assert!(said.contains(&format!("guests: OpenSSH, which lets {user} in by key\n")), "{said}");
+    assert!(said.contains(&format!("guests: OpenSSH, login as {user} with a key\n")), "{said}");
     for line in [format!("  ok    SSH              logged in as {user}@127.0.10."), "  ok    delete ".into()] {
         assert!(checks.contains(&line), "{line}\n{checks}");
     }
     assert_eq!(checks.matches("\nit works, ").count(), 2, "{checks}");
 }
 
-/// Run elsewhere: by the scripts in release, by a test above, and, for fewer seeds, by `tests/group/lives.rs`. What only prints figures
-/// is built by the lints.
+/// Commands that run elsewhere: in the scripts in release, in a test above, or, with fewer seeds, in
+/// `tests/group/lives.rs`. The lints build those that only print figures.
 const CARGO_ELSEWHERE: [&str; 8] = [
     "cargo run --example configuration",
     "cargo run --example manual man",
@@ -299,7 +299,7 @@ const CARGO_ELSEWHERE: [&str; 8] = [
     "cargo run --release --example load",
 ];
 
-/// A clone of the project as far as the documents use it, a runner's configuration, and what stands for the system.
+/// The files of the project that the documents use, a runner's configuration, and stubs for the system.
 fn prepare(sandbox: &Sandbox, server: &Server, guest_port: u16) {
     for name in STUBS {
         let stub = "#!/bin/sh\necho \"${0##*/} $*\" >> \"$LOG\"\n";
@@ -311,8 +311,8 @@ fn prepare(sandbox: &Sandbox, server: &Server, guest_port: u16) {
     sandbox.write("work/examples/simulator.toml", &example, 0o600);
     sandbox.write("etc/gitlab-runner/config.toml", &example, 0o600);
     let file = sandbox.0.join("etc/gitlab-runner/config.toml");
-    // The plugin, reading the sandbox's configuration where the block names none. A real login needs real guests, which the test
-    // below and those with GitLab's own library have.
+    // The plugin, with the sandbox's configuration if the block names none. A real login needs real guests, which the
+    // test below and those with GitLab's own library have.
     let plugin = format!(
         "#!/bin/sh\necho \"${{0##*/}} $*\" >> \"$LOG\"\ncase \"$*\" in\n  \
          'check --create --config '*) shift 2; exec {BINARY} check \"$@\" ;;\n  \
@@ -325,7 +325,7 @@ fn prepare(sandbox: &Sandbox, server: &Server, guest_port: u16) {
     {
         sandbox.write(&format!("{place}/fleeting-plugin-vcd"), &plugin, 0o755);
     }
-    // One is running already.
+    // The simulator is already running.
     sandbox.write("work/target/release/vcd-sim", "#!/bin/sh\nexec sleep 60\n", 0o755);
     sandbox.write("usr/local/bin/fleeting-plugin-vcd.go", "", 0o755);
     sandbox.write("etc/machine-id", "0123456789abcdef", 0o644);
@@ -346,14 +346,14 @@ fn unit_files_are_well_formed() {
     }
 }
 
-/// Each message in the tables of docs/troubleshooting.md is a text in the source, or VCD's own.
+/// Each message in the tables of docs/troubleshooting.md is in the source, or is VCD's own.
 #[test]
 fn explained_messages_exist() {
-    /// Words of VCD, of its login, or of a library, which the plugin passes on.
+    /// Texts of VCD, of its login, or of a library, which the plugin shows.
     const OTHERS: [&str; 4] =
         ["VCD answered 400 invalid_grant", "VCD answered 403", "maximum number of simultaneous operations", "quota"];
     let source: String = sources(&["src"]).into_iter().map(|(_, text)| text).collect();
-    // A string may go on in the next line.
+    // A string can continue in the next line.
     let source: String = source.split("\\\n").map(|part| part.trim_start_matches(' ')).collect();
     let text = document("docs/troubleshooting.md").unwrap();
     let rows: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
@@ -363,7 +363,7 @@ fn explained_messages_exist() {
     }
 }
 
-/// docs/troubleshooting.md explains all that an instance can wait for, and nothing else.
+/// docs/troubleshooting.md explains everything that an instance can wait for, and nothing else.
 #[test]
 fn what_an_instance_waits_for_is_explained() {
     let source = fs::read_to_string(Path::new(ROOT).join("src/group/view.rs")).unwrap();
@@ -386,7 +386,7 @@ fn what_an_instance_waits_for_is_explained() {
     assert_eq!(explained, said);
 }
 
-/// What `check` advises, docs/troubleshooting.md explains.
+/// docs/troubleshooting.md explains every advice of `check`.
 #[test]
 fn every_cause_with_an_advice_is_explained() {
     let text = document("docs/troubleshooting.md").unwrap();
@@ -397,8 +397,8 @@ fn every_cause_with_an_advice_is_explained() {
     }
 }
 
-/// docs/limits.md names each constant of src that is one number or duration, tests aside: in a table, with its value as
-/// it is written there and with tests that exist, or in the list of those that bound nothing.
+/// docs/limits.md names each constant of src that is a number or duration, except in tests: in a table, with its
+/// value and with tests that exist, or in the list of numbers that are no limits.
 #[test]
 fn every_limit_is_documented_with_its_value_and_its_test() {
     let all = sources(&["src", "tests"]);
@@ -466,7 +466,7 @@ fn links_have_a_target() {
                 "" => Ok(text.clone()),
                 _ => fs::read_to_string(folder.join(path)),
             };
-            let target = target.unwrap_or_else(|_| panic!("{name}: {link} leads nowhere"));
+            let target = target.unwrap_or_else(|_| panic!("{name}: {link} has no target"));
             let heads = target.lines().filter(|line| line.starts_with('#')).map(|line| {
                 let plain = line.trim_start_matches('#').trim().to_lowercase();
                 plain
@@ -475,7 +475,7 @@ fn links_have_a_target() {
                     .collect::<String>()
                     .replace(' ', "-")
             });
-            assert!(anchor.is_empty() || heads.into_iter().any(|head| head == anchor), "{name}: {link} leads nowhere");
+            assert!(anchor.is_empty() || heads.into_iter().any(|head| head == anchor), "{name}: {link} has no target");
         }
     }
 }
@@ -503,8 +503,7 @@ fn every_dependency_is_explained() {
     assert_eq!(explained, linked);
 }
 
-/// From the Go plugin's config.toml to a running group: the file of docs/migrate.md, as the runner reads it, with the
-/// simulator's names for the places.
+/// A group runs with the Go plugin's config.toml in docs/migrate.md, with the simulator's names.
 #[test]
 fn a_group_runs_with_the_go_plugins_configuration() {
     let block = of("toml").into_iter().find(|block| block.place.starts_with("docs/migrate.md")).unwrap();
@@ -544,8 +543,8 @@ fn a_group_runs_with_the_go_plugins_configuration() {
     assert!(fleet::vapps(&server).is_empty());
 }
 
-/// Phrases that documents do not use: the glossary in CONTRIBUTING.md has the word for each. A phrase is found in lower case
-/// and as whole words. What follows a `|` is where the phrase is right.
+/// Phrases that documents do not use: the glossary in CONTRIBUTING.md has the word for each. A phrase is matched in
+/// lower case and as whole words. The texts after `|` are allowed contexts.
 const BANNED: &[&str] = &[
     "ailment",
     "anew",
@@ -599,8 +598,8 @@ const BANNED: &[&str] = &[
     "with a look",
 ];
 
-/// The lines of a document that are searched for banned phrases, with their numbers. Left out are the glossary, fenced blocks,
-/// and what stands in backquotes: names and the program's own texts.
+/// The lines of a document in which banned phrases are searched, with their numbers. The glossary, fenced blocks and
+/// text in backquotes (names and the program's own texts) are skipped.
 fn own_words(name: &str, text: &str) -> Vec<(usize, String)> {
     let mut lines = Vec::new();
     let (mut glossary, mut fenced) = (false, false);
@@ -614,7 +613,7 @@ fn own_words(name: &str, text: &str) -> Vec<(usize, String)> {
         if glossary || (fenced && !name.ends_with(".toml")) {
             continue;
         }
-        // Between backquotes stand words of programs.
+        // Text in backquotes belongs to programs.
         let plain: String = line.split('`').step_by(2).collect::<Vec<_>>().join("`");
         lines.push((number + 1, plain.to_lowercase()));
     }
@@ -653,7 +652,8 @@ fn documents_use_the_words_of_the_glossary() {
     assert!(glossary.lines().filter(|line| line.starts_with("| ")).count() > 25);
 }
 
-/// The comments and string literals of a source without its tests: the line, whether it is a comment, and the text.
+/// The comments and string literals of a source without its unit tests: the line, whether it is a comment, and the
+/// text.
 fn words_of_source(text: &str) -> Vec<(usize, bool, String)> {
     let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let mut words = Vec::new();
@@ -676,7 +676,7 @@ fn words_of_source(text: &str) -> Vec<(usize, bool, String)> {
                 from[1..].find(ends).map(|found| found + 2)
             }
             b'\'' if from.starts_with("'\\") => end_after(3, "'"),
-            // A character in quotes, or the mark of a lifetime.
+            // A quoted character, or the quote of a lifetime.
             b'\'' => Some(from.char_indices().nth(2).filter(|(_, c)| *c == '\'').map_or(1, |(third, _)| third + 1)),
             _ => Some(1),
         };
@@ -726,7 +726,7 @@ fn sources_use_the_words_of_the_glossary() {
     assert!(wrong.is_empty(), "{} lines with banned phrases:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// The man page and the completions know each command and option that `--help` shows.
+/// The man page and the completions contain each command and option that `--help` shows.
 #[test]
 fn the_man_page_and_the_completions_contain_what_help_shows() {
     let commands = manual::commands();
@@ -750,7 +750,7 @@ fn the_man_page_and_the_completions_contain_what_help_shows() {
             assert!(page.contains(command.as_str()), "{kind}: {command}");
         }
     }
-    // What completes them in bash, which is everywhere.
+    // Runs the completion in bash, which is on every machine.
     let script = format!(
         "{}\nCOMP_WORDS=(x check --of) COMP_CWORD=2\n_fleeting_plugin_vcd\necho \"${{COMPREPLY[*]}}\"",
         pages[1].1

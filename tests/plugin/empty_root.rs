@@ -1,5 +1,5 @@
-//! The static binary where there is nothing else: no libc, no /etc, no /proc, no resolver, only a CA's certificate. Needs
-//! root's rights for chroot, and the binary, so that it is run on demand:
+//! The static binary in an empty root: no libc, no /etc, no /proc, no resolver, only a CA's certificate. Needs root
+//! for chroot, and the binary, so it runs only by name:
 //!
 //!     release/build && sudo -E STATIC_PLUGIN=dist/linux/amd64/plugin cargo test --test plugin empty_root:: -- --ignored
 #![cfg(target_os = "linux")]
@@ -13,10 +13,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 use vcd_sim::{Options, Server};
 
-/// The simulator's clock runs so many times as fast as a real VCD's.
+/// Speed of the simulator's clock, as a multiple of real time.
 const SCALE: f64 = 50.0;
 
-/// A folder that is gone when this is dropped.
+/// A folder that is deleted when this is dropped.
 struct Root(PathBuf);
 
 impl Drop for Root {
@@ -61,5 +61,5 @@ fn an_instance_is_created_and_deleted() {
     assert!(fleet::vapps(&server).is_empty());
     let mut left: Vec<_> = std::fs::read_dir(&root.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
-    assert_eq!(left, ["ca.pem", "plugin"], "nothing is left beside the binary");
+    assert_eq!(left, ["ca.pem", "plugin"], "only the binary and the CA are left");
 }

@@ -1,4 +1,5 @@
-//! The plugin process against the simulated VCD over HTTP, this test being its host: what a runner and its admin see.
+//! The plugin process with the simulated VCD over HTTP. The tests act as GitLab Runner: what it and an administrator
+//! see.
 
 use crate::common::{PluginProcess, command, soon};
 use crate::live::{BINARY, SCALE, end, reach, start};
@@ -28,7 +29,7 @@ fn a_group_scales_up_is_used_scales_down_and_shuts_down() {
 
         assert_eq!(plugin.increase(2).await.unwrap(), 2);
         let at_once = plugin.update().await.unwrap();
-        assert_eq!(at_once.len(), 2, "an accepted request has an id in the very next Update");
+        assert_eq!(at_once.len(), 2, "the next Update has an id for each accepted request");
         assert!(at_once.iter().all(|(name, state)| name.starts_with("ci-") && *state == State::Creating));
         let refused = plugin.connect_info(&at_once[0].0).await.err().expect("it is not running yet");
         assert!(refused.message().contains("no address"), "{}", refused.message());
@@ -42,24 +43,24 @@ fn a_group_scales_up_is_used_scales_down_and_shuts_down() {
             assert_eq!((connector.username.as_str(), connector.protocol.as_str()), ("root", "ssh"));
             assert_eq!(connector.protocol_port, i64::from(guest_port));
             let guest = (info.internal_addr.as_str(), guest_port);
-            std::net::TcpStream::connect(guest).expect("running means that the login port answers");
+            std::net::TcpStream::connect(guest).expect("the login port of a running instance answers");
             plugin.heartbeat(name).await.unwrap();
         }
-        assert_eq!(server.requests("instantiate"), 2, "one request makes a VM");
+        assert_eq!(server.requests("instantiate"), 2, "one request creates a VM");
 
         assert_eq!(plugin.decrease(&[&names[0]]).await.unwrap(), [names[0].clone()]);
         assert_eq!(reach(&plugin, 1, State::Running).await, [names[1].clone()]);
         assert_eq!(fleet::vapps(&server), [names[1].clone()]);
 
         let log = end(plugin).await;
-        assert!(fleet::vapps(&server).is_empty(), "shutdown leaves nothing");
+        assert!(fleet::vapps(&server).is_empty(), "shutdown deletes everything");
         for secret in ["sim-api-token", "s3cret-Pa55word", "Bearer "] {
             assert!(!log.iter().any(|line| line.contains(secret)), "{secret} is in the log");
         }
     });
 }
 
-/// The Go plugin marks its vApps by metadata only, so that each is looked at; what else the look shows is used.
+/// The Go plugin's vApps have metadata only, so each is looked up. The lookup also shows the NAT address.
 #[test]
 fn an_adopted_vapp_behind_nat_is_reached_from_outside_by_another_address() {
     block_on(async {
@@ -75,7 +76,7 @@ fn an_adopted_vapp_behind_nat_is_reached_from_outside_by_another_address() {
         });
         let inside = soon("the guest", async {
             loop {
-                // A guest whose address somebody has set by hand.
+                // Somebody has set the guest's address by hand.
                 let guest = server.with_model(|model| {
                     let vm = model.vms.get_mut(model.vapps[&vapp].vms.first()?)?;
                     vm.gc = GcStatus::Complete;
@@ -104,7 +105,7 @@ fn a_new_process_adopts_the_vapps_of_a_dead_one() {
         let mut plugin = start(&server, guest_port, json!({})).await;
         plugin.increase(2).await.unwrap();
         let names = reach(&plugin, 2, State::Running).await;
-        // Somebody else's, and one more of ours that is only half made when the process dies.
+        // A foreign vApp, and an owned one that is incomplete when the process dies.
         server.with_model(|model| {
             let vdc = *model.vdcs.keys().next().unwrap();
             model.admin_foreign_vapp(
@@ -135,9 +136,9 @@ fn a_new_process_adopts_the_vapps_of_a_dead_one() {
                 Timer::after(Duration::from_millis(20)).await;
             }
         };
-        soon("the half-made one to be deleted", left).await;
+        soon("the incomplete vApp to be deleted", left).await;
         end(plugin).await;
-        assert_eq!(fleet::vapps(&server), ["ci-00000000"], "another manager's is never touched");
+        assert_eq!(fleet::vapps(&server), ["ci-00000000"], "foreign vApps are never touched");
     });
 }
 
@@ -172,7 +173,7 @@ fn init_reports_what_is_wrong() {
         for words in ["\"@level\":\"error\"", "no-such-net", "no-such-template", "fleeting-plugin-vcd check"] {
             assert!(line.contains(words), "{line}");
         }
-        // The same process can be given a better one.
+        // The same process accepts a correct configuration.
         let right = fleet::plugin_config(&server).to_string();
         plugin.init(right.as_bytes(), fleet::connector(guest_port)).await.unwrap();
         let again = plugin.init(right.as_bytes(), fleet::connector(guest_port)).await.unwrap_err();
@@ -181,7 +182,7 @@ fn init_reports_what_is_wrong() {
     });
 }
 
-/// A file that this test gives to the plugin; removed when dropped.
+/// A file for the plugin. It is deleted when dropped.
 struct File(PathBuf);
 
 impl File {
@@ -198,7 +199,7 @@ impl Drop for File {
     }
 }
 
-/// A proxy that opens tunnels (CONNECT), counts them, and keeps what it was asked.
+/// A proxy that opens tunnels (CONNECT), counts them, and records requests.
 struct TunnelProxy {
     url: String,
     tunnels: Arc<AtomicUsize>,
@@ -257,7 +258,7 @@ fn https_with_a_custom_ca_works_directly_and_through_a_proxy() {
         plugin.logged("TLS certificates are not verified").await;
         end(plugin).await;
 
-        // What the machine trusts is trusted: here a file with the CA twice, and a certificate that cannot be read.
+        // CAs of the system's store are trusted: here a file with the CA twice, and an unreadable certificate.
         config["insecure_skip_tls_verify"] = json!(false);
         let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let pem = server.ca_pem().unwrap();
@@ -280,7 +281,7 @@ fn https_with_a_custom_ca_works_directly_and_through_a_proxy() {
             reach(&plugin, 1, State::Running).await;
             let log = end(plugin).await;
             assert!(fleet::vapps(&server).is_empty());
-            // Connections are kept: no more of them than threads, whatever was asked.
+            // Connections are reused: there are at most as many as threads, for any number of requests.
             let (tunnels, asked) = (proxy.tunnels.load(Ordering::SeqCst), proxy.asked.lock().unwrap().clone());
             if exception.is_empty() {
                 let place = url.trim_start_matches("https://");
@@ -303,7 +304,7 @@ fn a_revoked_token_is_logged_and_running_instances_are_still_reported() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let mut config = fleet::plugin_config(&server);
-        // The token from the environment, the url as one copies it from a browser.
+        // The token is in the environment, and the url is copied from a browser.
         config.as_object_mut().unwrap().remove("token");
         config["url"] = json!(format!("{}/", server.url()));
         config["reconcile_interval"] = json!("1s");
@@ -432,7 +433,7 @@ fn shutdown_waits_for_vcd_and_for_the_host_for_a_limited_time() {
                 plugin.increase(1).await.unwrap();
                 common::until("the create", || server.requests("instantiate") > before).await;
             }
-            // A call of the host whose message never comes.
+            // A call of the host whose message never arrives.
             let client = plugin.client.clone().unwrap();
             let path = "/proto.InstanceGroup/Heartbeat";
             let mut call = Box::pin(client.streaming::<HeartbeatRequest, ()>(path, smol::stream::pending()));
@@ -452,7 +453,7 @@ fn shutdown_waits_for_vcd_and_for_the_host_for_a_limited_time() {
 fn an_unread_log_delays_neither_calls_nor_shutdown() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
-        // A pipe that is full from the first line on.
+        // The pipe is full from the first line on.
         let (mut reader, mut log) = std::io::pipe().unwrap();
         rustix::io::ioctl_fionbio(&log, true).unwrap();
         let full = std::iter::repeat_with(|| log.write(b"x")).position(|written| written.is_err()).unwrap();
@@ -466,10 +467,10 @@ fn an_unread_log_delays_neither_calls_nor_shutdown() {
         reach(&plugin, 1, State::Running).await;
         plugin.signal(rustix::process::Signal::TERM);
         plugin.client = None;
-        assert!(plugin.exited().await.0.success(), "SIGTERM ends what no host is connected to");
+        assert!(plugin.exited().await.0.success(), "SIGTERM ends a plugin without a connection");
         let mut said = String::new();
         reader.read_to_string(&mut said).unwrap();
-        assert_eq!(said, "x".repeat(full), "no line came in between");
+        assert_eq!(said, "x".repeat(full), "no other line is in between");
     });
 }
 
@@ -490,7 +491,7 @@ fn three_changes_are_on_the_wire_and_reads_go_on() {
     });
 }
 
-/// A vApp that only a look can tell from ours, and `times` looks (0: all) that take an hour.
+/// A vApp that only a lookup shows as foreign, and `times` lookups (0: all) that take an hour.
 fn delay_looks(server: &Server, times: u32) {
     server.with_model(|model| {
         let vdc = *model.vdcs.keys().next().unwrap();
@@ -519,10 +520,10 @@ fn an_init_that_the_host_cancels_leaves_no_session_and_no_driver() {
         let config = fleet::plugin_config(&server).to_string();
         let init = async {
             let answer = plugin.init(config.as_bytes(), fleet::connector(guest_port)).await;
-            panic!("Init did not wait for the look: {answer:?}");
+            panic!("Init did not wait for the lookup: {answer:?}");
         };
-        // Whoever drops a call cancels it.
-        init.or(common::until("a look", || server.requests("vapp") > 0)).await;
+        // Dropping a call cancels it.
+        init.or(common::until("a lookup", || server.requests("vapp") > 0)).await;
         common::until("the end of the session", || server.requests("logout") == 1).await;
         plugin.init(config.as_bytes(), fleet::connector(guest_port)).await.unwrap();
         assert_eq!(server.requests("login"), 2);
@@ -534,7 +535,7 @@ fn an_init_that_the_host_cancels_leaves_no_session_and_no_driver() {
 fn a_silent_guest_is_probed_again() {
     block_on(async {
         let (server, _) = fleet::simulator(SCALE);
-        // Connections to this port stand, and nobody speaks on them.
+        // The system accepts connections to this port, but nobody answers on them.
         let silent = TcpListener::bind("0.0.0.0:0").await.unwrap();
         let port = silent.local_addr().unwrap().port();
         let plugin = start(&server, port, json!({"ready_timeout": "12s"})).await;
@@ -552,7 +553,7 @@ fn connections_to_the_debug_server_end_and_wait_where_no_more_can_be_opened() {
         let plugin = start(&server, guest_port, json!({"debug_server_addr": debug})).await;
         plugin.logged("debug server at").await;
         let request = format!("GET /healthz HTTP/1.1\r\nHost: {debug}\r\n\r\n");
-        // Answers until the server ends the connection.
+        // Sends requests until the server closes the connection.
         let ask = async |stream: &mut TcpStream| {
             let mut answer = [0; 4096];
             stream.write_all(request.as_bytes()).await.is_ok()
@@ -573,14 +574,14 @@ fn connections_to_the_debug_server_end_and_wait_where_no_more_can_be_opened() {
         };
         let mut ended = Box::pin(ended);
         soon(
-            "the end of a slow head",
+            "the end of a slow connection",
             smol::future::or(closed, async {
                 (&mut ended).await;
-                panic!("a connection that asks ends first");
+                panic!("the connection with requests ends first");
             }),
         )
         .await;
-        soon("the end of a connection that asks on and on", ended).await;
+        soon("the end of a connection with many requests", ended).await;
 
         let process = Pid::from_raw(plugin.child.id().try_into().unwrap());
         let none = Rlimit { current: Some(1), maximum: getrlimit(Resource::Nofile).maximum };

@@ -1,5 +1,5 @@
-//! What the runner sees of the plugin process: handshake, socket, gRPC services, log lines, and the process's end.
-//! No call here needs a configured plugin.
+//! GitLab Runner's view of the plugin process: handshake, socket, gRPC services, log lines, and the end of the
+//! process. No call here needs a configured plugin.
 
 use crate::common;
 use crate::common::{Client, PluginProcess, address_of, command, soon, until};
@@ -26,7 +26,7 @@ use tonic::body::Body;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
 
-/// A directory of this test's own, removed at its end.
+/// A directory for one test, which is deleted at its end.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -55,7 +55,7 @@ fn command_in(directory: &Directory) -> Command {
     command
 }
 
-/// The output of a plugin that is to end by itself.
+/// The output of a plugin that ends by itself.
 fn output(mut command: Command) -> (Output, String, String) {
     let output = block_on(soon("the plugin's end", command.output())).unwrap();
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
@@ -71,7 +71,7 @@ async fn is_serving(client: &Client) {
     assert_eq!(client.health("plugin").await.unwrap().status(), ServingStatus::Serving);
 }
 
-/// A raw connection whose reads and writes end.
+/// A raw connection whose reads and writes have a timeout.
 fn raw(address: &Path) -> UnixStream {
     let stream = UnixStream::connect(address).unwrap();
     stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
@@ -200,7 +200,7 @@ fn the_cause_of_a_missing_socket_is_reported_clearly() {
 fn leftovers_of_dead_processes_are_removed() {
     block_on(async {
         let directory = Directory::new();
-        // The id of a process that has ended.
+        // The process id of a process that has ended.
         let mut child = Command::new("true").spawn().unwrap();
         let dead = child.id();
         child.status().await.unwrap();
@@ -212,7 +212,7 @@ fn leftovers_of_dead_processes_are_removed() {
         let (listener, stale) = make(format!("fleeting-plugin-vcd-{dead}-00000001"), true);
         drop(listener);
         let (_, empty) = make(format!("fleeting-plugin-vcd-{dead}-00000002"), false);
-        // Its process id is not known here, as in another container, but somebody listens.
+        // Its process id does not exist here, as with another container, but somebody listens.
         let (_listener, listening) = make(format!("fleeting-plugin-vcd-{dead}-00000003"), true);
         let (listener, alive) = make(format!("fleeting-plugin-vcd-{}-00000004", std::process::id()), true);
         drop(listener);
@@ -305,7 +305,7 @@ fn stdio_and_broker_stay_open_and_silent() {
 fn messages_have_a_size_limit() {
     block_on(async {
         let plugin = PluginProcess::start(command(BINARY)).await;
-        // A tag and a length of four bytes stand before the text.
+        // A tag and a length of four bytes precede the text.
         let fits = "x".repeat(MAX_MESSAGE - 5);
         assert_eq!(plugin.heartbeat(&fits).await.unwrap_err().code(), Code::FailedPrecondition);
         let status = plugin.heartbeat(&(fits + "x")).await.unwrap_err();
@@ -318,12 +318,12 @@ fn messages_have_a_size_limit() {
 fn a_call_ends_at_its_deadline() {
     block_on(async {
         let plugin = PluginProcess::start(command(BINARY)).await;
-        // The message never comes, so the call can only end by its deadline.
+        // The message never arrives, so only the deadline can end the call.
         let client = plugin.with_time_limit(Duration::from_millis(50));
         let path = "/proto.InstanceGroup/Heartbeat";
         let answer = client.streaming::<HeartbeatRequest, ()>(path, stream::pending()).await;
         assert_eq!(answer.unwrap_err().code(), Code::DeadlineExceeded);
-        // And one that is in time.
+        // A call within its deadline.
         is_serving(&plugin.with_time_limit(Duration::from_secs(3600))).await;
     });
 }
@@ -335,9 +335,9 @@ fn malformed_requests_are_answered() {
         let cases: [(&str, &[u8]); 6] = [
             ("an empty body", b""),
             ("half a prefix", b"\0\0"),
-            ("a message that is cut", b"\0\0\0\0\x09\x0a"),
+            ("a truncated message", b"\0\0\0\0\x09\x0a"),
             ("a compressed message", b"\x01\0\0\0\0"),
-            ("a flag that is none", b"\x07\0\0\0\0"),
+            ("an unknown flag", b"\x07\0\0\0\0"),
             ("no protobuf", b"\0\0\0\0\x04\xff\xff\xff\xff"),
         ];
         for (what, bytes) in cases {
@@ -384,12 +384,12 @@ fn garbage_ends_its_own_connection_only() {
         let mut inputs = vec![
             b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(),
             preface[..10].to_vec(),
-            // HEADERS with a broken header block; DATA on a stream that is not open; a frame beyond the size limit.
+            // HEADERS with an invalid header block; DATA on a stream that is not open; a frame above the size limit.
             [preface, settings, b"\0\0\x04\x01\x05\0\0\0\x01\xff\xff\xff\xff"].concat(),
             [preface, settings, b"\0\0\x01\0\0\0\0\0\x07x"].concat(),
             [preface, settings, b"\xff\xff\xff\0\0\0\0\0\x01"].concat(),
         ];
-        // And noise: xorshift, the same at every run.
+        // Noise: xorshift, the same in every run.
         let mut state = 0x2545_F491_4F6C_DD1D_u64;
         for round in 0..40 {
             let mut noise = if round % 2 == 0 { Vec::new() } else { [preface, settings].concat() };
@@ -403,13 +403,15 @@ fn garbage_ends_its_own_connection_only() {
         }
         for input in inputs {
             let mut stream = raw(&address);
-            // It may hang up in the middle.
+            // The plugin may close the connection in the middle.
             let _ = stream.write_all(&input);
             let _ = stream.shutdown(std::net::Shutdown::Write);
             smol::unblock(move || {
                 let mut rest = Vec::new();
                 match stream.read_to_end(&mut rest) {
-                    Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => panic!("no end: {error}"),
+                    Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
+                        panic!("the connection stays open: {error}")
+                    }
                     _ => {}
                 }
             })
@@ -432,11 +434,11 @@ fn connections_above_the_limit_wait() {
         let late = Client::connect(&plugin.address()).await;
         let mut call = Box::pin(late.health("plugin"));
         assert!(poll_once(&mut call).await.is_none());
-        // Calls enough for an answer on the other connection to arrive meanwhile.
+        // Enough calls for an answer to arrive on the other connection.
         for _ in 0..200 {
             is_serving(&plugin).await;
         }
-        assert!(poll_once(&mut call).await.is_none(), "one connection too many is served");
+        assert!(poll_once(&mut call).await.is_none(), "one connection above the limit is served");
         drop(clients.pop());
         assert_eq!(call.await.unwrap().status(), ServingStatus::Serving);
     });
@@ -453,9 +455,9 @@ fn cancelled_calls_make_room_for_others() {
         }
         let mut call = Box::pin(plugin.health("plugin"));
         assert!(poll_once(&mut call).await.is_none());
-        // Served on another connection meanwhile, but not on this one.
+        // Meanwhile, calls on another connection are answered, but not on this one.
         is_serving(&Client::connect(&plugin.address()).await).await;
-        assert!(poll_once(&mut call).await.is_none(), "one call too many is served");
+        assert!(poll_once(&mut call).await.is_none(), "one call above the limit is served");
         drop(streams);
         assert_eq!(call.await.unwrap().status(), ServingStatus::Serving);
     });
@@ -503,7 +505,7 @@ fn after_the_hosts_last_call_the_process_and_its_socket_are_gone() {
         let mut plugin = PluginProcess::start(command_in(&directory)).await;
         let _stdio = plugin.stdio().await.unwrap();
         let _broker = plugin.broker(stream::pending()).await.unwrap();
-        // A connection that says nothing does not hold it up.
+        // A silent connection does not delay the end.
         let _silent = raw(&plugin.address());
         plugin.quit().await.unwrap();
         assert_eq!(plugin.exited().await.0.code(), Some(0));
@@ -515,7 +517,7 @@ fn after_the_hosts_last_call_the_process_and_its_socket_are_gone() {
 fn it_ends_when_the_host_dies() {
     block_on(async {
         let directory = Directory::new();
-        // With and without a connection that stays open: a stopped copy of the host may hold it.
+        // With and without an open connection: a stopped copy of the host may have one.
         for connected in [true, false] {
             let mut plugin = PluginProcess::start(command_in(&directory)).await;
             is_serving(&plugin).await;
@@ -552,7 +554,8 @@ fn without_a_pipe_it_ends_when_its_parent_dies() {
         let client = Client::connect(&address_of(&handshake())).await;
         is_serving(&client).await;
 
-        // The parent is gone, but the connection is not: it serves on, past the second in which it looks for its parent.
+        // The parent is gone, but a connection is open: the plugin serves it for longer than its check for the parent
+        // takes.
         drop(shell.stdin.take());
         shell.status().await.unwrap();
         let parted = Instant::now();
@@ -613,7 +616,7 @@ fn after_sigterm_a_connected_host_is_served_until_it_leaves() {
     });
 }
 
-/// Ends the plugin's only connection, and waits until the plugin knows.
+/// Closes the plugin's only connection, and waits until the plugin notices.
 async fn disconnect(plugin: &mut PluginProcess) {
     plugin.client = None;
     plugin.logged("connection of GitLab Runner has ended").await;

@@ -1,7 +1,7 @@
-//! Killed at any moment: the plugin, or the host that started it, is killed (SIGKILL) at every request to VCD, before VCD
-//! gets it and after VCD has done it, while instances are made, deleted, adopted, suspended or shut down. The next plugin
-//! must find its way: no id has two vApps, what ran is reported, nothing of ours is left in the end, nothing else is touched,
-//! and no process, socket or directory stays behind.
+//! Kills the plugin, or the host that started it, with SIGKILL at every request to VCD: before VCD gets the request,
+//! and after VCD has carried it out, while instances are created, deleted, adopted, suspended or shut down. The next
+//! plugin must recover: no id has two vApps, running instances are reported, every owned vApp is deleted in the end,
+//! foreign vApps are not touched, and no process, socket or directory stays.
 #![cfg(target_os = "linux")]
 
 use crate::common::{PATIENCE, PluginProcess, command, until};
@@ -25,26 +25,26 @@ use vcd_sim::model::{Create, GcStatus, HardwareInCreate, Item, Model, Power, Vap
 use vcd_sim::{Options, Server};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
-/// The simulator's clock runs so many times as fast as a real VCD's.
+/// Speed of the simulator's clock, as a multiple of real time.
 const SCALE: f64 = 50.0;
-/// The same while a world is made.
+/// The same during the setup of a world.
 const FAST: f64 = 20_000.0;
-/// Points that are tried at a time, in all and of one sweep: they wait most of the time.
+/// Number of points that are tried concurrently: they wait most of the time.
 const AT_ONCE: usize = 24;
 const OF_ONE_SWEEP: usize = 6;
 
-/// What goes on when the kill comes.
+/// What happens when the kill comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Scene {
     /// Init, then Increase, until the instance runs.
     Create,
-    /// The same with a VCD that refuses hardware in a create: compose, reconfigure, power on.
+    /// The same with a VCD that rejects hardware in a create: compose, reconfigure, power on.
     CreateInSteps,
-    /// Decrease of two, one adopted and one made by this process, until both are gone.
+    /// Decrease of two instances, an adopted one and one of this process, until both are deleted.
     Delete,
-    /// Init with one vApp that runs, one suspended, one half made and one that is being deleted.
+    /// Init with one running, one suspended and one incomplete vApp, and one that is being deleted.
     Adopt,
-    /// Shutdown with two that run and one that is being made.
+    /// Shutdown with two running instances and one that is being created.
     Shutdown,
     /// Suspend, then Resume.
     Nap,
@@ -58,15 +58,15 @@ const SCENES: [Scene; 6] =
 enum Kill {
     /// The plugin; VCD does not get the request.
     PluginBefore,
-    /// The plugin; VCD has done what was asked, and its answer goes nowhere.
+    /// The plugin, after VCD has carried out the request. The answer is lost.
     PluginAfter,
-    /// The host. The plugin is left to itself.
+    /// The host. The plugin continues alone.
     Host,
 }
 
 const KILLS: [Kill; 3] = [Kill::PluginBefore, Kill::PluginAfter, Kill::Host];
 
-/// One try: the kill comes with the `at`-th request of the scene.
+/// One attempt: the kill comes with the `at`-th request of the scene.
 #[derive(Clone, Copy, Debug)]
 struct Point {
     scene: Scene,
@@ -74,20 +74,20 @@ struct Point {
     at: usize,
 }
 
-// The host, in this process or in one of its own.
+// The host, in this process or in a separate one.
 
-/// A host's view of its plugin, and what it leaves in `dir` for the test to know after its death.
+/// The host of a plugin, and the files in `dir` that show the test its state after its death.
 struct Host {
     plugin: PluginProcess,
     config: String,
     guest_port: u16,
     control: String,
     dir: PathBuf,
-    /// Ids that were seen running or suspended and are wanted still.
+    /// Ids of wanted instances that were seen running or suspended.
     running: BTreeSet<String>,
 }
 
-/// The plugin's directory for its socket within that of a point.
+/// The directory for the plugin's socket in the directory of a point.
 fn sockets(dir: &Path) -> PathBuf {
     dir.join("sockets")
 }
@@ -106,7 +106,7 @@ impl Host {
         self.plugin.init(self.config.as_bytes(), fleet::connector(self.guest_port)).await.map(drop)
     }
 
-    /// From here on requests are counted.
+    /// Requests are counted from now on.
     fn arm(&self) {
         fs::write(self.dir.join("armed"), "").unwrap();
     }
@@ -117,7 +117,7 @@ impl Host {
         fs::rename(self.dir.join("running.new"), self.dir.join("running")).unwrap();
     }
 
-    /// What Update says, but for what is gone.
+    /// The result of Update without deleted instances.
     async fn update(&mut self) -> Result<BTreeMap<String, State>, Status> {
         let mut all: BTreeMap<String, State> = self.plugin.update().await?.into_iter().collect();
         all.retain(|_, state| *state != State::Deleted);
@@ -130,7 +130,7 @@ impl Host {
         Ok(all)
     }
 
-    /// Waits until Update shows just these states.
+    /// Waits until Update shows exactly these states.
     async fn reach(&mut self, states: &[State]) -> Result<Vec<String>, Status> {
         let mut wanted = states.to_vec();
         wanted.sort();
@@ -145,10 +145,10 @@ impl Host {
             }
             Timer::after(Duration::from_millis(20)).await;
         }
-        panic!("{states:?} did not come, but {last:?}: {:#?}", self.plugin.log());
+        panic!("waited for {states:?}, got {last:?}: {:#?}", self.plugin.log());
     }
 
-    /// Names of our vApps in VCD.
+    /// Names of owned vApps in VCD.
     fn in_vcd(&self) -> Vec<String> {
         let text = ureq::get(format!("{}/state", self.control)).call().unwrap().body_mut().read_to_string().unwrap();
         let state: Value = serde_json::from_str(&text).unwrap();
@@ -158,7 +158,7 @@ impl Host {
         ours.map(|vapp| text(vapp, "name")).collect()
     }
 
-    /// Plays a scene to its end.
+    /// Plays a scene until it ends.
     async fn play(&mut self, scene: Scene) -> Result<(), Status> {
         use State::{Running, Suspended};
         match scene {
@@ -218,9 +218,9 @@ impl Host {
     }
 }
 
-/// The host as a process of its own, which can be killed: started by the tests below, with what it needs in `POINT`.
+/// The host in a separate process, which can be killed. The tests below start it, with its data in `POINT`.
 #[test]
-#[ignore = "a part of the other tests"]
+#[ignore = "the other tests start it"]
 fn host_process() {
     let Ok(point) = std::env::var("POINT") else { return };
     let point: Value = serde_json::from_str(&point).unwrap();
@@ -244,13 +244,13 @@ fn tag(manager: &str, name: &str) -> String {
     format!("fleeting-plugin-vcd/1 manager={manager} group=ci-linux id={name}")
 }
 
-/// A simulated VCD with foreign vApps, and a proxy before it that kills.
+/// A simulated VCD with foreign vApps, behind a proxy that kills.
 struct World {
     server: Arc<Server>,
     trap: Arc<Trap>,
     _relay: Relay,
     guest_port: u16,
-    /// Keeps the guests' port from others.
+    /// Reserves the guests' port.
     _port: TcpListener,
     config: String,
     dir: PathBuf,
@@ -259,7 +259,7 @@ struct World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // One that should have ended by itself, when the test has failed.
+        // If the test has failed, a plugin may still run that should have ended by itself.
         let plugin = fs::read_to_string(self.dir.join("plugin")).unwrap_or_default();
         if let (true, Ok(id)) = (std::thread::panicking(), plugin.parse()) {
             let is_plugin = fs::read_link(format!("/proc/{id}/exe")).is_ok_and(|exe| exe == Path::new(BINARY));
@@ -276,7 +276,7 @@ fn set_scale(server: &Server, scale: f64) {
     ureq::post(format!("{}/scale", server.control_url())).send(body).unwrap();
 }
 
-/// What must stay as it is.
+/// What must not change.
 fn face(model: &Model, id: VappId) -> String {
     let Some(vapp) = model.vapps.get(&id) else { return "gone".into() };
     let vms = vapp.vms.iter().filter_map(|vm| model.vms.get(vm));
@@ -313,7 +313,7 @@ impl World {
             ours => tag("runner-1", ours),
         };
         server.with_model(|model| {
-            // So that VCD does not keep ids apart by itself.
+            // With this setting, VCD does not reject a second vApp with the same name.
             model.settings.allow_duplicate_names = true;
             if point.scene == Scene::CreateInSteps {
                 model.settings.hardware_in_create = HardwareInCreate::Refuse;
@@ -326,7 +326,7 @@ impl World {
         });
         let ready = || {
             server.with_model(|model| {
-                // They bring no customization along that would report.
+                // They have no customization that would report.
                 model.vms.values_mut().filter(|vm| vm.power == Power::On).for_each(|vm| {
                     vm.gc = GcStatus::Complete;
                     vm.ssh = true;
@@ -342,7 +342,7 @@ impl World {
             if point.scene == Scene::Adopt || point.scene == Scene::Shutdown {
                 let sleeps = model.vapps_named(SLEEPS)[0];
                 model.admin_power(sleeps, Power::Suspended);
-                // By a suspend of an earlier process's, which marked it.
+                // An earlier process suspended it, and marked it before.
                 let mark = ("MetadataStringValue".into(), "yes".into());
                 model.vapps.get_mut(&sleeps).unwrap().metadata.insert("fleeting-suspend".into(), mark);
             }
@@ -376,18 +376,18 @@ impl World {
         World { server, trap, _relay: relay, guest_port, _port: port, config, dir, foreign }
     }
 
-    /// What may never be, at any time.
+    /// What must never happen.
     fn check(&self) {
         let wrong = self.trap.wrong.lock().unwrap().clone();
         assert!(wrong.is_empty(), "{wrong:#?}");
         self.server.with_model(|model| {
             for (id, before) in &self.foreign {
-                assert_eq!(face(model, *id), *before, "another's vApp was touched");
+                assert_eq!(face(model, *id), *before, "a foreign vApp was touched");
             }
         });
     }
 
-    /// Names of our vApps in VCD.
+    /// Names of owned vApps in VCD.
     fn ours(&self) -> Vec<String> {
         self.server.with_model(|model| {
             let ours = model.vapps.iter().filter(|(id, _)| is_ours(model, **id));
@@ -406,7 +406,7 @@ fn make(model: &mut Model, name: &str, description: &str) {
     model.admin_foreign_vm(vdc, name, description, template, network).unwrap();
 }
 
-/// One whose create goes on for long, and that is off after it.
+/// A vApp with a slow create, which is off afterwards.
 fn make_half(model: &mut Model, name: &str, description: &str) {
     let (user, vdc) = (*model.users.keys().next().unwrap(), *model.vdcs.keys().next().unwrap());
     let (id, template) = model.templates.iter().find(|(_, template)| &*template.name == "ubuntu-22.04").unwrap();
@@ -424,12 +424,12 @@ fn make_half(model: &mut Model, name: &str, description: &str) {
     model.inject.slow = None;
 }
 
-/// It says so itself.
+/// Its description has the owner tag.
 fn is_ours(model: &Model, id: VappId) -> bool {
     model.vapps.get(&id).is_some_and(|vapp| *vapp.description == *tag("runner-1", &vapp.name))
 }
 
-/// Counts the requests of a scene, and kills at one of them. Watches what is asked of VCD all the while.
+/// Counts the requests of a scene, and kills at one of them. It checks all requests to VCD.
 struct Trap {
     point: Point,
     dir: PathBuf,
@@ -443,12 +443,12 @@ struct Trap {
 struct TrapState {
     victim: Option<Pid>,
     count: usize,
-    /// It has killed, or the scene has ended before.
+    /// It has killed, or the scene ended before.
     over: bool,
 }
 
 impl Trap {
-    /// Kills nobody from now on. True if it has not killed yet.
+    /// Kills nobody from now on. True if it has not killed before.
     fn disarm(&self) -> bool {
         let mut state = self.state.lock().unwrap();
         !std::mem::replace(&mut state.over, true)
@@ -460,8 +460,8 @@ impl Trap {
             return;
         }
         let victim = state.victim.expect("a victim");
-        kill_process(victim, Signal::KILL).expect("it runs: it has just asked");
-        // It is to see nothing of what follows.
+        kill_process(victim, Signal::KILL).expect("it is running: it has just sent a request");
+        // The victim must see nothing of what follows.
         while !is_gone(victim.as_raw_pid()) {
             std::thread::yield_now();
         }
@@ -523,7 +523,7 @@ impl Watch for Trap {
     }
 }
 
-/// It has ended; whether somebody has asked how does not matter.
+/// The process has ended, whether or not its parent has read its exit status.
 fn is_gone(process: i32) -> bool {
     match fs::read_to_string(format!("/proc/{process}/stat")) {
         Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
@@ -533,7 +533,7 @@ fn is_gone(process: i32) -> bool {
 
 // A point.
 
-/// True if the scene came so far that somebody was killed.
+/// True if the scene reached the point, and a process was killed.
 async fn try_point(point: Point) -> bool {
     let world = World::new(point).await;
     let control = world.server.control_url();
@@ -655,7 +655,7 @@ struct Sweep {
 
 type Sweeps = BTreeMap<(Scene, Kill), Sweep>;
 
-/// Tries every point of every scene. Returns how many there were.
+/// Tries every point of every scene. Returns the number of points.
 fn sweep() -> BTreeMap<(Scene, Kill), usize> {
     let mut sweeps = Sweeps::new();
     for scene in SCENES {
@@ -695,7 +695,7 @@ fn sweep() -> BTreeMap<(Scene, Kill), usize> {
                 }
                 Err(panic) => {
                     eprintln!("at {point:?}");
-                    // The others end soon.
+                    // The other points end soon.
                     sweeps.values_mut().for_each(|sweep| sweep.done = true);
                     drop(sweeps);
                     std::panic::resume_unwind(panic);
@@ -724,7 +724,7 @@ fn tell(covered: &BTreeMap<(Scene, Kill), usize>, began: Instant) {
     println!("{} points in {:?}", covered.values().sum::<usize>(), began.elapsed());
 }
 
-/// No fewer requests than these make up a scene: else the sweep was none.
+/// The minimum number of requests in a scene. With fewer, the sweep is no test.
 const LEAST: [(Scene, usize); 6] = [
     (Scene::Create, 12),
     (Scene::CreateInSteps, 16),

@@ -1,5 +1,5 @@
-//! The built plugin as a process: these tests are its host, its users, its VCD's troubles and its attackers. What the
-//! documents say of it is held true here, too.
+//! Tests of the built plugin as a process: they act as its host, its users, its failing VCD and its attackers. They
+//! also check the documents.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

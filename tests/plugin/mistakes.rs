@@ -1,4 +1,4 @@
-//! What people write into a config.toml by mistake, and what `check` says to it: one row for each.
+//! Mistakes in a config.toml, and what `check` says about each: one row per mistake.
 
 use crate::fleet;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::process::Command;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
 
-/// A runner that is right, for the simulator at URL.
+/// A correct runner, for the simulator at URL.
 const GOOD: &str = r#"concurrent = 4
 shutdown_timeout = 80
 
@@ -47,7 +47,7 @@ shutdown_timeout = 80
       idle_time = "20m0s"
 "#;
 
-/// What is written in place of what, and the row and the words that are said to it.
+/// The replaced text, its replacement, the verdict, the topic, and words of the finding.
 type Row = (&'static str, &'static str, &'static str, &'static str, &'static str);
 
 const PASSWORD: &str = "      password = \"s3cret-Pa55word\"\n";
@@ -56,7 +56,7 @@ const DOCKER: &str = "  [runners.docker]\n    image = \"busybox:latest\"\n";
 const DEBUG: &str = "      memory_mb = 4096\n";
 
 const ROWS: &[Row] = &[
-    // The file as a whole; these end the check, on stderr.
+    // Mistakes in the whole file. They end the check, with a message on stderr.
     ("concurrent = 4", "concurrent = ", "stderr", "", "is not valid TOML: line 1"),
     (
         "plugin = \"fleeting-plugin-vcd\"",
@@ -67,7 +67,7 @@ const ROWS: &[Row] = &[
     ),
     ("    plugin = \"fleeting-plugin-vcd\"\n", "", "stderr", "", "none of the 1 [[runners]] sections has plugin"),
     ("[[runners]]", "[runners]", "stderr", "", "none of the 0 [[runners]] sections"),
-    // Names that VCD does not have.
+    // Names that do not exist in VCD.
     ("\"ssd\"", "\"SSD\"", "FAIL", "storage profile", "-> did you mean \"ssd\"?"),
     ("\"ssd\"", "\"sdd\"", "FAIL", "storage profile", "there is no storage profile with this name"),
     ("\"ssd\"", "\"gold\"", "FAIL", "storage profile", "-> the user can see \"ssd\""),
@@ -119,7 +119,7 @@ const ROWS: &[Row] = &[
         "runner",
         "debug_server_addr is in [runners.autoscaler.connector_config]",
     ),
-    // Values that cannot be.
+    // Invalid values.
     ("\"POOL\"", "\"pool\"", "FAIL", "configuration", "invalid ip_allocation_mode: pool (expected POOL or DHCP)"),
     (
         "cpu_count = 2",
@@ -283,7 +283,7 @@ const ROWS: &[Row] = &[
         "runner",
         "timeout = 600: a number without a unit is in nanoseconds",
     ),
-    // The runner's own part.
+    // The runner's own settings.
     ("docker-autoscaler", "docker+machine", "FAIL", "runner", "executor \"docker+machine\" does not autoscale"),
     (DOCKER, "", "warn", "runner", "without [runners.docker]: jobs fail"),
     (POLICY, "", "warn", "runner", "no [[runners.autoscaler.policy]]: no VM is kept ready"),
@@ -402,7 +402,7 @@ const ROWS: &[Row] = &[
     ),
 ];
 
-/// A file that is gone when this is dropped.
+/// A file that is deleted when this is dropped.
 struct File(PathBuf);
 
 impl Drop for File {
@@ -424,7 +424,7 @@ fn check(name: &str, text: &str) -> (i32, String, String) {
     (output.status.code().unwrap(), stdout, stderr)
 }
 
-/// The findings of this kind with the advice below each, one line each.
+/// The findings of this kind, each in one line with its advice.
 fn findings(stdout: &str, verdict: &str, topic: &str) -> Vec<String> {
     let start = format!("  {verdict:4}  {topic:16} ");
     let mut all: Vec<String> = Vec::new();
@@ -446,7 +446,11 @@ fn each_mistake_is_reported_with_its_row_and_a_fix() {
     let (server, _) = fleet::simulator(50.0);
     let good = GOOD.replace("URL", &server.url());
     let (status, stdout, stderr) = check("good", &good);
-    assert_eq!((status, stderr.as_str(), stdout.matches("  warn  ").count()), (0, "", 1), "http alone: {stdout}");
+    assert_eq!(
+        (status, stderr.as_str(), stdout.matches("  warn  ").count()),
+        (0, "", 1),
+        "only the warning about http: {stdout}"
+    );
     assert!(ROWS.len() > 72);
     let mut wrong = Vec::new();
     for (index, (from, to, verdict, topic, words)) in ROWS.iter().enumerate() {
@@ -457,7 +461,7 @@ fn each_mistake_is_reported_with_its_row_and_a_fix() {
             "stderr" => status == 1 && stderr.contains(words),
             _ => findings(&stdout, verdict, topic).iter().any(|finding| finding.contains(words)),
         };
-        // A failure fails the check, and nothing else does.
+        // Only a failure fails the check.
         let fails = stdout.contains("  FAIL  ") || *verdict == "stderr";
         if !told || fails != (status == 1) || (*verdict == "FAIL" && !fails) {
             wrong.push(format!(
@@ -486,7 +490,7 @@ fn one_mistake_hides_no_other_and_a_warning_is_no_error() {
     assert!(mistakes[2].contains("/docs/configuration.md") && mistakes[2].ends_with(url), "{stdout}");
     assert_eq!(findings(&stdout, "warn", "configuration").len(), 2, "http and little memory: {stdout}");
     assert_eq!(findings(&stdout, "warn", "runner").len(), 1, "{stdout}");
-    // VCD is asked for all that can be asked for.
+    // VCD gets every query that is possible.
     for topic in ["URL and TLS", "token", "VDC", "template", "rights"] {
         assert_eq!(findings(&stdout, "ok", topic).len(), 1, "{topic}: {stdout}");
     }
@@ -496,7 +500,7 @@ fn one_mistake_hides_no_other_and_a_warning_is_no_error() {
             "find storage profile \"SSD\": there is no storage profile with this name in VDC \"ci-vdc\" of org \"ci-org\" -> did you mean \"ssd\"?"
         ]
     );
-    assert!(findings(&stdout, "FAIL", "network").is_empty(), "told already: {stdout}");
+    assert!(findings(&stdout, "FAIL", "network").is_empty(), "already reported: {stdout}");
     assert!(stdout.ends_with("4 failures, 3 warnings\n"), "{stdout}");
 }
 

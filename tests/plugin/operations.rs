@@ -1,5 +1,5 @@
-//! Where VCDs differ, and what the runner may ask beside more and fewer machines, end to end: creates in steps, removal
-//! without force, leases, suspend and resume.
+//! Differences between VCDs, and GitLab Runner's other calls, end to end: creates in steps, deletes without force,
+//! leases, suspend and resume.
 
 use crate::common::{PluginProcess, command, soon, until};
 use crate::fleet;
@@ -43,10 +43,14 @@ fn if_hardware_in_a_create_is_rejected_vms_are_created_in_steps() {
         reach(&plugin, 2, State::Running).await;
         assert_eq!(hardware(&server), [(4, 2, 8192, 60 * 1024, false); 2]);
         let counts = ["instantiate", "compose", "reconfigure", "power:on"].map(|name| server.requests(name));
-        assert_eq!(counts, [1, 2, 2, 2], "one whole create is tried, then each takes three requests");
+        assert_eq!(
+            counts,
+            [1, 2, 2, 2],
+            "one create request with everything is tried, then each create takes three requests"
+        );
         let log = end(plugin).await;
         let said = log.iter().filter(|line| line.contains("VMs are now created in three steps")).count();
-        assert_eq!(said, 1, "the reason is said once");
+        assert_eq!(said, 1, "the reason is logged once");
         assert!(fleet::vapps(&server).is_empty());
     });
 }
@@ -60,7 +64,7 @@ fn if_hardware_in_a_create_is_ignored_the_first_vm_is_created_again() {
         plugin.increase(1).await.unwrap();
         let names = reach(&plugin, 1, State::Running).await;
         assert_eq!(hardware(&server), [(4, 2, 8192, 60 * 1024, false)]);
-        assert_eq!(fleet::vapps(&server), names, "under the same id");
+        assert_eq!(fleet::vapps(&server), names, "with the same id");
         plugin.logged("VCD ignores a part of the create request (2 CPUs instead of 4, ").await;
         end(plugin).await;
         assert!(fleet::vapps(&server).is_empty());
@@ -80,7 +84,7 @@ fn vms_from_realistic_templates_are_created_with_one_request() {
                 model.settings.own_network_in_create = setting;
                 model.settings.utc_offset_minutes = -210;
                 seed_templates(model, |vm| {
-                    // Two adapters, the boot disk second of three, every element shown.
+                    // Two adapters. The boot disk is the second of three. The document shows every element.
                     vm.nics = vec![
                         Nic { network: Some("VM Network".into()), ..Nic::unconnected(0) },
                         Nic { network: Some("Internal Network".into()), ..Nic::unconnected(1) },
@@ -116,7 +120,7 @@ fn a_template_that_does_not_show_its_disk_does_not_fail_the_start() {
         reach(&plugin, 1, State::Running).await;
         assert_eq!(hardware(&server), [(4, 2, 8192, 60 * 1024, false)]);
         let counts = ["instantiate", "compose", "reconfigure", "power:on"].map(|name| server.requests(name));
-        assert_eq!(counts, [0, 1, 1, 1], "its disk is set in the VM");
+        assert_eq!(counts, [0, 1, 1, 1], "the disk is set in the VM");
         plugin.logged("does not show its disk: the plugin sets its size when the VM shows it").await;
         end(plugin).await;
     });
@@ -140,7 +144,7 @@ fn a_vm_whose_create_failed_at_the_power_on_is_reconfigured_and_powered_on() {
             assert_eq!(counts, [2, reconfigured, 2, 0, 0], "{hardware_in_create:?}");
             let mut made = fleet::vapps(&server);
             made.sort();
-            assert_eq!(made, names, "what was made is used");
+            assert_eq!(made, names, "the created VMs are used");
             plugin.logged("VCD created the VM but did not power it on: the plugin powers it on").await;
             end(plugin).await;
         }
@@ -161,11 +165,12 @@ fn after_two_creates_with_a_failed_task_vms_are_created_in_steps() {
         let log = end(plugin).await;
         assert!(log.iter().any(|line| line.contains("VMs are now created in three steps")), "{log:#?}");
         assert!(!log.iter().any(|line| line.contains("creates fail:")), "the breaker does not count them: {log:#?}");
-        assert!(fleet::vapps(&server).is_empty(), "nothing of the failed ones is left");
+        assert!(fleet::vapps(&server).is_empty(), "the failed creates leave nothing");
     });
 }
 
-/// There is room for one VM. A second one fails for it, saying so, and is made as soon as the first one is gone.
+/// The limit allows one VM. The second create fails and reports the limit, and succeeds soon after the first VM is
+/// deleted.
 async fn a_quota_ends_with_a_delete(limit: impl FnOnce(&mut Model), says: &str) {
     let (server, guest_port) = fleet::simulator(SCALE);
     server.with_model(limit);
@@ -178,15 +183,15 @@ async fn a_quota_ends_with_a_delete(limit: impl FnOnce(&mut Model), says: &str) 
     let refusal = plugin.log().into_iter().find(|line| line.contains(says)).unwrap();
     let pause = refusal.split("next try in ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or(&refusal);
     let pause: u64 = pause.parse().unwrap();
-    assert!((22..=38).contains(&pause), "it grows from 30 s: {refusal}");
-    // What it may have left goes, and is no reason to try again.
-    until("the end of what is left", || fleet::vapps(&server) == first).await;
+    assert!((22..=38).contains(&pause), "the pauses grow from 30 s: {refusal}");
+    // The plugin deletes what the failed create left. This delete causes no retry.
+    until("the delete of the failed create's vApp", || fleet::vapps(&server) == first).await;
     let (creates, polls) = (server.requests("instantiate"), server.requests("query:vm"));
     until("polls", || server.requests("query:vm") > polls + 2).await;
     assert_eq!((creates, server.requests("instantiate")), (2, 2), "{says}");
     plugin.decrease(&[&first[0]]).await.unwrap();
     until("another create", || server.requests("instantiate") == 3).await;
-    assert!(began.elapsed() < Duration::from_secs(pause), "the pause was not waited for");
+    assert!(began.elapsed() < Duration::from_secs(pause), "the retry came before the pause ended");
     let second = reach(&plugin, 1, State::Running).await;
     assert_ne!(first, second);
     end(plugin).await;
@@ -201,7 +206,7 @@ fn a_create_over_a_quota_follows_the_next_delete() {
 #[test]
 fn a_create_without_a_free_address_follows_the_next_delete() {
     let of_addresses = |model: &mut Model| model.networks.values_mut().for_each(|net| net.pool.1 = net.pool.0);
-    // By the task, after the VM was made.
+    // The task fails, after it created the VM.
     block_on(a_quota_ends_with_a_delete(of_addresses, "There are insufficient IP addresses to complete operation"));
 }
 
@@ -231,7 +236,7 @@ fn user_data_that_a_create_ignores_is_set_before_the_guest_is_ready() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         server.with_model(|model| model.settings.properties_in_create = HardwareInCreate::Ignore);
-        // A policy stands for the hardware.
+        // A sizing policy replaces the hardware.
         let keys = json!({"sizing_policy": "small", "cpu_count": 0, "cores_per_socket": 0, "memory_mb": 0,
             "guest_properties": {"role": "builder"}});
         let plugin = start(&server, guest_port, keys).await;
@@ -243,7 +248,7 @@ fn user_data_that_a_create_ignores_is_set_before_the_guest_is_ready() {
         assert_eq!(server.requests("update:properties"), 1);
         plugin.logged("a part of the create request (guest property \\\"role\\\" is missing or wrong)").await;
         let log = end(plugin).await;
-        assert!(!log.iter().any(|line| line.contains("builder")), "values are secrets");
+        assert!(!log.iter().any(|line| line.contains("builder")), "property values are secrets");
     });
 }
 
@@ -317,7 +322,7 @@ fn without_the_right_to_force_vapps_are_stopped_and_deleted() {
         assert_eq!(server.requests("undeploy"), 1);
         plugin.logged("the plugin stops the vApp first, then deletes it").await;
         end(plugin).await;
-        assert!(fleet::vapps(&server).is_empty(), "shutdown does the same");
+        assert!(fleet::vapps(&server).is_empty(), "shutdown deletes it in the same way");
     });
 }
 
@@ -347,7 +352,7 @@ fn an_instance_whose_lease_ends_soon_is_unhealthy() {
     });
 }
 
-/// What a failed Suspend or Resume tells of its part that worked.
+/// The details of a failed Suspend or Resume about its successful part.
 fn part<M: Message + Default>(status: &tonic::Status, name: &str) -> M {
     let details = status::Status::decode(status.details()).unwrap();
     assert_eq!((details.code, details.message.as_str()), (status.code() as i32, status.message()));
@@ -381,7 +386,7 @@ fn instances_are_suspended_and_resumed() {
         assert_eq!(state(&plugin, one).await, State::Suspending, "at once");
         assert!(plugin.connect_info(one).await.is_err());
         becomes(&plugin, one, State::Suspended).await;
-        assert_eq!(plugin.suspend(&[one]).await.unwrap(), [one], "what is suspended already is a success");
+        assert_eq!(plugin.suspend(&[one]).await.unwrap(), [one], "a suspended instance is a success");
         assert_eq!(server.requests("power:suspend"), 1);
         assert_eq!(server.with_model(|model| model.vms.values().filter(|vm| vm.power == Power::Suspended).count()), 1);
 
@@ -391,7 +396,7 @@ fn instances_are_suspended_and_resumed() {
         let info = plugin.connect_info(one).await.unwrap();
         std::net::TcpStream::connect((info.internal_addr.as_str(), guest_port)).expect("its port answers");
 
-        // A part of it works.
+        // A part of the call succeeds.
         plugin.decrease(&[&names[1]]).await.unwrap();
         let status = plugin.suspend(&[one, &names[1], "ci-00000000"]).await.unwrap_err();
         assert_eq!(status.code(), Code::FailedPrecondition);
@@ -403,7 +408,7 @@ fn instances_are_suspended_and_resumed() {
         let status = plugin.resume(&[&names[1]]).await.unwrap_err();
         assert_eq!(part::<ResumeResponse>(&status, "proto.ResumeResponse").succeeded, [""; 0]);
 
-        // Deleted as it is.
+        // A suspended instance is deleted without a resume.
         plugin.decrease(&[one]).await.unwrap();
         reach(&plugin, 0, State::Running).await;
         assert!(fleet::vapps(&server).is_empty());
@@ -421,7 +426,7 @@ fn a_resumed_instance_is_reached_at_its_new_address() {
         let before = plugin.connect_info(&names[0]).await.unwrap().internal_addr;
         plugin.suspend(&[&names[0]]).await.unwrap();
         becomes(&plugin, &names[0], State::Suspended).await;
-        // Its lease of the address has ended meanwhile, and another has it.
+        // Meanwhile its DHCP lease ended, and another guest has the address.
         let new: std::net::Ipv4Addr = "127.0.10.77".parse().unwrap();
         server.with_model(|model| {
             model.vms.values_mut().for_each(|vm| vm.nics.iter_mut().for_each(|nic| nic.address = Some(new)));
@@ -447,7 +452,7 @@ fn an_instance_that_cannot_be_suspended_continues_to_run() {
         becomes(&plugin, &names[0], State::Running).await;
         plugin.heartbeat(&names[0]).await.unwrap();
 
-        // No space for its memory.
+        // The storage has no space for its memory.
         server.with_model(|model| {
             model.settings.no_suspend = false;
             let full: Vec<_> = model.profiles.keys().map(|id| (*id, model.storage_used(*id))).collect();
@@ -483,7 +488,7 @@ fn suspend_is_not_offered_if_vcd_shows_that_it_cannot_work() {
         assert_eq!(announced(json!({"suspend_resume": false})).await, [""; 0]);
         server.with_model(|model| model.policies.values_mut().for_each(|policy| policy.vgpu = true));
         assert_eq!(announced(json!({"placement_policy": "rack-1"})).await, [""; 0]);
-        assert_eq!(announced(json!({})).await, ["suspend_resume"], "the policy is not used");
+        assert_eq!(announced(json!({})).await, ["suspend_resume"], "the group cannot suspend");
         server.with_model(|model| model.template_vms.values_mut().for_each(|vm| vm.passthrough = true));
         assert_eq!(announced(json!({})).await, [""; 0]);
     });

@@ -1,8 +1,10 @@
-//! The real plugin process under each fault: what its host sees, what VCD holds, how long until all is normal again. One
-//! scenario for all faults; its results are the tables of docs/reliability.md, which the test compares, all but the times.
+//! The real plugin process under each fault: what its host sees, what is in VCD, and the time until everything is
+//! normal again. All faults use the same scenario. The results are the tables of docs/reliability.md. The test
+//! compares them, except the times.
 //!
-//! `cargo test --test plugin reliability::` plays what ends within a minute, with `-- --ignored` what takes longer. `UPDATE_GOLDEN=1`
-//! writes their rows anew; `CASE=words` plays one row, `SHOW_LOG=1` tells the plugin's log.
+//! `cargo test --test plugin reliability::` plays the faults that end within a minute. With `-- --ignored` it plays
+//! the longer ones. `UPDATE_GOLDEN=1` updates their rows, `CASE=words` plays one row, `SHOW_LOG=1` prints the
+//! plugin's log.
 #![cfg(target_os = "linux")]
 
 use crate::common::{Client, PluginProcess, command};
@@ -27,32 +29,32 @@ use vcd_sim::{Certificate, Options, Server};
 
 /// The document with the tables.
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reliability.md");
-/// Instances that the host wants.
+/// Number of instances that the host wants.
 const WANTED: usize = 2;
-/// The host's calls are answered from memory: this is long, and shorter than any wait for VCD.
+/// Maximum duration of a call. The plugin answers from memory, and any wait for VCD would be longer.
 const CALL_LIMIT: Duration = Duration::from_secs(20);
-/// Answers that drip take minutes.
+/// Pause between two bytes of an answer, so that it takes minutes.
 const DRIP: Duration = Duration::from_secs(1);
-/// Pause between two looks of the host.
+/// Pause between two checks by the host.
 const LOOK: Duration = Duration::from_millis(100);
-/// A fault that lasts does so at least for this time, so that several polls and tries meet it.
+/// Minimum duration of a lasting fault: several polls and attempts are affected.
 const LASTS: Duration = Duration::from_secs(3);
-/// Normal must be reached so long after the fault has ended: in the short run, and in the long one.
+/// Maximum time from the end of a fault until everything is normal: in the short and in the long run.
 const LIMITS: [Duration; 2] = [Duration::from_secs(55), Duration::from_secs(9 * 60)];
-/// So many cases at a time in the short run.
+/// Number of concurrent cases in the short run.
 const AT_ONCE: usize = 24;
 
 /// One row.
 struct Case {
-    /// The table that it stands in.
+    /// The table with the row.
     part: &'static str,
     /// The row's first cell.
     name: &'static str,
     fault: Fault,
-    /// Part of a line in the plugin's log that comes of it; empty if nothing is to be said.
+    /// Part of a line in the plugin's log that the fault causes; empty: none.
     says: &'static str,
     ends: Ends,
-    /// By the plugin's own limits it takes longer than a minute.
+    /// It takes longer than a minute because of the plugin's own limits.
     long: bool,
     /// Keys of plugin_config that shorten it.
     keys: Value,
@@ -61,50 +63,50 @@ struct Case {
 /// When a fault ends.
 #[derive(Clone, Copy, PartialEq)]
 enum Ends {
-    /// As soon as it was met.
+    /// As soon as it has had an effect.
     WhenMet,
-    /// The same, and not before so long.
+    /// The same, but not before this time.
     After(Duration),
-    /// When the new instance runs in spite of it.
+    /// When the new instance runs despite the fault.
     WhenRunning,
 }
 
-/// What goes wrong.
+/// A fault.
 enum Fault {
     /// Rules of the simulator.
     Rules(Vec<Value>),
     /// The simulator's random mode, with this probability.
     Random(f64),
-    /// Done to VCD, and undone. The names are those of the instance that is to stay and of the one that is removed.
+    /// A change of VCD and its reversal. They get the names of the instances.
     Admin(fn(&mut Model, &Names), fn(&mut Model, &Names)),
-    /// The same after the host has asked, when the new instance is there.
+    /// A change after the call of the host, when the new instance exists.
     AdminLate(fn(&mut Model, &Names)),
-    /// Between plugin and VCD; over HTTP.
+    /// Between plugin and VCD, with HTTP.
     Network(Mode),
-    /// The same over HTTPS.
+    /// Between plugin and VCD, with HTTPS.
     NetworkTls(Mode),
     /// VCD shows another certificate.
     Shows(Certificate),
     /// Plain HTTP where HTTPS should be.
     PlainHttp,
-    /// The name of VCD's host does not resolve, for longer than the plugin keeps an address.
+    /// The name of VCD's host does not resolve for longer than the plugin keeps an address.
     NoName(Resolver),
-    /// Its wall clock jumps by so many seconds. The monotonic one cannot: it is what the kernel counts.
+    /// The wall clock jumps by this many seconds. The kernel's monotonic clock cannot jump.
     WallClock(i64),
-    /// The process is stopped and goes on.
+    /// The process is stopped and continued.
     Stop,
 }
 
-/// What the system's resolver meets.
+/// The behaviour of the name server.
 #[derive(Clone, Copy, PartialEq)]
 enum Resolver {
-    /// Nobody at the name server's port.
+    /// Nobody listens at the name server's port.
     Refused,
-    /// A name server that never answers.
+    /// The name server never answers.
     Silent,
 }
 
-/// Instances by their parts in the scenario.
+/// The instances of the scenario, by their roles.
 #[derive(Clone, Default)]
 struct Names {
     stays: String,
@@ -112,7 +114,7 @@ struct Names {
     added: Vec<String>,
 }
 
-/// A row's cells as they are compared, and the time.
+/// The cells of a row that are compared, and the time.
 #[derive(Debug)]
 struct Row {
     cells: Vec<String>,
@@ -126,7 +128,7 @@ const NETWORK: &str = "The network";
 const TIME: &str = "Time";
 const PARTS: [&str; 5] = [VCD, WORK, PEOPLE, NETWORK, TIME];
 
-/// VCD's own words for an error that it does not explain.
+/// VCD's error without an explanation.
 fn said(status: u16, code: &str, message: &str) -> Value {
     let body = format!(
         "<Error xmlns=\"http://www.vmware.com/vcloud/v1.5\" majorErrorCode=\"{status}\" minorErrorCode=\"{code}\" \
@@ -166,19 +168,19 @@ impl Case {
     }
 }
 
-/// One request of an operation is hit.
+/// The fault hits one request of an operation.
 fn once(name: &'static str, op: &str, effect: Value, says: &'static str) -> Case {
     Case::new(VCD, name, Fault::Rules(vec![with(json!({"op": op}), effect)]), says)
 }
 
-/// All requests of some operations are hit for a while; without any, all are.
+/// The fault hits all requests of some operations for a while; without operations, all requests.
 fn all(name: &'static str, ops: &[&str], effect: Value, says: &'static str) -> Case {
     let ops = if ops.is_empty() { &[""] } else { ops };
     let rules = ops.iter().map(|op| with(json!({"op": op, "times": 0}), effect.clone())).collect();
     Case::new(VCD, name, Fault::Rules(rules), says).lasts()
 }
 
-/// What the create starts goes wrong.
+/// The fault hits the task or guest of a create.
 fn create(name: &'static str, effect: Value, says: &'static str) -> Case {
     Case::new(WORK, name, Fault::Rules(vec![with(json!({"op": "instantiate"}), effect)]), says)
 }
@@ -415,8 +417,8 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// A port where nobody listens, neither here nor at the guests' addresses: not one that the kernel gives away, and another
-/// one for each call, so that simulators that run side by side do not meet.
+/// A port where nobody listens, neither here nor at the guests' addresses. It is outside the kernel's range, and
+/// differs for each call, so that concurrent simulators do not conflict.
 fn port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let base = 10_000 + (std::process::id() % 80) as u16 * 250;
@@ -428,7 +430,7 @@ fn port() -> u16 {
     }
 }
 
-/// A folder that is gone when this is dropped.
+/// A folder that is deleted when this is dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -453,10 +455,10 @@ impl Drop for Folder {
     }
 }
 
-/// The host name that a fault of its own concerns.
+/// The host name for the faults of the resolver.
 const HOST: &str = "vcd.invalid";
 
-/// Where a name server would listen; another place for each call. It takes root's rights.
+/// The socket of a name server, with another address for each call. Needs root.
 fn name_server() -> std::io::Result<UdpSocket> {
     static COUNT: AtomicUsize = AtomicUsize::new(1);
     let [high, low] = (std::process::id() as u16).to_be_bytes();
@@ -464,20 +466,20 @@ fn name_server() -> std::io::Result<UdpSocket> {
     UdpSocket::bind((Ipv4Addr::new(127, high, low, last as u8), 53))
 }
 
-/// True if a process can have its own files below /etc.
+/// True if a process can have its own files in /etc.
 fn has_namespaces() -> bool {
     let tried = std::process::Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).output();
     tried.is_ok_and(|tried| tried.status.success())
 }
 
-/// The simulator, the network before it, and what a plugin needs to reach it.
+/// The simulator, the network in front of it, and what a plugin needs to reach it.
 struct Place {
     server: Server,
     proxy: Proxy,
     guest_port: u16,
     config: Value,
     files: Folder,
-    /// Hears the resolver's questions, and is silent.
+    /// Receives the resolver's queries, and does not answer.
     name_server: Option<UdpSocket>,
 }
 
@@ -509,7 +511,7 @@ impl Place {
         Place { server, proxy, guest_port, config, files, name_server }
     }
 
-    /// The plugin's command, with what the fault needs.
+    /// The plugin's command, with the environment for the fault.
     fn command(&self, fault: &Fault) -> smol::process::Command {
         match fault {
             Fault::NoName(_) => {
@@ -561,7 +563,7 @@ impl Place {
             }
             Fault::Network(mode) | Fault::NetworkTls(mode) => {
                 self.proxy.set(*mode).await;
-                // Connections that stand would hide the fault for a while, or wait for minutes as the half open ones do.
+                // Open connections would hide the fault for a while, or wait for minutes, as the half-open ones do.
                 if !matches!(mode, Mode::Hold | Mode::Drip(_)) {
                     self.proxy.cut().await;
                 }
@@ -581,7 +583,7 @@ impl Place {
             Fault::WallClock(shift) => {
                 self.files.write("shift", &shift.to_string());
             }
-            // Done to the process.
+            // The process itself is stopped.
             Fault::Stop => {}
         }
     }
@@ -592,7 +594,7 @@ impl Place {
             Fault::Admin(_, off) => self.server.with_model(|model| off(model, names)),
             Fault::Shows(_) => drop(self.server.set_certificate(Certificate::Good).unwrap()),
             Fault::NoName(_) => _ = self.files.write("hosts", &format!("127.0.0.1 localhost {HOST}\n")),
-            // Tasks that hang would do so for ever.
+            // Tasks that hang would never end.
             Fault::Rules(_) | Fault::Random(_) => self.server.with_model(|model| {
                 for name in names.removed.split(' ').chain(names.added.iter().map(String::as_str)) {
                     let hangs = matches!(fault, Fault::Random(_)) || name == names.removed;
@@ -607,17 +609,17 @@ impl Place {
     }
 }
 
-/// The host: it wants [`WANTED`] instances, and does what GitLab Runner does with those that are not well.
+/// The host. It wants [`WANTED`] instances, and treats unhealthy ones like GitLab Runner.
 struct Host<'a> {
     plugin: &'a PluginProcess,
-    /// For its calls: VCD may hang for minutes, they must not.
+    /// A client with a timeout: calls must not hang, even if VCD hangs for minutes.
     client: Client,
     names: Names,
-    /// The states in which each instance was seen, without repetition.
+    /// The states of each instance, without repetition.
     seen: BTreeMap<String, Vec<&'static str>>,
-    /// Those that it has asked to remove.
+    /// The instances that it wants to delete.
     given_up: BTreeSet<String>,
-    /// What Heartbeat said of the instance that is to stay.
+    /// The results of Heartbeat for the instance that stays.
     heartbeats: Vec<String>,
     accepted: Vec<u32>,
 }
@@ -646,7 +648,7 @@ impl Host<'_> {
         self.given_up.insert(name.to_owned());
     }
 
-    /// Update and Heartbeat, and what follows from them. True if all is as it wants it.
+    /// Calls Update and Heartbeat, and reacts. True if everything is as the host wants it.
     async fn look(&mut self) -> bool {
         let instances = self.client.update().await.unwrap();
         let mut alive = 0;
@@ -662,7 +664,7 @@ impl Host<'_> {
             let mut lost = matches!(state, State::Timeout);
             if *state == State::Running && !self.given_up.contains(name) {
                 let answer = self.client.heartbeat(name).await;
-                // It may have ended between the two calls.
+                // The instance may have ended between the two calls.
                 let again = self.client.update().await.unwrap();
                 lost = answer.is_err() && again.contains(&(name.clone(), State::Running));
                 if *name == self.names.stays && (answer.is_ok() || lost) {
@@ -706,8 +708,8 @@ fn told(plugin: &PluginProcess, from: usize) -> String {
     log.into_iter().filter(|line| !line.contains("\"@level\":\"debug\"")).collect::<Vec<_>>().join("\n")
 }
 
-/// The scenario: two instances run; the fault begins; the host wants one more and one less, and goes on to look; the fault
-/// ends when it was met; then all has to become normal, and at the end nothing is left.
+/// The scenario: two instances run. The fault starts. The host wants one more and one less, and continues its checks.
+/// The fault ends after it has had an effect. Then everything has to become normal, and at the end nothing is left.
 async fn play(case: &Case) -> Row {
     let place = Place::new(&case.fault, &case.keys);
     let mut plugin = PluginProcess::start(place.command(&case.fault)).await;
@@ -737,7 +739,7 @@ async fn play(case: &Case) -> Row {
     let removed = host.names.removed.clone();
     host.decrease(&removed).await;
     host.look().await;
-    assert_eq!(host.names.added.len(), 1, "{}: what was accepted has an id at once", case.name);
+    assert_eq!(host.names.added.len(), 1, "{}: an accepted request has an id immediately", case.name);
     if asks_first {
         place.begin(&case.fault, &host.names).await;
     }
@@ -765,7 +767,7 @@ async fn play(case: &Case) -> Row {
             break;
         }
 
-        assert!(began.elapsed() < limit, "{}: the fault was not met\n{}", case.name, told(&plugin, lines));
+        assert!(began.elapsed() < limit, "{}: the fault had no effect\n{}", case.name, told(&plugin, lines));
         Timer::after(LOOK).await;
     }
     let meanwhile = host.path(&host.names.added[0].clone());
@@ -786,14 +788,14 @@ async fn play(case: &Case) -> Row {
         );
         Timer::after(LOOK).await;
     }
-    // What hits once is over when it has hit.
+    // A fault that hits once is over after its hit.
     let took = if case.ends == Ends::WhenMet { hit.unwrap_or(began).elapsed() } else { ended.elapsed() };
     if let Fault::WallClock(shift) = case.fault {
         let log = plugin.log().last().unwrap().clone();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
         let at = |shift| timestamp(SystemTime::UNIX_EPOCH + Duration::from_secs(now.saturating_add_signed(shift)));
         let stamp = serde_json::from_str::<Value>(&log).unwrap()["@timestamp"].as_str().unwrap().to_owned();
-        assert!(stamp > at(shift - 60) && stamp < at(shift + 60), "{}: its clock is another: {log}", case.name);
+        assert!(stamp > at(shift - 60) && stamp < at(shift + 60), "{}: its log has a wrong time: {log}", case.name);
     }
     assert_eq!(host.accepted.iter().filter(|n| **n == 0).count(), 0, "{}: Increase always accepts", case.name);
 
@@ -820,11 +822,11 @@ async fn play(case: &Case) -> Row {
     plugin.quit().await.unwrap();
     let (status, _) = plugin.exited().await;
     assert!(status.success(), "{}: {status}", case.name);
-    assert_eq!(place.ours(), BTreeSet::new(), "{}: shutdown leaves nothing", case.name);
+    assert_eq!(place.ours(), BTreeSet::new(), "{}: shutdown deletes everything", case.name);
     Row { cells: vec![stays, new, gone, made, says], took }
 }
 
-/// False, and said, if this machine does not allow it.
+/// False, with a message, if this machine does not allow the fault.
 fn can_be_played(fault: &Fault) -> bool {
     let can = match fault {
         Fault::NoName(Resolver::Silent) => has_namespaces() && name_server().is_ok(),
@@ -832,12 +834,12 @@ fn can_be_played(fault: &Fault) -> bool {
         _ => true,
     };
     if !can {
-        eprintln!("unshare --user --mount or port 53 is not allowed here: a name that does not resolve is not played");
+        eprintln!("unshare --user --mount or port 53 is not allowed here: the faults of the resolver are skipped");
     }
     can
 }
 
-/// Plays cases side by side, each on a thread of its own. One that panics has no result.
+/// Plays cases concurrently, each on its own thread. A case that panics has no result.
 fn side_by_side<C: Sync, R: Send>(cases: &[C], at_once: usize, play: impl Fn(&C) -> R + Sync) -> Vec<Option<R>> {
     let results: Vec<Mutex<Option<R>>> = cases.iter().map(|_| Mutex::new(None)).collect();
     let next = AtomicUsize::new(0);
@@ -856,7 +858,7 @@ fn side_by_side<C: Sync, R: Send>(cases: &[C], at_once: usize, play: impl Fn(&C)
     results.into_iter().map(|result| result.into_inner().unwrap()).collect()
 }
 
-/// `3 s`, `2 min`: as people say it.
+/// `3 s`, `2 min`: rounded for the tables.
 fn rounded(took: Duration) -> String {
     match took.as_secs_f64() {
         seconds if seconds < 100.0 => format!("{:.0} s", seconds.max(1.0)),
@@ -864,7 +866,7 @@ fn rounded(took: Duration) -> String {
     }
 }
 
-/// The tables' head; the last column is not compared.
+/// The heads of the tables. The last column is not compared.
 const HEAD: [&str; 7] = [
     "fault",
     "existing instance",
@@ -879,7 +881,7 @@ const START_HEAD: [&str; 5] = ["fault", "Init returns", "message contains", "aft
 
 /// One section of the document.
 struct Section {
-    /// Its name in the marks around it.
+    /// Its name in the comments around it.
     name: &'static str,
     head: &'static [&'static str],
     /// The titles of its tables, each with the first cells of its rows.
@@ -893,7 +895,7 @@ fn rows_of(section: &str) -> BTreeMap<String, Vec<String>> {
     rows.map(|cells| (cells[0].clone(), cells)).collect()
 }
 
-/// What was seen against the document, or into it.
+/// Compares the results with the document, or writes them into it.
 fn hold_against_document(section: &Section, seen: &[(&str, Row)]) {
     static WRITING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = WRITING.lock();
@@ -929,15 +931,15 @@ fn hold_against_document(section: &Section, seen: &[(&str, Row)]) {
     let names = section.tables.iter().flat_map(|(_, names)| names).copied();
     let names: BTreeSet<&str> = names.chain([section.head[0], "---"]).collect();
     let unknown: Vec<&String> = rows.keys().filter(|name| !names.contains(name.as_str())).collect();
-    assert!(unknown.is_empty(), "rows of no case: {unknown:?}");
+    assert!(unknown.is_empty(), "rows without a case: {unknown:?}");
     let missing: Vec<&&str> = names.iter().filter(|name| !rows.contains_key(**name)).collect();
     assert!(missing.is_empty(), "cases without a row: {missing:?}");
-    assert!(differences.is_empty(), "write it anew with UPDATE_GOLDEN=1?\n{}", differences.join("\n"));
+    assert!(differences.is_empty(), "update it with UPDATE_GOLDEN=1?\n{}", differences.join("\n"));
 }
 
 fn run(long: bool, at_once: usize) {
     let all = cases();
-    // One case alone, for a closer look.
+    // A single case, for debugging.
     let only = std::env::var("CASE").unwrap_or_default();
     let chosen = all.iter().filter(|case| case.long == long && case.name.contains(&only));
     let chosen: Vec<&Case> = chosen.filter(|case| can_be_played(&case.fault)).collect();
@@ -966,7 +968,7 @@ fn the_plugin_recovers_from_long_faults() {
     run(true, usize::MAX);
 }
 
-/// A fault that is there when the host calls Init.
+/// A fault during Init.
 struct Start {
     name: &'static str,
     fault: Fault,
@@ -1044,7 +1046,8 @@ fn starts() -> Vec<Start> {
     ]
 }
 
-/// Init fails in bounded time, in words; nothing is made; and the same process serves once the fault is over.
+/// Init fails in limited time, with a message, and nothing is created. After the end of the fault, Init works in the
+/// same process.
 async fn play_start(start: &Start) -> Row {
     let place = Place::new(&start.fault, &json!({}));
     let mut plugin = PluginProcess::start(place.command(&start.fault)).await;
@@ -1057,7 +1060,7 @@ async fn play_start(start: &Start) -> Row {
     assert!(message.contains(start.says) && message.contains("no VM was created"), "{}: {message}", start.name);
     place.end(&start.fault, &Names::default()).await;
     let again = place.init(&plugin).await;
-    again.unwrap_or_else(|status| panic!("{}, over: {}", start.name, status.message()));
+    again.unwrap_or_else(|status| panic!("{}, after the fault: {}", start.name, status.message()));
     plugin.shutdown().await.unwrap();
     plugin.quit().await.unwrap();
     assert!(plugin.exited().await.0.success(), "{}", start.name);
@@ -1077,7 +1080,7 @@ fn faults_at_the_start() {
     assert_eq!(played.len(), chosen.len(), "some failed, see above");
 }
 
-/// A list of kinds of faults, and which of them a value is. A kind that is not listed does not compile.
+/// A list of kinds of faults, and the kind of a value. A kind that is not in the list does not compile.
 macro_rules! kinds {
     ($names:ident, $name:ident($type:ty) { $($pattern:pat => $kind:literal),* $(,)? }) => {
         const $names: &[&str] = &[$($kind),*];
@@ -1105,7 +1108,7 @@ kinds!(TASKS, task(TaskFaultKind) {
     TaskFaultKind::Hang => "task: Hang",
 });
 
-/// What an effect is made of, each with whether it is in it. A new field does not compile until it is here.
+/// The parts of an effect, and whether each is set. A new field does not compile until it is here.
 fn effects(effect: &Effect) -> Vec<(&'static str, bool)> {
     let Effect {
         answer_before,
@@ -1116,7 +1119,7 @@ fn effects(effect: &Effect) -> Vec<(&'static str, bool)> {
         delay_after_ms,
         truncate,
         html,
-        // What lasts on one vApp is set by an administrator, not by a rule.
+        // Faults of a vApp are set by an administrator, not by a rule.
         inject: vcd_sim::model::Inject { task: injected_task, slow, guest: injected_guest, hangs: _ },
         query: query_fault,
     } = effect;
@@ -1153,5 +1156,5 @@ fn every_fault_of_the_simulator_has_a_row() {
     }
     assert!(missing.is_empty(), "no row for {missing:?}");
     let names: BTreeSet<&str> = cases().iter().map(|case| case.name).collect();
-    assert_eq!(names.len(), cases().len(), "each row has a name of its own");
+    assert_eq!(names.len(), cases().len(), "each row has its own name");
 }

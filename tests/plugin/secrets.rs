@@ -1,5 +1,5 @@
-//! A whole run at trace level, with everything that can go wrong on the way: no token, bearer, password, key or script is in
-//! any log line, page, metric, error or gRPC message.
+//! A whole run at trace level, with everything that can fail: no log line, page, metric, error or gRPC message
+//! contains a token, bearer, password, key or script.
 
 use crate::common::{PluginProcess, command, soon, until};
 use crate::fleet;
@@ -19,13 +19,13 @@ const PASSWORD: &str = "s3cret-Pa55word <&> \"quoted\"";
 const KEY: &str = include_str!("../../src/access/testdata/ed25519");
 const SCRIPT: &str = "#!/bin/sh\necho top-secret-script-line > /root/file\n";
 const USER_DATA: &str = "#cloud-config\nwrite_files: [{content: top-secret-user-data}]\n";
-/// The same as VCD is given it.
+/// The same, as it is sent to VCD.
 const ENCODED_USER_DATA: &str = "I2Nsb3VkLWNvbmZpZwp3cml0ZV9maWxlczogW3tjb250ZW50OiB0b3Atc2VjcmV0LXVzZXItZGF0YX1dCg==";
 const PROPERTY: &str = "top-secret-property-value";
-/// Shorter lines of keys and scripts are in many texts.
+/// Shorter lines of keys and scripts appear in many texts.
 const MIN_LINE: usize = 14;
 
-/// What was said, and what nobody may have said.
+/// All outputs, and the secrets that must not be in them.
 #[derive(Default)]
 struct Run {
     said: Vec<(String, String)>,
@@ -37,7 +37,7 @@ impl Run {
         self.said.push((whence.to_owned(), text.into()));
     }
 
-    /// A secret, and each of its lines that is long enough to be told from other text.
+    /// Adds a secret, and each of its lines that is long enough to be distinctive.
     fn guard(&mut self, secret: &str) {
         self.secrets.insert(secret.to_owned());
         let lines =
@@ -45,7 +45,7 @@ impl Run {
         self.secrets.extend(lines.map(str::to_owned));
     }
 
-    /// What VCD has by now.
+    /// Adds the secrets that are in VCD.
     fn guard_vcd(&mut self, server: &Server) {
         let (bearers, scripts) = server.with_model(|model| {
             let bearers: Vec<String> = model.bearers.keys().map(|bearer| bearer.to_string()).collect();
@@ -58,7 +58,7 @@ impl Run {
         }
     }
 
-    /// All pages.
+    /// Adds all pages of the debug server.
     fn hear_pages(&mut self, debug: &str, names: &[String]) {
         let mut paths: Vec<String> =
             ["/", "/?width=400", "/api/status", "/metrics", "/healthz"].map(str::to_owned).into();
@@ -73,11 +73,11 @@ impl Run {
         }
     }
 
-    /// The secrets that were said, and where.
+    /// The secrets that an output contains, and where.
     fn leaks(&self) -> Vec<String> {
         let mut leaks = Vec::new();
         for (whence, text) in &self.said {
-            // As it is, as it stands in JSON, in HTML, and in a form.
+            // As plain text, in JSON, in HTML, and in a form.
             for secret in &self.secrets {
                 let json = json!(secret).to_string();
                 let html =
@@ -107,7 +107,7 @@ async fn reach(plugin: &PluginProcess, count: usize, state: State) -> Vec<String
     soon(&format!("{count} instances {state:?}"), reached).await
 }
 
-/// Refused or answered with words that hold every secret there is.
+/// A rejection or an answer whose text contains all secrets.
 fn echoing(op: &str, status: u16, bearers: &[String]) -> Value {
     let words = [TOKEN, PASSWORD, PROPERTY, ENCODED_USER_DATA, "echo top-secret-script-line > /root/file"].join(" ")
         + " "
@@ -145,7 +145,7 @@ fn no_secret_appears_in_any_output() {
         let mut trace = command(BINARY);
         trace.env("VCD_LOG", "trace");
 
-        // Mistakes in the configuration, then a wrong token, then a password that is too long.
+        // A configuration with mistakes, then a wrong token, then a password that is too long.
         let mut plugin = PluginProcess::start(trace).await;
         let mut wrong = config.clone();
         (wrong["token"], wrong["cpu_count"]) = (format!("{WRONG_TOKEN}\n").into(), PASSWORD.into());
@@ -170,7 +170,7 @@ fn no_secret_appears_in_any_output() {
         run.hear("a second Init", status.message());
         until("the debug server", || std::net::TcpStream::connect(&debug).is_ok()).await;
 
-        // VCD echoes whatever it was sent, in refusals, failed tasks and broken answers.
+        // VCD repeats what it was sent in rejections, failed tasks and invalid answers.
         run.guard_vcd(&server);
         let bearers: Vec<String> = server.with_model(|model| model.bearers.keys().map(|b| b.to_string()).collect());
         for (op, status) in [("instantiate", 500), ("query:vm", 500), ("task", 503)] {
@@ -188,9 +188,9 @@ fn no_secret_appears_in_any_output() {
         run.guard_vcd(&server);
         run.hear_pages(&debug, &names);
         let told = "VCD answered 500 X: …";
-        assert!(run.said.iter().any(|(_, text)| text.contains(told)), "the echo came through, without the secrets");
+        assert!(run.said.iter().any(|(_, text)| text.contains(told)), "the text appears without the secrets");
 
-        // The session ends; VCD refuses, then takes the token again.
+        // The session ends. VCD rejects the token, then accepts it again.
         server.with_model(|model| model.admin_expire_bearers());
         Timer::after(Duration::from_millis(1500)).await;
         run.guard_vcd(&server);
@@ -207,7 +207,7 @@ fn no_secret_appears_in_any_output() {
         plugin.logged("VCD rejected the API token").await;
         run.hear_pages(&debug, &names);
 
-        // It dies and leaves everything behind; its successor generates its credentials.
+        // The plugin is killed. The next one uses generated credentials.
         plugin.child.kill().unwrap();
         plugin.exited().await;
         run.said.extend(plugin.log().into_iter().map(|line| ("the first log".to_owned(), line)));
@@ -221,7 +221,7 @@ fn no_secret_appears_in_any_output() {
         plugin.init(config.to_string().as_bytes(), connector).await.unwrap();
         plugin.increase(1).await.unwrap();
         let names = reach(&plugin, 1, State::Running).await;
-        // What the host is to know, and nobody else.
+        // Only the host gets these.
         let login = plugin.connect_info(&names[0]).await.unwrap().connector.unwrap();
         run.guard(&String::from_utf8(login.key).unwrap());
         run.guard_vcd(&server);
@@ -232,13 +232,13 @@ fn no_secret_appears_in_any_output() {
         run.said.extend(plugin.log().into_iter().map(|line| ("the second log".to_owned(), line)));
         std::fs::remove_dir_all(&dir).unwrap();
 
-        assert!(run.secrets.len() > 20 && lines > 100 && run.said.len() > lines + 20, "the run was no run");
+        assert!(run.secrets.len() > 20 && lines > 100 && run.said.len() > lines + 20, "the run had too few outputs");
         let leaks = run.leaks();
         assert!(leaks.is_empty(), "{leaks:#?}");
     });
 }
 
-/// What people pass on to get help: a life of an instance with all that can be given, and refusals that echo it.
+/// A recording, which people share to get help: an instance with all settings, and rejections that repeat them.
 #[test]
 fn a_recording_has_placeholders_for_secrets_and_names() {
     let dir = std::env::temp_dir().join(format!("vcd-secrets-record-{}", std::process::id()));
@@ -280,7 +280,7 @@ fn a_recording_has_placeholders_for_secrets_and_names() {
          use_static_credentials = true\nusername = \"root\"\npassword = {}\nprotocol_port = {guest_port}\n",
         json!(PASSWORD)
     );
-    // A refusal with all of it.
+    // A rejection that repeats all of it.
     let mut echo = echoing("task", 503, &[]);
     let named = format!("{} {} somebodys-check group-of-somebody ", own("org"), own("network"));
     let body = echo["answer_before"]["body"].as_str().unwrap().replacen("message=\"", &format!("message=\"{named}"), 1);
@@ -289,7 +289,7 @@ fn a_recording_has_placeholders_for_secrets_and_names() {
     let (file, place) = (write("config.toml", &text), dir.join("vcd.txt"));
     let mut check = std::process::Command::new(BINARY);
     check.args(["check", "--create", "--config", &file, "--record"]).arg(&place);
-    // No ssh, which would ask a guest that is none.
+    // Without ssh, which would contact a guest that does not exist.
     let output = check.env("PATH", &dir).env("VCD_LOG", "trace").stdin(std::process::Stdio::null()).output().unwrap();
     let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(stdout.contains("deleted in VCD after"), "{stdout}{stderr}");
@@ -307,7 +307,7 @@ fn a_recording_has_placeholders_for_secrets_and_names() {
     run.hear("stderr", stderr);
     assert!(run.leaks().is_empty(), "{:#?}", run.leaks());
 
-    // Of a recording names, addresses and ids are nobody's business either.
+    // In a recording, names, addresses and ids are secret too.
     run.said.clear();
     run.hear("the recording", &recording);
     for key in ["org", "virtual_datacenter", "network", "catalog", "template", "storage_profile"] {
@@ -320,7 +320,7 @@ fn a_recording_has_placeholders_for_secrets_and_names() {
     assert!(leaks.is_empty(), "{leaks:#?}");
     for part in ["# login, ", "refresh_token=secret-", "# create, ", "CustomizationScript>secret-", "name=\"prefix-1"] {
         assert!(recording.contains(part), "{part}: {recording}");
-    } // Whatever looks like an id, as long as one and with its four dashes, is a stand-in.
+    } // Everything with the length and the dashes of an id is a placeholder.
     let parts = recording.split(|c: char| !(c.is_ascii_hexdigit() || c == '-'));
     let ids: Vec<&str> = parts.filter(|part| part.len() >= 36 && part.matches('-').count() >= 4).collect();
     assert!(ids.len() > 20 && ids.iter().all(|id| id.contains("00000000-0000-4000-8000-")), "{ids:?}");

@@ -1,5 +1,5 @@
-//! The standby pool end to end: filled, handed out, found again after a kill, kept or deleted at the end, and left empty
-//! where VCD does not suspend.
+//! The standby pool end to end: VMs are created, used, adopted after a kill, kept or deleted at shutdown. The pool
+//! stays empty if VCD does not suspend.
 
 use crate::common::{PluginProcess, command, soon, until};
 use crate::fleet;
@@ -17,17 +17,17 @@ use vcd_sim::Server;
 use vcd_sim::faults::Rule;
 use vcd_sim::model::{Model, Power, VappId, Vm, VmId};
 
-/// The metadata key of the mark.
+/// The metadata key of the suspend mark.
 const MARK: &str = "fleeting-suspend";
 
-/// The plugin after Init, and its debug server's address.
+/// The plugin after Init, and the address of its debug server.
 struct Standby {
     plugin: PluginProcess,
     debug: String,
 }
 
 impl Standby {
-    /// With two in standby, and more keys.
+    /// A plugin with two standby VMs, and more keys.
     async fn start(server: &Server, guest_port: u16, keys: Value) -> Standby {
         Standby::start_as(server, fleet::connector(guest_port), keys).await
     }
@@ -44,7 +44,7 @@ impl Standby {
         Standby { plugin, debug }
     }
 
-    /// Waits until its page shows so many in standby. Returns their names, the oldest first.
+    /// Waits until this many VMs are in standby. Returns their names, the oldest first.
     async fn full(&self, server: &Server, count: usize) -> Vec<String> {
         self.metric("instances_current{state=\"Standby\"}", count as f64).await;
         let names = in_standby(server);
@@ -57,14 +57,14 @@ impl Standby {
         until(&format!("{name} {wanted}"), || sample(&self.debug, name) == Some(wanted)).await;
     }
 
-    /// Killed, as `kill -9` does it.
+    /// Kills the plugin like `kill -9`.
     async fn kill(mut self) {
         self.plugin.child.kill().unwrap();
         soon("the plugin's end", self.plugin.child.status()).await.unwrap();
     }
 }
 
-/// A metric's value; labels in braces behind its name.
+/// The value of a metric. Labels follow the name in braces.
 fn sample(debug: &str, name: &str) -> Option<f64> {
     let page = ureq::get(format!("http://{debug}/metrics")).call().ok()?.body_mut().read_to_string().ok()?;
     let (name, label) = name.split_once('{').unwrap_or((name, ""));
@@ -83,7 +83,7 @@ fn power(model: &Model, id: VappId) -> Power {
     model.vms[&model.vapps[&id].vms[0]].power
 }
 
-/// The vApps that are suspended and marked as in standby, the oldest first.
+/// The vApps that are suspended and marked as standby, the oldest first.
 fn in_standby(server: &Server) -> Vec<String> {
     server.with_model(|model| {
         let stands_by = |id: &VappId| {
@@ -100,7 +100,7 @@ fn fault(server: &Server, rule: Value) {
     assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
 }
 
-/// It can be logged in to, as far as a port that answers shows that.
+/// Connects to its login port.
 async fn is_reached(plugin: &PluginProcess, name: &str) -> std::net::SocketAddr {
     let info = plugin.connect_info(name).await.unwrap();
     let port = u16::try_from(info.connector.unwrap().protocol_port).unwrap();
@@ -120,7 +120,7 @@ fn the_pool_is_filled_and_not_reported() {
             standby
         };
         assert_eq!(plugin.update().await.unwrap(), []);
-        assert_eq!(sample(&debug, "pool_size"), Some(0.0), "they come on top of max_size");
+        assert_eq!(sample(&debug, "pool_size"), Some(0.0), "they are in addition to max_size");
         assert_eq!(sample(&debug, "instances_created_total"), Some(0.0));
         let json = ureq::get(format!("http://{debug}/api/status")).call().unwrap().body_mut().read_to_string().unwrap();
         let json: Value = serde_json::from_str(&json).unwrap();
@@ -132,10 +132,10 @@ fn the_pool_is_filled_and_not_reported() {
     });
 }
 
-/// What came for a vApp, and how it was then.
+/// A request for a vApp, and the vApp's state at that time.
 type Came = (String, Power, String);
 
-/// Writes down what suspends, marks and resumes.
+/// Records suspends, marks and resumes.
 struct Book {
     server: Arc<Server>,
     came: Mutex<BTreeMap<String, Vec<Came>>>,
@@ -180,7 +180,7 @@ fn an_increase_uses_standby_vms_first_and_each_is_marked_as_used_before_its_resu
         let plugin = &standby.plugin;
         assert_eq!(plugin.increase(3).await.unwrap(), 3);
         let told = plugin.update().await.unwrap();
-        assert!(told.len() == 3 && told.iter().all(|(_, state)| *state == State::Creating), "at once: {told:?}");
+        assert!(told.len() == 3 && told.iter().all(|(_, state)| *state == State::Creating), "immediately: {told:?}");
         assert!(waiting.iter().all(|name| told.iter().any(|(told, _)| told == name)), "{told:?}");
         let running = reach(plugin, 3, State::Running).await;
         for name in &running {
@@ -212,9 +212,12 @@ fn an_increase_uses_standby_vms_first_and_each_is_marked_as_used_before_its_resu
             );
         }
         let new = running.iter().find(|name| !waiting.contains(name)).unwrap();
-        assert!(!came.contains_key(new), "what is created for the runner is neither suspended nor marked: {came:?}");
+        assert!(
+            !came.contains_key(new),
+            "a VM that is created for GitLab Runner is neither suspended nor marked: {came:?}"
+        );
         standby.full(&server, 2).await;
-        assert_eq!(fleet::vapps(&server).len(), 5, "it is full again");
+        assert_eq!(fleet::vapps(&server).len(), 5, "the pool is full again");
         end(standby.plugin).await;
         assert!(fleet::vapps(&server).is_empty());
     });
@@ -235,21 +238,21 @@ fn standby_vms_survive_a_kill_and_are_replaced_after_a_change_of_the_configurati
         assert_eq!(log.iter().filter(|line| line.contains("found in standby: adopted")).count(), 2, "{log:#?}");
         assert_eq!((server.requests("instantiate"), server.requests("delete")), (2, 0));
         assert_eq!(sample(&standby.debug, "standby_created_total"), Some(0.0), "this process has created none");
-        // They are as good as before.
+        // They can be used as before.
         standby.plugin.increase(1).await.unwrap();
         assert_eq!(reach(&standby.plugin, 1, State::Running).await, before[..1]);
         standby.plugin.decrease(&[&before[0]]).await.unwrap();
         let before = standby.full(&server, 2).await;
-        until("the end of the first", || fleet::vapps(&server).len() == 2).await;
+        until("the delete of the first", || fleet::vapps(&server).len() == 2).await;
         standby.kill().await;
 
         let standby = Standby::start(&server, guest_port, json!({"memory_mb": 8192})).await;
         assert_eq!(standby.plugin.update().await.unwrap(), []);
         let others = || server.with_model(|model| model.vms.values().filter(|vm| vm.memory_mb == 8192).count());
-        until("two of the other size", || others() == 2 && in_standby(&server).len() == 2).await;
+        until("two VMs of the new size", || others() == 2 && in_standby(&server).len() == 2).await;
         let after = standby.full(&server, 2).await;
         assert!(after.iter().all(|name| !before.contains(name)), "{before:?}, then {after:?}");
-        assert_eq!(fleet::vapps(&server).len(), 2, "the old ones are gone");
+        assert_eq!(fleet::vapps(&server).len(), 2, "the old VMs are deleted");
         assert_eq!(standby.plugin.update().await.unwrap(), []);
         end(standby.plugin).await;
     });
@@ -269,7 +272,7 @@ fn standby_vms_stay_at_shutdown_if_vms_are_kept() {
         end(standby.plugin).await;
         assert_eq!((in_standby(&server), server.requests("delete")), (before, 0));
 
-        // Where none are wanted any more they go.
+        // If none are wanted, they are deleted.
         let standby = Standby::start(&server, guest_port, json!({"standby_count": 0})).await;
         until("an empty VCD", || fleet::vapps(&server).is_empty()).await;
         end(standby.plugin).await;
@@ -293,7 +296,7 @@ fn without_suspend_the_pool_stays_empty_and_creates_continue() {
             .plugin
             .logged("no right to suspend; it cannot be used for standby and is deleted; the next is tried in ")
             .await;
-        until("the end of what cannot be suspended", || fleet::vapps(&server).is_empty()).await;
+        until("the delete of the VM that cannot be suspended", || fleet::vapps(&server).is_empty()).await;
         standby.plugin.increase(2).await.unwrap();
         let names = reach(&standby.plugin, 2, State::Running).await;
         for name in &names {
@@ -330,7 +333,7 @@ fn generated_credentials_work_in_a_vm_from_standby() {
             let keys = json!({"template": template, "standby_count": 1});
             let standby = Standby::start_as(&server, connector.clone(), keys.clone()).await;
             let waiting = standby.full(&server, 1).await;
-            // They are the same to another process.
+            // The next process has the same credentials.
             standby.kill().await;
             let standby = Standby::start_as(&server, connector, keys).await;
             assert_eq!(standby.full(&server, 1).await, waiting);
@@ -348,7 +351,7 @@ fn generated_credentials_work_in_a_vm_from_standby() {
                 "windows" => assert_eq!(Some(login.password.as_str()), applied.password.as_deref()),
                 _ => {
                     let key = Key::parse(&login.key).unwrap();
-                    assert!(applied.script.unwrap().contains(&key.public), "its key was brought into the guest");
+                    assert!(applied.script.unwrap().contains(&key.public), "the guest has its key");
                 }
             }
             end(standby.plugin).await;
@@ -356,8 +359,8 @@ fn generated_credentials_work_in_a_vm_from_standby() {
     });
 }
 
-/// One in standby by DHCP, after the end of the lease of its address. Its Tools will tell the new one late. Returns the port of
-/// guests, its name and its old address, too.
+/// A standby VM with DHCP, after the end of its address lease. Its Tools report the new address late. Also returns
+/// the guests' port, the VM's name and its old address.
 async fn after_its_lease() -> (Server, u16, Standby, String, Ipv4Addr) {
     let (server, guest_port) = fleet::simulator(SCALE);
     server.with_model(|model| model.settings.dhcp_lease = Some(60_000));
@@ -367,7 +370,7 @@ async fn after_its_lease() -> (Server, u16, Standby, String, Ipv4Addr) {
     let old = server.with_model(|model| vm_of(model, &name).address().unwrap());
     server.with_model(|model| model.durations.address = 150_000);
     let over = || server.with_model(|model| model.now() > vm_of(model, &name).suspended_at.unwrap() + 60_000);
-    until("the end of its lease of the address", over).await;
+    until("the end of its address lease", over).await;
     (server, guest_port, standby, name, old)
 }
 
@@ -418,7 +421,7 @@ fn an_old_address_that_belongs_to_another_guest_is_not_reported() {
         server.with_model(|model| {
             let vm = model.vms.get_mut(&id).unwrap();
             (vm.nics[0].address, vm.ssh) = (Some(old), true);
-            // The simulator looks at its guests again.
+            // The simulator updates its guests.
             model.admin_host_down(id, false);
         });
         until("its port", || TcpStream::connect((old, guest_port)).is_ok()).await;

@@ -1,4 +1,4 @@
-//! Which build a binary says it is: what build.rs reads from git.
+//! The build that a binary reports: what build.rs reads from git.
 
 #[allow(dead_code)]
 #[path = "../../build.rs"]
@@ -7,7 +7,7 @@ mod build;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A folder that is gone when this is dropped.
+/// A folder that is deleted when this is dropped.
 struct Folder(PathBuf);
 
 impl Drop for Folder {
@@ -16,7 +16,7 @@ impl Drop for Folder {
     }
 }
 
-/// Without this user's settings.
+/// Runs git without this user's settings.
 fn git(folder: &Path, words: &[&str]) -> String {
     let mut command = Command::new("git");
     command.arg("-C").arg(folder).args(["-c", "user.name=a", "-c", "user.email=a@example.com"]).args(words);
@@ -29,7 +29,7 @@ fn git(folder: &Path, words: &[&str]) -> String {
 #[test]
 fn a_build_in_a_clone_shows_its_commit_and_one_from_an_archive_does_not() {
     if Command::new("git").arg("--version").output().is_err() {
-        eprintln!("a_build_in_a_clone_shows_its_commit_and_one_from_an_archive_does_not: left out, there is no git");
+        eprintln!("a_build_in_a_clone_shows_its_commit_and_one_from_an_archive_does_not: skipped, there is no git");
         return;
     }
     let clone = Folder(std::env::temp_dir().join(format!("vcd-version-{}", std::process::id())));
@@ -45,7 +45,7 @@ fn a_build_in_a_clone_shows_its_commit_and_one_from_an_archive_does_not() {
     git(&clone.0, &["tag", "v1.2.3"]);
     assert_eq!(build::git_facts(&clone.0), facts("v1.2.3"));
 
-    // What was unpacked within somebody's repository is not that repository's commit.
+    // An archive that is unpacked in another repository does not report that repository's commit.
     let archive = clone.0.join("vendor");
     std::fs::create_dir(&archive).unwrap();
     assert_eq!(build::git_facts(&archive), []);

@@ -1,5 +1,5 @@
-//! A simulated VCD and the built plugin configured for it: what the demo, the benchmark and the end-to-end tests begin
-//! with.
+//! A simulated VCD and the built plugin, configured for it: the start of the demo, the benchmark and the end-to-end
+//! tests.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use fleeting_plugin_vcd::host::proto::fleeting::ConnectorConfig;
@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use vcd_sim::{Options, Server};
 
-/// A port at which nothing listened a moment ago, on any address, and which no connection going out is given by the system.
+/// A port on which nothing listened a moment ago, on any address, and which the system does not use for outgoing
+/// connections.
 pub fn free_port() -> u16 {
     loop {
         let random = RandomState::new().hash_one(0);
@@ -21,7 +22,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// A simulated VCD whose time runs `scale` times as fast, and the port at which its guests answer.
+/// A simulated VCD whose time runs `scale` times as fast, and the port of its guests.
 pub fn simulator(scale: f64) -> (Server, u16) {
     let guest_port = free_port();
     let server = Server::start(Options { scale, guest_port, ..Options::default() }).expect("the simulator starts");
@@ -34,7 +35,7 @@ pub fn simulator_https(scale: f64) -> (Server, u16, PathBuf) {
     let options = Options { scale, guest_port, https_listen: Some(any), ..Options::default() };
     let server = Server::start(options).expect("the simulator starts");
     let ca_file = std::env::temp_dir().join(format!("vcd-ca-{}-{guest_port}.pem", std::process::id()));
-    std::fs::write(&ca_file, server.ca_pem().unwrap_or_default()).expect("the CA's file is written");
+    std::fs::write(&ca_file, server.ca_pem().unwrap_or_default()).expect("the file with the CA can be written");
     (server, guest_port, ca_file)
 }
 
@@ -78,8 +79,8 @@ pub fn connector(guest_port: u16) -> ConnectorConfig {
     }
 }
 
-/// The plugin's release binary, built by the cargo that runs this example if it is not up to date; or the one that
-/// STATIC_PLUGIN names, as what is released.
+/// The plugin's release binary. The cargo that runs this example builds it if it is out of date. STATIC_PLUGIN can
+/// name another binary, such as a released one.
 pub fn release_binary() -> Result<PathBuf, String> {
     if let Some(binary) = std::env::var_os("STATIC_PLUGIN") {
         return Ok(binary.into());
@@ -89,17 +90,17 @@ pub fn release_binary() -> Result<PathBuf, String> {
     let build =
         ["build", "--quiet", "--release", "--locked", "--bin", "fleeting-plugin-vcd", "--manifest-path", manifest];
     let status = Command::new(cargo).args(build).status().map_err(|error| format!("run cargo build: {error}"))?;
-    // This example lies in target/release/examples, the plugin beside that folder.
+    // This example is in target/release/examples, and the plugin in the parent folder.
     let example = std::env::current_exe().map_err(|error| format!("find the target folder: {error}"))?;
     let target = example.ancestors().nth(3).ok_or("find the target folder: this example lies in no target folder")?;
     let binary = target.join("release").join("fleeting-plugin-vcd");
     match status.success() && binary.exists() {
         true => Ok(binary),
-        false => Err(format!("cargo build did not make {}", binary.display())),
+        false => Err(format!("cargo build did not create {}", binary.display())),
     }
 }
 
-/// Names of the vApps that are in the simulated VCD.
+/// Names of the vApps in the simulated VCD.
 pub fn vapps(server: &Server) -> Vec<String> {
     server.with_model(|model| model.vapps.values().map(|vapp| vapp.name.to_string()).collect())
 }

@@ -1,4 +1,4 @@
-//! The built plugin on a simulated VCD, through Init and to its end: what the end-to-end tests share.
+//! The built plugin with a simulated VCD, from Init to its end: shared by the end-to-end tests.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
 
 use crate::common::{PluginProcess, command, soon};
@@ -10,10 +10,10 @@ use vcd_sim::Server;
 
 /// The plugin.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
-/// The simulator's clock runs so many times as fast as a real VCD's.
+/// Speed of the simulator's clock, as a multiple of real time.
 pub const SCALE: f64 = 50.0;
 
-/// A plugin that has been through Init, with more keys than the least.
+/// A plugin after Init, with additional keys.
 pub async fn start(server: &Server, guest_port: u16, keys: serde_json::Value) -> PluginProcess {
     let mut config = fleet::plugin_config(server);
     config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
@@ -22,7 +22,7 @@ pub async fn start(server: &Server, guest_port: u16, keys: serde_json::Value) ->
     plugin
 }
 
-/// Waits until Update shows just `count` instances in `state`, deleted ones aside. Returns their names.
+/// Waits until Update shows exactly `count` instances in `state`, without deleted ones. Returns their names.
 pub async fn reach(plugin: &PluginProcess, count: usize, state: State) -> Vec<String> {
     let reached = async {
         loop {
@@ -37,12 +37,12 @@ pub async fn reach(plugin: &PluginProcess, count: usize, state: State) -> Vec<St
     soon(&format!("{count} instances {state:?}"), reached).await
 }
 
-/// The host's orderly end. Returns the log.
+/// The host shuts the plugin down. Returns the log.
 pub async fn end(mut plugin: PluginProcess) -> Vec<String> {
     plugin.shutdown().await.unwrap();
     plugin.quit().await.unwrap();
     let (status, rest) = plugin.exited().await;
     assert!(status.success(), "{status}");
-    assert_eq!(rest, "", "stdout is for the handshake");
+    assert_eq!(rest, "", "stdout contains only the handshake");
     plugin.log()
 }

@@ -1,5 +1,5 @@
-//! The man page and the shells' completions, generated from the table that `--help` comes from (`src/arguments.rs`). The
-//! environment's variables come from docs/commands.md.
+//! The man page and the completions of the shells. They are generated from the table behind `--help`
+//! (`src/arguments.rs`). The environment variables come from docs/commands.md.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfo, FlagInfoKind};
@@ -10,10 +10,10 @@ mod arguments;
 
 const NAME: &str = "fleeting-plugin-vcd";
 const COMMANDS: &str = include_str!("../../docs/commands.md");
-/// Options whose value is a file.
+/// Options with a file as their value.
 const FILES: [&str; 2] = ["--config", "--record"];
 
-/// What `examples/manual.rs` is asked for: `man`, `bash`, `zsh` or `fish`.
+/// The text for `examples/manual.rs` with `man`, `bash`, `zsh` or `fish`.
 pub fn page(kind: &str) -> Option<String> {
     let program = arguments::Arguments::get_args_info();
     match kind {
@@ -45,7 +45,7 @@ fn short(text: &str) -> &str {
     text.split(". ").next().unwrap().trim_end_matches('.')
 }
 
-/// For roff: its own signs are taken as they are.
+/// Escapes a text for roff.
 fn plain(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-");
     match text.starts_with(['.', '\'']) {
@@ -54,7 +54,7 @@ fn plain(text: &str) -> String {
     }
 }
 
-/// Markdown of one table cell, for roff.
+/// Converts Markdown in a table cell to roff.
 fn cell(text: &str) -> String {
     plain(&text.replace('`', ""))
 }
@@ -133,7 +133,7 @@ fn bash(program: &CommandInfoWithArgs) -> String {
     script
 }
 
-/// Within zsh's and fish's single quotes.
+/// Escapes a text for single quotes in zsh and fish.
 fn quoted(text: &str) -> String {
     text.replace('\\', "\\\\").replace('\'', "'\\''")
 }

@@ -1,6 +1,6 @@
-//! The host's side for tests, examples and benchmarks: starts the plugin as GitLab Runner does, and calls it over gRPC.
-//! Include it with `mod common;`, or from elsewhere with `#[path = "../tests/common/mod.rs"] mod common;`.
-//! What goes wrong here ends in a panic that says what was awaited. Runs on any smol executor.
+//! The host for tests, examples and benchmarks: starts the plugin as GitLab Runner does, and calls it over gRPC.
+//! Include it with `mod common;`, or from other folders with `#[path = "../tests/common/mod.rs"] mod common;`. A
+//! failure is a panic that names what the code waited for. Runs on any smol executor.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use fleeting_plugin_vcd::host::proto::fleeting::*;
@@ -29,10 +29,10 @@ use tonic::client::Grpc;
 use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-/// Whatever is awaited here and takes longer has failed.
+/// Maximum time for any wait.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `future`'s output; a panic that names `what` if it takes longer than [`PATIENCE`].
+/// The output of `future`. Panics with `what` if it takes longer than [`PATIENCE`].
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     let late = async {
         Timer::after(PATIENCE).await;
@@ -41,7 +41,7 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     or(future, late).await
 }
 
-/// Waits until `condition` holds.
+/// Waits until `condition` is true.
 pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let holds = async {
         while !condition() {
@@ -51,16 +51,16 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     soon(what, holds).await
 }
 
-/// Compiles the library that shifts clocks.
+/// Compiles the library that shifts the clocks of a process.
 pub fn build_clock(library: &Path) {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plugin/clock.c");
     let built =
         std::process::Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(library).arg(source).status();
-    assert!(built.expect("cc can be started").success(), "cc makes {}", library.display());
+    assert!(built.expect("cc can be started").success(), "cc creates {}", library.display());
 }
 
-/// Makes a file that can be run. Another process writes it: what this one has open, each child that another test starts at
-/// that moment holds open too for a while, and what is open for writing is not run ("Text file busy").
+/// Creates an executable file. Another process writes it: a child that another test starts at that moment would keep
+/// this process's open files open, and a file that is open for writing cannot be executed ("Text file busy").
 pub fn install(content: &[u8], path: &Path) {
     let mut install = std::process::Command::new("install");
     install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());
@@ -71,14 +71,14 @@ pub fn install(content: &[u8], path: &Path) {
     assert!(install.wait().unwrap().success(), "install {}", path.display());
 }
 
-/// A running plugin, its host being this process. Killed when dropped. Calls go through [`Client`], to which it derefs.
+/// A running plugin with this process as its host. It is killed when dropped. It derefs to [`Client`] for calls.
 pub struct PluginProcess {
     pub child: Child,
-    /// The host's end of the plugin's stdout. Dropping it is the host's death, in the plugin's eyes.
+    /// The host's end of the plugin's stdout. If it is dropped, the plugin sees the death of its host.
     pub stdout: Option<BufReader<ChildStdout>>,
     /// The line on stdout, without its line end.
     pub handshake: String,
-    /// The connection that calls go through. `None` drops it.
+    /// The connection for calls. `None` closes it.
     pub client: Option<Client>,
     log: Arc<Mutex<Vec<String>>>,
     log_reader: Option<smol::Task<()>>,
@@ -89,7 +89,7 @@ pub fn command(binary: impl AsRef<Path>) -> Command {
     hosted(Command::new(binary.as_ref()))
 }
 
-/// The same of a command that is there.
+/// The same for an existing command.
 pub fn hosted(mut command: Command) -> Command {
     command
         .env(COOKIE_VARIABLE, COOKIE)
@@ -109,7 +109,7 @@ impl PluginProcess {
         PluginProcess::start_below(Path::new("/"), command).await
     }
 
-    /// The same for a plugin that sees `root` as `/`.
+    /// The same for a plugin whose root directory is `root`.
     pub async fn start_below(root: &Path, mut command: Command) -> PluginProcess {
         let mut child = command.spawn().expect("the plugin can be started");
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
@@ -160,7 +160,7 @@ impl PluginProcess {
         rustix::process::kill_process(id, signal).expect("the plugin runs");
     }
 
-    /// Waits for the process's end. Returns its status and what it wrote on stdout after the handshake.
+    /// Waits until the process ends. Returns its status, and its output on stdout after the handshake.
     pub async fn exited(&mut self) -> (ExitStatus, String) {
         let status = soon("the plugin's end", self.child.status()).await.unwrap();
         let mut rest = String::new();
@@ -182,12 +182,12 @@ impl std::ops::Deref for PluginProcess {
     }
 }
 
-/// The address in a handshake line.
+/// The socket's path in a handshake line.
 pub fn address_of(handshake: &str) -> PathBuf {
     handshake.split('|').nth(3).unwrap_or_else(|| panic!("no handshake: {handshake:?}")).into()
 }
 
-/// One connection to a plugin. Clones share it; it ends with the last of them.
+/// One connection to a plugin. Clones share it. It is closed with the last clone.
 #[derive(Clone)]
 pub struct Client {
     sender: http2::SendRequest<Body>,
@@ -203,7 +203,7 @@ impl Client {
         Client { sender, time_limit: None }
     }
 
-    /// The same connection, its calls having a deadline.
+    /// The same connection, with a deadline for its calls.
     pub fn with_time_limit(&self, limit: Duration) -> Client {
         Client { sender: self.sender.clone(), time_limit: Some(limit) }
     }
@@ -213,7 +213,7 @@ impl Client {
         self.unary("/proto.InstanceGroup/Init", InitRequest { config: config.to_vec(), settings }).await
     }
 
-    /// Every instance with its state.
+    /// All instances with their states.
     pub async fn update(&self) -> Result<Vec<(String, State)>, Status> {
         let mut stream = self.server_streaming::<_, UpdateResponse>("/proto.InstanceGroup/Update", ()).await?;
         let mut instances = Vec::new();
@@ -284,7 +284,7 @@ impl Client {
         self.streaming("/plugin.GRPCBroker/StartStream", messages).await
     }
 
-    /// Any call with one message each way.
+    /// Any call with one request and one answer.
     pub async fn unary<Q, A>(&self, path: &'static str, message: Q) -> Result<A, Status>
     where
         Q: Message + Send + Sync + 'static,
@@ -298,7 +298,7 @@ impl Client {
         soon(path, call).await.map(tonic::Response::into_inner)
     }
 
-    /// Any call that is answered by a stream.
+    /// Any call with a stream of answers.
     pub async fn server_streaming<Q, A>(&self, path: &'static str, message: Q) -> Result<Streaming<A>, Status>
     where
         Q: Message + Send + Sync + 'static,
@@ -307,7 +307,7 @@ impl Client {
         self.streaming(path, smol::stream::once(message)).await
     }
 
-    /// Any call with a stream each way.
+    /// Any call with a stream in each direction.
     pub async fn streaming<Q, A>(
         &self,
         path: &'static str,
@@ -325,7 +325,7 @@ impl Client {
         soon(path, call).await.map(tonic::Response::into_inner)
     }
 
-    /// Any HTTP request, for what tonic would not send.
+    /// Any HTTP request, also those that tonic would not send.
     pub async fn http(&self, request: http::Request<Body>) -> hyper::Result<http::Response<hyper::body::Incoming>> {
         soon("an HTTP answer", self.sender.clone().send_request(request)).await
     }
@@ -348,7 +348,7 @@ fn owned(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-/// hyper's connection as tonic's client wants it.
+/// Adapts hyper's connection for tonic's client.
 struct Channel(http2::SendRequest<Body>);
 
 impl tonic::codegen::Service<http::Request<Body>> for Channel {
@@ -365,7 +365,7 @@ impl tonic::codegen::Service<http::Request<Body>> for Channel {
     }
 }
 
-/// The client's tasks run on smol's global executor, beside whatever the test does.
+/// The client's tasks run on smol's global executor, in addition to the test's.
 #[derive(Clone)]
 struct Spawn;
 

@@ -1,5 +1,5 @@
-//! A TCP proxy before the simulated VCD that does what networks do: it refuses, drops, resets, holds, cuts, drips. It runs on
-//! smol's global executor.
+//! A TCP proxy in front of the simulated VCD with the faults of networks: refused, dropped, reset, silent, cut and
+//! slow connections. It runs on smol's global executor.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
 
 use crate::common::until;
@@ -15,31 +15,31 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// A connection on this machine that is answered at all is answered sooner.
+/// A local connection that is answered at all is answered within this time.
 const SOON: Duration = Duration::from_millis(200);
 
-/// What happens to connections. A change is felt by those that stand, too.
+/// What happens to connections. A change also affects open ones.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {
-    /// They go to VCD.
+    /// They are forwarded to VCD.
     Pass,
-    /// Nobody listens; those that stand are reset.
+    /// Nobody listens, and open connections are reset.
     Refuse,
-    /// Packets are dropped: new ones are not answered, and no byte passes on the others.
+    /// Packets are dropped: new connections are not answered, and open ones pass no byte.
     Drop,
-    /// New ones stand, but no byte passes on any.
+    /// New connections are accepted, but none passes a byte.
     Hold,
-    /// Each is reset as soon as it stands.
+    /// Each is reset as soon as it is accepted.
     Reset,
-    /// VCD's bytes come one by one, with this pause between them.
+    /// VCD's bytes arrive one by one, with this pause between them.
     Drip(Duration),
-    /// Each is closed after so many of VCD's bytes.
+    /// Each is closed after this many bytes from VCD.
     Cut(usize),
-    /// They go to another port.
+    /// They are forwarded to another port.
     To(u16),
 }
 
-/// A proxy on a port of its own.
+/// A proxy with its own port.
 pub struct Proxy {
     pub port: u16,
     shared: Arc<Shared>,
@@ -49,19 +49,19 @@ pub struct Proxy {
 struct Shared {
     upstream: u16,
     state: Mutex<State>,
-    /// Connections that stand.
+    /// Number of open connections.
     live: AtomicUsize,
 }
 
 struct State {
     mode: Mode,
-    /// Connections of an earlier one are reset.
+    /// Connections of an earlier epoch are reset.
     epoch: u64,
     changed: (Sender<()>, Receiver<()>),
 }
 
 impl Shared {
-    /// The mode, and what ends when it changes.
+    /// The mode, and a channel that closes when the mode changes.
     fn now(&self) -> (Mode, Receiver<()>) {
         let state = self.state.lock().unwrap();
         (state.mode, state.changed.1.clone())
@@ -73,7 +73,7 @@ impl Shared {
 }
 
 impl Proxy {
-    /// Listens on the first of `ports` that is free, and leads to the port `upstream`, both on this machine.
+    /// Listens on the first free port of `ports`, and forwards to the port `upstream`, both on this machine.
     pub fn start(mut ports: impl FnMut() -> u16, upstream: u16) -> Proxy {
         let state = State { mode: Mode::Pass, epoch: 0, changed: bounded(1) };
         let shared = Arc::new(Shared { upstream, state: Mutex::new(state), live: AtomicUsize::new(0) });
@@ -87,7 +87,7 @@ impl Proxy {
         Proxy { port, shared, _accepting: accepting }
     }
 
-    /// From now on this happens; returns when it does.
+    /// Sets the mode, and returns when it is in effect.
     pub async fn set(&self, mode: Mode) {
         {
             let mut state = self.shared.state.lock().unwrap();
@@ -97,17 +97,17 @@ impl Proxy {
         let (address, answers) =
             (SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)), !matches!(mode, Mode::Refuse | Mode::Drop));
         let connects = || std::net::TcpStream::connect_timeout(&address, SOON).is_ok();
-        until("the network to be so", || connects() == answers).await;
+        until("the new mode of the network", || connects() == answers).await;
     }
 
-    /// Resets all connections that stand, and returns when they are gone: whoever keeps one can see it then.
+    /// Resets all open connections, and returns when they are closed: the other sides can see it then.
     pub async fn cut(&self) {
         {
             let mut state = self.shared.state.lock().unwrap();
             state.epoch += 1;
             state.changed = bounded(1);
         }
-        until("the end of all connections", || self.shared.live.load(Ordering::SeqCst) == 0).await;
+        until("all connections to close", || self.shared.live.load(Ordering::SeqCst) == 0).await;
     }
 }
 
@@ -159,7 +159,7 @@ async fn accept(shared: Arc<Shared>, first: TcpListener, port: u16) {
     }
 }
 
-/// A listener whose queue is full, so that the kernel drops what asks for a connection, and what fills it.
+/// A listener with a full queue, so that the kernel drops further connections, and the connections that fill it.
 pub fn full_listener(port: u16) -> io::Result<(rustix::fd::OwnedFd, Vec<std::net::TcpStream>)> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let listener = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP))?;
@@ -173,10 +173,10 @@ pub fn full_listener(port: u16) -> io::Result<(rustix::fd::OwnedFd, Vec<std::net
     Ok((listener, waiting))
 }
 
-/// One connection, as long as it lasts.
+/// Serves one connection until it ends.
 async fn carry(shared: &Shared, client: TcpStream) -> io::Result<()> {
     client.set_nodelay(true)?;
-    // Whoever leaves this by an error resets the client's connection.
+    // If this function returns an error, the client's connection is reset.
     sockopt::set_socket_linger(&client, Some(Duration::ZERO))?;
     let ((mode, _), epoch) = (shared.now(), shared.epoch());
     if matches!(mode, Mode::Refuse | Mode::Drop | Mode::Reset) {
@@ -204,7 +204,7 @@ async fn carry(shared: &Shared, client: TcpStream) -> io::Result<()> {
     or(both, ended).await
 }
 
-/// Waits while no byte may pass. A connection that had to wait is of no use afterwards.
+/// Waits while no byte may pass. After a wait, the connection is of no use.
 async fn gate(shared: &Shared) -> io::Result<()> {
     let (mode, changed) = shared.now();
     if matches!(mode, Mode::Hold | Mode::Drop) {
@@ -214,7 +214,7 @@ async fn gate(shared: &Shared) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies until the end, and passes the end on.
+/// Copies until the end of the stream, and closes the other side.
 async fn pump(shared: &Shared, mut from: TcpStream, mut to: TcpStream, answers: bool) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     let mut passed = 0;
@@ -227,7 +227,7 @@ async fn pump(shared: &Shared, mut from: TcpStream, mut to: TcpStream, answers: 
         let bytes = &buffer[..amount];
         match shared.now().0 {
             Mode::Drip(pause) if answers => {
-                // At the pace, not after a pause each: a busy machine wakes late each time.
+                // Fixed times instead of pauses: a busy machine wakes the task late.
                 let mut due = Instant::now();
                 for byte in bytes {
                     due += pause;
@@ -240,7 +240,7 @@ async fn pump(shared: &Shared, mut from: TcpStream, mut to: TcpStream, answers: 
                 to.write_all(&bytes[..most.saturating_sub(passed)]).await?;
                 sockopt::set_socket_linger(&to, None)?;
                 to.shutdown(Shutdown::Write)?;
-                // The client closes; what it still sends is of no interest.
+                // The rest of the answer is discarded.
                 while from.read(&mut buffer).await? > 0 {}
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }

@@ -1,4 +1,4 @@
-//! docs/configuration.md, made from the table of keys that the plugin reads and from config.example.toml.
+//! docs/configuration.md, generated from the table of keys that the plugin reads and from config.example.toml.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use fleeting_plugin_vcd::config::{ConfigKey, KEYS, Kind};
@@ -28,7 +28,7 @@ cargo run --example configuration > docs/configuration.md
 
 ";
 
-/// Keys that have a default and are required all the same, unless another key takes their place.
+/// Keys that have a default and are nevertheless required, unless another key replaces them.
 const IN_PART: [&str; 5] = ["token", "token_file", "cpu_count", "cores_per_socket", "memory_mb"];
 
 const ABOUT_IN_PART: &str = "\
@@ -37,7 +37,7 @@ required: all three keys, unless `sizing_policy` or `placement_policy` is set.
 
 ";
 
-/// What else must hold for a key's value, and which other keys it depends on.
+/// Other rules for a key's value, and the keys on which it depends.
 fn rule(name: &str) -> Option<&'static str> {
     let rule = match name {
         "url" => {
@@ -119,7 +119,7 @@ The key is an unencrypted private key in OpenSSH, PKCS#1, PKCS#8 or SEC1 format,
 least 1024 bits.
 ";
 
-/// The whole file.
+/// The whole document.
 pub fn configuration() -> String {
     let mut text = String::from(HEAD);
     let (needed, others): (Vec<&ConfigKey>, Vec<&ConfigKey>) = KEYS.iter().partition(|key| key.default.is_none());
@@ -156,7 +156,7 @@ fn kind(kind: Kind) -> String {
     }
 }
 
-/// A default as it would be written in TOML.
+/// A default, as TOML.
 fn written(kind: Kind, default: &str) -> String {
     match kind {
         Kind::Text { .. } | Kind::Span { .. } | Kind::AutoFlag => format!("\"{default}\""),
@@ -184,6 +184,6 @@ pub fn example(name: &str) -> String {
         .map(|line| line.trim().trim_start_matches("# "))
         .find(|line| line.starts_with(&start))
         .unwrap_or_else(|| panic!("config.example.toml does not show {name}"));
-    // A comment stands behind two spaces, or behind the alignment's.
+    // A comment follows after two or more spaces.
     line.split(" #").next().unwrap().trim().to_owned()
 }

@@ -1,5 +1,6 @@
-//! A proxy between the plugin and the simulated VCD that sees every request and every answer, and may hold, change or drop
-//! them. HTTP/1.1, one request on a connection; links in the answers lead through it, as VCD makes them of the Host header.
+//! A proxy between the plugin and the simulated VCD that sees every request and every answer, and can delay, change
+//! or drop them. HTTP/1.1, one request per connection. Links in the answers lead to the proxy, because VCD builds
+//! them from the Host header.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -8,42 +9,42 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-/// A request as it came.
+/// A request, unchanged.
 pub struct Request {
     pub method: String,
-    /// With the query.
+    /// Includes the query.
     pub path: String,
-    /// The header lines, as they came.
+    /// The header lines, unchanged.
     pub headers: Vec<String>,
     pub body: Vec<u8>,
-    /// For the one who watches.
+    /// For the watcher.
     pub mark: usize,
 }
 
 impl Request {
-    /// Not a mere read.
+    /// The request is no read.
     pub fn changes(&self) -> bool {
         self.method != "GET" && !self.path.starts_with("/oauth") && !self.path.starts_with("/cloudapi")
     }
 }
 
-/// An answer, whole.
+/// A complete answer.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
-    /// The header lines but for those about the length and the connection.
+    /// The header lines, without those about the length and the connection.
     pub headers: Vec<String>,
     pub body: String,
 }
 
-/// Looks at what passes.
+/// Watches requests and answers.
 pub trait Watch: Send + Sync + 'static {
-    /// False: VCD does not get it, and the connection is closed.
+    /// False: VCD does not get the request, and the connection is closed.
     fn before(&self, _: &mut Request) -> bool {
         true
     }
 
-    /// None: VCD has done it, and the connection is closed.
+    /// None: VCD has carried out the request, and the connection is closed.
     fn after(&self, _: &Request, answer: Answer) -> Option<Answer> {
         Some(answer)
     }
@@ -57,7 +58,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Stands before `upstream`, `http://HOST:PORT`.
+    /// Starts a proxy in front of `upstream`, `http://HOST:PORT`.
     pub fn start(upstream: &str, watch: Arc<dyn Watch>) -> Relay {
         let upstream = upstream.trim_start_matches("http://").to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -70,7 +71,7 @@ impl Relay {
                     return;
                 }
                 let (Ok(client), upstream, watch) = (client, upstream.clone(), watch.clone()) else { continue };
-                // An end without an answer is what the client is to see of any mishap here.
+                // If anything fails here, the client sees the end of the connection without an answer.
                 std::thread::spawn(move || _ = pass(client, &upstream, &*watch));
             }
         });
@@ -116,7 +117,7 @@ fn pass(client: TcpStream, upstream: &str, watch: &dyn Watch) -> Option<()> {
 fn ask(request: &Request, upstream: &str) -> Option<Answer> {
     let mut server = TcpStream::connect(upstream).ok()?;
     let mut text = format!("{} {} HTTP/1.1\r\nConnection: close\r\n", request.method, request.path);
-    // Nor is it to pack what is looked at here.
+    // The watcher needs uncompressed answers.
     let passes = |line: &&String| ["connection", "accept-encoding"].iter().all(|name| value(line, name).is_none());
     for line in request.headers.iter().filter(passes) {
         text += &format!("{line}\r\n");
@@ -153,7 +154,7 @@ fn head(reader: &mut BufReader<TcpStream>) -> Option<(String, Vec<String>)> {
     (!lines.is_empty()).then(|| (lines.remove(0), lines))
 }
 
-/// A header's value, if the line is of that header.
+/// A header's value, if the line has this header.
 pub fn value<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     let (key, value) = line.split_once(':')?;
     key.eq_ignore_ascii_case(name).then(|| value.trim())

@@ -1,5 +1,5 @@
-//! Plays a recording of `check --record` to the client as it is now, and compares it with what the simulator says to the same
-//! questions, element by element. The recording's answers come from a simulator whose every answer is one of them.
+//! Replays a recording of `check --record` to the current client, and compares it with the simulator's answers to the
+//! same requests, element by element. A simulator sends the recorded answers: each is a rule for a fault.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use fleeting_plugin_vcd::cloud::{Guest, Href, Reply, Request, Secret, TaskState, VcdError};
@@ -16,9 +16,9 @@ use vcd_sim::faults::Rule;
 use vcd_sim::routes::decode;
 use vcd_sim::{Options, Server};
 
-/// The simulator runs so many times as fast as life.
+/// Speed of the simulator's clock, as a multiple of real time.
 const SCALE: f64 = 100.0;
-/// A task of the simulator's ends within this time.
+/// Maximum duration of a task of the simulator.
 const TASK_LIMIT: Duration = Duration::from_secs(30);
 
 /// A request and its answer.
@@ -41,10 +41,10 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// The error says which line is not understood.
+    /// Reads a recording. The error names the invalid line.
     pub fn parse(text: &str) -> Result<Recording, String> {
         let mut recording = Recording::default();
-        // Of the request and of the answer: its first line, its headers, its body.
+        // The next part of the request and of the answer: first line, headers or body.
         let mut part = [0, 0];
         for (number, line) in text.lines().enumerate() {
             let wrong = |why: &str| format!("line {}: {why}: {line}", number + 1);
@@ -58,14 +58,14 @@ impl Recording {
             } else if let Some((side, rest)) =
                 ["> ", "< "].iter().position(|mark| line.starts_with(mark)).map(|s| (s, &line[2..]))
             {
-                let exchange = recording.exchanges.last_mut().ok_or_else(|| wrong("no request began"))?;
+                let exchange = recording.exchanges.last_mut().ok_or_else(|| wrong("there is no request before it"))?;
                 match (side, part[side]) {
                     (0, 0) => {
-                        let (method, place) = rest.split_once(' ').ok_or_else(|| wrong("METHOD PLACE was expected"))?;
+                        let (method, place) = rest.split_once(' ').ok_or_else(|| wrong("expected METHOD PLACE"))?;
                         (exchange.method, exchange.place) = (method.to_owned(), place.to_owned());
                     }
                     (1, 0) if rest.starts_with("no answer") => {}
-                    (1, 0) => exchange.status = Some(rest.parse().map_err(|_| wrong("a status was expected"))?),
+                    (1, 0) => exchange.status = Some(rest.parse().map_err(|_| wrong("expected a status"))?),
                     (_, 1) if !rest.is_empty() => {
                         if let (1, Some(place)) = (side, rest.strip_prefix("Location: ")) {
                             exchange.location = Some(place.to_owned());
@@ -80,7 +80,7 @@ impl Recording {
             }
         }
         match recording.exchanges.is_empty() {
-            true => Err("there is no request in it".into()),
+            true => Err("it contains no request".into()),
             false => Ok(recording),
         }
     }
@@ -94,7 +94,8 @@ impl Recording {
     }
 }
 
-/// The keys of plugin_config for a VCD at `server` whose names are those of the recording's stand-ins, or the simulator's.
+/// The keys of plugin_config for a VCD at `server`, with the recording's placeholders as names, or with the
+/// simulator's names.
 fn keys(server: &Server, recording: &Recording, with_stand_ins: bool) -> Value {
     let name = |stand_in: &str, own: &str| if with_stand_ins { stand_in.to_owned() } else { own.to_owned() };
     let number = |key: &str| recording.setting(key).parse::<u32>().unwrap_or_default();
@@ -125,7 +126,7 @@ fn keys(server: &Server, recording: &Recording, with_stand_ins: bool) -> Value {
     keys
 }
 
-/// A config.toml with one runner, gone when dropped.
+/// A config.toml with one runner. It is deleted when dropped.
 struct File(PathBuf);
 
 impl File {
@@ -164,7 +165,7 @@ fn server() -> Server {
     Server::start(Options { scale: SCALE, guest_port: 22_599, ..Options::default() }).unwrap()
 }
 
-/// What the client, as it is now, does not make of the recording what it should. `check` is called on a config.toml.
+/// The differences between the current client's behaviour and the recording. `check` gets a config.toml.
 pub fn play(recording: &Recording, check: impl Fn(&Path) -> Result<(), String>) -> Result<Vec<String>, String> {
     let server = server();
     for exchange in &recording.exchanges {
@@ -175,12 +176,12 @@ pub fn play(recording: &Recording, check: impl Fn(&Path) -> Result<(), String>) 
             None => json!({"reset_before": true}),
         };
         let mut rule = answer;
-        // As the simulator has it: decoded.
+        // Decoded, as in the simulator.
         let (path, query) = exchange.place.split_once('?').unwrap_or((&exchange.place, ""));
         let pairs: Vec<String> = query.split('&').filter(|pair| !pair.is_empty()).map(decode).collect();
         let line = if pairs.is_empty() { decode(path) } else { format!("{}?{}", decode(path), pairs.join("&")) };
         rule["method"] = exchange.method.as_str().into();
-        // Links to VCD's own address are followed at the one that is configured.
+        // Links to VCD's own address are followed at the configured address.
         rule["path"] = line.replace("https://host-1.example", &server.url()).into();
         if rule["answer_before"]["location"].is_null() {
             rule["answer_before"].as_object_mut().map(|answer| answer.remove("location"));
@@ -196,7 +197,7 @@ pub fn play(recording: &Recording, check: impl Fn(&Path) -> Result<(), String>) 
     check(&file.0)?;
     let settings = file.settings()?;
     let mut complaints = Vec::new();
-    // The plugin of `check --create` follows when the check has logged out.
+    // The plugin of `check --create` starts after the check's logout.
     let plugins = recording.exchanges.iter().skip_while(|exchange| exchange.operation != "logout").skip(1);
     let plugins: Vec<&Exchange> = plugins.collect();
     if plugins.iter().all(|exchange| exchange.operation != "create") {
@@ -212,7 +213,7 @@ pub fn play(recording: &Recording, check: impl Fn(&Path) -> Result<(), String>) 
         let Some(request) = request(exchange, next.copied(), &server) else { continue };
         let said = client.call(&request, Some(&guest()));
         let good = exchange.status.is_some_and(|status| status < 400);
-        // What is gone is no error to whoever looks at it or deletes it.
+        // A missing vApp is no error for a lookup or a delete.
         let is_gone = matches!(exchange.status, Some(403 | 404)) && !exchange.operation.starts_with("create");
         if good != said.is_ok() && !(is_gone && said.is_ok()) {
             let said = said.map_or_else(|error| error.to_string(), |reply| format!("{reply:?}"));
@@ -222,7 +223,7 @@ pub fn play(recording: &Recording, check: impl Fn(&Path) -> Result<(), String>) 
     Ok(complaints)
 }
 
-/// What the client was asked when it sent this; `None` for what belongs to another one, or is part of logging in.
+/// The client's request behind an exchange; `None` if it belongs to another request, or to the login.
 fn request(exchange: &Exchange, next: Option<&Exchange>, server: &Server) -> Option<Request> {
     let id = |kind: &str| {
         let path = exchange.place.split(['?']).next()?;
@@ -267,7 +268,7 @@ fn request(exchange: &Exchange, next: Option<&Exchange>, server: &Server) -> Opt
     }
 }
 
-/// The recording of the same on the simulator, whose answers are compared.
+/// A recording of the same requests to the simulator, for the comparison.
 pub fn on_simulator(recording: &Recording) -> Result<String, String> {
     let server = server();
     record::start();
@@ -298,11 +299,11 @@ pub fn on_simulator(recording: &Recording) -> Result<String, String> {
         ("manager", "runner-1"),
     ];
     let settings: String = recording.settings.iter().map(|(key, value)| format!(" {key}={value}")).collect();
-    let head = format!("fleeting-plugin-vcd's recording, format 1, made on the simulator\nsettings{settings}\n");
+    let head = format!("fleeting-plugin-vcd's recording, format 1, created on the simulator\nsettings{settings}\n");
     record::text(&head, &names).map(|written| written.text).ok_or_else(|| "nothing was recorded".into())
 }
 
-/// What `check` asks.
+/// The requests of `check`.
 fn inspect(settings: Settings) -> Result<(), VcdError> {
     let (inspector, login) = Inspector::log_in(settings.clone())?;
     let vdc = inspector.vdc()?.href;
@@ -320,7 +321,7 @@ fn inspect(settings: Settings) -> Result<(), VcdError> {
     Ok(())
 }
 
-/// One instance's life: made, looked at, deleted.
+/// One instance: created, looked up, deleted.
 fn live(client: &Client, with_label: bool) -> Result<(), String> {
     let call = |request: Request| client.call(&request, Some(&guest())).map_err(|error| error.to_string());
     let wait = |task: Option<Href>| -> Result<(), String> {
@@ -345,7 +346,7 @@ fn live(client: &Client, with_label: bool) -> Result<(), String> {
     call(Request::Look { vapp: vapp.clone(), guest: false })?;
     if with_label {
         call(Request::Label { vapp: vapp.clone() })?;
-        // Its task holds the vApp for a moment.
+        // The task locks the vApp for a moment.
         std::thread::sleep(Duration::from_millis(100));
     }
     let Reply::Started(started) = call(Request::Delete { vapp: vapp.clone() })? else { return Err("no delete".into()) };
@@ -353,7 +354,7 @@ fn live(client: &Client, with_label: bool) -> Result<(), String> {
     call(Request::Look { vapp, guest: false }).map(|_| ())
 }
 
-/// How two recordings differ: for each kind of request what is in the requests and in the answers of one alone.
+/// The differences between two recordings: for each kind of request, what only one of them contains.
 pub fn differences(recorded: &Recording, simulated: &Recording) -> Vec<String> {
     let (recorded, simulated) = (shapes(recorded), shapes(simulated));
     let mut all = Vec::new();
@@ -370,7 +371,7 @@ pub fn differences(recorded: &Recording, simulated: &Recording) -> Vec<String> {
     all
 }
 
-/// Of each kind of request: what comes in it and its answers, as paths.
+/// For each kind of request: the elements of its requests and answers, as paths.
 fn shapes(recording: &Recording) -> BTreeMap<String, BTreeSet<String>> {
     let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for exchange in &recording.exchanges {

@@ -1,4 +1,4 @@
-//! What the client makes of answers, of sessions that end, and of what lies between it and VCD: against the simulator.
+//! The client and VCD's answers, sessions that end, and proxies between it and VCD, with the simulator.
 
 use crate::client::*;
 use fleeting_plugin_vcd::cloud::*;
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use vcd_sim::Server;
 
-/// The kind of error of a poll that is answered so.
+/// The error of a poll with this answer.
 fn poll_answered(server: &Server, client: &Client, answer: serde_json::Value) -> VcdError {
     fault(server, json!({"op": "query:vm", "answer_before": answer}));
     let e = poll(client, false).unwrap_err();
@@ -45,7 +45,7 @@ fn reads_follow_redirects_on_the_same_host_only() {
             assert_eq!(server.requests("query:vm"), before + 2, "{status} {location}");
         }
     }
-    // Without end, or to elsewhere: an error that says where it led.
+    // Endless redirects, or redirects to another server: an error that names the target.
     let foreign = format!("http://{}{there}", elsewhere.local_addr().unwrap());
     for (location, times) in [(there, 0), (foreign.as_str(), 1), ("https://vcd.invalid/", 1), ("//vcd.invalid/api", 1)]
     {
@@ -56,14 +56,14 @@ fn reads_follow_redirects_on_the_same_host_only() {
         let followed = server.requests("query:vm") - before - 1;
         assert_eq!(followed, if times == 0 { 3 } else { 0 }, "{location}");
     }
-    // What changes something is sent once, to where it was meant.
+    // A change is sent once, to its own URL.
     for location in [format!("{}/api/vdc/1/action/instantiateVAppTemplate", server.url()), foreign.clone()] {
         redirect("instantiate", 307, &location, 1);
         let before = server.requests("instantiate");
         let e = create(&client, "ci-1").unwrap_err();
         assert_eq!((e.kind, server.requests("instantiate")), (ErrorKind::Ambiguous, before + 1), "{location}");
     }
-    assert!(elsewhere.accept().is_err(), "somebody called");
+    assert!(elsewhere.accept().is_err(), "the client connected");
     server.with_model(|m| assert!(m.vapps.is_empty()));
 }
 
@@ -88,12 +88,12 @@ fn answers_that_are_too_large_too_deep_or_bombs_are_rejected() {
         assert!(e.kind == ErrorKind::Protocol && e.text.contains(why), "{why}: {e}");
         assert!(e.text.len() <= MAX_ERROR_TEXT, "{}", e.text.len());
     }
-    // Packed it is small.
+    // Compressed, it is small.
     let sent = server.sent();
     let e = poll_answered(&server, &client, json!({"status": 200, "body": " ".repeat(MAX_BODY as usize + 1)}));
     assert!(e.kind == ErrorKind::Unavailable && e.text.contains("is incomplete: "), "{e}");
-    assert!(server.sent() - sent < MAX_BODY / 50, "{} bytes came", server.sent() - sent);
-    // A change that is answered so may have been carried out.
+    assert!(server.sent() - sent < MAX_BODY / 50, "{} bytes were sent", server.sent() - sent);
+    // A change with such an answer may have been carried out.
     fault(&server, json!({"op": "instantiate", "answer_after": {"status": 201, "body": "<!DOCTYPE a><a/>"}}));
     assert_eq!(create(&client, "ci-1").unwrap_err().kind, ErrorKind::Ambiguous);
     server.with_model(|m| assert_eq!(m.vapps.len(), 1));
@@ -133,7 +133,7 @@ fn every_refusal_is_typed_with_code_text_and_request_id() {
         let e = poll_answered(&server, &client, json!({"status": status, "retry_after": 11}));
         assert_eq!(e.retry_after, Some(Duration::from_secs(11)), "{e}");
     }
-    // The header names the request where the body does not.
+    // The header has the request id if the body has none.
     fault(&server, json!({"op": "vapp", "html": true}));
     let unknown = format!("{}/api/vApp/vapp-00000000-0000-4000-8000-000000000000", server.url());
     let e = look(&client, &unknown.as_str().into()).unwrap_err();
@@ -173,7 +173,7 @@ fn every_status_of_a_task_has_a_meaning() {
         let TaskState::Failed(e) = said(status, &inside) else { panic!("{status} is not failed") };
         assert_eq!((e.text.as_str(), e.what.as_str()), (text, "vdcInstantiateVapp of ci-1"), "{status}");
     }
-    // In a query, too: what has not ended well is asked for by itself.
+    // In a query too: a task that did not succeed is read separately.
     for (status, gets) in
         [("queued", 0), ("postRunning", 0), ("somethingNew", 0), ("success", 0), ("aborted", 2), ("canceled", 2)]
     {
@@ -207,11 +207,11 @@ fn a_thousand_vms_are_eight_pages_and_one_that_fails_discards_the_poll() {
             fault(&server, json!({"op": "query:vm", "path": format!("page={page}&"), "answer_before": answer}));
             let outcome = poll(&client, false);
             server.clear_faults();
-            // The last page may be empty: what was on it has gone in the meantime.
+            // The last page may be empty: its VMs may have been deleted in the meantime.
             assert!(outcome.is_err() || (page == 8 && answer["status"] == 200), "page {page}, {answer}");
         }
     }
-    // With the vApps: two queries, of as many pages.
+    // Together with the vApps: two queries, with the same number of pages.
     let (vms, vapps) = (server.requests("query:vm"), server.requests("query:vApp"));
     assert_eq!(poll(&client, true).unwrap().vapps.unwrap().len(), 1000);
     assert_eq!((server.requests("query:vm") - vms, server.requests("query:vApp") - vapps), (8, 8));
@@ -316,7 +316,7 @@ fn vms_are_polled_by_the_names_of_their_vapps_or_with_all_others() {
     fault(&server, json!({"op": "query:vm", "path": "(containerName==", "times": 0, "answer_before": refused}));
     let all = "ci-a1 ci-b2 ci-b22 ci-c3";
     assert_eq!(some(&["ci-a1", "ci-b2"]), Ok((all.into(), 2)));
-    assert_eq!(some(&["ci-a1", "ci-b2"]), Ok((all.into(), 1)), "what was refused is not asked again");
+    assert_eq!(some(&["ci-a1", "ci-b2"]), Ok((all.into(), 1)), "a rejected query is not repeated");
 }
 
 #[test]
@@ -338,7 +338,7 @@ fn metadata_is_queried_separately_if_records_show_none() {
         json!({"status": 400, "body": error(400, "BAD_REQUEST", "Unknown property name metadata in fields.")});
     fault(&server, json!({"op": "query:vApp", "path": "fields=", "times": 0, "answer_before": refused}));
     assert_eq!(queries(&client), 3);
-    assert_eq!(queries(&client), 2, "what was refused is not asked again");
+    assert_eq!(queries(&client), 2, "a rejected query is not repeated");
 
     let client = open(&server);
     server.clear_faults();
@@ -346,7 +346,7 @@ fn metadata_is_queried_separately_if_records_show_none() {
     let record = format!("<VAppRecord name='ci-1' href='{}/api/vApp/vapp-{href}'/>", server.url());
     let body = format!("<QueryResultRecords total='1' pageSize='128'>{record}</QueryResultRecords>");
     fault(&server, json!({"op": "query:vApp", "path": "fields=", "answer_before": {"status": 200, "body": body}}));
-    assert_eq!(queries(&client), 2, "VCD ignored the wish");
+    assert_eq!(queries(&client), 2, "VCD ignored the fields");
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn a_token_file_is_read_again_for_each_login() {
     assert!(poll(&client, false).unwrap_err().text.contains("No such file"));
 }
 
-/// A folder of its own, gone when dropped, with a token's file in it.
+/// A folder with a token file. It is deleted when dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -425,7 +425,7 @@ fn service_token(server: &Server) -> String {
     })
 }
 
-/// The tokens that VCD takes of service accounts.
+/// The service account tokens that VCD accepts.
 fn good_tokens(server: &Server) -> Vec<String> {
     server.with_model(|m| m.service_tokens.keys().map(|token| token.to_string()).collect())
 }
@@ -470,12 +470,15 @@ fn a_service_accounts_next_token_replaces_the_used_one() {
         let after = std::fs::metadata(folder.token()).unwrap();
         let mut text = String::new();
         old.read_to_string(&mut text).unwrap();
-        assert!(after.ino() != before.ino() && text.contains(&first), "another file, never one that is half written");
+        assert!(
+            after.ino() != before.ino() && text.contains(&first),
+            "a new file replaces it, which is never incomplete"
+        );
         assert_eq!((after.mode() & 0o777, after.uid(), after.gid()), (0o600, before.uid(), before.gid()));
         assert_eq!(folder.names(), ["link", "token"]);
         server.with_model(|m| m.service_tokens.clear());
     }
-    // A user's own stays, and so does its file.
+    // A user's own token does not change, nor does its file.
     std::fs::write(folder.token(), "sim-api-token").unwrap();
     let before = std::fs::metadata(folder.token()).unwrap();
     let (client, environment) = Client::open(folder.settings(&server)).unwrap();
@@ -491,7 +494,7 @@ fn clients_with_one_service_accounts_token_log_in_one_after_another() {
     let server = server();
     let folder = Folder::new("turns");
     std::fs::write(folder.token(), service_token(&server)).unwrap();
-    // While nobody ends sessions: an Init does not try again.
+    // Nobody ends sessions meanwhile: Init does not retry.
     let clients: Vec<Client> = std::thread::scope(|scope| {
         let open = || Client::open(folder.settings(&server)).unwrap().0;
         let opening: Vec<_> = (0..6).map(|_| scope.spawn(open)).collect();
@@ -502,14 +505,14 @@ fn clients_with_one_service_accounts_token_log_in_one_after_another() {
             scope.spawn(|| {
                 for _ in 0..5 {
                     server.with_model(|m| m.admin_expire_bearers());
-                    // Another one may end the session between the login and the request.
+                    // Another client may end the session between the login and the request.
                     until("a poll", || poll(client, false).ok());
                 }
             });
         }
     });
     assert!(server.requests("login") >= 6, "each has logged in");
-    assert_eq!(server.refusals("login"), 0, "nobody showed a token that was used up");
+    assert_eq!(server.refusals("login"), 0, "no client used an old token");
     assert_eq!(good_tokens(&server), [std::fs::read_to_string(folder.token()).unwrap().trim()]);
 }
 
@@ -524,7 +527,7 @@ fn a_next_token_that_a_dead_process_left_is_used() {
     assert_eq!((server.requests("login"), server.refusals("login")), (2, 1));
     assert_eq!(good_tokens(&server), [std::fs::read_to_string(folder.token()).unwrap().trim()]);
     assert_eq!(folder.names(), ["token"]);
-    // Where the file has a good one, what was left is old.
+    // If the token in the file is valid, the saved one is old.
     std::fs::write(folder.0.join(".token.next"), spent).unwrap();
     Client::open(folder.settings(&server)).unwrap();
     assert_eq!((server.requests("login"), server.refusals("login")), (3, 1));
@@ -536,7 +539,7 @@ fn a_next_token_that_a_dead_process_left_is_used() {
 fn a_token_file_that_cannot_be_replaced_is_overwritten_or_prevents_the_login() {
     let server = server();
     let folder = Folder::new("place");
-    // Nothing can be put beside it.
+    // No file can be created in its folder.
     std::fs::create_dir(folder.0.join(".token.next")).unwrap();
     let first = service_token(&server);
     let json = json!({"token_type": "Service Account", "refresh_token": first}).to_string();
@@ -545,7 +548,7 @@ fn a_token_file_that_cannot_be_replaced_is_overwritten_or_prevents_the_login() {
     assert!(e.kind == ErrorKind::Auth && e.text.contains("could not be written"), "{e}");
     assert!(e.text.contains("the plugin did not log in") && server.requests("login") == 0, "{e}");
     assert_eq!((good_tokens(&server), std::fs::read_to_string(folder.token()).unwrap()), (vec![first.clone()], json));
-    // Nobody can know this of a word, but it is not lost.
+    // From plain text, the plugin cannot know this in advance. The token is not lost.
     std::fs::write(folder.token(), &first).unwrap();
     Client::open(folder.settings(&server)).unwrap();
     assert_eq!(good_tokens(&server), [std::fs::read_to_string(folder.token()).unwrap().trim()]);
@@ -589,13 +592,13 @@ fn a_login_waits_for_vcds_retry_after() {
     let began = Instant::now();
     let e = poll(&client, false).unwrap_err();
     assert_eq!((e.kind, e.retry_after), (ErrorKind::Unavailable, Some(Duration::from_secs(2))), "{e}");
-    // Until then VCD is left alone.
+    // The client sends nothing before that time.
     let e = poll(&client, false).unwrap_err();
     assert!(e.retry_after.is_some_and(|left| left <= Duration::from_secs(2)), "{e:?}");
     until("the login", || poll(&client, false).ok());
     assert_eq!(server.requests("login"), logins + 2);
     assert!(began.elapsed() >= Duration::from_secs(2));
-    // An hour is not waited: VCD may be back before.
+    // The client does not wait for an hour: VCD may be back earlier.
     server.with_model(|m| m.admin_expire_bearers());
     fault(&server, json!({"op": "login", "answer_before": {"status": 503, "retry_after": 3600}}));
     assert!(poll(&client, false).is_err());
@@ -627,18 +630,18 @@ fn a_session_is_renewed_before_it_expires() {
     server.with_model(|m| m.settings.bearer_s = 6);
     let client = open(&server);
     let logins = server.requests("login");
-    // Before, and not when: the old bearer still serves where a new one is not to be had.
+    // The renewal comes before the end: the old bearer is still valid if VCD creates no new one.
     fault(&server, json!({"op": "login", "answer_before": {"status": 503}}));
     until("a renewal", || {
         poll(&client, false).unwrap();
         (server.requests("login") > logins).then_some(())
     });
-    // Once it has expired, a login comes first.
+    // After the end, a login comes first.
     until("the next login", || {
         poll(&client, false).unwrap();
         (server.requests("login") > logins + 1).then_some(())
     });
-    assert_eq!(server.requests("versions"), 1, "the version is agreed on once");
+    assert_eq!(server.requests("versions"), 1, "the version is chosen once");
 }
 
 #[test]
@@ -650,10 +653,10 @@ fn the_session_ends_after_the_last_request() {
     client.close();
     client.close();
     assert_eq!((sessions(), server.requests("logout")), (0, 1));
-    // So it is where the names are wrong.
+    // The session also ends if a name is wrong.
     errors_of(Settings { network: "no-such".into(), ..settings(&server) });
     assert_eq!((sessions(), server.requests("logout")), (0, 2));
-    // Nothing is asked without a session.
+    // Without a session, no such request is sent.
     errors_of(Settings { token: Token::Text(Secret::new("wrong")), ..settings(&server) });
     assert_eq!(server.requests("logout"), 2);
 }
@@ -668,7 +671,7 @@ fn a_vcd_that_does_not_end_the_session_delays_nothing() {
         client.close();
         done.send(()).unwrap();
     });
-    closed.recv_timeout(DEADLINE).expect("the end of the session is given up");
+    closed.recv_timeout(DEADLINE).expect("the logout is given up");
 }
 
 #[test]
@@ -708,7 +711,7 @@ fn a_limited_number_of_roles_and_rights_is_read() {
     fault(&server, json!({"op": "rights", "times": 0, "answer_before": {"status": 200, "body": page}}));
     let (inspector, login) = Inspector::log_in(settings(&server)).unwrap();
     assert_eq!(login.roles, roles[..8]);
-    // Eight roles, and of each eight full pages.
+    // Eight roles, and eight full pages of each.
     assert_eq!(inspector.rights(&login).map(|rights| rights.len()), Some(8 * 8 * 128));
     assert_eq!(server.requests("rights"), 8 * 8);
 }

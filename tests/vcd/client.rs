@@ -1,4 +1,4 @@
-//! What the tests of the VCD client share: a simulated VCD, settings for it, and the requests in short.
+//! Shared code for the tests of the VCD client: a simulated VCD, settings for it, and short forms of requests.
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a test")]
 
@@ -121,7 +121,7 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < end, "{what} did not come");
+        assert!(Instant::now() < end, "timeout: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -1,5 +1,5 @@
-//! Answers of VCD that end too early, at each byte: the client gives an error or the whole result, never another one, and
-//! does not repeat what it sent. A change counts as unclear, and as not sent only if VCD cannot have seen it.
+//! Answers of VCD that end too early, at each byte: the client returns an error or the complete result, and does not
+//! repeat the request. The outcome of a change is ambiguous, unless VCD cannot have seen the request.
 
 use crate::client::*;
 use fleeting_plugin_vcd::cloud::*;
@@ -10,36 +10,36 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use vcd_sim::{Options, Server};
 
-/// How an answer tells its end.
+/// How an answer shows where it ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Shape {
-    /// By `Content-Length`, as the simulator does.
+    /// By `Content-Length`, like the simulator.
     Length,
     /// By its last chunk.
     Chunked,
-    /// By the end of the connection: nothing but the document itself tells that it was cut.
+    /// By the end of the connection: only the document shows whether it was cut.
     Close,
 }
 
 const SHAPES: [Shape; 3] = [Shape::Length, Shape::Chunked, Shape::Close];
 
-/// Answers of fewer bytes are cut at each of them.
+/// Shorter answers are cut at each byte.
 const SMALL: usize = 3_000;
 
-/// One operation's answer, which is recorded once and then told again and again, cut.
+/// The answer of one operation. It is recorded once, then sent repeatedly, cut.
 #[derive(Default)]
 struct Plan {
-    /// How the request's first line begins, and what is in it; empty: none is cut.
+    /// The start of the request's first line, and a part of it; empty: no answer is cut.
     begins: &'static str,
     holds: &'static str,
     /// Head and body.
     recorded: Option<(String, Vec<u8>)>,
-    /// What is sent in its place, and whether the connection goes on after it; `None`: what VCD says.
+    /// The bytes to send instead, and whether the connection stays open afterwards; `None`: VCD's answer.
     bytes: Option<(Vec<u8>, bool)>,
     asked: usize,
 }
 
-/// Stands before the simulator and speaks HTTP/1 just well enough for it.
+/// A proxy in front of the simulator, with the parts of HTTP/1 that it needs.
 struct Cutter {
     port: u16,
     plan: Arc<Mutex<Plan>>,
@@ -65,15 +65,15 @@ impl Cutter {
         Settings { url: format!("http://127.0.0.1:{}/api", self.port), ..settings(server) }
     }
 
-    /// The next answers to such requests are recorded.
+    /// The next answer to such a request is recorded.
     fn record(&self, begins: &'static str, holds: &'static str) {
         *self.plan.lock().unwrap() = Plan { begins, holds, ..Plan::default() };
     }
 
-    /// What was recorded, in another shape.
+    /// The recorded answer, in another shape.
     fn recorded(&self, shape: Shape) -> Vec<u8> {
         let plan = self.plan.lock().unwrap();
-        let (head, body) = plan.recorded.as_ref().expect("it was asked");
+        let (head, body) = plan.recorded.as_ref().expect("the request was sent");
         let lines = head.trim_end().split("\r\n");
         let kept: Vec<&str> = lines.filter(|line| !line.to_lowercase().starts_with("content-length:")).collect();
         let mut answer = kept.join("\r\n").into_bytes();
@@ -99,7 +99,7 @@ impl Cutter {
         answer
     }
 
-    /// Such requests are answered by these bytes; the connection is closed after them, unless it goes on.
+    /// Such requests get these bytes as their answer. Then the connection is closed, unless `goes_on`.
     fn answer_by(&self, bytes: &[u8], goes_on: bool) {
         let mut plan = self.plan.lock().unwrap();
         plan.bytes = Some((bytes.to_vec(), goes_on));
@@ -115,7 +115,7 @@ impl Cutter {
     }
 }
 
-/// A head and a body, as they come.
+/// A head and a body, unchanged.
 fn read_message(stream: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -144,7 +144,7 @@ fn serve(mut client: TcpStream, upstream: SocketAddr, plan: &Mutex<Plan>) {
                 continue;
             }
             let _ = client.shutdown(Shutdown::Write);
-            // Until the client closes, so that nothing is reset.
+            // Reads until the client closes the connection, so that it is not reset.
             while client.read(&mut [0; 512]).is_ok_and(|n| n > 0) {}
             return;
         }
@@ -160,7 +160,7 @@ fn serve(mut client: TcpStream, upstream: SocketAddr, plan: &Mutex<Plan>) {
     }
 }
 
-/// One operation under the knife.
+/// An operation whose answers are cut.
 struct Operation<'a> {
     name: &'static str,
     begins: &'static str,
@@ -169,7 +169,7 @@ struct Operation<'a> {
     call: &'a dyn Fn() -> Result<String, VcdError>,
 }
 
-/// Cuts an operation's answer at each byte, in each shape. Returns how often.
+/// Cuts an operation's answer at each byte, in each shape. Returns the number of cuts.
 fn cut(cutter: &Cutter, operation: &Operation) -> usize {
     let Operation { name, begins, holds, changes, call } = operation;
     cutter.record(begins, holds);
@@ -178,8 +178,8 @@ fn cut(cutter: &Cutter, operation: &Operation) -> usize {
     for shape in SHAPES {
         let answer = cutter.recorded(shape);
         let head = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
-        // Heads are alike; of the body each byte counts where nothing but the document tells its end. Of long lists, each
-        // seventh does.
+        // Heads are alike. If only the document shows the end of the body, it is cut at each byte, and long lists at
+        // each seventh.
         let (first, step) = match shape {
             Shape::Length if *changes || answer.len() < SMALL => (0, 1),
             Shape::Close if answer.len() < SMALL => (head, 1),
@@ -194,7 +194,7 @@ fn cut(cutter: &Cutter, operation: &Operation) -> usize {
             match result {
                 Ok(result) => {
                     assert_eq!(whole.as_ref(), Ok(&result), "{}", place());
-                    // After the last chunk, or the document's end, nothing can be missing.
+                    // After the last chunk, or the end of the document, nothing can be missing.
                     let spare = match shape {
                         Shape::Length => 0,
                         Shape::Chunked => 2,
@@ -203,7 +203,7 @@ fn cut(cutter: &Cutter, operation: &Operation) -> usize {
                     assert!(end + spare >= answer.len(), "{}", place());
                 }
                 Err(error) if end == answer.len() => assert_eq!(whole.as_ref(), Err(&error), "{}", place()),
-                // VCD's words may be whole where nothing but the document tells the end.
+                // If only the document shows the end, VCD's error may be complete.
                 Err(error) if shape == Shape::Close && whole.as_ref() == Err(&error) => {}
                 Err(error) => {
                     let unclear = match changes {
@@ -224,7 +224,7 @@ fn shown<T: std::fmt::Debug>(result: Result<T, VcdError>) -> Result<String, VcdE
     result.map(|value| format!("{value:?}"))
 }
 
-/// The simulator, with latencies so short that thousands of requests take seconds.
+/// A simulator with such short latencies that thousands of requests take seconds.
 fn quick() -> Server {
     server_with(|options| options.scale = 2_000.0)
 }
@@ -272,21 +272,21 @@ fn a_cut_answer_fails_a_read() {
     let look_at_nothing = || shown(look(&client, &gone));
     let one_task = || shown(states(&client, std::slice::from_ref(&task)));
     let tasks = || shown(states(&client, &[task.clone(), task.clone()]));
-    assert_eq!(look_at_nothing(), Ok("[]".into()), "what is not there is no error");
+    assert_eq!(look_at_nothing(), Ok("[]".into()), "a missing vApp is no error");
     let mut cuts = 0;
     for operation in [
         read("poll", "query?type=vm&", &vm_poll as &dyn Fn() -> _),
         read("find", "query?type=vApp&", &find),
         read("look", "/vApp/", &look_at),
-        read("look at what is gone", "/vApp/", &look_at_nothing),
+        read("look up a missing vApp", "/vApp/", &look_at_nothing),
         read("one task", "/task/", &one_task),
         read("tasks", "query?type=task&", &tasks),
     ] {
         cuts += cut(&cutter, &operation);
     }
-    // Some VCDs answer 404 where others say 403.
+    // Some VCDs answer 404 instead of 403.
     server.with_model(|model| model.settings.gone_is_404 = true);
-    cuts += cut(&cutter, &read("look at what is gone, by 404", "/vApp/", &look_at_nothing));
+    cuts += cut(&cutter, &read("look up a missing vApp, by 404", "/vApp/", &look_at_nothing));
     println!("{cuts} cuts");
     assert!(cuts > 5_000, "{cuts}");
 }
@@ -301,7 +301,7 @@ fn a_change_with_a_cut_answer_is_ambiguous() {
         found[0].href.clone()
     });
     let vapp = vapp.unwrap();
-    // What VCD said once is told again: only the first of these calls reaches it.
+    // The proxy repeats VCD's answer: only the first of these calls reaches VCD.
     let make = || shown(create(&client, "ci-abc12345"));
     let remove = || shown(delete(&client, &vapp));
     let instantiate =
@@ -315,13 +315,13 @@ fn a_change_with_a_cut_answer_is_ambiguous() {
     let too_many = || shown(create(&client, "ci-refused1"));
     let refused = too_many().unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Quota, "{refused}");
-    cuts += cut(&cutter, &instantiate("create that is refused", &too_many));
+    cuts += cut(&cutter, &instantiate("create that is rejected", &too_many));
     println!("{cuts} cuts");
     assert!(cuts > 5_000, "{cuts}");
     assert_eq!(server.with_model(|model| model.vapps_named("ci-abc12345").len()), 1);
 }
 
-/// Passes bytes on, and ends each connection after so many of the server's.
+/// A relay that closes each connection after a number of bytes from the server.
 struct Fuse {
     port: u16,
     most: Arc<AtomicUsize>,
@@ -364,7 +364,7 @@ impl Fuse {
         Fuse { port, most, open }
     }
 
-    /// Connections end, and new ones do after so many bytes.
+    /// Closes the open connections, and new ones after `most` bytes.
     fn set(&self, most: usize) {
         self.most.store(most, Ordering::SeqCst);
         for stream in self.open.lock().unwrap().drain(..) {
@@ -373,12 +373,13 @@ impl Fuse {
     }
 }
 
-/// Over TLS each byte of VCD's counts, those of the handshake, too: before its end nothing can have been sent.
+/// With TLS, each of VCD's bytes matters, including the handshake: before its end, no request can have been sent.
 #[test]
 fn a_create_is_ambiguous_only_after_the_handshake() {
     let any = Options::default().listen;
     let server = server_with(|options| (options.https_listen, options.scale) = (Some(any), 2_000.0));
-    // Its clock runs fast, so that tasks end soon: a day of it is less than this takes where the machine is busy.
+    // The simulator's clock runs fast, so that tasks end soon. On a busy machine, this test takes longer than a day
+    // of it.
     server.with_model(|model| model.settings.bearer_s = 1_000 * 86_400);
     let ca = std::env::temp_dir().join(format!("vcd-cut-{}.pem", std::process::id()));
     std::fs::write(&ca, server.ca_pem().unwrap()).unwrap();
@@ -392,7 +393,7 @@ fn a_create_is_ambiguous_only_after_the_handshake() {
         fuse.set(end);
         let name = format!("ci-{end}");
         let made = create(&client, &name);
-        // One whose answer is cut may come after the client has given it up.
+        // A request whose answer is cut can arrive after the client has given it up.
         let came = server.requests("instantiate");
         match made {
             Ok(_) => break,
@@ -413,7 +414,7 @@ fn a_create_is_ambiguous_only_after_the_handshake() {
                 model.admin_delete_vapp(id);
             }
         });
-        // The handshake byte by byte, the answer by samples: that is done above.
+        // Each byte of the handshake, and samples of the answer, which the tests above cut at each byte.
         end += if unclear == 0 { 1 } else { 13 };
     }
     println!("{clear} cuts in the handshake, {unclear} after it");

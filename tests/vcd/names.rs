@@ -1,4 +1,4 @@
-//! What the client makes of names, and what it writes into a create: against the simulator, over HTTP.
+//! How the client finds names, and what it writes into a create, with the simulator over HTTP.
 
 use crate::client::*;
 use fleeting_plugin_vcd::cloud::*;
@@ -10,7 +10,7 @@ use vcd_sim::model::{
     TemplateState, TemplateVm, Vm,
 };
 
-/// Adds a template with one VM, made `created` ms after the others; its guest OS is told by its name.
+/// Adds a template with one VM, created `created` ms after the others. Its name is also the name of the guest OS.
 fn template(server: &Server, catalog: &str, name: &str, created: u64) -> TemplateId {
     server.with_model(|m| {
         let (vdc, catalog) = (*m.vdcs.keys().next().unwrap(), of_name(m, catalog));
@@ -24,12 +24,12 @@ fn of_name(m: &Model, catalog: &str) -> vcd_sim::model::CatalogId {
     *m.catalogs.iter().find(|(_, c)| &*c.name == catalog).unwrap().0
 }
 
-/// The VM of a vApp in the model.
+/// The VM of a vApp, from the model.
 fn vm(server: &Server, vapp: &str) -> Vm {
     server.with_model(|m| m.vms[&m.vapps[&m.vapps_named(vapp)[0]].vms[0]].clone())
 }
 
-/// Creates without hardware and power.
+/// A create without hardware and power-on.
 fn compose(client: &Client, name: &str) -> Result<Started, VcdError> {
     let request = Request::Create { name: name.into(), description: "group=ci".into(), whole: false };
     started(client, &request, Some(&guest()))
@@ -67,7 +67,7 @@ fn a_pattern_selects_the_newest_matching_template() {
     let e = errors_of(by("golden-*", "no-*")).remove(0);
     assert!(e.kind == ErrorKind::NotFound && e.what.contains("catalog"), "{e}");
 
-    // Not looked up again while the last look is fresh; then a newer one is used without a restart.
+    // Within a limited time, names are not looked up again. Later, a newer template is used without a restart.
     let fresh = Client::open(by("golden-*", "ci-catalog")).unwrap().0;
     let old = Client::open(Settings { template_life: Duration::ZERO, ..by("golden-*", "ci-catalog") }).unwrap().0;
     template(&server, "ci-catalog", "golden-5", 99_000);
@@ -78,7 +78,7 @@ fn a_pattern_selects_the_newest_matching_template() {
     create(&old, "ci-old").unwrap();
     assert_eq!(server.requests("query:vAppTemplate"), looks + 1);
     assert_eq!(&*vm(&server, "ci-old").guest_os, "golden-5");
-    // What was found serves on while VCD does not answer the search.
+    // If VCD does not answer the search, the known template is used.
     fault(&server, serde_json::json!({"op": "query:vAppTemplate", "answer_before": {"status": 503}}));
     create(&old, "ci-older").unwrap();
     assert_eq!(&*vm(&server, "ci-older").guest_os, "golden-5");
@@ -112,8 +112,8 @@ fn a_template_can_be_named_by_its_catalog_item() {
         assert_eq!(environment.guest_os, "golden");
         create(&client, &format!("ci-{name}")).unwrap();
     }
-    assert_eq!(server.requests("query:catalogItem"), 1, "asked only for what is not there otherwise");
-    // Who may not search for items has none.
+    assert_eq!(server.requests("query:catalogItem"), 1, "only queried if no template has the name");
+    // A user without the right to search for catalog items finds none.
     let refusal =
         serde_json::json!({"status": 403, "body": "<Error majorErrorCode='403' minorErrorCode='X' message='m'/>"});
     fault(&server, serde_json::json!({"op": "query:catalogItem", "answer_before": refusal}));
@@ -133,7 +133,7 @@ fn shared_catalogs_of_other_orgs_can_be_used() {
         m.add_template(closed, vdc, "debian-13", &[("debian", "Debian GNU/Linux 13 (64-bit)", "debian13_64Guest")]);
     });
     let of = |catalog: &str| Settings { template: "debian-13".into(), catalog: catalog.into(), ..settings(&server) };
-    // The VM records of other orgs may be hidden from a tenant: the template's own document tells of its VM, too.
+    // VCD may hide the VM records of other orgs from a tenant. The template's document also shows its VM.
     for hidden in [false, true] {
         if hidden {
             fault(&server, serde_json::json!({"op": "query:vm", "times": 2, "query": "empty"}));
@@ -151,7 +151,7 @@ fn shared_catalogs_of_other_orgs_can_be_used() {
     assert_eq!(e.kind, ErrorKind::NotFound, "{e}");
 }
 
-/// What stands in quotation marks in an error: the values to copy.
+/// The texts in quotation marks in an error: the values to copy.
 fn quoted(e: &VcdError) -> Vec<String> {
     let text = e.text.split_once(": ").unwrap().1;
     text.split('"').skip(1).step_by(2).map(str::to_owned).collect()
@@ -167,7 +167,7 @@ fn the_error_for_two_templates_with_one_name_gives_values_that_work() {
     assert!(e.text.starts_with("2 with this name in catalog \"ci-catalog\"") && e.text.contains("(ci-vdc)"), "{e}");
     let found: Vec<String> = quoted(&e).into_iter().map(|id| Client::open(by(id)).unwrap().1.guest_os).collect();
     assert!(found.contains(&"Ubuntu Linux (64-bit)".into()) && found.contains(&"ubuntu-22.04".into()), "{found:?}");
-    // A link does as well, whatever the host.
+    // A link also works, with any host name.
     let link = server.with_model(|m| format!("https://elsewhere/api/vAppTemplate/vappTemplate-{}", m.uuid(twin)));
     let (client, environment) = Client::open(by(link)).unwrap();
     assert_eq!(environment.guest_os, "ubuntu-22.04");
@@ -194,7 +194,7 @@ fn the_error_for_two_catalogs_with_one_name_gives_values_that_work() {
         ..settings(&server)
     };
     for template in ["ubuntu-22.04", "ubuntu-*"] {
-        // Not the newest of both: somebody else's catalog must not decide.
+        // The newest template of both catalogs is not chosen: somebody else's catalog must not decide.
         let e = errors_of(by("ci-catalog", template)).remove(0);
         assert!(e.kind == ErrorKind::Invalid && e.what == "find catalog \"ci-catalog\"", "{e}");
         assert_eq!(quoted(&e), ["ci-org/ci-catalog", "images-org/ci-catalog"], "{e}");
@@ -203,13 +203,13 @@ fn the_error_for_two_catalogs_with_one_name_gives_values_that_work() {
         assert_eq!(found, ["Ubuntu Linux (64-bit)", "Theirs"], "{template}");
         assert_eq!(Client::open(by(&shared, template)).unwrap().1.guest_os, "Theirs", "{template}");
     }
-    // What one of them alone holds is found; older records tell of the org, not of the catalog.
+    // A template that only one of them contains is found. Older records show the org, not the catalog.
     assert_eq!(Client::open(by("ci-catalog", "theirs-alone")).unwrap().1.guest_os, "Theirs");
     server.with_model(|m| m.settings.unknown_fields = vec!["catalog".into()]);
     assert_eq!(Client::open(by("images-org/ci-*", "ubuntu-22.04")).unwrap().1.guest_os, "Theirs");
     let e = errors_of(by("images-org/no-such", "ubuntu-22.04")).remove(0);
     assert_eq!((e.kind, e.what.as_str()), (ErrorKind::NotFound, "find catalog with templates \"images-org/no-such\""));
-    // A name may hold a slash.
+    // A name can contain a slash.
     server.with_model(|m| m.catalogs.values_mut().for_each(|c| c.name = format!("{}/v2", c.name).into()));
     assert_eq!(errors_of(by("ci-catalog/v2", "ubuntu-22.04")).remove(0).what, "find catalog \"ci-catalog/v2\"");
     assert_eq!(Client::open(by("ci-catalog/v2", "theirs-alone")).unwrap().1.guest_os, "Theirs");
@@ -261,12 +261,12 @@ fn networks_of_other_vdcs_are_used_if_shared() {
         let begun = create(&client, &name).unwrap();
         assert_eq!(ended(&client, &begun), TaskState::Success);
         let nic = vm(&server, &name).nics[0].clone();
-        assert_eq!(nic.network.as_deref(), Some("group-net"), "by its name, as VCD wants it");
+        assert_eq!(nic.network.as_deref(), Some("group-net"), "with its name, as VCD requires");
         octets.push(nic.address.unwrap().octets()[2]);
         assert_eq!(made(&client, begun.vapp.as_ref().unwrap()).differs, None);
     }
     octets.sort_unstable();
-    assert_eq!(octets, [31, 32], "each id is another network");
+    assert_eq!(octets, [31, 32], "each id is a different network");
 }
 
 #[test]
@@ -308,9 +308,9 @@ fn ids_and_links_can_replace_names() {
         let client = Client::open(settings).unwrap().0;
         let begun = create(&client, &format!("ci-{n}")).unwrap();
         assert_eq!(ended(&client, &begun), TaskState::Success);
-        assert_eq!(poll(&client, true).unwrap().vms.len(), n + 1, "polls are of the VDC");
+        assert_eq!(poll(&client, true).unwrap().vms.len(), n + 1, "polls read the VDC");
     }
-    // All that are not there at once, with what they are.
+    // All missing objects are reported together, each with its kind.
     let gone = vdc.replace('0', "1");
     let all = by(
         format!("urn:vcloud:vdc:{gone}"),
@@ -323,7 +323,7 @@ fn ids_and_links_can_replace_names() {
     let told: Vec<&str> = errors.iter().map(|e| e.what.split('"').next().unwrap()).collect();
     assert_eq!(told, ["find VDC ", "find network ", "find storage profile ", "find catalog "]);
     assert!(errors.iter().all(|e| e.kind == ErrorKind::NotFound && e.text.contains("with this id")), "{errors:?}");
-    // What is disabled is so by its id, too.
+    // A disabled object is also disabled by its id.
     server.with_model(|m| m.profiles.values_mut().for_each(|p| p.enabled = false));
     assert!(errors_of(ids.clone())[0].text.contains("the storage profile is disabled"));
     server.with_model(|m| m.vdcs.values_mut().for_each(|v| v.enabled = false));
@@ -354,12 +354,12 @@ fn a_plain_name_checks_its_templates_state_like_a_pattern() {
             assert!(e.text.contains(text), "{name}: {}", e.text);
         }
         if !expired {
-            // Its own document tells of it, too.
+            // Its own document shows the state too.
             let e = errors_of(by(&format!("urn:vcloud:vapptemplate:{uuid}"))).remove(0);
             assert!(e.kind == ErrorKind::State && e.text.contains(text), "{e}");
         }
     }
-    // Another one of the name that is ready is taken.
+    // Another template with the name that is ready is used.
     template(&server, "ci-catalog", "golden", 1_000);
     seed(TemplateState::Copying, false);
     for name in ["golden", "gold*"] {
@@ -388,11 +388,11 @@ fn a_sizing_policy_replaces_cpus_and_memory() {
         assert_eq!(ended(&client, &begun), TaskState::Success);
         let vm = vm(&server, name);
         assert_eq!((vm.policy.is_some(), vm.placement.is_some()), (sizing.is_some(), placement.is_some()), "{name}");
-        // The policy's numbers, or the template's.
+        // The policy's values, or the template's.
         assert_eq!((vm.cpus, vm.memory_mb), if sizing.is_some() { (2, 2048) } else { (2, 4096) }, "{name}");
         assert_eq!(made(&client, begun.vapp.as_ref().unwrap()).differs, None);
     }
-    // Numbers that the policy fixes are neither sent nor missed; the others are.
+    // Values that the policy sets are neither sent nor missed. The others are sent.
     for (fixes_memory, memory_mb) in [(true, 2048), (false, 8192)] {
         server.with_model(|m| {
             m.settings.hardware_in_create = HardwareInCreate::Apply;
@@ -408,7 +408,7 @@ fn a_sizing_policy_replaces_cpus_and_memory() {
         assert_eq!(made(&client, begun.vapp.as_ref().unwrap()).differs, None);
         server.with_model(|m| m.settings.hardware_in_create = HardwareInCreate::Refuse);
         let outcome = create(&client, &format!("ci-more-{fixes_memory}")).map_err(|e| e.kind);
-        assert_eq!(outcome.err(), (!fixes_memory).then_some(ErrorKind::TooMuch), "what is fixed is not sent");
+        assert_eq!(outcome.err(), (!fixes_memory).then_some(ErrorKind::TooMuch), "values of the policy are not sent");
     }
     for (settings, what) in [
         (with(Some("no-such"), None), "find sizing policy \"no-such\""),
@@ -419,7 +419,7 @@ fn a_sizing_policy_replaces_cpus_and_memory() {
         let errors = errors_of(settings);
         assert_eq!((errors.len(), errors[0].kind, errors[0].what.as_str()), (1, ErrorKind::NotFound, what));
     }
-    // cloudapi says its errors in JSON.
+    // cloudapi returns errors as JSON.
     let body = r#"{"minorErrorCode":"ACCESS_TO_RESOURCE_IS_FORBIDDEN","message":"[ 1-2 ] No.","stackTrace":null}"#;
     fault(&server, serde_json::json!({"op": "policies", "answer_before": {"status": 403, "body": body}}));
     let e = errors_of(with(Some("small"), None)).remove(0);
@@ -460,13 +460,13 @@ fn a_create_carries_properties_user_data_and_lease_and_a_label_the_metadata() {
     });
     let labels: Vec<(&str, &str)> = labels.iter().map(|(key, (_, value))| (&**key, &**value)).collect();
     assert_eq!(labels, [("cost", "42 & <more>"), ("vcd-instance-group", "ci linux; (all)")]);
-    // The dates by which VCD will act are in the poll, by its clock.
+    // The poll has the dates of the leases, by VCD's clock.
     let seen =
         until("the lease's date", || poll(&client, false).unwrap().vms.pop().filter(|vm| vm.undeploy_at.is_some()));
     let life = seen.undeploy_at.unwrap() - seen.created.unwrap();
     assert!((180_000_000..181_000_000).contains(&life), "{life}");
 
-    // Above the org's maximum it is cut without a word; without a wish the org's default holds.
+    // VCD silently cuts a lease to the org's maximum. Without a requested lease, the org's default is used.
     server.with_model(|m| m.orgs.values_mut().for_each(|o| o.leases.deployment_s = (7200, 86_400)));
     create(&client, "ci-2").unwrap();
     assert_eq!(lease("ci-2").0, 86_400);
@@ -506,7 +506,7 @@ fn hardware_that_a_create_ignores_or_rejects_is_set_by_a_reconfigure() {
     assert_eq!(ended(&client, &begun), TaskState::Success);
     let vm = vm(&server, "ci-three");
     assert_eq!((vm.cpus, vm.cores_per_socket, vm.memory_mb, vm.disks[0].mb), (4, 2, 8192, 40 * 1024));
-    assert_eq!(&*vm.description, "group=ci", "a reconfigure leaves the mark as it is");
+    assert_eq!(&*vm.description, "group=ci", "a reconfigure does not change the owner tag");
     until("a customized guest", || {
         let vms = poll(&client, false).unwrap().vms;
         vms.into_iter().find(|vm| &*vm.vapp_name == "ci-three" && vm.customization == Customization::Complete)
@@ -574,7 +574,7 @@ fn one_page_of_policies_is_requested() {
     assert_eq!((e.kind, e.status), (ErrorKind::Unavailable, 503), "{e}");
 }
 
-/// The template's VM in the model.
+/// Changes the template's VM in the model.
 fn seed_template(server: &Server, change: impl Fn(&mut TemplateVm)) {
     server.with_model(|m| {
         let id = *m.templates.iter().find(|(_, t)| &*t.name == "ubuntu-22.04").unwrap().0;
@@ -608,7 +608,7 @@ fn a_templates_own_network_is_replaced() {
         ends_well(&client, &begun);
         assert_eq!(of("ci-steps"), "ci-net");
         until("an address", || poll(&client, false).unwrap().vms[0].address);
-        // One that is on ours already needs nothing.
+        // An adapter that is already on the configured network needs no change.
         seed_template(&server, |vm| vm.nics.iter_mut().for_each(|nic| nic.network = Some("ci-net".into())));
         let client = open(&server);
         let begun = create(&client, "ci-same").unwrap();
@@ -686,20 +686,20 @@ fn hardware_missing_in_a_template_is_read_from_its_vms_document() {
         vm.disks = vec![Disk { id: 2000, mb: 99 * 1024 }];
         vm.os_type = "windows11_64Guest".into();
     });
-    // Nothing else tells that its disk is too large, and that it needs a TPM.
+    // Only this document shows that its disk is too large, and that it needs a TPM.
     let e = errors_of(settings(&server)).remove(0);
     assert!(e.kind == ErrorKind::Invalid && e.text.contains("disk has 101376 MB, and disks cannot shrink"), "{e}");
     let (client, environment) = Client::open(Settings { disk_gb: 100, ..settings(&server) }).unwrap();
     assert_eq!(environment.guest_os, "Ubuntu Linux (64-bit)");
-    assert_eq!(server.requests("query:vm"), 0, "its record need not tell it");
+    assert_eq!(server.requests("query:vm"), 0, "its record is not needed");
     let e = create(&client, "ci-1").unwrap_err();
     assert!(e.kind == ErrorKind::TooMuch && e.text.contains("TPM"), "{e}");
     seed_template(&server, |vm| vm.tpm = true);
-    // One request is enough: the disk is known before there is a VM.
+    // One request is enough: the disk is known before the VM exists.
     let client = Client::open(Settings { disk_gb: 100, ..settings(&server) }).unwrap().0;
     let vapp = ends_well(&client, &create(&client, "ci-2").unwrap());
     assert_eq!((vm(&server, "ci-2").disks[0].mb, made(&client, &vapp).differs), (100 * 1024, None));
-    // Where that document is refused, the template's counts alone.
+    // If VCD refuses that document, only the template's is used.
     let refusal =
         serde_json::json!({"status": 403, "body": "<Error majorErrorCode='403' minorErrorCode='X' message='m'/>"});
     fault(&server, serde_json::json!({"path": "/api/vAppTemplate/vm-", "times": 0, "answer_before": refusal}));
@@ -713,8 +713,8 @@ fn a_template_without_hardware_does_not_fail_the_start() {
     let server = server();
     seed_template(&server, |vm| vm.shows = HardwareShown::Nothing);
     let (client, environment) = Client::open(settings(&server)).unwrap();
-    assert_eq!(environment.guest_os, "Ubuntu Linux (64-bit)", "its VM's record tells it");
-    // Its disk is known when the VM shows it.
+    assert_eq!(environment.guest_os, "Ubuntu Linux (64-bit)", "from the VM's record");
+    // Its disk is known once the VM shows it.
     let requests = server.requests("instantiate");
     let e = create(&client, "ci-1").unwrap_err();
     assert!(e.kind == ErrorKind::TooMuch && e.text.contains("does not show its disk"), "{e}");
@@ -725,12 +725,12 @@ fn a_template_without_hardware_does_not_fail_the_start() {
     let begun = started(&client, &Request::Configure { vm: off.vm }, None).unwrap();
     assert_eq!(ended(&client, &begun), TaskState::Success);
     assert_eq!((made(&client, &vapp).differs, vm(&server, "ci-1").disks[0].mb), (None, 40 * 1024));
-    // What is larger than wished for is found out then.
+    // A disk that is larger than requested is found then.
     seed_template(&server, |vm| vm.disks = vec![Disk { id: 2000, mb: 99 * 1024 }, Disk { id: 2001, mb: 1024 }]);
     let vapp = ends_well(&client, &compose(&client, "ci-2").unwrap());
     let e = client.call(&Request::Configure { vm: made(&client, &vapp).vm }, None).unwrap_err();
     assert!(e.kind == ErrorKind::Invalid && e.text.contains("boot disk has 101376 MB, and disks cannot shrink"), "{e}");
-    // Without a wish for it one request does.
+    // Without a requested size, one request is enough.
     let client = Client::open(Settings { disk_gb: 0, ..settings(&server) }).unwrap().0;
     ends_well(&client, &create(&client, "ci-3").unwrap());
 }
@@ -774,14 +774,14 @@ fn guest_properties_that_a_create_ignored_are_set_before_the_first_boot() {
     let e = create(&client, "ci-refused").unwrap_err();
     assert!(e.kind == ErrorKind::TooMuch && e.text.contains("sets the guest properties later"), "{e}");
     let vapp = ends_well(&client, &compose(&client, "ci-refused").unwrap());
-    assert!(made(&client, &vapp).differs.unwrap().contains("proxy"), "they are left out, and missed");
-    // A VCD that refuses them in steps alone.
+    assert!(made(&client, &vapp).differs.unwrap().contains("proxy"), "they are left out, and reported as missing");
+    // A VCD that rejects them only in steps.
     let client = Client::open(client_settings).unwrap().0;
     let e = compose(&client, "ci-again").unwrap_err();
     assert_eq!(e.kind, ErrorKind::Unavailable, "{e}");
     compose(&client, "ci-again").unwrap();
 
-    // Who wishes for none asks for none.
+    // Without configured properties, none are queried.
     let plain = open(&server);
     let asked = server.requests("section:properties");
     let vapp = ends_well(&plain, &create(&plain, "ci-plain").unwrap());
@@ -794,13 +794,13 @@ fn names_with_special_characters_are_found_with_either_escaping() {
     for escapes in [FilterEscapes::Backslash, FilterEscapes::Nothing] {
         let server = server();
         let odd = "a (b), c; d\\e * ü";
-        // Without escapes a comma or semicolon ends a value, whatever is done.
+        // Without escapes, a comma or semicolon always ends a value.
         let odd = if escapes == FilterEscapes::Nothing { "a (b) d\\e * ü" } else { odd };
         server.with_model(|m| {
             m.settings.filter_escapes = escapes;
             m.vdcs.values_mut().for_each(|v| v.name = odd.into());
             m.networks.values_mut().for_each(|n| n.name = odd.into());
-            // As many installations have it: a name, not a pattern.
+            // Many installations have such names: it is a name, not a pattern.
             let vdc = *m.vdcs.keys().next().unwrap();
             m.add_profile(vdc, "*", 0);
             m.catalogs.values_mut().for_each(|c| c.name = "images (golden)".into());
@@ -824,11 +824,11 @@ fn names_with_special_characters_are_found_with_either_escaping() {
         let e = errors_of(Settings { network: "no (such)".into(), ..by }).remove(0);
         assert_eq!((e.kind, e.what.as_str()), (ErrorKind::NotFound, "find network \"no (such)\""));
     }
-    // Names without such signs are asked for once.
+    // Names without special characters need one query.
     let server = server();
     let looks = server.requests("query:orgVdcNetwork");
     errors_of(Settings { network: "no-such".into(), ..settings(&server) });
-    assert_eq!(server.requests("query:orgVdcNetwork"), looks + 2, "in the VDC, and beyond it");
+    assert_eq!(server.requests("query:orgVdcNetwork"), looks + 2, "in the VDC, and in all VDCs");
 }
 
 #[test]
@@ -848,13 +848,13 @@ fn records_without_some_fields_and_with_local_times_are_read() {
         assert_eq!(told, [("ci-1".into(), 1), ("ci-empty".into(), 0)]);
         server.requests("query:vApp") - queries
     };
-    assert_eq!(told(&client), 1, "no field is refused");
+    assert_eq!(told(&client), 1, "VCD accepts all fields");
     server.with_model(|m| m.settings.unknown_fields = ["creationDate", "isBusy"].map(String::from).to_vec());
-    assert_eq!(told(&client), 3, "one refusal, then without fields, then the labels");
-    assert_eq!(told(&client), 2, "what was refused is not asked for again");
+    assert_eq!(told(&client), 3, "one rejection, one query without fields, one for the labels");
+    assert_eq!(told(&client), 2, "a rejected query is not repeated");
     server.with_model(|m| m.settings.unknown_fields.clear());
 
-    // Dates are the same moments wherever VCD is.
+    // Dates are the same moments, wherever VCD is.
     let of = |minutes| {
         server.with_model(|m| m.settings.utc_offset_minutes = minutes);
         let poll = poll(&client, true).unwrap();
@@ -885,16 +885,16 @@ fn a_provider_user_reads_the_administrators_records() {
     };
     let client = Client::open(by.clone()).unwrap().0;
     create(&client, "ci-1").unwrap();
-    // The VM's record does not tell that a task holds it.
+    // The VM's record does not show that a task locks the VM.
     let shown = until("the VM", || poll(&client, false).unwrap().vms.pop());
-    assert!(shown.busy, "its vApp's does");
+    assert!(shown.busy, "its vApp's record shows it");
     assert_eq!((shown.undeploy_at, shown.delete_at), (None, None));
     assert!(poll(&client, true).unwrap().vapps.unwrap()[0].busy);
     server.with_model(|m| m.advance(m.now() + 120_000));
     assert!(!poll(&client, false).unwrap().vms[0].busy);
     let qualified = Settings { catalog: "ci-org/ci-catalog".into(), ..by };
     Client::open(qualified).unwrap();
-    // A tenant's polls cost no more for it.
+    // A tenant's polls need no additional queries for this.
     let tenant = open(&server);
     let queries = server.requests("query:vApp");
     poll(&tenant, false).unwrap();

@@ -1,4 +1,4 @@
-//! The VCD client against the simulator, over HTTP.
+//! The VCD client with the simulator, over HTTP.
 
 use crate::client::*;
 use fleeting_plugin_vcd::cloud::*;
@@ -105,7 +105,7 @@ fn each_unknown_name_is_reported_with_kind_and_place() {
         Settings { vdc: wrong(), network: wrong(), storage_profile: wrong(), template: wrong(), ..settings(&server) };
     let told: Vec<String> = errors_of(all).into_iter().map(|e| e.what).collect();
     assert_eq!(told.len(), 4, "{told:?}");
-    // With the VDC alone unknown, nothing else is blamed.
+    // If only the VDC is unknown, only the VDC is reported.
     assert_eq!(errors_of(Settings { vdc: wrong(), ..settings(&server) }).len(), 1);
 }
 
@@ -197,7 +197,7 @@ fn eight_threads_with_an_ended_session_log_in_once() {
     let server = server();
     let client = Arc::new(open(&server));
     for round in 0..3 {
-        // All eight are on their way before the first 401 comes.
+        // All eight requests are sent before the first 401 arrives.
         fault(&server, serde_json::json!({"op": "query:vm", "times": 8, "delay_before_ms": 50}));
         let logins = server.requests("login");
         server.with_model(|m| m.admin_expire_bearers());
@@ -226,7 +226,7 @@ fn the_session_is_renewed_before_it_ends() {
     let logins = server.requests("login");
     poll(&client, false).unwrap();
     assert_eq!(server.requests("login"), logins + 1);
-    // The old bearer serves on while it lives and no new one is to be had.
+    // The old bearer is used while it is valid and VCD creates no new one.
     fault(&server, serde_json::json!({"op": "login", "times": 0, "answer_before": {"status": 503}}));
     poll(&client, false).unwrap();
     poll(&client, false).unwrap();
@@ -264,7 +264,7 @@ fn deleting_a_missing_vapp_succeeds_immediately() {
         });
         assert_eq!(delete(&client, &vapp), Ok(Started::default()));
         assert_eq!(look(&client, &vapp), Ok(vec![]));
-        // A proxy's 404 is no proof.
+        // A proxy's 404 proves nothing.
         fault(
             &server,
             serde_json::json!({"op": "delete", "answer_before": {"status": 404, "body": "<html>nginx</html>"}}),
@@ -411,7 +411,7 @@ fn rejections_worded_as_in_newer_releases_are_understood() {
     let (is, status, code) = kind(client.call(&Request::Delete { vapp }, None));
     assert_eq!((is, (status, code)), (ErrorKind::Busy, bad()));
 
-    // Found by the task alone.
+    // The task finds the error, not the request.
     server.with_model(|m| m.networks.values_mut().for_each(|n| n.pool.1 = n.pool.0));
     let begun = create(&client, "ci-2").unwrap();
     let TaskState::Failed(e) = ended(&client, &begun) else { panic!("there was an address") };
@@ -445,12 +445,12 @@ fn a_replaced_template_is_found_again_before_the_next_create() {
         old.vms.iter().for_each(|vm| drop(m.template_vms.remove(vm)));
         m.add_template(old.catalog, old.vdc, "ubuntu-22.04", &[("new", "Ubuntu Linux (64-bit)", "ubuntu64Guest")]);
     });
-    // Another try is worth while: this says nothing of the template that has the name now.
+    // Another attempt is useful: the error is not about the template that now has the name.
     let e = create(&client, "ci-1").unwrap_err();
     assert!(e.kind == ErrorKind::Unavailable && e.text.contains("looks up names again before the next attempt"), "{e}");
     create(&client, "ci-1").unwrap();
     assert_eq!(server.requests("instantiate"), 2);
-    // What is not found right after it was looked up is not there.
+    // If a template is missing right after its lookup, it does not exist.
     fault(
         &server,
         serde_json::json!({"op": "instantiate", "times": 2, "answer_before": {"status": 404, "body": GONE}}),
@@ -462,7 +462,7 @@ fn a_replaced_template_is_found_again_before_the_next_create() {
     assert_eq!(server.requests("instantiate"), 4);
 }
 
-/// VCD's refusal of what it does not know.
+/// VCD's rejection of an unknown object.
 const GONE: &str = "<Error xmlns=\"http://www.vmware.com/vcloud/v1.5\" majorErrorCode=\"404\" \
                     minorErrorCode=\"RESOURCE_NOT_FOUND\" message=\"No access to entity\"/>";
 
@@ -485,7 +485,7 @@ fn a_poll_reads_all_pages_and_only_the_prefix() {
     let told = poll(&client, true).unwrap().vapps.unwrap();
     assert_eq!((told.len(), told.iter().any(|v| &*v.name == "CI-upper")), (300, false));
 
-    // One page that fails is no poll.
+    // A poll with a failed page fails.
     fault(&server, serde_json::json!({"op": "query:vm", "path": "page=2", "answer_before": {"status": 502}}));
     assert_eq!(poll(&client, false).unwrap_err().kind, ErrorKind::Unavailable);
 }
@@ -511,7 +511,7 @@ fn vapps_without_vms_and_metadata_are_read_if_requested() {
     assert_eq!(told, [("ci-1".into(), true), ("ci-empty".into(), false)]);
     assert_eq!(poll(&client, false).unwrap().vapps, None);
 
-    // Who may not search by metadata sees no labels, and all else.
+    // A user without the right to search metadata sees no labels, and everything else.
     fault(
         &server,
         serde_json::json!({"op": "query:vApp", "path": "metadata", "times": 0, "answer_before": {"status": 400,
@@ -531,7 +531,7 @@ fn a_lookup_shows_the_state_of_a_guest_if_requested() {
         let mut found = vapps(&client, &Request::Look { vapp: vapp.clone(), guest }).unwrap();
         found.remove(0).made.and_then(|made| made.guest)
     };
-    assert_eq!(seen(true), None, "it is not on yet");
+    assert_eq!(seen(true), None, "it is not powered on yet");
     assert_eq!(ended(&client, &started), TaskState::Success);
     server.with_model(|m| m.vms.values_mut().for_each(|vm| vm.gc = vcd_sim::model::GcStatus::Pending));
     let pending = seen(true).unwrap();
@@ -543,7 +543,7 @@ fn a_lookup_shows_the_state_of_a_guest_if_requested() {
     let asked = server.requests("section:gcstatus");
     assert_eq!((seen(false), server.requests("section:gcstatus")), (None, asked));
 
-    // Who may not see it learns of the rest; a failure of VCD's is one of the whole look.
+    // A user without this right sees everything else. An error of VCD fails the whole lookup.
     let body = "<Error majorErrorCode='403' minorErrorCode='X' message='m'/>";
     let fault_of = |status: u16| {
         let answer = serde_json::json!({"status": status, "body": body});
@@ -576,7 +576,7 @@ fn many_tasks_are_one_query_and_failures_say_why() {
     assert_eq!((e.kind, e.status), (ErrorKind::Invalid, 500));
     assert!(e.text.contains(message) && e.what.contains("ci-1"), "{e}");
 
-    // A document that cannot be had does not hide the others' ends.
+    // A document that cannot be read does not hide the ends of the others.
     let ends = [told[0].clone(), TaskState::Running, told[2].clone()];
     for ill in [serde_json::json!({"answer_before": {"status": 500}}), serde_json::json!({"html": true})] {
         for (asked, known) in [(&tasks[..], Some(&ends)), (&tasks[1..2], None)] {
@@ -587,7 +587,7 @@ fn many_tasks_are_one_query_and_failures_say_why() {
         }
     }
 
-    // A query that fails is sent again, one that is refused is not.
+    // A failed query is repeated, a rejected one is not.
     fault(&server, serde_json::json!({"op": "query:task", "answer_before": {"status": 500}}));
     let queries = server.requests("query:task");
     assert_eq!((states(&client, &tasks).unwrap(), states(&client, &tasks).unwrap()), (told.clone(), told.clone()));
@@ -619,10 +619,10 @@ fn secrets_are_redacted_while_another_thread_logs_in() {
     let (send, receive) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let e = client.call(&Request::Tasks { tasks: vec!["t".into(); MAX_TASKS_ASKED + 1] }, None).unwrap_err();
-        send.send(client.redact(VcdError { text: "said back: sim-api-token".into(), ..e }, &guest()))
+        send.send(client.redact(VcdError { text: "repeated: sim-api-token".into(), ..e }, &guest()))
     });
     let e = receive.recv_timeout(Duration::from_secs(10)).expect("it does not wait for the login");
-    assert!(e.text.contains("said back") && !e.text.contains("sim-api-token"), "{e}");
+    assert!(e.text.contains("repeated") && !e.text.contains("sim-api-token"), "{e}");
 }
 
 #[test]
@@ -667,7 +667,7 @@ fn links_to_elsewhere_are_not_followed() {
     let started = create(&client, "ci-1").unwrap();
     assert_eq!(started.vapp.as_deref(), Some(&*here));
     assert_eq!(states(&client, &[started.task.unwrap()]).unwrap(), [TaskState::Unknown]);
-    assert!(elsewhere.accept().is_err(), "somebody called");
+    assert!(elsewhere.accept().is_err(), "the client connected");
 }
 
 #[test]
@@ -694,7 +694,7 @@ fn a_withdrawn_version_is_replaced_at_once() {
     let offer = |versions: &[&str]| {
         server.with_api(|api| api.versions = versions.iter().map(|v| ((*v).to_owned(), false)).collect());
     };
-    // An upgrade: no create fails of it, and the session goes on.
+    // An upgrade of VCD: no create fails, and the session continues.
     offer(&["39.2", "40.0.0-alpha-1700000000"]);
     let begun = create(&client, "ci-1").unwrap();
     assert_eq!((server.requests("instantiate"), server.accepted("instantiate")), (2, 1));
@@ -704,7 +704,7 @@ fn a_withdrawn_version_is_replaced_at_once() {
     poll(&client, true).unwrap();
     assert_eq!((server.requests("versions"), server.requests("login")), (versions + 2, logins));
 
-    // Who says so is not VCD: a change is not repeated.
+    // This answer is not from VCD: a change is not repeated.
     fault(
         &server,
         serde_json::json!({"op": "instantiate", "times": 0, "answer_before": {"status": 406, "body": "<html/>"}}),
@@ -712,7 +712,7 @@ fn a_withdrawn_version_is_replaced_at_once() {
     let before = server.requests("instantiate");
     assert_eq!(create(&client, "ci-2").unwrap_err().kind, ErrorKind::Ambiguous);
     assert_eq!(server.requests("instantiate"), before + 1);
-    // There is no other version: asked once, and told.
+    // There is no other version: the versions are read once, then the error is reported.
     let body = "<Error majorErrorCode='406' minorErrorCode='NOT_ACCEPTABLE' message='Unsupported API version'/>";
     fault(&server, serde_json::json!({"op": "query:vm", "times": 0, "answer_before": {"status": 406, "body": body}}));
     let (polls, before) = (server.requests("query:vm"), server.requests("versions"));
@@ -738,7 +738,8 @@ fn requests_are_counted_by_operation() {
 
 const BEARER: &str = "bearer-of-this-test-1";
 
-/// A server that lets `open` succeed and answers all else by an error that repeats every secret. Dropping it frees its port.
+/// A server that lets `open` succeed and answers all other requests with an error that contains every secret.
+/// Dropping it frees its port.
 struct Canned {
     url: String,
     stop: Arc<AtomicBool>,
@@ -821,7 +822,7 @@ impl Drop for Canned {
     }
 }
 
-/// Keeps every log line, of all crates and levels.
+/// A logger that keeps every line, of all crates and levels.
 struct Lines(Mutex<String>);
 
 impl log::Log for Lines {

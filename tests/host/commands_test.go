@@ -10,15 +10,15 @@ import (
 	"strings"
 	"testing"
 
-	// Its tests are run below: this keeps what they need in go.mod.
+	// TestOfficialCommands runs its tests. This import keeps their dependencies in go.mod.
 	_ "gitlab.com/gitlab-org/fleeting/fleeting/plugin"
 )
 
 const pluginPackage = "gitlab.com/gitlab-org/fleeting/fleeting/plugin"
 
-// TestOfficialCommands runs fleeting's own tests of `version`, `bootstrap` and `serve`, unchanged, against this plugin. They
-// build a plugin in Go with the `go` that they find, and expect the version of a build between releases: so they are given a
-// `go` that copies our binary, which must have been compiled with VCD_VERSION=dev.
+// TestOfficialCommands runs fleeting's own tests of `version`, `bootstrap` and `serve`, unchanged, with this plugin.
+// They build a plugin in Go with the `go` that they find, and expect the version of a build between releases. So they
+// get a `go` that copies our binary, which must have been compiled with VCD_VERSION=dev.
 func TestOfficialCommands(t *testing.T) {
 	plugin := os.Getenv("DEV_PLUGIN_BIN")
 	if plugin == "" {
@@ -49,14 +49,14 @@ func TestOfficialCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// None may have been left out.
+	// No case may have been skipped.
 	if passed := strings.Count(string(out), "    --- PASS: TestPluginMain/"); passed != 9 {
 		t.Errorf("%d cases passed, not 9", passed)
 	}
 }
 
-// TestBootstrap installs the binary as fleeting's installer does, into a folder that is named for its version, or for its commit
-// where it is a build between releases.
+// TestBootstrap installs the binary as fleeting's installer does, into a folder named after its version, or after its
+// commit for a build between releases.
 func TestBootstrap(t *testing.T) {
 	release := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
 	image, plugins := t.TempDir(), t.TempDir()
@@ -90,18 +90,18 @@ func TestBootstrap(t *testing.T) {
 	}
 
 	want := filepath.Join(plugins, "registry.gitlab.com", "!my", "vcd", version)
-	for range 2 { // The second time it is there already.
+	for range 2 { // The second time, it exists.
 		out, complaints, err := bootstrap("My/vcd:latest", plugins)
 		if err != nil || out != want+"\n" || complaints != "" {
-			t.Errorf("%v: said %q, %q, not %q", err, out, complaints, want)
+			t.Errorf("%v: printed %q, %q, expected %q", err, out, complaints, want)
 		}
 	}
 	if out, err := exec.Command(filepath.Join(want, "plugin"), "version").Output(); err != nil || string(out) != string(info) {
-		t.Errorf("what was installed does not run: %v %s", err, out)
+		t.Errorf("the installed plugin does not run: %v %s", err, out)
 	}
 	entries, err := os.ReadDir(plugins)
 	if err != nil || len(entries) != 1 {
-		t.Errorf("something else is left in the folder: %v %v", entries, err)
+		t.Errorf("another file is left in the folder: %v %v", entries, err)
 	}
 
 	_, complaints, err := bootstrap("foo.bar/vcd", plugins, "FLEETING_PLUGIN_PKG_VERSION=9.9.9")
@@ -114,11 +114,11 @@ func TestBootstrap(t *testing.T) {
 	}
 }
 
-// checkCreate runs `check --create` against guests that can be logged in to, and returns what it printed.
+// checkCreate runs `check --create` with guests that accept logins, and returns its output.
 func checkCreate(t *testing.T, connector string) string {
 	t.Helper()
 	if _, err := exec.LookPath("ssh"); err != nil {
-		t.Skip("no ssh client: the login is what this is about")
+		t.Skip("no ssh client: this test needs a login")
 	}
 	plugin := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
 	sim, _ := startGuests(t)
@@ -149,7 +149,8 @@ func checkCreate(t *testing.T, connector string) string {
 	return string(out)
 }
 
-// TestCheckCreate makes an instance, logs in to it with the system's ssh and deletes it, with each kind of credentials.
+// TestCheckCreate creates an instance, logs in to it with the system's ssh and deletes it, with each kind of
+// credentials.
 func TestCheckCreate(t *testing.T) {
 	_, private := newKey(t)
 	key := filepath.Join(t.TempDir(), "key")
@@ -164,15 +165,15 @@ func TestCheckCreate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			said := checkCreate(t, connector)
 			for _, line := range []string{"ok    create ", "ok    SSH              logged in as root@", "ok    delete "} {
-				// A generated key is in a form (PKCS#8) that OpenSSH reads from 9.6 on, and Go always.
+				// A generated key has a format (PKCS#8) that OpenSSH reads since 9.6, and Go always.
 				unread := name == "generated" && strings.Contains(said, "the ssh client here cannot read the key's format")
 				if !strings.Contains(said, line) && !(unread && strings.Contains(line, "SSH")) {
-					t.Errorf("does not say %q", line)
+					t.Errorf("does not print %q", line)
 				}
 			}
 			for _, secret := range []string{token, "$secret", "PRIVATE KEY"} {
 				if strings.Contains(said, secret) {
-					t.Errorf("says the secret %q", secret)
+					t.Errorf("prints the secret %q", secret)
 				}
 			}
 		})

@@ -13,10 +13,10 @@ import (
 	"gitlab.com/gitlab-org/fleeting/fleeting/provider"
 )
 
-// The host gives up on an Init after a minute; the plugin must have said what is wrong well before.
+// The host gives up an Init after a minute. The plugin must have reported the error well before.
 const initTimeout = 30 * time.Second
 
-// start runs the plugin and gives it this plugin_config; the error is what the runner would log.
+// start runs the plugin with this plugin_config. The error is what GitLab Runner would log.
 func start(t *testing.T, plugin string, config []byte, connector provider.ConnectorConfig, maxSize int) error {
 	t.Helper()
 	runner, err := fleeting.RunPlugin(plugin, config)
@@ -41,7 +41,7 @@ func TestBadConfigs(t *testing.T) {
 	plugin := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
 	sim := startSimulator(t, "127.0.0.1:0", "")
 
-	// A VCD that takes connections and never says a word: the kernel accepts for it.
+	// A VCD that accepts connections and never answers: the kernel accepts them.
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +59,7 @@ func TestBadConfigs(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		config []byte
-		// Parts of the error, in any case of letters.
+		// Parts of the error, in upper or lower case.
 		expected []string
 	}{
 		{"empty", nil, []string{"plugin_config is empty"}},
@@ -99,12 +99,12 @@ func TestBadConfigs(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			isClear(t, start(t, plugin, test.config, password, 3), test.expected)
 			if vapps := sim.vapps(t); len(vapps) > 0 {
-				t.Errorf("vApps were made: %q", vapps)
+				t.Errorf("vApps were created: %q", vapps)
 			}
 		})
 	}
 
-	t.Run("all unknown names at once", func(t *testing.T) {
+	t.Run("all unknown names together", func(t *testing.T) {
 		config, err := json.Marshal(sim.pluginConfig(map[string]any{
 			"network": "no-such-network", "catalog": "no-such-catalog", "storage_profile": "no-such-profile",
 		}))
@@ -149,7 +149,7 @@ func TestBadConnectors(t *testing.T) {
 	}{
 		{"nothing to log in with", static(func(c *provider.ConnectorConfig) { c.Password = "" }), "use_static_credentials"},
 		{"no key", static(func(c *provider.ConnectorConfig) { c.Key = []byte("secret-key") }), "key_path"},
-		{"an OS that no guest has", static(func(c *provider.ConnectorConfig) { c.OS = "darwin" }), "os: expected linux"},
+		{"an unknown OS", static(func(c *provider.ConnectorConfig) { c.OS = "darwin" }), "os: expected linux"},
 		{"an architecture", static(func(c *provider.ConnectorConfig) { c.Arch = "x86_64" }), "arch: expected amd64"},
 		{"a user name", static(func(c *provider.ConnectorConfig) { c.Username = "a:b" }), "username"},
 	} {
@@ -178,11 +178,11 @@ func TestMaxInstancesAboveMaxSize(t *testing.T) {
 	sim.waitForNoVapp(t)
 }
 
-// isClear checks that an error is one line that says what is expected, and no secret.
+// isClear checks that an error is one line that contains the expected text and no secret.
 func isClear(t *testing.T, err error, expected []string) {
 	t.Helper()
 	if err == nil {
-		t.Fatal("the host took it")
+		t.Fatal("Init accepted it")
 	}
 	said := err.Error()
 	t.Log(said)
@@ -191,12 +191,12 @@ func isClear(t *testing.T, err error, expected []string) {
 	}
 	for _, part := range expected {
 		if !strings.Contains(strings.ToLower(said), strings.ToLower(part)) {
-			t.Errorf("does not say %q: %s", part, said)
+			t.Errorf("does not contain %q: %s", part, said)
 		}
 	}
 	for _, secret := range []string{token, "another-token", password.Password, "secret-key"} {
 		if strings.Contains(said, secret) {
-			t.Errorf("says a secret: %s", said)
+			t.Errorf("contains a secret: %s", said)
 		}
 	}
 }

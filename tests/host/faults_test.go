@@ -18,9 +18,10 @@ import (
 	"gitlab.com/gitlab-org/fleeting/fleeting/provider"
 )
 
-// Faults that last, and who must not notice them. The plugin's own pauses are real time: these tests wait side by side.
+// Lasting faults, and what they must not affect. The plugin's own pauses are real time, so these tests run in
+// parallel.
 
-// beside lets a test run beside the others. A long one is for .ci/deep.
+// beside lets a test run in parallel with the others. Long tests are for .ci/deep.
 func beside(t *testing.T, long bool) {
 	t.Helper()
 	if long && os.Getenv("DEEP") == "" {
@@ -29,7 +30,7 @@ func beside(t *testing.T, long bool) {
 	t.Parallel()
 }
 
-// admin does something to a vApp behind the plugin's back.
+// admin changes a vApp without the plugin.
 func (s simulator) admin(t *testing.T, action, vapp string, more map[string]any) {
 	t.Helper()
 	request := map[string]any{"action": action, "vapp": vapp}
@@ -41,7 +42,7 @@ func (s simulator) admin(t *testing.T, action, vapp string, more map[string]any)
 	}
 }
 
-// deletesFail has the task of each delete of a vApp fail, or work again.
+// deletesFail makes the tasks of a vApp's deletes fail, or succeed again.
 func (s simulator) deletesFail(t *testing.T, vapp string, fail bool) {
 	t.Helper()
 	faults := []string{}
@@ -51,7 +52,7 @@ func (s simulator) deletesFail(t *testing.T, vapp string, fail bool) {
 	s.admin(t, "set_faults", vapp, map[string]any{"faults": faults})
 }
 
-// fault adds a rule of what goes wrong with requests.
+// fault adds a rule for a fault of requests.
 func (s simulator) fault(t *testing.T, rule map[string]any) {
 	t.Helper()
 	if err := postJSON(s.control+"/faults", rule); err != nil {
@@ -59,7 +60,7 @@ func (s simulator) fault(t *testing.T, rule map[string]any) {
 	}
 }
 
-// noFaults ends them.
+// noFaults ends all faults.
 func (s simulator) noFaults(t *testing.T) {
 	t.Helper()
 	request, err := http.NewRequest(http.MethodDelete, s.control+"/faults", nil)
@@ -73,7 +74,7 @@ func (s simulator) noFaults(t *testing.T) {
 	response.Body.Close()
 }
 
-// tasks are VCD's tasks on a vApp, oldest first, as "operation status".
+// tasks returns VCD's tasks for a vApp, oldest first, as "operation status".
 func (s simulator) tasks(t *testing.T, vapp string) []string {
 	t.Helper()
 	var tasks []string
@@ -85,8 +86,8 @@ func (s simulator) tasks(t *testing.T, vapp string) []string {
 	return tasks
 }
 
-// creates is how many creates VCD has been asked for, and how many it has accepted.
-func (s simulator) creates(t *testing.T) (asked, accepted int) {
+// creates returns the number of creates that VCD received, and the number that it accepted.
+func (s simulator) creates(t *testing.T) (received, accepted int) {
 	t.Helper()
 	var counts struct {
 		Requests, Accepted map[string]int
@@ -97,7 +98,7 @@ func (s simulator) creates(t *testing.T) (asked, accepted int) {
 	return counts.Requests["instantiate"], counts.Accepted["instantiate"]
 }
 
-// status is the part of the plugin's own status that these tests look at.
+// status is the part of the plugin's status that these tests read.
 type status struct {
 	Stuck     struct{ Instances int }
 	Poll      struct{ FailedInARow int }
@@ -111,7 +112,7 @@ type instanceStatus struct {
 	NextRetryAfter      *time.Time
 }
 
-// debugServer is where a plugin tells its status.
+// debugServer is the address of a plugin's debug server.
 type debugServer string
 
 func (d debugServer) status(t *testing.T) status {
@@ -128,7 +129,7 @@ func (d debugServer) of(t *testing.T, id string) instanceStatus {
 	all := d.status(t).Instances
 	index := slices.IndexFunc(all, func(one instanceStatus) bool { return one.ID == id })
 	if index < 0 {
-		t.Fatalf("%s is not among %+v", id, all)
+		t.Fatalf("%s is not in %+v", id, all)
 	}
 	return all[index]
 }
@@ -156,18 +157,18 @@ func ids(instances []fleeting.Instance) []string {
 	return ids
 }
 
-// As many as may be under way at a time cannot be deleted: others are deleted, made, suspended and resumed.
+// As many vApps as there are slots cannot be deleted. Others are still deleted, created, suspended and resumed.
 func TestVappsThatCannotBeDeletedDelayNothing(t *testing.T) {
 	beside(t, false)
 	sim := startSimulator(t, "127.0.0.1:0", "")
 	debug := debugServer(freeAddress(t))
 	host := sim.live(t, map[string]any{"debug_server_addr": string(debug)}, password)
-	all := host.ask(t, 7)
-	bad, good, asleep := all[:4], all[4:6], all[6]
-	if _, err := host.Suspend(t.Context(), []string{asleep.ID()}); err != nil {
+	all := host.requestRunning(t, 7)
+	bad, good, suspended := all[:4], all[4:6], all[6]
+	if _, err := host.Suspend(t.Context(), []string{suspended.ID()}); err != nil {
 		t.Fatal(err)
 	}
-	reaches(t, asleep, provider.StateSuspended)
+	reaches(t, suspended, provider.StateSuspended)
 	for _, one := range bad {
 		sim.deletesFail(t, one.ID(), true)
 		one.Delete()
@@ -180,18 +181,18 @@ func TestVappsThatCannotBeDeletedDelayNothing(t *testing.T) {
 	host.Request(2)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if err := host.ResumeAndWait(ctx, []string{asleep.ID()}); err != nil {
+	if err := host.ResumeAndWait(ctx, []string{suspended.ID()}); err != nil {
 		t.Error(err)
 	}
 	for _, one := range good {
 		reaches(t, one, provider.StateDeleted)
 	}
-	if run := ids(host.running(t, 3)); !slices.Contains(run, asleep.ID()) {
-		t.Errorf("%s was resumed, but %q run", asleep.ID(), run)
+	if run := ids(host.running(t, 3)); !slices.Contains(run, suspended.ID()) {
+		t.Errorf("%s was resumed, but %q run", suspended.ID(), run)
 	}
-	// What runs can be suspended still.
-	asleep.Suspend()
-	reaches(t, asleep, provider.StateSuspended)
+	// A running instance can still be suspended.
+	suspended.Suspend()
+	reaches(t, suspended, provider.StateSuspended)
 	there := sim.vapps(t)
 	for _, one := range bad {
 		if !slices.Contains(there, one.ID()) || one.State() != provider.StateDeleting {
@@ -200,7 +201,7 @@ func TestVappsThatCannotBeDeletedDelayNothing(t *testing.T) {
 	}
 }
 
-// fails waits until so many deletes of an instance have failed, and returns when the next is due.
+// fails waits until this many deletes of an instance have failed, and returns the time of the next attempt.
 func (d debugServer) fails(t *testing.T, id string, count int) time.Time {
 	t.Helper()
 	var one instanceStatus
@@ -211,8 +212,8 @@ func (d debugServer) fails(t *testing.T, id string, count int) time.Time {
 	return *one.NextRetryAfter
 }
 
-// removals are VCD's tasks that were to remove a vApp.
-func (s simulator) removals(t *testing.T, vapp string) []string {
+// deletes returns VCD's tasks that delete or stop a vApp.
+func (s simulator) deletes(t *testing.T, vapp string) []string {
 	t.Helper()
 	return slices.DeleteFunc(s.tasks(t, vapp), func(task string) bool {
 		return !strings.HasPrefix(task, "vdcDeleteVapp") && !strings.HasPrefix(task, "vappUndeploy")
@@ -223,30 +224,30 @@ func deletesBackOff(t *testing.T, count int) {
 	sim := startSimulator(t, "127.0.0.1:0", "")
 	debug := debugServer(freeAddress(t))
 	host := sim.live(t, map[string]any{"debug_server_addr": string(debug)}, password)
-	one := host.ask(t, 1)[0]
+	one := host.requestRunning(t, 1)[0]
 	sim.deletesFail(t, one.ID(), true)
 	one.Delete()
 	before := debug.fails(t, one.ID(), 1)
-	// By force, then stopped first; from then on it is off.
+	// A forced delete fails, then the vApp is stopped first. Afterwards it is off.
 	expected := []string{"vdcDeleteVapp error", "vappUndeployPowerOff success"}
-	// Pauses of 10 s, 20 s, 40 s and so on, each by a quarter longer or shorter.
+	// Pauses of 10 s, 20 s, 40 s and so on, each up to a quarter longer or shorter.
 	least := 15 * time.Second
 	for failed := 2; failed <= count; failed++ {
 		next := debug.fails(t, one.ID(), failed)
 		if pause := next.Sub(before); pause < least {
-			t.Errorf("delete %d comes %v after the one before, not %v", failed+1, pause, least)
+			t.Errorf("delete %d comes %v after the one before, expected at least %v", failed+1, pause, least)
 		}
 		before, least = next, 2*least
 		expected = append(expected, "vdcDeleteVapp error")
 	}
-	if found := sim.removals(t, one.ID()); !slices.Equal(found, expected) {
-		t.Errorf("VCD was asked for %q, not %q", found, expected)
+	if found := sim.deletes(t, one.ID()); !slices.Equal(found, expected) {
+		t.Errorf("VCD's tasks are %q, expected %q", found, expected)
 	}
 	if stuck := debug.status(t).Stuck.Instances; stuck != 1 {
-		t.Errorf("%d are said to be stuck", stuck)
+		t.Errorf("%d are reported as stuck", stuck)
 	}
 	if page := debug.text(t, "/"); !regexp.MustCompile(`(?m)^!.*stuck`).MatchString(page) {
-		t.Errorf("the page marks nothing as stuck: %s", page)
+		t.Errorf("the page shows nothing as stuck: %s", page)
 	}
 	if metrics := debug.text(t, "/metrics"); !regexp.MustCompile(`(?m)^fleeting_vcd_instances_stuck\{.*\} 1(\.0)?$`).MatchString(metrics) {
 		t.Error("the metrics count nothing as stuck")
@@ -267,18 +268,18 @@ func TestAVMThatIsDeletedInVCDIsReplaced(t *testing.T) {
 	beside(t, false)
 	sim := startSimulator(t, "127.0.0.1:0", "")
 	host := sim.live(t, nil, password)
-	all := host.ask(t, 2)
+	all := host.requestRunning(t, 2)
 	one, other := all[0], all[1]
 	sim.admin(t, "delete_vms", one.ID(), nil)
 	reaches(t, one, provider.StateDeleted)
 	host.Request(1)
 	run := ids(host.running(t, 2))
 	if slices.Contains(run, one.ID()) || !slices.Contains(run, other.ID()) {
-		t.Errorf("%q run, after the VM of %s was deleted, and that of %s was not", run, one.ID(), other.ID())
+		t.Errorf("%q run, after the VM of %s was deleted and the VM of %s was not", run, one.ID(), other.ID())
 	}
-	eventually(t, func() bool { return !slices.Contains(sim.vapps(t), one.ID()) }, "the end of the empty vApp")
+	eventually(t, func() bool { return !slices.Contains(sim.vapps(t), one.ID()) }, "the delete of the empty vApp")
 
-	// One that is not running yet is made anew.
+	// An instance that is not running yet is created again.
 	host.Request(1)
 	var young string
 	eventually(t, func() bool {
@@ -297,14 +298,14 @@ func TestAVMThatIsDeletedInVCDIsReplaced(t *testing.T) {
 	sim.waitForNoVapp(t)
 }
 
-// outage is longer than ready_timeout, while one instance runs and two guests boot.
+// outage simulates an outage that is longer than ready_timeout, while one instance runs and two guests boot.
 func outage(t *testing.T, readyTimeout, lasts time.Duration) {
 	sim := startSimulator(t, "127.0.0.1:0", "")
 	debug := debugServer(freeAddress(t))
 	host := sim.live(t, map[string]any{
 		"debug_server_addr": string(debug), "ready_timeout": readyTimeout.String(), "create_timeout": (2 * readyTimeout).String(),
 	}, password)
-	host.ask(t, 1)
+	host.requestRunning(t, 1)
 	host.Request(2)
 	eventually(t, func() bool {
 		boots := func(one instanceStatus) bool { return one.Phase == "Creating" && one.Task == nil && one.WaitsFor != "" }
@@ -320,14 +321,14 @@ func outage(t *testing.T, readyTimeout, lasts time.Duration) {
 		}
 	}
 	if debug.status(t).Poll.FailedInARow == 0 {
-		t.Error("VCD could be asked all the time")
+		t.Error("VCD was reachable all the time")
 	}
 	sim.noFaults(t)
 	if after := ids(host.running(t, 3)); !slices.Equal(before, after) {
-		t.Errorf("before there were %q, and then %q", before, after)
+		t.Errorf("%q existed before, and %q afterwards", before, after)
 	}
 	if _, creates := sim.creates(t); creates != 3 {
-		t.Errorf("VCD made %d VMs for 3 instances", creates)
+		t.Errorf("VCD created %d VMs for 3 instances", creates)
 	}
 	host.end()
 	sim.waitForNoVapp(t)
@@ -343,7 +344,7 @@ func TestALongOutageDeletesNothing(t *testing.T) {
 	outage(t, 20*time.Second, 75*time.Second)
 }
 
-// standIn is a program that becomes the plugin, and tells its process id.
+// standIn returns a program that becomes the plugin, and writes its process id.
 func standIn(t *testing.T) (place string) {
 	t.Helper()
 	place = t.TempDir()
@@ -360,7 +361,7 @@ func standIn(t *testing.T) (place string) {
 	return place
 }
 
-// kill ends the plugin at once.
+// kill kills the plugin.
 func kill(t *testing.T, place string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(place, "pid"))
@@ -376,33 +377,33 @@ func kill(t *testing.T, place string) {
 	}
 }
 
-// The plugin is killed while VCD makes VMs for it. Those of them that are there only after the restart are not given to jobs.
+// The plugin is killed while VCD creates VMs for it. VMs that are created only after the restart get no jobs.
 func TestUnfinishedVMsOfAKilledPluginAreNotUsed(t *testing.T) {
 	const count = 3
-	for name, late := range map[string]bool{"VCD works on it": false, "VCD has yet to take it": true} {
+	for name, late := range map[string]bool{"VCD works on it": false, "VCD has not accepted it yet": true} {
 		t.Run(name, func(t *testing.T) {
 			beside(t, false)
 			sim := startSimulator(t, "127.0.0.1:0", "")
 			if late {
 				sim.fault(t, map[string]any{"op": "instantiate", "delay_before_ms": 5000, "times": count})
 			} else {
-				// Until the next plugin runs, in any case.
+				// Slow enough to last until the next plugin runs.
 				sim.fault(t, map[string]any{"op": "instantiate", "slow": 8, "times": count})
 			}
 			place := standIn(t)
 			killed := sim.liveAs(t, filepath.Join(place, "stand-in"), nil, password)
 			killed.Request(count)
 			eventually(t, func() bool {
-				asked, accepted := sim.creates(t)
-				return asked == count && (late || accepted == count)
+				received, accepted := sim.creates(t)
+				return received == count && (late || accepted == count)
 			}, "creates")
-			eventually(t, func() bool { return len(killed.Instances()) == count }, "the host to know of them")
+			eventually(t, func() bool { return len(killed.Instances()) == count }, "the host to see them")
 			old := ids(killed.Instances())
 			kill(t, place)
 			killed.end()
 
 			host := sim.live(t, nil, password)
-			// GitLab Runner has these deleted, too.
+			// GitLab Runner deletes these too.
 			first := host.Instances()
 			for _, one := range first {
 				one.Delete()
@@ -413,27 +414,27 @@ func TestUnfinishedVMsOfAKilledPluginAreNotUsed(t *testing.T) {
 				for _, one := range host.Instances() {
 					found := slices.Contains(first, one)
 					if slices.Contains(old, one.ID()) && (!found || one.State() == provider.StateCreating) {
-						t.Fatalf("%s, of the killed plugin, is reported: %v, %v", one.ID(), one.Cause(), one.State())
+						t.Fatalf("%s of the killed plugin is reported: %v, %v", one.ID(), one.Cause(), one.State())
 					}
 					if !found && one.State() == provider.StateRunning {
 						run++
 					}
 				}
 				if run > count {
-					t.Fatalf("%d run, and %d were asked for", run, count)
+					t.Fatalf("%d run, and %d were requested", run, count)
 				}
 				left := func(vapp string) bool { return slices.Contains(old, vapp) }
 				_, accepted := sim.creates(t)
 				return run == count && accepted == 2*count && !slices.ContainsFunc(sim.vapps(t), left)
 			}
-			eventually(t, done, "%d instances, and nothing of %q", count, old)
+			eventually(t, done, "%d instances, and none of %q", count, old)
 			host.end()
 			sim.waitForNoVapp(t)
 		})
 	}
 }
 
-// pipe is one that takes no more.
+// fullPipe creates a pipe that accepts no more bytes.
 func fullPipe(t *testing.T, path string) int {
 	t.Helper()
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
@@ -461,11 +462,11 @@ func TestAnUnreadLogDelaysNothing(t *testing.T) {
 	place := standIn(t)
 	pipe := fullPipe(t, filepath.Join(place, "stderr"))
 	host := sim.liveAs(t, filepath.Join(place, "stand-in"), nil, password)
-	all := host.ask(t, 2)
+	all := host.requestRunning(t, 2)
 	all[0].Delete()
 	reaches(t, all[0], provider.StateDeleted)
 
-	// Now somebody reads, and is told.
+	// Now the log is read, and it reports the loss.
 	var said strings.Builder
 	buffer := make([]byte, 64<<10)
 	host.Request(1)
@@ -474,7 +475,7 @@ func TestAnUnreadLogDelaysNothing(t *testing.T) {
 			said.Write(buffer[:n])
 		}
 		return strings.Contains(said.String(), "log lines were dropped: GitLab Runner did not read them")
-	}, "the log to tell what was dropped")
+	}, "the log to report the dropped lines")
 	host.running(t, 2)
 	host.end()
 	sim.waitForNoVapp(t)

@@ -10,16 +10,16 @@ import (
 	"gitlab.com/gitlab-org/fleeting/fleeting/provider"
 )
 
-// password is a connector_config for guests that are only logged in to, if at all.
+// password is the connector_config of tests that need no particular credentials.
 var password = provider.ConnectorConfig{Username: "root", Password: "secret-password", UseStaticCredentials: true}
 
-// life is one life of the plugin's process under the host, which asks for the state of its instances often.
+// life is the plugin's process under the host, which often queries the states of its instances.
 type life struct {
 	*fleeting.Provisioner
 	runner *fleeting.Runner
 }
 
-// live starts the plugin on this VCD, with some keys changed.
+// live starts the plugin for this VCD, with some keys changed.
 func (s simulator) live(t *testing.T, changes map[string]any, credentials provider.ConnectorConfig) life {
 	t.Helper()
 	return s.liveAs(t, binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd"), changes, credentials)
@@ -50,7 +50,7 @@ func (s simulator) liveAs(t *testing.T, plugin string, changes map[string]any, c
 	return life{provisioner, runner}
 }
 
-// running waits until so many instances run, and returns them.
+// running waits until this many instances run, and returns them.
 func (l life) running(t *testing.T, count int) []fleeting.Instance {
 	t.Helper()
 	var running []fleeting.Instance
@@ -66,14 +66,14 @@ func (l life) running(t *testing.T, count int) []fleeting.Instance {
 	return running
 }
 
-// ask requests instances where there are none, and returns them when they run.
-func (l life) ask(t *testing.T, count int) []fleeting.Instance {
+// requestRunning requests instances if there are none, and returns them when they run.
+func (l life) requestRunning(t *testing.T, count int) []fleeting.Instance {
 	t.Helper()
 	l.Request(count)
 	return l.running(t, count)
 }
 
-// end is the orderly end of host and plugin.
+// end shuts host and plugin down.
 func (l life) end() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -91,7 +91,7 @@ func reaches(t *testing.T, instance fleeting.Instance, state provider.State) {
 	}
 }
 
-// eventually waits until a condition holds.
+// eventually waits until a condition is true.
 func eventually(t *testing.T, holds func() bool, what string, arguments ...any) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !holds(); time.Sleep(20 * time.Millisecond) {

@@ -12,7 +12,7 @@ import (
 	"gitlab.com/gitlab-org/fleeting/fleeting/provider"
 )
 
-// variables name a real VCD and what VMs are made of there: with all of them set, the provisioning tests run on it.
+// variables name a real VCD and its objects for VMs. If all of them are set, the provisioning tests run on that VCD.
 var variables = []struct {
 	name, key string
 	number    bool
@@ -33,7 +33,7 @@ var variables = []struct {
 	{"VCD_DISK_SIZE_GB", "disk_size_gb", true},
 }
 
-// realConfig is a plugin_config for the VCD that the environment names; nil if it names none.
+// realConfig is a plugin_config for the VCD in the environment; nil if there is none.
 func realConfig(t *testing.T) map[string]any {
 	t.Helper()
 	if os.Getenv("VCD_URL") == "" {
@@ -61,7 +61,7 @@ func realConfig(t *testing.T) map[string]any {
 	return config
 }
 
-// provision runs fleeting's own conformance test: VMs are made, one is logged in to, all are deleted.
+// provision runs fleeting's own conformance test: it creates VMs, logs in to one, and deletes all.
 func provision(t *testing.T, credentials provider.ConnectorConfig) {
 	plugin := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
 	credentials.UseStaticCredentials = true
@@ -79,7 +79,7 @@ func provision(t *testing.T, credentials provider.ConnectorConfig) {
 	credentials.Timeout = time.Minute
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("logins that were refused: %q", server.Refused())
+			t.Logf("refused logins: %q", server.Refused())
 		}
 	})
 	integration.TestProvisioning(t, plugin, integration.Config{
@@ -105,7 +105,7 @@ func TestProvisioningKey(t *testing.T) {
 	}
 }
 
-// TestRealConfig gives the simulated VCD as if it were a real one: what the environment says is what the plugin takes.
+// TestRealConfig describes the simulated VCD in the environment like a real one: the plugin accepts the result.
 func TestRealConfig(t *testing.T) {
 	plugin := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
 	sim := startSimulator(t, "127.0.0.1:0", "")

@@ -13,13 +13,13 @@ import (
 	"syscall"
 )
 
-// programs are what a guest needs to run the customization script for real, and OpenSSH's server.
+// programs are OpenSSH's server and the programs that the customization script needs.
 var programs = []string{
 	"bash", "cat", "chmod", "chown", "chpasswd", "getent", "grep", "head", "id", "mkdir", "mktemp", "rm", "sh", "sshd", "sudo",
 	"tail", "touch", "true", "useradd", "usermod",
 }
 
-// etc is a Debian's /etc, as far as logins need it. The image lets nobody in by password, as cloud images do.
+// etc is the part of Debian's /etc that logins need. Like cloud images, the image accepts no passwords.
 var etc = map[string]string{
 	"passwd": "root:x:0:0:root:/root:/bin/bash\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n" +
 		"old:x:1500:1500::/srv/old:/bin/sh\n",
@@ -36,8 +36,8 @@ var etc = map[string]string{
 	"ssh/sshd_config.d/60-image.conf": "PasswordAuthentication no\n",
 }
 
-// realGuests serves each of the simulator's guests by an OpenSSH server of its own, in a root folder of its own, where the
-// guest's customization script has been run as VCD runs it. Needs root's rights (chroot, mknod).
+// realGuests serves each of the simulator's guests with its own OpenSSH server in its own root folder, in which the
+// guest's customization script has run, as VCD runs it. Needs root (chroot, mknod).
 type realGuests struct {
 	control  string
 	folder   string
@@ -46,18 +46,18 @@ type realGuests struct {
 
 	mu    sync.Mutex
 	roots map[string]*guestRoot
-	// What went wrong, and what the servers said.
+	// Errors, and the output of the servers.
 	log []string
 }
 
-// guestRoot is made once, by the first connection.
+// guestRoot is created once, by the first connection.
 type guestRoot struct {
 	once sync.Once
 	path string
 	err  error
 }
 
-// startRealGuests serves below folder on a free port of 127.0.0.1.
+// startRealGuests serves guests with folders below folder, on a free port of 127.0.0.1.
 func startRealGuests(control, folder string) (*realGuests, error) {
 	r := &realGuests{control: control, folder: folder, roots: map[string]*guestRoot{}}
 	if err := r.image(); err != nil {
@@ -84,13 +84,13 @@ func startRealGuests(control, folder string) (*realGuests, error) {
 	return r, nil
 }
 
-// Close ends the service, when all logins have ended.
+// Close ends the service, after all logins have ended.
 func (r *realGuests) Close() {
 	r.listener.Close()
 	r.wait.Wait()
 }
 
-// Log is what went wrong, and what the servers said.
+// Log returns the errors, and the output of the servers.
 func (r *realGuests) Log() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -103,7 +103,7 @@ func (r *realGuests) note(text string) {
 	r.log = append(r.log, text)
 }
 
-// image makes the folder that every guest's root is a copy of.
+// image creates the folder that is copied for every guest's root.
 func (r *realGuests) image() error {
 	root := filepath.Join(r.folder, "image")
 	for _, folder := range []string{"usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "etc", "dev", "home", "srv/old", "run/sshd", "proc"} {
@@ -132,7 +132,7 @@ func (r *realGuests) image() error {
 		}
 		files[path] = true
 	}
-	// Newer OpenSSH has its parts here; PAM's modules and sudo's are loaded by name.
+	// Newer OpenSSH has its parts here. PAM's and sudo's modules are loaded by name.
 	for _, pattern := range []string{"/usr/lib/openssh/sshd-*", "/usr/lib/*/security/pam_*.so", "/usr/libexec/sudo/*.so*"} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
@@ -144,7 +144,7 @@ func (r *realGuests) image() error {
 	}
 	library := regexp.MustCompile(`/\S+`)
 	for path := range files {
-		// Not all that is copied is a program with libraries.
+		// Some of the copied files are no programs with libraries.
 		said, _ := exec.Command("ldd", path).Output()
 		for _, line := range strings.Split(string(said), "\n") {
 			if found := library.FindString(line); found != "" && !strings.HasSuffix(found, ":") {
@@ -201,7 +201,7 @@ func (r *realGuests) image() error {
 	return nil
 }
 
-// serve passes a connection to the sshd of the guest that it comes from.
+// serve passes a connection to the sshd of the guest with the source address.
 func (r *realGuests) serve(conn *net.TCPConn) error {
 	defer conn.Close()
 	host, _, err := net.SplitHostPort(conn.RemoteAddr().String())
@@ -213,7 +213,7 @@ func (r *realGuests) serve(conn *net.TCPConn) error {
 		return err
 	}
 	if !found.Customized {
-		return errors.New("a guest that is not customized was connected to")
+		return errors.New("connection to a guest that is not customized")
 	}
 	r.mu.Lock()
 	root := r.roots[found.ComputerName]
@@ -231,7 +231,7 @@ func (r *realGuests) serve(conn *net.TCPConn) error {
 		return err
 	}
 	defer socket.Close()
-	// sshd -i serves one connection, its standard input, as from inetd.
+	// sshd -i serves one connection on its standard input, as from inetd.
 	sshd := exec.Command("chroot", root.path, "/usr/sbin/sshd", "-i", "-e", "-o", "LogLevel=VERBOSE")
 	sshd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	said := strings.Builder{}
@@ -242,7 +242,8 @@ func (r *realGuests) serve(conn *net.TCPConn) error {
 	return nil
 }
 
-// boot is a guest's first start: VCD sets the administrator's password and runs the script, before and after its own part.
+// boot is a guest's first start: VCD sets the administrator's password, and runs the script before and after its own
+// part.
 func (r *realGuests) boot(guest guest) (string, error) {
 	root := filepath.Join(r.folder, guest.ComputerName)
 	if said, err := exec.Command("cp", "-a", filepath.Join(r.folder, "image"), root).CombinedOutput(); err != nil {
@@ -268,7 +269,7 @@ func (r *realGuests) boot(guest guest) (string, error) {
 	if err := os.WriteFile(filepath.Join(root, "customize.sh"), []byte(guest.Script), 0o700); err != nil {
 		return "", err
 	}
-	// Twice: a guest may be customized again.
+	// Twice: VCD can customize a guest again.
 	for _, phase := range []string{"precustomization", "postcustomization", "postcustomization"} {
 		if err := within("", "sh", "/customize.sh", phase); err != nil {
 			return "", err

@@ -17,18 +17,18 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// requireRealGuests skips a test where no real sshd can be run; with REAL_SSHD set, it fails there.
+// requireRealGuests skips a test if no real sshd can run. If REAL_SSHD is set, the test fails instead.
 func requireRealGuests(t *testing.T) {
 	t.Helper()
 	missing := ""
 	if os.Geteuid() != 0 {
-		missing = "root's rights are needed"
+		missing = "this needs root"
 	}
 	if _, err := exec.LookPath("/usr/sbin/sshd"); err != nil {
-		missing = "Debian's openssh-server is needed"
+		missing = "this needs Debian's openssh-server"
 	}
 	if _, err := exec.LookPath("sudo"); err != nil {
-		missing = "Debian's sudo is needed"
+		missing = "this needs Debian's sudo"
 	}
 	if missing != "" && os.Getenv("REAL_SSHD") != "" {
 		t.Fatal(missing)
@@ -61,7 +61,7 @@ func startRealWorld(t *testing.T) realWorld {
 	return realWorld{startSimulator(t, control, guests.listener.Addr().String()), guests}
 }
 
-// run logs in as the runner does, and runs a command.
+// run logs in as GitLab Runner does, and runs a command.
 func run(t *testing.T, instance fleeting.Instance, command string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -80,7 +80,7 @@ func run(t *testing.T, instance fleeting.Instance, command string) (string, erro
 	return stdout.String() + stderr.String(), err
 }
 
-// logsIn makes an instance, logs in, ends the plugin's process, and logs in to the adopted instance.
+// logsIn creates an instance, logs in, ends the plugin's process, and logs in to the adopted instance.
 func (w realWorld) logsIn(t *testing.T, changes map[string]any, credentials provider.ConnectorConfig, expected string) {
 	t.Helper()
 	const command = "id -un; id -Gn; echo ~; sudo -n id -un 2>/dev/null"
@@ -95,7 +95,7 @@ func (w realWorld) logsIn(t *testing.T, changes map[string]any, credentials prov
 	second := w.live(t, changes, credentials)
 	after := second.running(t, 1)[0]
 	if after.ID() != before.ID() || after.Cause() != fleeting.CausePreexisted {
-		t.Errorf("%s was made and %s found, %v", before.ID(), after.ID(), after.Cause())
+		t.Errorf("%s was created and %s was adopted, %v", before.ID(), after.ID(), after.Cause())
 	}
 	if err := after.Heartbeat(context.Background()); err != nil {
 		t.Errorf("the adopted instance: %v", err)
@@ -113,7 +113,7 @@ const (
 	asOld  = "old\nold docker\n/srv/old\nroot\n"
 )
 
-// TestRealStaticKeys logs in with each type and format of key that the plugin's own tests know.
+// TestRealStaticKeys logs in with each type and format of key in the plugin's own tests.
 func TestRealStaticKeys(t *testing.T) {
 	world := startRealWorld(t)
 	keys, err := filepath.Glob("../../src/access/testdata/*")
@@ -125,7 +125,7 @@ func TestRealStaticKeys(t *testing.T) {
 		name := filepath.Base(path)
 		switch name {
 		case "dsa", "ed25519.swapped", "encrypted", "k256.sec1", "p256.encrypted8", "p256.explicit", "p256.nopublic", "rsa768":
-			continue // What the plugin refuses.
+			continue // The plugin rejects it.
 		}
 		if strings.HasSuffix(name, ".pub") {
 			continue
@@ -178,7 +178,7 @@ func TestRealGeneratedCredentials(t *testing.T) {
 	}
 }
 
-// After a change of what they are derived from, instances are not healthy, and indeed nobody gets in.
+// After a change of the seed or token of generated credentials, instances are unhealthy, and no login works.
 func TestRealGeneratedCredentialsChange(t *testing.T) {
 	world := startRealWorld(t)
 	const otherToken = "another-api-token"
@@ -233,7 +233,7 @@ func (w realWorld) locksOut(t *testing.T, one, another map[string]any) {
 	guest := net.JoinHostPort(info.InternalAddr, strconv.Itoa(w.guestPort))
 	if client, err := dialFrom("127.0.0.1", guest, "root", ssh.PublicKeys(signer)); err == nil {
 		client.Close()
-		t.Error("a key of another secret was let in")
+		t.Error("a key of another secret was accepted")
 	} else if !strings.Contains(err.Error(), "unable to authenticate") {
 		t.Error(err)
 	}
@@ -251,7 +251,7 @@ func (w realWorld) locksOut(t *testing.T, one, another map[string]any) {
 	w.waitForNoVapp(t)
 }
 
-// The user's own script runs in the guest after ours, before the runner may log in.
+// The user's own script runs in the guest after the plugin's, before the runner may log in.
 func TestRealUsersScript(t *testing.T) {
 	world := startRealWorld(t)
 	path := filepath.Join(t.TempDir(), "script")

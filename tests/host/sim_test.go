@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	// The simulated VCD is so much faster than a real one.
+	// Speed of the simulated VCD, as a multiple of real time.
 	scale = 20
-	// What is waited for must come within this time.
+	// Maximum time for any wait.
 	patience = 60 * time.Second
 	// An API token that the simulated VCD knows.
 	token = "sim-api-token"
@@ -26,11 +26,11 @@ const (
 type simulator struct {
 	url     string
 	control string
-	// Its guests answer on this port of their own loopback addresses, which those of others have as well.
+	// Its guests answer on this port of their loopback addresses, which the guests of other simulators have too.
 	guestPort int
 }
 
-// state is the part of the simulator's state that the tests look at.
+// state is the part of the simulator's state that the tests read.
 type state struct {
 	Vapps []struct {
 		Name string
@@ -56,7 +56,7 @@ func binary(t *testing.T, variable, name string) string {
 	return path
 }
 
-// startSimulator starts a simulated VCD for this test, whose guests are served by an SSH server at sshAddr (none if empty).
+// startSimulator starts a simulated VCD for this test. The SSH server at sshAddr serves its guests (none if empty).
 func startSimulator(t *testing.T, control, sshAddr string) simulator {
 	t.Helper()
 	sim := simulator{guestPort: freePort(t)}
@@ -80,7 +80,7 @@ func startSimulator(t *testing.T, control, sshAddr string) simulator {
 		command.Process.Kill()
 		command.Wait()
 	})
-	// If it says nothing, this ends its output, and with it the wait below.
+	// If it prints nothing, this ends its output, and so the wait below.
 	late := time.AfterFunc(patience, func() { command.Process.Kill() })
 	defer late.Stop()
 	lines := bufio.NewScanner(stdout)
@@ -93,15 +93,15 @@ func startSimulator(t *testing.T, control, sshAddr string) simulator {
 		}
 	}
 	if sim.url == "" || sim.control == "" {
-		t.Fatalf("the simulator did not say where it is: %+v, %v", sim, lines.Err())
+		t.Fatalf("the simulator did not print its addresses: %+v, %v", sim, lines.Err())
 	}
 	return sim
 }
 
-// startGuests starts a simulated VCD whose guests can be logged in to.
+// startGuests starts a simulated VCD whose guests accept logins.
 func startGuests(t *testing.T) (simulator, *sshServer) {
 	t.Helper()
-	// Each must know the other's address: the control port's is chosen first.
+	// Each must know the other's address: the address of the control port is chosen first.
 	control := freeAddress(t)
 	server, err := startSSHServer("http://" + control)
 	if err != nil {
@@ -111,7 +111,8 @@ func startGuests(t *testing.T) (simulator, *sshServer) {
 	return startSimulator(t, control, server.Addr()), server
 }
 
-// freePort is a port at which nothing listens, on any address, and which no connection going out is given by the system.
+// freePort returns a port on which nothing listens, on any address, and which the system does not use for outgoing
+// connections.
 func freePort(t *testing.T) int {
 	t.Helper()
 	for {
@@ -123,13 +124,13 @@ func freePort(t *testing.T) int {
 	}
 }
 
-// freeAddress is an address that nothing listens at.
+// freeAddress returns an address on which nothing listens.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))
 }
 
-// state is all that the tests look at in VCD.
+// state returns the part of VCD's state that the tests read.
 func (s simulator) state(t *testing.T) state {
 	t.Helper()
 	var state state
@@ -139,7 +140,7 @@ func (s simulator) state(t *testing.T) state {
 	return state
 }
 
-// vapps are the names of the vApps that VCD has.
+// vapps returns the names of the vApps in VCD.
 func (s simulator) vapps(t *testing.T) []string {
 	t.Helper()
 	names := []string{}
@@ -152,10 +153,10 @@ func (s simulator) vapps(t *testing.T) []string {
 // waitForNoVapp waits until VCD has carried out the deletes that it accepted.
 func (s simulator) waitForNoVapp(t *testing.T) {
 	t.Helper()
-	eventually(t, func() bool { return len(s.vapps(t)) == 0 }, "the end of all vApps")
+	eventually(t, func() bool { return len(s.vapps(t)) == 0 }, "the delete of all vApps")
 }
 
-// pluginConfig is a plugin_config for the simulator's world, with some keys changed; a nil takes a key away.
+// pluginConfig returns a plugin_config for the simulator's world, with some keys changed. A nil deletes a key.
 func (s simulator) pluginConfig(changes map[string]any) map[string]any {
 	config := map[string]any{
 		"name":                "host-test",

@@ -23,15 +23,15 @@ import (
 )
 
 const (
-	// A guest's customization script, and a command that a client asks for, may run so long.
+	// Maximum duration of a guest's customization script, and of a client's command.
 	runTimeout = 30 * time.Second
-	// The script works below the folder that this variable names.
+	// The script works in the folder that this variable names.
 	rootVariable = "FLEETING_ROOT"
 	// The users of a fresh guest.
 	guestPasswd = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
 )
 
-// guest is what the simulator's control port says of a guest.
+// guest is the simulator's answer about a guest.
 type guest struct {
 	OS           string `json:"os"`
 	Customized   bool   `json:"customized"`
@@ -40,7 +40,7 @@ type guest struct {
 	ComputerName string `json:"computer_name"`
 }
 
-// sshServer is the SSH server of all guests. It tells them apart by the address that a connection comes from.
+// sshServer is the SSH server of all guests. It identifies a guest by the source address of a connection.
 type sshServer struct {
 	control  string
 	listener net.Listener
@@ -52,7 +52,7 @@ type sshServer struct {
 	refused []string
 }
 
-// startSSHServer serves on a free port of 127.0.0.1, for the guests that the control port at this URL knows.
+// startSSHServer serves the guests of the control port at this URL, on a free port of 127.0.0.1.
 func startSSHServer(control string) (*sshServer, error) {
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -78,17 +78,17 @@ func startSSHServer(control string) (*sshServer, error) {
 	return s, nil
 }
 
-// Addr is where it listens.
+// Addr returns its address.
 func (s *sshServer) Addr() string { return s.listener.Addr().String() }
 
-// Refused says who was not let in, and why.
+// Refused returns the refused logins and the reasons.
 func (s *sshServer) Refused() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.refused)
 }
 
-// Close ends all connections.
+// Close closes all connections.
 func (s *sshServer) Close() {
 	s.listener.Close()
 	s.mu.Lock()
@@ -135,7 +135,7 @@ func (s *sshServer) serve() {
 func (s *sshServer) connection(conn net.Conn) {
 	client, channels, requests, err := ssh.NewServerConn(conn, &s.config)
 	if err != nil {
-		return // A probe, or a login that was refused and noted.
+		return // A probe, or a refused login, which is recorded.
 	}
 	defer client.Close()
 	s.wait.Go(func() { ssh.DiscardRequests(requests) })
@@ -152,7 +152,7 @@ func (s *sshServer) connection(conn net.Conn) {
 	}
 }
 
-// serveSession runs the one command that a session asks for.
+// serveSession runs the one command of a session.
 func serveSession(session ssh.Channel, requests <-chan *ssh.Request) {
 	defer session.Close()
 	for request := range requests {
@@ -178,7 +178,7 @@ func serveSession(session ssh.Channel, requests <-chan *ssh.Request) {
 	}
 }
 
-// checkPassword lets in whom VCD gave the password (the administrator), or whom the customization script gave it.
+// checkPassword accepts the administrator with the password from VCD, and users whose password the script sets.
 func (s *sshServer) checkPassword(conn ssh.ConnMetadata, password string) error {
 	guest, err := s.guest(conn)
 	if err != nil {
@@ -186,7 +186,7 @@ func (s *sshServer) checkPassword(conn ssh.ConnMetadata, password string) error 
 	}
 	if conn.User() == "root" {
 		if guest.Password == "" || guest.Password != password {
-			return errors.New("not the password that VCD was given")
+			return errors.New("not the password from VCD")
 		}
 		return nil
 	}
@@ -205,7 +205,8 @@ func (s *sshServer) checkPassword(conn ssh.ConnMetadata, password string) error 
 	return nil
 }
 
-// checkKey lets in whose key the customization script put where sshd reads it, with modes that sshd accepts.
+// checkKey accepts a key that the customization script wrote to the file that sshd reads, with modes that sshd
+// accepts.
 func (s *sshServer) checkKey(conn ssh.ConnMetadata, key ssh.PublicKey) error {
 	guest, err := s.guest(conn)
 	if err != nil {
@@ -248,7 +249,7 @@ func (s *sshServer) checkKey(conn ssh.ConnMetadata, key ssh.PublicKey) error {
 	return errors.New("the key is not in authorized_keys")
 }
 
-// guest asks the simulator for the guest at the client's address.
+// guest reads the guest at the client's address from the simulator.
 func (s *sshServer) guest(conn ssh.ConnMetadata) (guest, error) {
 	host, _, err := net.SplitHostPort(conn.RemoteAddr().String())
 	if err != nil {
@@ -264,7 +265,7 @@ func (s *sshServer) guest(conn ssh.ConnMetadata) (guest, error) {
 	return found, nil
 }
 
-// customize runs the guest's script as VCD does, before and after its own part, in a new folder that stands for the
+// customize runs the guest's script as VCD does, before and after its own part, in a new folder that replaces the
 // guest's disk.
 func customize(guest guest) (string, error) {
 	root, err := os.MkdirTemp("", "vcd-guest-")
@@ -278,7 +279,7 @@ func customize(guest guest) (string, error) {
 		if err := os.WriteFile(filepath.Join(root, "etc", "passwd"), []byte(guestPasswd), 0o644); err != nil {
 			return err
 		}
-		// A guest without a script has one that does nothing.
+		// A guest without a script gets an empty one.
 		script := filepath.Join(root, "customize.sh")
 		if err := os.WriteFile(script, []byte(guest.Script), 0o755); err != nil {
 			return err
@@ -303,7 +304,7 @@ func customize(guest guest) (string, error) {
 	return root, nil
 }
 
-// getJSON reads what the control port answers.
+// getJSON reads an answer of the control port.
 func getJSON(url string, into any) error {
 	client := http.Client{Timeout: 10 * time.Second}
 	response, err := client.Get(url)
@@ -321,7 +322,7 @@ func getJSON(url string, into any) error {
 	return json.Unmarshal(body, into)
 }
 
-// postJSON sends a JSON document, whose answer does not matter.
+// postJSON sends a JSON document, and ignores the body of the answer.
 func postJSON(url string, document any) error {
 	body, err := json.Marshal(document)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// newKey makes a key pair: the signer and the private key in OpenSSH's format.
+// newKey creates a key pair, and returns the signer and the private key in OpenSSH's format.
 func newKey(t *testing.T) (ssh.Signer, []byte) {
 	t.Helper()
 	_, private, err := ed25519.GenerateKey(rand.Reader)
@@ -34,7 +34,7 @@ func newKey(t *testing.T) (ssh.Signer, []byte) {
 	return signer, pem.EncodeToMemory(block)
 }
 
-// installs is a script that puts a key into a folder below the root, with these modes.
+// installs returns a script that writes a key to a folder below the root, with these modes.
 func installs(key ssh.PublicKey, home, modes string) string {
 	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
 	folderMode, fileMode, _ := strings.Cut(modes, " ")
@@ -108,7 +108,7 @@ printf 'chpasswd\nci:secret\n' > "$FLEETING_ROOT/commands"
 	} {
 		client, err := dialFrom(login.from, server.Addr(), login.user, login.auth)
 		if (err == nil) != login.letIn {
-			t.Errorf("%s from %s: let in %v, expected %v: %v", login.user, login.from, err == nil, login.letIn, err)
+			t.Errorf("%s from %s: accepted %v, expected %v: %v", login.user, login.from, err == nil, login.letIn, err)
 		}
 		if err == nil {
 			client.Close()

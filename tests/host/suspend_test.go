@@ -30,9 +30,9 @@ func TestSuspendAndResume(t *testing.T) {
 	sim, _ := startGuests(t)
 	host := sim.live(t, nil, password)
 	if !host.HasCapability(provider.CapabilitySuspendResume) {
-		t.Fatal("the capability is not announced")
+		t.Fatal("the capability is not reported")
 	}
-	instances := host.ask(t, 2)
+	instances := host.requestRunning(t, 2)
 	one, other := instances[0], instances[1]
 	hello(t, one)
 
@@ -42,9 +42,9 @@ func TestSuspendAndResume(t *testing.T) {
 	}
 	reaches(t, one, provider.StateSuspended)
 	if other.State() != provider.StateRunning {
-		t.Errorf("the other one is %v", other.State())
+		t.Errorf("the other instance is %v", other.State())
 	}
-	// Again: it is suspended already.
+	// Again, although it is suspended.
 	if done, err := host.Suspend(t.Context(), []string{one.ID()}); err != nil || len(done) != 1 {
 		t.Errorf("suspended again: %q, %v", done, err)
 	}
@@ -54,7 +54,7 @@ func TestSuspendAndResume(t *testing.T) {
 	reaches(t, one, provider.StateRunning)
 	hello(t, one)
 
-	// What GitLab Runner does around a job.
+	// GitLab Runner's calls around a job.
 	one.Suspend()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -66,7 +66,7 @@ func TestSuspendAndResume(t *testing.T) {
 	}
 	hello(t, one)
 
-	// A suspended one and a running one are deleted.
+	// Delete a suspended and a running instance.
 	if _, err := host.Suspend(t.Context(), []string{one.ID()}); err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestSuspendAndResume(t *testing.T) {
 func TestSuspendedInstancesSurviveARestart(t *testing.T) {
 	sim, _ := startGuests(t)
 	host := sim.live(t, map[string]any{"on_shutdown": "keep"}, password)
-	one := host.ask(t, 1)[0]
+	one := host.requestRunning(t, 1)[0]
 	if _, err := host.Suspend(t.Context(), []string{one.ID()}); err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func TestSuspendIsNotAnnouncedWhenOff(t *testing.T) {
 	sim := startSimulator(t, "127.0.0.1:0", "")
 	host := sim.live(t, map[string]any{"suspend_resume": false}, password)
 	if host.HasCapability(provider.CapabilitySuspendResume) {
-		t.Error("the capability is announced")
+		t.Error("the capability is reported")
 	}
 	host.end()
 }

@@ -25,9 +25,9 @@ import (
 )
 
 const (
-	// The SDK looks at a task at once and then every three seconds: so fast, most tasks have ended at the first look.
+	// The SDK reads a task at once and then every three seconds. At this speed, most tasks have ended at the first read.
 	scale = 100_000
-	// Sessions and leases last so many seconds of the simulator's time: longer than the test at that speed.
+	// Lifetime of sessions and leases in seconds of the simulator's time: longer than the test at that speed.
 	longLife = 1_000_000_000
 	patience = 30 * time.Second
 	org      = "ci-org"
@@ -40,7 +40,7 @@ type simulator struct {
 	roots                *x509.CertPool
 }
 
-// built is a binary of the release build, or the one that a variable names.
+// built returns the path of a release binary, or of the one that a variable names.
 func built(t *testing.T, variable, name string) string {
 	t.Helper()
 	binary := os.Getenv(variable)
@@ -71,7 +71,7 @@ func startSimulator(t *testing.T) simulator {
 		command.Process.Kill()
 		command.Wait()
 	})
-	// If it says nothing, this ends its output, and with it the wait below.
+	// If it prints nothing, this ends its output, and so the wait below.
 	late := time.AfterFunc(patience, func() { command.Process.Kill() })
 	defer late.Stop()
 	sim := simulator{roots: x509.NewCertPool()}
@@ -88,7 +88,7 @@ func startSimulator(t *testing.T) simulator {
 	}
 	pem, err := os.ReadFile(certificate)
 	if err != nil || sim.http == "" || sim.https == "" || !sim.roots.AppendCertsFromPEM(pem) {
-		t.Fatalf("the simulator did not say where it is: %+v, %v, %v", sim, lines.Err(), err)
+		t.Fatalf("the simulator did not print its addresses: %+v, %v, %v", sim, lines.Err(), err)
 	}
 	sim.admin(t, map[string]any{"action": "set_setting", "name": "bearer_s", "value": longLife})
 	return sim
@@ -104,7 +104,7 @@ func freePort(t *testing.T) string {
 	return strconv.Itoa(listener.Addr().(*net.TCPAddr).Port)
 }
 
-// admin changes the simulated VCD behind its API, and returns what it says.
+// admin changes the simulated VCD through the control port, and returns the answer.
 func (s simulator) admin(t *testing.T, action map[string]any) []byte {
 	t.Helper()
 	body, err := json.Marshal(action)
@@ -123,7 +123,7 @@ func (s simulator) admin(t *testing.T, action map[string]any) []byte {
 	return said
 }
 
-// client is the SDK, not logged in yet.
+// client returns the SDK before its login.
 func (s simulator) client(t *testing.T, address string) *govcd.VCDClient {
 	t.Helper()
 	place, err := url.ParseRequestURI(address + "/api")
@@ -148,7 +148,7 @@ var logins = []login{
 	}},
 }
 
-// TestLife plays all that a client does to a VM, from login to delete, by both logins over HTTP and HTTPS.
+// TestLife plays all actions of a client on a VM, from login to delete, with both logins over HTTP and HTTPS.
 func TestLife(t *testing.T) {
 	sim := startSimulator(t)
 	for _, login := range logins {
@@ -175,11 +175,11 @@ func TestRefusedLogins(t *testing.T) {
 		t.Errorf("a wrong password: %v", err)
 	}
 	if _, err := sim.client(t, sim.http).SetApiToken(org, "wrong"); err == nil {
-		t.Error("a wrong token was taken")
+		t.Error("a wrong token was accepted")
 	}
 	sim.admin(t, map[string]any{"action": "revoke_token", "token": "sim-api-token"})
 	if _, err := sim.client(t, sim.http).SetApiToken(org, "sim-api-token"); err == nil {
-		t.Error("a revoked token was taken")
+		t.Error("a revoked token was accepted")
 	}
 	strange := sim.client(t, sim.https)
 	strange.Client.Http.Transport.(*http.Transport).TLSClientConfig = &tls.Config{}
@@ -188,7 +188,8 @@ func TestRefusedLogins(t *testing.T) {
 	}
 }
 
-// TestServiceAccount has the SDK and the plugin take turns with one service account's token, as its file passes between them.
+// TestServiceAccount lets the SDK and the plugin log in in turn with one service account's token, which they share in
+// a file.
 func TestServiceAccount(t *testing.T) {
 	sim := startSimulator(t)
 	plugin := built(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
@@ -221,16 +222,16 @@ func TestServiceAccount(t *testing.T) {
 		}
 		token, err := govcd.GetTokenFromFile(file)
 		if err != nil || seen[token.RefreshToken] {
-			t.Fatalf("turn %d: the file holds no new token: %v", turn, err)
+			t.Fatalf("turn %d: the file has no new token: %v", turn, err)
 		}
 		seen[token.RefreshToken] = true
 	}
 	if _, err := sim.client(t, sim.http).SetApiToken(org, made.Token); err == nil {
-		t.Error("a token that was replaced was taken")
+		t.Error("a replaced token was accepted")
 	}
 }
 
-// places are the things that a VM is made of, by the SDK's own ways of finding them.
+// places are the objects for a new VM, found with the SDK's own functions.
 type places struct {
 	org      *govcd.Org
 	vdc      *govcd.Vdc
@@ -261,7 +262,7 @@ func find(t *testing.T, client *govcd.VCDClient) places {
 	found.profile, err = found.vdc.FindStorageProfileReference("ssd")
 	must(err)
 
-	// The older way to a template, by its item in the catalog.
+	// The older way to find a template: its item in the catalog.
 	item, err := catalog.GetCatalogItemByName("ubuntu-22.04", false)
 	must(err)
 	byItem, err := item.GetVAppTemplate()
@@ -271,7 +272,7 @@ func find(t *testing.T, client *govcd.VCDClient) places {
 	}
 	children := found.template.VAppTemplate.Children
 	if children == nil || len(children.VM) != 1 {
-		t.Fatalf("the template's VM is not told: %+v", children)
+		t.Fatalf("the template's VM is not shown: %+v", children)
 	}
 	policies, err := client.GetAllAssignedVdcComputePoliciesV2(found.vdc.Vdc.ID, url.Values{"filter": {"name==small"}})
 	must(err)
@@ -290,7 +291,7 @@ func find(t *testing.T, client *govcd.VCDClient) places {
 	return found
 }
 
-// compose makes a vApp with its network and its VM in one request, as the SDK writes it.
+// compose creates a vApp with its network and its VM in one request, as the SDK writes it.
 func compose(t *testing.T, client *govcd.VCDClient, found places, name string) {
 	template := found.template.VAppTemplate.Children.VM[0]
 	var made types.VApp
@@ -347,7 +348,7 @@ func compose(t *testing.T, client *govcd.VCDClient, found places, name string) {
 	}
 }
 
-// live makes a VM, changes all of it, runs it, looks for it and deletes it.
+// live creates a VM, changes all of it, powers it on, queries it and deletes it.
 func live(t *testing.T, client *govcd.VCDClient, found places, name string) {
 	must := func(err error) {
 		t.Helper()
@@ -443,7 +444,7 @@ func live(t *testing.T, client *govcd.VCDClient, found places, name string) {
 		t.Errorf("the address is %q", address)
 	}
 	if task, err := vapp.Delete(); err == nil || !strings.Contains(err.Error(), "Stop the vApp") {
-		t.Errorf("a delete of what runs: %+v, %v", task.Task, err)
+		t.Errorf("a delete of a running vApp: %+v, %v", task.Task, err)
 	}
 	done(vapp.Suspend())
 	must(vapp.DiscardSuspendedState())
@@ -479,7 +480,7 @@ func live(t *testing.T, client *govcd.VCDClient, found places, name string) {
 	tasks, err := client.Client.QueryTaskList(map[string]string{"objectName": name})
 	must(err)
 	if len(tasks) < 5 {
-		t.Errorf("only %d tasks are told of", len(tasks))
+		t.Errorf("only %d tasks are listed", len(tasks))
 	}
 
 	// Delete.
@@ -490,7 +491,7 @@ func live(t *testing.T, client *govcd.VCDClient, found places, name string) {
 	}
 }
 
-// logOut ends the session; the bearer is then refused.
+// logOut ends the session. VCD rejects its bearer afterwards.
 func logOut(t *testing.T, client *govcd.VCDClient) {
 	t.Helper()
 	session := client.Client.VCDHREF.String() + "/session"
@@ -499,6 +500,6 @@ func logOut(t *testing.T, client *govcd.VCDClient) {
 		t.Error(err)
 	}
 	if _, err := client.GetOrgList(); err == nil {
-		t.Error("the ended session still serves")
+		t.Error("the ended session still works")
 	}
 }

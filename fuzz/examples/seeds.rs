@@ -1,4 +1,4 @@
-//! Writes the seeds that are made rather than written: answers of the simulated VCD, and sessions on the gRPC socket.
+//! Writes the generated seeds: answers of the simulated VCD, and sessions on the gRPC socket.
 //!
 //!     RUSTFLAGS="--cfg fuzzing" cargo run --manifest-path fuzz/Cargo.toml --example seeds
 
@@ -37,7 +37,7 @@ fn main() -> io::Result<()> {
 fn write(target: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(target);
     std::fs::create_dir_all(&folder)?;
-    // In an answer of VCD's, the target puts secrets where this word is.
+    // In an answer of VCD, the target replaces this word by secrets.
     let word = |bytes: &[u8]| {
         let text = String::from_utf8_lossy(bytes).replace(MARK, "SECRET");
         text.replace(PASSWORD, "PASSWORD").replace(SCRIPT_LINE, "SCRIPT").into_bytes()
@@ -46,7 +46,7 @@ fn write(target: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
     std::fs::write(folder.join(name), bytes)
 }
 
-/// What the simulator answers from now on is also written down, the session's beginning only if `all`.
+/// Records the simulator's answers from now on, those of the start of a session only if `all`.
 fn listen(heard: &Answers, all: Arc<Mutex<bool>>) {
     let (mut simulator, heard) = (simulator(), heard.clone());
     wire::answer_with(move |bytes| {
@@ -71,7 +71,7 @@ fn vcd(heard: &Answers) -> io::Result<()> {
         write(target, name, &[operation.as_bytes(), &answers].concat())
     };
     listen(heard, all.clone());
-    let (client, _) = Client::open(settings()).expect("it opens");
+    let (client, _) = Client::open(settings()).expect("the client opens");
     let create = Request::Create { name: "ci-abc12345".into(), description: "d".into(), whole: true };
     let _ = client.call(&create, Some(&guest()));
     client.close();
@@ -96,7 +96,7 @@ fn vcd(heard: &Answers) -> io::Result<()> {
     inspector.close();
     save("vcd_answers", "inspect", "inspect")?;
 
-    // One life of an instance.
+    // The life of an instance.
     *all.lock().unwrap() = false;
     listen(heard, all);
     let (client, _) = Client::open(settings()).expect("it opens");
@@ -177,7 +177,7 @@ fn vcd(heard: &Answers) -> io::Result<()> {
     write("vcd_answers", "task-failed", failed.as_bytes())
 }
 
-/// A stream that remembers what was written to it.
+/// A stream that keeps a copy of what was written to it.
 struct Tee(Async<UnixStream>, Rc<RefCell<Vec<u8>>>);
 
 impl AsyncRead for Tee {
@@ -204,7 +204,7 @@ impl AsyncWrite for Tee {
     }
 }
 
-/// Calls, as bytes of a client's connection.
+/// Calls, as the bytes that a client sends.
 fn grpc() -> io::Result<()> {
     let connector = ConnectorConfig {
         username: "ci".into(),

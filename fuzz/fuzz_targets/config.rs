@@ -8,7 +8,7 @@ use fleeting_plugin_vcd_fuzz::{MARK, assert_no_secret, init};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value};
 
-/// All mistakes in one line: each of some 50 keys has one of some 200 bytes at most, most of them less.
+/// Maximum length of all mistakes in one line: for each of some 50 keys, one of at most 200 bytes, and usually less.
 const MAX_MISTAKES: usize = 32 * 1024;
 
 fuzz_target!(init: init(), |data: &[u8]| {
@@ -18,7 +18,7 @@ fuzz_target!(init: init(), |data: &[u8]| {
         None => (data, Value::Null),
     };
     let connector = connector.as_object().cloned().unwrap_or_default();
-    // Every secret gets a mark, unless the key is wrong anyway.
+    // Every secret contains the mark, unless the key is invalid anyway.
     let marked = match serde_json::from_slice(config) {
         Ok(Value::Object(mut object)) => {
             for name in ["token", "credentials_seed"] {
@@ -66,7 +66,7 @@ fn read(object: &Map<String, Value>) -> Connector {
     }
 }
 
-/// What was taken is within its limits, and of use.
+/// An accepted configuration is within its limits, and usable.
 fn accepted(config: &Config, connector: &Connector) {
     assert_no_secret("the configuration's Debug", &format!("{config:?}"));
     config.warnings.iter().for_each(|warning| assert_no_secret("a warning", warning));
@@ -92,12 +92,12 @@ fn accepted(config: &Config, connector: &Connector) {
     let name = format!("{}-abc12345", policy.prefix);
     for os in ["Ubuntu Linux (64-bit)", "Microsoft Windows Server 2022 (64-bit)"] {
         let login = access::login(&config.access, os, &name);
-        assert!(!login.username.is_empty() && login.port > 0, "a login of use");
+        assert!(!login.username.is_empty() && login.port > 0, "a usable login");
         assert_no_secret("a login's Debug", &format!("{login:?}"));
         let guest = access::guest(&config.access, os, &name);
         assert!(!guest.computer_name.is_empty() && guest.computer_name.len() <= 63, "{}", guest.computer_name);
         let script = guest.script.as_ref().map(Secret::reveal).unwrap_or_default();
-        assert!(script.chars().count() <= vcd::MAX_SCRIPT, "VCD takes the script");
+        assert!(script.chars().count() <= vcd::MAX_SCRIPT, "VCD accepts the script");
         assert_no_secret("a guest's Debug", &format!("{guest:?}"));
         let _ = access::warning(&config.access, os);
     }

@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// An answer is no longer than this, and there is at most one for so many bytes that come in.
+/// Maximum length of an answer. There is at most one answer for each [`SHORTEST_REQUEST`] bytes of input.
 const MAX_ANSWER: usize = 64 * 1024;
 const SHORTEST_REQUEST: usize = 18;
 
@@ -21,7 +21,7 @@ thread_local! {
     static PLUGIN: RefCell<Option<(Rc<Plugin>, Rc<LocalExecutor<'static>>)>> = const { RefCell::new(None) };
 }
 
-/// A plugin as it is shortly after it was asked for instances. From then on its time stands still.
+/// A plugin shortly after a request for instances. Its time does not advance.
 fn start() {
     init();
     wire::answer_with(simulator());
@@ -42,7 +42,7 @@ fn start() {
             smol::Timer::after(Duration::from_millis(50)).await;
         }
     }));
-    // As long as the process: its tasks own it.
+    // The plugin lives as long as the process: its tasks own it.
     PLUGIN.set(Some((plugin, executor)));
 }
 
@@ -51,6 +51,6 @@ fuzz_target!(init: start(), |data: &[u8]| {
     let (feed, said) = Feed::new(data);
     smol::block_on(debug::serve_connection(&driver, feed));
     let said = said.borrow();
-    assert!(said.first.is_empty() || said.first.starts_with(b"HTTP/1."), "it answers in HTTP");
+    assert!(said.first.is_empty() || said.first.starts_with(b"HTTP/1."), "the answer is HTTP");
     assert!(said.bytes <= MAX_ANSWER * (data.len() / SHORTEST_REQUEST + 1), "{} bytes", said.bytes);
 });

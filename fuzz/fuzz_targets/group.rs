@@ -1,7 +1,7 @@
-//! The heart: any sequence of what the host may ask, what VCD may answer and what time it may be.
+//! The group: any sequence of calls of the host, answers of VCD, and times.
 //!
-//! Each step is an opcode and what it needs, one byte each. Any answer may come to any request that is out, of the right
-//! kind or not, with records of ours, of others and of nobody.
+//! Each step is an opcode and its arguments, one byte each. Any open request can get any answer, of the right kind or
+//! not, with records of owned, foreign and untagged vApps.
 #![no_main]
 
 use fleeting_plugin_vcd::cloud::*;
@@ -13,19 +13,20 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-/// Steps in one life.
+/// Maximum number of steps in one life.
 const MAX_STEPS: usize = 400;
-/// Instances that the policy allows.
+/// Maximum number of instances, as in the policy.
 const MAX_SIZE: u32 = 6;
-/// vApps, and as many VMs and tasks, that VCD may show.
+/// Number of vApps that VCD can show, and of VMs and of tasks.
 const VAPPS: u8 = 12;
-/// Names that VCD may show, beside those that the group gave.
+/// Names that VCD can show, in addition to those from the group.
 const NAMES: [&str; 6] = ["ci-aaaaaaaa", "ci-bbbbbbbb", "ci-cccccccc", "ci-toolong99", "ci-", "other"];
-/// One request about each instance, its label's, its probe, the poll and the tasks.
+/// Maximum number of open requests: for each instance a request, its metadata entry and its probe, and the poll and
+/// the tasks.
 const MAX_OUT: usize = 3 * (MAX_SIZE as usize + 2 * VAPPS as usize) + 3;
-/// Commands after one input: at most so many for each instance, the log's included.
+/// Maximum number of commands after one input: some for each instance, including the log.
 const MAX_COMMANDS: usize = 16 * (MAX_SIZE as usize + 2 * VAPPS as usize) + 64;
-/// It may want to be called so many times without time passing.
+/// Maximum number of calls that the group requests without time passing.
 const MAX_CALLS_AT_ONCE: u32 = 3;
 
 fuzz_target!(init: init(), |data: &[u8]| {
@@ -64,15 +65,16 @@ struct Life {
     now: Time,
     asks: Vec<(Ticket, Request)>,
     probes: Vec<Ticket>,
-    /// vApps, VMs and tasks that VCD has at any time told to be the group's: in a vApp's own document, or by making it.
+    /// vApps, VMs and tasks that VCD has shown as the group's: in a vApp's own document, or as the result of a
+    /// create.
     ours: BTreeSet<Href>,
-    /// vApps that carried the group's label.
+    /// vApps that had the group's metadata entry.
     labelled: BTreeSet<Href>,
     max_creates: usize,
     stopping: bool,
 }
 
-/// For whoever looks at an input: FUZZ_LOG=1 shows what happens.
+/// For debugging an input: FUZZ_LOG=1 shows what happens.
 fn trace(line: impl Fn() -> String) {
     if log_is_shown() {
         eprintln!("{}", line());
@@ -102,7 +104,7 @@ impl Life {
         let mut max_creates = policy.max_creates as usize;
         let seed = u64::from(input.byte());
         let standby_count = if seed & 6 == 0 { 2 } else { 0 };
-        // One for the pool, which takes no slot of the runner's.
+        // A VM for the pool, which takes no slot of requested instances.
         max_creates += usize::from(standby_count > 0);
         let policy =
             Policy { standby_count, labels: if seed & 1 == 0 { Labels::All } else { Labels::Found }, ..policy };
@@ -136,7 +138,7 @@ impl Life {
                 let live = self.live();
                 let accepted = self.group.increase(self.now, n);
                 assert!(accepted <= n && (accepted as usize + live <= MAX_SIZE as usize || accepted == 0));
-                assert!(!self.stopping || accepted == 0, "nothing new after Shutdown");
+                assert!(!self.stopping || accepted == 0, "no new instance after Shutdown");
             }
             1 => {
                 let names = self.names(input);
@@ -162,7 +164,7 @@ impl Life {
                 self.stopping = true;
                 self.group.shutdown(self.now);
             }
-            // Time passes: to when the group wants to be called, or any other time.
+            // Time passes: until the time that the group requests, or until any other time.
             5..=7 => {
                 let wish = self.group.wake_at();
                 self.now = match (input.byte(), wish) {
@@ -204,7 +206,7 @@ impl Life {
             .count()
     }
 
-    /// Takes the commands, and checks what has to hold.
+    /// Takes the commands, and checks the assertions.
     fn after(&mut self, shown: Shown, calls: u32) {
         let mut said = Vec::new();
         let mut count = 0;
@@ -232,9 +234,9 @@ impl Life {
         assert!(names.windows(2).all(|pair| pair[0] < pair[1]), "each id once");
         let views = self.group.views(self.now);
         self.journal.turn(self.now, shown, Vec::new(), said, &views);
-        // It may want to be called at once, but not again and again.
+        // The group may request another call immediately, but not repeatedly.
         if self.group.wake_at().is_some_and(|at| at <= self.now) {
-            assert!(calls < MAX_CALLS_AT_ONCE, "it is called again and again at {:?}", self.now);
+            assert!(calls < MAX_CALLS_AT_ONCE, "it requests repeated calls at {:?}", self.now);
             self.group.tick(self.now);
             self.after(Shown::Nothing, calls + 1);
         }
@@ -245,7 +247,7 @@ impl Life {
         }
     }
 
-    /// Nothing that changes goes to what is not the group's.
+    /// A change is sent only to an object of the group.
     fn may(&self, request: &Request) {
         let target = match request {
             Request::Configure { vm } | Request::AddTpm { vm } => vm,
@@ -266,7 +268,7 @@ impl Life {
             Request::PollSome { names } => return assert!(!names.is_empty() && names.len() <= MAX_NAMES_ASKED),
             Request::Poll { .. } | Request::Find { .. } | Request::Look { .. } => return,
         };
-        assert!(self.ours.contains(target), "{request:?} goes to what is not ours");
+        assert!(self.ours.contains(target), "{request:?} is sent to an object of no or another owner");
     }
 
     fn names(&self, input: &mut Input) -> Vec<Name> {
@@ -319,7 +321,7 @@ impl Life {
         }
     }
 
-    /// What VMs are created from: one of two, or not known.
+    /// The source of VMs: one of two, or unknown.
     fn source(from: Option<UnixMs>) -> Source {
         match from {
             None => Source::default(),
@@ -360,7 +362,7 @@ impl Life {
         }
     }
 
-    /// From a record, or from its own document.
+    /// A vApp from a record, or from its own document.
     fn vapp(&mut self, input: &mut Input, record: bool) -> Vapp {
         let n = input.below(VAPPS);
         let name = self.name(input);
@@ -407,8 +409,8 @@ impl Life {
         }
     }
 
-    /// A vApp's own document: what it says to be ours is ours, and what was known to be ours stays so if people write
-    /// something else into its description.
+    /// A vApp's own document decides the owner. A known vApp of the group stays owned if somebody changes its
+    /// description.
     fn told(&mut self, vapp: &Vapp) {
         let known = self.labelled.contains(&vapp.href) || self.ours.contains(&vapp.href);
         if self.owner.owns(&vapp.name, vapp.description.as_deref(), known) {
@@ -450,7 +452,7 @@ impl Life {
         if how == 0 {
             return Err(Self::error(input));
         }
-        // Once in a while an answer of any kind.
+        // Sometimes an answer has any kind.
         let kind = match (how, request) {
             (1, _) => input.byte() % 5,
             (_, Request::Poll { .. } | Request::PollSome { .. }) => 0,
@@ -463,12 +465,12 @@ impl Life {
             0 => Reply::Poll(self.poll(input, matches!(request, Request::Poll { vapps: true }))),
             1 => {
                 let mut vapps: Vec<Vapp> = (0..input.below(4)).map(|_| self.vapp(input, false)).collect();
-                // A look shows what was asked for, or nothing: the client sees to that.
+                // A lookup returns the requested vApp or nothing: the client ensures this.
                 if let Request::Look { vapp: asked, .. } = request {
                     vapps.truncate(1);
                     vapps.iter_mut().for_each(|vapp| vapp.href = asked.clone());
                 }
-                // What is found bears the name, unless it was renamed in this moment.
+                // A found vApp has the name, unless it was renamed at this moment.
                 if let (Request::Find { name }, 5..) = (request, how) {
                     for vapp in &mut vapps {
                         if vapp.description.as_deref() == Some(&*self.owner.description(&vapp.name)) {
@@ -501,7 +503,7 @@ impl Life {
                 let more = input.byte();
                 let vapp = (matches!(request, Request::Create { .. }) && more & 7 != 0).then_some(vapp);
                 let task = (more & 24 != 0).then_some(task);
-                // What VCD says to have made for us, and to do for us, is ours.
+                // The group owns what VCD reports as created for it, and the tasks of its requests.
                 if request.changes() {
                     if let Some(vapp) = &vapp {
                         self.ours.insert(vapp.clone());

@@ -1,4 +1,4 @@
-//! go-plugin's environment: one `NAME=value` a line.
+//! go-plugin's environment: one `NAME=value` per line.
 #![no_main]
 
 use fleeting_plugin_vcd::host::{COOKIE, COOKIE_VARIABLE, Refusal, line};
@@ -15,7 +15,7 @@ fuzz_target!(init: init(), |data: &[u8]| {
         Err(Refusal::Unsupported(why)) => assert!(get("PLUGIN_CLIENT_CERT").is_some() && why.contains("AutoMTLS")),
         Ok(Ok(line)) => {
             assert_eq!(get(COOKIE_VARIABLE), Some(COOKIE));
-            let fields = line.strip_suffix('\n').expect("it ends its line");
+            let fields = line.strip_suffix('\n').expect("a line end");
             assert!(!fields.contains(['\n', '\r']), "one line: {fields:?}");
             let fields: Vec<&str> = fields.split('|').collect();
             assert_eq!(fields.len(), if get("PLUGIN_MULTIPLEX_GRPC").is_some() { 7 } else { 6 }, "{line}");

@@ -7,18 +7,18 @@ use fleeting_plugin_vcd_fuzz::init;
 use libfuzzer_sys::fuzz_target;
 use ssh_key::PublicKey;
 
-/// The error says what is wrong and what to do, and quotes nothing.
+/// Maximum length of an error, which says what is wrong and what to do, and contains no part of the file.
 const MAX_ERROR: usize = 300;
 
 fuzz_target!(init: init(), |data: &[u8]| {
     match Key::parse(data) {
         Ok(key) => {
-            let public = PublicKey::from_openssh(&key.public).expect("the public half is a line that SSH reads");
+            let public = PublicKey::from_openssh(&key.public).expect("SSH can read the public key");
             assert!(!key.public.contains(['\n', '\r', '\0', '\'', '"']), "one line: {:?}", key.public);
             assert!(public.comment().is_empty());
             assert!(["ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"]
                 .contains(&public.algorithm().as_str()));
-            let again = Key::parse(key.private.reveal().as_bytes()).expect("what is handed on can be read");
+            let again = Key::parse(key.private.reveal().as_bytes()).expect("the reported key can be read");
             assert_eq!(again.public, key.public);
             assert!(!format!("{key:?}").contains(key.private.reveal().trim()));
         }
@@ -27,7 +27,7 @@ fuzz_target!(init: init(), |data: &[u8]| {
             let error = error.as_bytes();
             let words = data.split(|byte| !byte.is_ascii_graphic()).filter(|word| word.len() >= 24);
             for word in words {
-                assert!(!error.windows(word.len()).any(|window| window == word), "it quotes the key");
+                assert!(!error.windows(word.len()).any(|window| window == word), "the error contains a part of the key");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The runner's config.toml.
+//! GitLab Runner's config.toml.
 #![no_main]
 
 use fleeting_plugin_vcd::command::runner::RunnerFile;
@@ -7,12 +7,12 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use std::path::Path;
 
-/// A message is short: it is for a person in front of a terminal. One per runner may hold all mistakes.
+/// Maximum length of an error. It is for a person at a terminal, but it can list all mistakes of a runner.
 const MAX_ERROR: usize = 32 * 1024;
 
 fuzz_target!(init: init(), |data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    // Wherever a secret stands, it has the mark.
+    // The mark replaces SECRET in an input.
     let text = text.replace("SECRET", MARK);
     let file = match RunnerFile::parse(&text, Path::new("/nowhere/config.toml")) {
         Ok(file) => file,

@@ -1,4 +1,4 @@
-//! VCD's answers of every kind: to one call of the client's, or to the beginning of everything.
+//! VCD's answers of every kind: to one call of the client, or to the start of a client.
 #![no_main]
 
 use fleeting_plugin_vcd::cloud::{MAX_TASKS_ASKED, Mark, Request};
@@ -57,7 +57,7 @@ fn open(operation: &str, answers: Answers) {
     match Client::open(settings) {
         Ok((client, environment)) => {
             assert!(!environment.api_version.is_empty());
-            // The next create is made of the names that were found.
+            // The next create uses the names that were found.
             let create = Request::Create { name: "ci-abc12345".into(), description: "d".into(), whole: true };
             check(&create, client.call(&create, Some(&guest())));
             client.close();

@@ -1,4 +1,4 @@
-//! VCD's pages of records: the poll of a group, the search for a name, and the question for many tasks.
+//! VCD's pages of records: the poll of a group, the search for a name, and the query for many tasks.
 #![no_main]
 
 use fleeting_plugin_vcd::cloud::Request;

@@ -1,6 +1,7 @@
-//! What the fuzz targets share: a VCD in memory, streams that end, a log that is read, and secrets that must not be seen.
+//! Shared by the fuzz targets: a VCD in memory, streams that end, a log that is checked, and secrets that must not
+//! appear.
 //!
-//! A target panics when what it promises does not hold; libFuzzer sees to time and memory.
+//! A target panics if an assertion fails. libFuzzer limits time and memory.
 
 pub mod vcd;
 
@@ -16,27 +17,27 @@ use std::time::{Duration, SystemTime};
 use vcd_sim::model::Model;
 use vcd_sim::routes::{self, Api, Request};
 
-/// Part of every secret that a target makes up. Nothing that leaves the program may hold it.
+/// A part of every secret in the targets. No output of the program may contain it.
 pub const MARK: &str = "MARKED-5ecret-0f-the-fuzzer";
 
-/// Where the VCD in memory is.
+/// The URL of the VCD in memory.
 pub const BASE: &str = "http://vcd.sim";
 
-/// Panics if `text` holds a secret. `text` may be long: it is not shown whole.
+/// Panics if `text` contains a secret. It shows only a part of `text`, which can be long.
 pub fn assert_no_secret(place: &str, text: &str) {
     if let Some(at) = text.find(MARK) {
         let from = (0..=at.saturating_sub(80)).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0);
-        panic!("{place} holds a secret: …{}", &text[from..at + MARK.len()]);
+        panic!("{place} contains a secret: …{}", &text[from..at + MARK.len()]);
     }
 }
 
-/// FUZZ_LOG is set: what happens is to be shown on stderr.
+/// True if FUZZ_LOG is set: the target prints what happens to stderr.
 pub fn log_is_shown() -> bool {
     static SHOWN: LazyLock<bool> = LazyLock::new(|| std::env::var_os("FUZZ_LOG").is_some());
     *SHOWN
 }
 
-/// A log that formats every line as the plugin's does, and looks for secrets in it.
+/// A log that formats every line like the plugin, and searches it for secrets.
 struct Log;
 
 impl log::Log for Log {
@@ -69,7 +70,7 @@ impl log::Log for Log {
     fn flush(&self) {}
 }
 
-/// Turns the log on, once.
+/// Enables the log, once.
 pub fn init() {
     static LOG: Log = Log;
     if log::set_logger(&LOG).is_ok() {
@@ -77,8 +78,8 @@ pub fn init() {
     }
 }
 
-/// A connection whose other end says `data` in pieces, and then closes its half. Between two [`PAUSE`]s it waits until
-/// it is quiet.
+/// A connection whose other end sends `data` in pieces, and then closes its half. At each [`PAUSE`] it waits until
+/// the connection is quiet.
 pub struct Feed {
     data: Vec<u8>,
     at: usize,
@@ -91,31 +92,31 @@ pub struct Feed {
     said: Rc<RefCell<Said>>,
 }
 
-/// What came back over a [`Feed`].
+/// The bytes that were sent back over a [`Feed`].
 #[derive(Default)]
 pub struct Said {
-    /// How many bytes.
+    /// Number of bytes.
     pub bytes: usize,
-    /// The first of them, up to [`KEPT`].
+    /// The first bytes, up to [`KEPT`].
     pub first: Vec<u8>,
     tail: Vec<u8>,
 }
 
-/// So much of what came back is kept.
+/// Number of bytes that are kept.
 const KEPT: usize = 256;
 
-/// In an input of bytes for a connection: here the peer waits until it is quiet.
+/// In an input for a connection: the peer waits here until the connection is quiet.
 pub const PAUSE: &[u8] = b"\0PAUSE!\0";
 
-/// It is quiet when nothing has happened for so many rounds of [`ROUND`].
+/// A connection is quiet after this many rounds of [`ROUND`] without an event.
 const QUIET_ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_millis(1);
 
-/// Requests that the VCD in memory was asked so far: while there are more, it is not quiet.
+/// Number of requests to the VCD in memory. While it grows, a connection is not quiet.
 static ASKED: AtomicUsize = AtomicUsize::new(0);
 
 impl Feed {
-    /// The first byte of `data` says how it is cut.
+    /// The first byte of `data` sets the size of the pieces.
     pub fn new(data: &[u8]) -> (Feed, Rc<RefCell<Said>>) {
         let (how, data) = data.split_first().unwrap_or((&0, &[]));
         let piece = match how & 7 {
@@ -171,7 +172,7 @@ impl AsyncRead for Feed {
         let end = rest.windows(PAUSE.len()).position(|window| window == PAUSE).unwrap_or(rest.len());
         let n = end.min(to.len()).min(self.piece);
         if n == 0 && end == 0 && !rest.is_empty() {
-            // Two pauses, one after the other.
+            // Two successive pauses.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -187,10 +188,10 @@ impl AsyncWrite for Feed {
         said.bytes += bytes.len();
         let room = KEPT.saturating_sub(said.first.len()).min(bytes.len());
         said.first.extend_from_slice(&bytes[..room]);
-        // A secret may be cut by two writes.
+        // Two writes may cut a secret.
         let mut seen = std::mem::take(&mut said.tail);
         seen.extend_from_slice(bytes);
-        assert_no_secret("what was sent", &String::from_utf8_lossy(&seen));
+        assert_no_secret("the answer", &String::from_utf8_lossy(&seen));
         said.tail = seen.split_off(seen.len().saturating_sub(MARK.len()));
         Poll::Ready(Ok(bytes.len()))
     }
@@ -216,7 +217,7 @@ pub fn http(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// What of a request to VCD matters.
+/// The parts of a request to VCD that matter.
 pub fn request(bytes: &[u8]) -> Request {
     let split = bytes.windows(4).position(|w| w == b"\r\n\r\n").expect("a request has a head");
     let head = std::str::from_utf8(&bytes[..split]).expect("a request's head is text");
@@ -245,7 +246,7 @@ pub fn request(bytes: &[u8]) -> Request {
     request
 }
 
-/// A VCD in memory: the simulator's model, for which each request takes a second.
+/// A VCD in memory: the simulator's model. Each request takes a second.
 pub fn simulator() -> impl FnMut(&[u8]) -> Vec<u8> + Send {
     let mut world = None;
     let mut n = 0;

@@ -1,5 +1,6 @@
-//! A VCD that answers as the input says. An input is text: the operation in its first line, then each answer after a line
-//! `%% STATUS`, with `NAME: VALUE` for a header on it, or after `%% raw` an answer's bytes from its first line on.
+//! A VCD with the answers of the input. An input is text: the first line is the operation. Each answer follows a line
+//! `%% STATUS`, with an optional header `NAME: VALUE`, or a line `%% raw` and the bytes of an answer from its first
+//! line on.
 
 use crate::{BASE, MARK, assert_no_secret, http, init, request, simulator};
 use fleeting_plugin_vcd::cloud::{Answer, Guest, MAX_ERROR_TEXT, Reply, Request, Secret, TaskState, VcdError};
@@ -8,17 +9,18 @@ use std::collections::HashSet;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
-/// What was tried, a status, a code, and VCD's words.
+/// Maximum length of an error: what was tried, a status, a code, and VCD's text.
 const MAX_ERROR: usize = 2 * MAX_ERROR_TEXT + 200;
-/// Requests that one call may take: all pages of the poll's three queries, or of as many looks, each redirected.
+/// Maximum number of requests in one call: all pages of the poll's three queries, or that many lookups, each
+/// redirected.
 const MAX_REQUESTS: usize = 4 * (4 * MAX_PAGES + MAX_FOUND + 8);
 
-/// A line of the script that guests run, and their password: in an input, SCRIPT and PASSWORD stand for them.
+/// A line of the guests' script. In an input, SCRIPT and PASSWORD are replaced by it and by the password.
 pub const SCRIPT_LINE: &str = "echo a-l1ne-0f-the-script >> /root/x";
 /// See [`SCRIPT_LINE`].
 pub const PASSWORD: &str = "the-Pa55word-0f-the-guest";
 
-/// The answers to come, the next one last.
+/// The next answers, in reverse order.
 pub type Answers = Vec<Vec<u8>>;
 
 /// The requests of one call.
@@ -37,7 +39,7 @@ static CLIENT: LazyLock<Client> = LazyLock::new(|| {
     }
 });
 
-/// Before the first input.
+/// Runs before the first input.
 pub fn start() {
     init();
     LazyLock::force(&CLIENT);
@@ -77,7 +79,7 @@ pub fn settings() -> Settings {
     }
 }
 
-/// What new guests are given.
+/// The script and password of new guests.
 pub fn guest() -> Guest {
     Guest {
         computer_name: "ci-abc12345".into(),
@@ -86,7 +88,7 @@ pub fn guest() -> Guest {
     }
 }
 
-/// The operation, and the answers.
+/// The operation and the answers of an input.
 pub fn split(data: &[u8]) -> (&str, Answers) {
     let line_end = |data: &[u8]| data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len());
     let (operation, mut rest) = data.split_at(line_end(data));
@@ -99,7 +101,7 @@ pub fn split(data: &[u8]) -> (&str, Answers) {
         let head = std::str::from_utf8(head).unwrap_or("200");
         let length = head.len();
         let head = head.replace("SECRET", MARK);
-        // Secrets come back where VCD echoes them.
+        // VCD may repeat secrets.
         let echoed = String::from_utf8_lossy(&body[..end])
             .replace("SECRET", MARK)
             .replace("PASSWORD", PASSWORD)
@@ -122,7 +124,7 @@ pub fn split(data: &[u8]) -> (&str, Answers) {
 fn answer(request_bytes: &[u8], answers: &mut Answers) -> Vec<u8> {
     let request = request(request_bytes);
     let head = String::from_utf8_lossy(request_bytes).to_ascii_lowercase();
-    assert!(head.contains("\r\nhost: vcd.sim\r\n"), "VCD's session is shown to another host: {head}");
+    assert!(head.contains("\r\nhost: vcd.sim\r\n"), "VCD's session is sent to another host: {head}");
     let mut asked = ASKED.lock().unwrap();
     asked.all += 1;
     asked.changes +=
@@ -130,12 +132,12 @@ fn answer(request_bytes: &[u8], answers: &mut Answers) -> Vec<u8> {
     answers.pop().unwrap_or_default()
 }
 
-/// From now on each request gets the next answer, then none.
+/// From now on each request gets the next answer, and then none.
 pub fn answer_all(mut answers: Answers) {
     wire::answer_with(move |request| answer(request, &mut answers));
 }
 
-/// One call with these answers; the session is had without them.
+/// One call with these answers. The session is created without them.
 pub fn ask(asked: &Request, mut answers: Answers) {
     wire::answer_with(move |bytes| {
         let asked = request(bytes);
@@ -148,25 +150,25 @@ pub fn ask(asked: &Request, mut answers: Answers) {
         }
     });
     *ASKED.lock().unwrap() = Asked::default();
-    let client = CLIENT.anew().expect("a client of the same settings");
+    let client = CLIENT.anew().expect("a client with the same settings");
     let answer = client.call(asked, Some(&guest()));
     if let Err(error) = &answer {
         let text = format!("{error} {error:?}");
         assert!(
             !text.contains(PASSWORD) && !text.contains(SCRIPT_LINE),
-            "an error holds what guests are given: {text}"
+            "an error contains a guest's script or password: {text}"
         );
     }
     check(asked, answer);
     let count = ASKED.lock().unwrap();
     assert!(count.all <= MAX_REQUESTS, "{} requests for one call", count.all);
-    assert!(count.changes <= usize::from(asked.changes()), "{} changing requests by {asked:?}", count.changes);
+    assert!(count.changes <= usize::from(asked.changes()), "{} changing requests for {asked:?}", count.changes);
 }
 
 const VERSIONS: &str = "<SupportedVersions xmlns=\"http://www.vmware.com/vcloud/versions\"><VersionInfo deprecated=\"false\">\
     <Version>38.1</Version></VersionInfo></SupportedVersions>";
 
-/// An error is short, and holds no secret.
+/// An error is short, and contains no secret.
 pub fn check_error(error: &VcdError) {
     let (text, debug) = (error.to_string(), format!("{error:?}"));
     assert!(error.text.len() <= MAX_ERROR_TEXT && error.what.len() <= MAX_ERROR_TEXT, "{error:?}");
@@ -180,9 +182,10 @@ pub fn check_error(error: &VcdError) {
     assert_no_secret("an error's Debug", &debug);
 }
 
-/// The answer is of the right kind, and leads nowhere else.
+/// The answer has the right kind, and no link to another server.
 pub fn check(asked: &Request, answer: Answer) {
-    let here = |href: &str| assert!(href.to_ascii_lowercase().starts_with("http://vcd.sim"), "{href} is elsewhere");
+    let here =
+        |href: &str| assert!(href.to_ascii_lowercase().starts_with("http://vcd.sim"), "{href} leads to another server");
     let reply = match answer {
         Ok(reply) => reply,
         Err(error) => return check_error(&error),
@@ -226,6 +229,6 @@ pub fn check(asked: &Request, answer: Answer) {
             started.vapp.iter().chain(&started.task).for_each(|href| here(href));
             assert_eq!(started.vapp.is_some(), matches!(asked, Request::Create { .. }));
         }
-        (asked, reply) => panic!("{asked:?} is answered by {reply:?}"),
+        (asked, reply) => panic!("{reply:?} is the answer to {asked:?}"),
     }
 }

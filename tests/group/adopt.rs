@@ -59,7 +59,7 @@ fn a_poll_sent_before_a_vapp_was_known_does_not_count() {
     play.release("create", None);
     play.release("poll", None);
     assert_eq!((play.view().missed, play.times("poll")), (0, vec![10 * SECOND, 12 * SECOND]));
-    // Sent at the moment when it became known.
+    // Sent when the vApp became known.
     play.release("poll", None);
     assert_eq!(play.view().missed, 0);
     play.to(14 * SECOND).release("poll", None);
@@ -137,7 +137,7 @@ fn ten_unhealthy_minutes_end_an_instance() {
 }
 
 #[test]
-fn a_foreign_suspend_makes_unhealthy_and_never_counts_as_a_requested_one() {
+fn an_instance_that_others_suspend_is_unhealthy_and_not_reported_as_suspended() {
     for marked in [true, false] {
         let mut play = Play::running();
         play.documents.get_mut(&href(1)).unwrap().mark = if marked { Mark::Suspended } else { Mark::Running };
@@ -298,7 +298,7 @@ fn polls_do_not_count_during_a_resume() {
     play.resume();
     play.show(Power::Off, false).to(30 * SECOND);
     assert_eq!((play.states(), play.health()), (vec![State::Resuming], Ok(())));
-    assert_eq!(play.times("look"), [0], "who owns it");
+    assert_eq!(play.times("look"), [0], "the owner is unknown");
 }
 
 #[test]
@@ -472,7 +472,7 @@ fn a_complete_vm_is_adopted_at_the_start() {
         let mut play = Play::holding(policy(), vec![vm.clone()], &["look"]);
         let suspended = vm.power == Power::Suspended;
         if suspended {
-            assert!(play.states().is_empty(), "whether it was suspended by us is looked up");
+            assert!(play.states().is_empty(), "a lookup shows whether the plugin suspended it");
             play.release("look", None);
         }
         assert_eq!(play.states(), states, "{vm:?}");
@@ -493,7 +493,7 @@ fn a_complete_vm_is_adopted_at_the_start() {
 }
 
 #[test]
-fn other_credentials_make_unhealthy() {
+fn an_instance_with_other_credentials_is_unhealthy() {
     for (described, of_today) in [(tag(&name(1)) + " credentials=abcd", true), (tag(&name(1)), false)] {
         for at_once in [true, false] {
             // By the record, or by the document if the record does not show it.
@@ -528,7 +528,7 @@ fn a_lookup_shows_what_a_record_does_not() {
     assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]));
     assert!(play.group.knows_its_own() && play.strays().is_empty());
 
-    // It is foreign.
+    // The vApp is foreign.
     let mut play = Play::holding(policy(), vec![untold(), Vm { description: String::new(), ..vm(2) }], &[]);
     assert_eq!(play.states().len(), 2);
     let mut others = Play::holding(policy(), play.vms.clone(), &["look"]);
@@ -541,7 +541,7 @@ fn a_lookup_shows_what_a_record_does_not() {
     others.to(100 * SECOND);
     assert_eq!((others.times("look").len(), others.said("plugin ignores it"), others.deleted()), (2, 2, vec![]));
 
-    // It is gone.
+    // The vApp is gone.
     play.holds = vec!["look"];
     let mut gone = Play::holding(policy(), vec![untold()], &["look"]);
     gone.documents.clear();
@@ -562,7 +562,7 @@ fn a_vapp_that_is_being_deleted_is_not_adopted() {
         play.release("look", None);
         assert!(play.group.knows_its_own());
         let states = if deleting { vec![] } else { vec![State::Running] };
-        assert_eq!((play.states(), play.deleted()), (states, vec![]), "no second request while it goes on");
+        assert_eq!((play.states(), play.deleted()), (states, vec![]), "no second request while the task runs");
         assert_eq!(play.strays().len(), usize::from(deleting));
     }
 }
@@ -585,7 +585,7 @@ fn a_vapp_that_only_a_record_shows_as_owned_is_not_touched() {
         |play| drop(play.group.suspend(Time(play.now), &[name(1)])),
         |play| play.group.shutdown(Time(play.now)),
         |play| {
-            // Past twice its age.
+            // Older than twice the maximum age.
             play.to(3 * 3600 * SECOND);
         },
     ];
@@ -652,7 +652,7 @@ fn the_metadata_entry_needs_a_document_that_does_not_contradict() {
         while let Some(command) = group.next_command() {
             if let Command::Ask { ticket, request: Request::Look { .. } } = command {
                 looks += 1;
-                assert_eq!(looks, 1, "one look tells");
+                assert_eq!(looks, 1, "one lookup is enough");
                 let document = Vapp { name: name(bears), description: description.clone(), ..vapp(&odd) };
                 group.answer(Time(0), ticket, Ok(Reply::Vapps(vec![document])));
             }
@@ -714,11 +714,7 @@ fn an_incomplete_vapp_is_a_leftover_as_soon_as_a_lookup_shows_it() {
             play.documents.insert(href(1), vapp(&vm(1)));
             play.holds.clear();
             play.to(30 * SECOND);
-            assert_eq!(
-                (play.states(), play.deleted()),
-                (vec![], vec!["v/1"]),
-                "a host would trust it as new: {half:?}"
-            );
+            assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]), "a host would use it as new: {half:?}");
         }
     }
 }
@@ -802,7 +798,7 @@ fn a_vapp_without_a_lookup_in_time_is_a_leftover() {
     assert!(play.group.knows_its_own());
     assert_eq!(play.said("1 vApps that may belong to this group could not be looked up in time"), 1);
     play.release("look", None);
-    assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]), "a host would trust it as new");
+    assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]), "a host would use it as new");
 }
 
 #[test]
@@ -832,7 +828,7 @@ fn an_owned_vapp_that_appears_after_init_is_deleted() {
         assert_eq!((play.states(), play.times("look"), play.strays().len()), (vec![], vec![10 * SECOND], 1));
         assert_eq!(play.group.standing(Time(play.now)).leftovers, 1, "{created:?}");
         play.release("look", None);
-        assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]), "a host would trust it as new");
+        assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]), "a host would use it as new");
     }
 }
 
@@ -869,7 +865,7 @@ fn a_vapp_of_a_forgotten_id_is_deleted_when_it_appears() {
         play.holds = vec!["create"];
         play.group.increase(Time(play.now), forgotten as u32);
         let ids: Vec<Name> = play.group.views(Time(play.now)).into_iter().map(|view| view.name).collect();
-        // The request of the first one is on the wire when it is given up.
+        // The request of the first create is on the wire when it is given up.
         for id in &ids {
             play.group.decrease(Time(play.now), std::slice::from_ref(id));
         }
@@ -893,13 +889,13 @@ fn of_two_vapps_with_one_name_one_is_adopted() {
     let twin = Vm { vapp: href(2), ..vm(1) };
     let mut play = Play::new(policy(), vec![vm(1), twin]);
     assert_eq!((play.states(), play.strays(), play.deleted()), (vec![State::Running], vec![], vec!["v/2"]));
-    assert_eq!(play.times("look"), [0, 0], "neither is taken by its record");
+    assert_eq!(play.times("look"), [0, 0], "neither is adopted by its record");
     play.to(15 * SECOND);
     assert_eq!(play.states(), [State::Running]);
 }
 
 #[test]
-fn a_record_of_the_vapp_alone_begins_no_second_instance() {
+fn a_vapp_record_starts_no_second_instance() {
     let mut play = Play::running();
     play.vms.push(vm(2));
     play.documents.insert(href(2), vapp(&vm(2)));
@@ -910,9 +906,9 @@ fn a_record_of_the_vapp_alone_begins_no_second_instance() {
     play.hidden = true;
     play.to(3601 * SECOND);
     assert_eq!((play.states(), play.strays().len()), (vec![State::Running], 0));
-    assert_eq!(play.deleted(), ["v/2", "v/3"], "what no VM record shows is found by its vApp's");
+    assert_eq!(play.deleted(), ["v/2", "v/3"], "a vApp without a VM record is found by its own record");
 
-    // Deleted, and polls still show it.
+    // It is deleted, and polls still show it.
     let mut play = Play::running();
     play.records = vec![vapp(&vm(1))];
     let late = play.vms.clone();
@@ -928,7 +924,7 @@ fn a_record_of_the_vapp_alone_begins_no_second_instance() {
 
 #[test]
 fn a_vapp_that_a_create_may_have_created_belongs_to_that_create() {
-    // Its answer is missing.
+    // The answer to the create is missing.
     let mut play = Play::booting(|play| play.holds = vec!["create"]);
     let name = play.view().name;
     play.vms.push(shown(href(1), name.clone()));
@@ -936,7 +932,7 @@ fn a_vapp_that_a_create_may_have_created_belongs_to_that_create() {
     play.to(30 * SECOND);
     assert_eq!((play.strays().len(), play.times("look").len()), (0, 0));
     play.holds.push("find");
-    // Its outcome is looked up.
+    // A lookup shows the outcome.
     play.release("create", Some(Err(error(ErrorKind::Ambiguous))));
     play.to(60 * SECOND);
     assert_eq!((play.strays().len(), play.times("look").len(), play.times("find").len()), (0, 0, 1));
@@ -1039,16 +1035,16 @@ fn shutdown_waits_for_a_poll_that_was_sent_after_it() {
     play.holds = vec!["poll"];
     play.to(21 * SECOND);
     play.shutdown();
-    assert_eq!(play.times("poll"), [10 * SECOND, 20 * SECOND], "one poll at a time");
+    assert_eq!(play.times("poll"), [10 * SECOND, 20 * SECOND], "one poll after another");
     play.release("poll", None);
-    assert!(!play.group.stopped(), "it was sent before");
+    assert!(!play.group.stopped(), "the poll was sent before the shutdown");
     assert_eq!(play.asked.last().unwrap(), &(21 * SECOND, "poll", Some(Request::Poll { vapps: true })));
     play.to(25 * SECOND);
     assert!(!play.group.stopped());
     play.release("poll", None);
     assert!(play.group.stopped());
 
-    // Polls that failed before are not forgotten.
+    // Earlier failed polls still count.
     let mut play = Play::running();
     play.deaf = true;
     play.to(35 * SECOND);
@@ -1072,7 +1068,7 @@ fn a_vapp_found_during_shutdown_is_deleted_or_kept() {
         assert_eq!(play.deleted().len(), if kept { 0 } else { 2 });
         assert!(play.group.stopped() && play.strays().is_empty());
 
-        // An incomplete one is deleted in both cases.
+        // An incomplete vApp is deleted in both cases.
         let half = Vm { customization: Customization::Pending, ..vm(1) };
         let mut play = Play::holding(policy, vec![half], &["look"]);
         play.shutdown();
@@ -1109,7 +1105,7 @@ fn a_limited_number_of_existing_foreign_vapps_is_remembered() {
         assert_eq!(play.said("plugin ignores it"), count, "each once");
         play.to(60 * SECOND);
         assert_eq!(play.said("plugin ignores it") > count, again, "{count}");
-        // Others replace them, as the hourly poll with vApps shows.
+        // Other vApps replace them, as the hourly poll with vApps shows.
         play.vms = others(10_000, MAX_FOREIGN);
         play.to(3700 * SECOND);
         let said = play.said("plugin ignores it");

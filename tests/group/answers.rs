@@ -68,7 +68,7 @@ impl Passing for Play {
                 let tasks = tasks.into_iter().map(|href| Task { href, state: state.clone() }).collect();
                 (ticket, Reply::Tasks(tasks))
             }
-            // Done at once.
+            // These requests complete immediately.
             Command::Ask { ticket, request: Request::Mark { .. } } => (ticket, Reply::Started(Started::default())),
             Command::Ask { ticket, request } => {
                 if let Request::Create { name, .. } = &request {
@@ -175,7 +175,7 @@ impl Play {
         self
     }
 
-    /// The host deletes it while a task works on it: the task is to be cancelled.
+    /// The host deletes it while a task works on it: the group cancels the task.
     fn gives_up(&mut self) -> Request {
         self.decrease();
         self.expect("look", AT_ONCE);
@@ -204,7 +204,7 @@ impl Play {
         self.answer(Ok(Reply::Vapps(Vec::new())));
     }
 
-    /// No request for this long, then this one at once.
+    /// The next request comes after exactly this pause.
     #[track_caller]
     fn after(&mut self, ms: u64, operation: &str) {
         self.expect(operation, ms..=ms);
@@ -307,7 +307,7 @@ fn a_create_is_repeated_looked_up_or_done_in_steps() {
         let again = play.expect("create", pause);
         assert!(matches!(again, Request::Create { whole, .. } if whole == (kind != TooMuch)), "{kind:?}");
         assert_eq!(play.failures(), failures, "{kind:?}");
-        // A create without hardware that VCD still rejects has failed.
+        // A create without hardware fails if VCD rejects it too.
         if kind == TooMuch {
             play.answer(failed(kind));
             play.expect("create", BACKOFF);
@@ -381,7 +381,7 @@ fn a_vm_that_somebody_powers_on_between_its_steps_frees_its_slot() {
     play.power = Power::On;
     play.shows(false, false);
     play.expect("look", AT_ONCE);
-    assert_eq!(used(&play), 0, "no step follows");
+    assert_eq!(used(&play), 0, "no further step");
 }
 
 #[test]
@@ -437,7 +437,7 @@ fn a_delete_is_repeated_or_done_without_force() {
         assert_eq!(play.group.standing(Time(play.now)).throttled, u64::from(kind == Limit), "{kind:?}");
         play.expect(next, pause);
     }
-    // A lookup follows before the delete is repeated.
+    // A lookup comes before the repeated delete.
     let again = |play: &mut Play, pause, next: &str| {
         play.expect("look", pause);
         play.shows(false, false);
@@ -456,7 +456,7 @@ fn a_delete_is_repeated_or_done_without_force() {
     play.answer(failed(State));
     play.expect("delete_stopped", AT_ONCE);
     play.answer(failed(State));
-    // By force again: VCD may have changed its mind.
+    // By force again: VCD may accept it now.
     again(&mut play, BACKOFF, "delete");
     play.answer(failed(State));
     play.expect("undeploy", AT_ONCE);
@@ -464,7 +464,7 @@ fn a_delete_is_repeated_or_done_without_force() {
     play.expect("look", AT_ONCE);
     play.power = Power::On;
     play.shows(false, false);
-    // It did not stop: one more failure.
+    // The stop failed: one more failure.
     again(&mut play, BACKOFF_TWICE, "undeploy");
     play.answer(started(None));
     play.expect("look", AT_ONCE);
@@ -537,7 +537,7 @@ fn a_failed_suspend_is_repeated_looked_up_or_given_up() {
         assert_eq!(play.state(), if kind == Failed { State::Running } else { State::Suspending }, "{kind:?}");
         play.expect(next, pause);
         if kind == Ambiguous {
-            // It may still be carried out.
+            // The change may still be carried out.
             for _ in 0..12 {
                 play.shows(false, false);
                 play.expect("look", 5_000..=5_000);
@@ -588,7 +588,7 @@ fn a_task_that_is_given_up_late_is_no_longer_queried() {
     play.answer(started(Some("t/1")));
     play.gives_up();
     play.answer(Ok(Reply::Done));
-    // The machine slept: the task query is overdue, and so is the deadline of this task.
+    // The machine was suspended: the task query and the deadline of this task are overdue.
     play.now += 31 * 60_000;
     play.group.tick(Time(play.now));
     // No poll saw it meanwhile. After two more minutes with polls it counts as stuck, and is looked up.
@@ -617,7 +617,7 @@ fn a_vapp_is_not_changed_before_its_own_document_shows_the_owner() {
     play.expect("look", AT_ONCE);
     others(&mut play);
     assert_eq!(play.state(), State::Deleted);
-    assert!(play.within(60_000).is_none(), "nothing more");
+    assert!(play.within(60_000).is_none(), "no further request");
 
     // The task fails: a lookup of its vApp, no change, and a new create.
     let mut play = made(Some("t/1"));
@@ -626,7 +626,7 @@ fn a_vapp_is_not_changed_before_its_own_document_shows_the_owner() {
     others(&mut play);
     play.expect("create", BACKOFF);
 
-    // Its document is not available: no delete on a guess.
+    // Its document is not available: no delete without proof of the owner.
     let mut play = made(Some("t/1"));
     play.task = TaskState::Failed(failed(ErrorKind::Failed).unwrap_err());
     play.expect("look", 0..=5_000);
@@ -687,7 +687,7 @@ fn creates_wait_for_leftovers_for_a_limited_time() {
     play.group.increase(Time(0), 1);
     play.expect("look", AT_ONCE);
     play.shows(false, false);
-    // One that cannot be deleted delays nobody.
+    // A leftover that cannot be deleted delays nothing.
     play.expect("delete", AT_ONCE);
     play.answer(failed(ErrorKind::Unavailable));
     play.expect("create", AT_ONCE);
@@ -789,7 +789,7 @@ fn a_lost_create_continues_in_the_state_that_is_found() {
     let mut play = lost(false);
     play.shows(true, false);
     play.expect("configure", AT_ONCE);
-    // Its task has to end first.
+    // First, its task has to end.
     for (whole, next) in [(false, "configure"), (true, "")] {
         let mut play = lost(whole);
         play.task = TaskState::Running;
@@ -805,14 +805,14 @@ fn a_lost_create_continues_in_the_state_that_is_found() {
             play.expect(next, AT_ONCE);
         }
     }
-    // Foreign: not touched.
+    // The vApp is foreign: not touched.
     let mut play = lost(true);
     play.sees(|vapp| vapp.description = Some("another's".into()));
     play.made = false;
     assert_eq!(play.state(), State::Timeout);
     play.quiet(60_000);
     assert!(play.said("a vApp of another owner has this name"));
-    // Found twice: one is used, the other deleted.
+    // Two vApps are found: one is used, the other is deleted.
     let mut play = lost(true);
     let twin = |href: &str| Vapp { href: href.into(), ..play.vapp(false, false) };
     play.answer(Ok(Reply::Vapps(vec![twin("v/1"), twin("v/2")])));
@@ -966,7 +966,7 @@ fn a_lookup_shows_the_outcome_of_a_lost_suspend() {
             play.after(pause, next);
         }
     }
-    // Its task has to end, then a lookup follows.
+    // First its task has to end, then a lookup follows.
     let mut play = lost();
     play.task = TaskState::Running;
     play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);
@@ -1017,7 +1017,7 @@ fn a_lookup_shows_the_outcome_of_a_lost_resume() {
     play.shows(false, false);
     play.quiet(20_000);
     assert_eq!(play.state(), State::Running);
-    // Its task has to end, then a lookup follows.
+    // First its task has to end, then a lookup follows.
     let mut play = lost();
     play.task = TaskState::Running;
     play.sees(|vapp| vapp.tasks = vec!["t/1".into()]);

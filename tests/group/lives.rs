@@ -14,7 +14,7 @@ fn run(seed: u64) {
     if let Err(violation) = World::new(&whole).run() {
         let short = shortest(&whole, &violation);
         let replay = format!("cargo run --release --example sim -- --seed {seed} --trace --shrink");
-        panic!("seed {seed}: {violation}\n  shortest plan that fails so: {short}\n  replay: {replay}");
+        panic!("seed {seed}: {violation}\n  shortest plan with this failure: {short}\n  replay: {replay}");
     }
 }
 
@@ -41,7 +41,7 @@ fn thousands_of_seeds() {
     });
 }
 
-/// Crash points that were covered when this was written. Fewer mean that the scenarios have shrunk.
+/// The number of covered crash points when this was written. A smaller number means that the scenarios have shrunk.
 const POINTS: u64 = 12_000;
 
 /// One run of the scenario, with or without a crash.
@@ -333,7 +333,7 @@ fn leftovers_of_a_dead_process_are_never_used() {
 #[test]
 fn an_empty_first_poll_hides_nothing() {
     for date in [true, false] {
-        // As long as the first poll takes, and not longer.
+        // As long as the first poll takes.
         let mut acts =
             vec![(0, Act::Increase(3)), (200, Act::Fault(Fault::QueryEmpty, 1_500, 100)), (200, Act::Crash(100))];
         if !date {
@@ -431,9 +431,9 @@ fn a_customization_that_fails_late_ends_no_job() {
     let acts = [(0, Act::Increase(1)), (200, Act::Admin(Admin::CustomizationFails, 0))];
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 60 * MINUTE);
-    let (name, state) = states(&world).into_iter().next().unwrap_or_else(|| panic!("it is gone"));
+    let (name, state) = states(&world).into_iter().next().unwrap_or_else(|| panic!("no instance is reported"));
     assert_eq!(state, State::Running);
-    assert!(!healthy(&mut world, &name), "the host replaces it when it likes");
+    assert!(!healthy(&mut world, &name), "the host decides when to replace it");
 }
 
 #[test]

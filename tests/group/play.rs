@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 pub const SECOND: u64 = 1000;
-/// At the same moment.
+/// No time passes.
 const MAX_COMMANDS: usize = 50_000;
 /// VCD's clock when the group starts.
 pub const START: u64 = 1_000_000_000_000;
@@ -24,14 +24,14 @@ pub struct Play {
     pub documents: BTreeMap<Href, Vapp>,
     /// Polls show no VM.
     pub hidden: bool,
-    /// What new VMs are created from.
+    /// The source of new VMs.
     pub source: Source,
     /// Polls fail.
     pub deaf: bool,
     /// The result of a probe.
     pub port: bool,
     pub tasks: TaskState,
-    /// Operations whose requests are not answered until [`Play::release`]. A probe is one, too.
+    /// Operations whose requests are not answered until [`Play::release`]. Probes can be held too.
     pub holds: Vec<&'static str>,
     pub held: Vec<(Ticket, Request)>,
     pub probes: Vec<Ticket>,
@@ -147,7 +147,7 @@ pub trait Passing {
                 return true;
             }
         }
-        panic!("it sends requests without end");
+        panic!("it never stops sending requests");
     }
 
     /// All requests until then. True if the test continues from the current time.
@@ -156,7 +156,7 @@ pub trait Passing {
             let (group, now) = self.group();
             match group.wake_at() {
                 Some(wake) if wake.0 <= end => {
-                    assert!(wake.0 > *now, "awake at {now} for {}", wake.0);
+                    assert!(wake.0 > *now, "called at {now}, but the group requests {}", wake.0);
                     *now = wake.0;
                     group.tick(wake);
                 }
@@ -253,13 +253,13 @@ impl Play {
         play
     }
 
-    /// Answers all requests until then.
+    /// Answers all requests until this time.
     pub fn to(&mut self, ms: u64) -> &mut Play {
         self.pass(ms);
         self
     }
 
-    /// The same until just before.
+    /// The same, until just before this time.
     pub fn before(&mut self, ms: u64) -> &mut Play {
         self.to(ms - 1)
     }
@@ -324,7 +324,7 @@ impl Play {
         self.serve();
     }
 
-    /// The oldest held probe is answered.
+    /// Answers the oldest held probe.
     pub fn probed(&mut self) {
         let ticket = self.probes.remove(0);
         self.group.probed(Time(self.now), ticket, Ok(()));
@@ -350,7 +350,7 @@ impl Play {
         created.unwrap()
     }
 
-    /// When requests of this operation were sent.
+    /// The times of all requests of this operation.
     pub fn times(&self, operation: &str) -> Vec<u64> {
         self.asked.iter().filter(|(_, asked, _)| is(asked, operation)).map(|(at, ..)| *at).collect()
     }
@@ -386,7 +386,7 @@ impl Play {
         health.map_err(|text| text.trim_start_matches(&format!("instance {name}: ")).to_string())
     }
 
-    /// How often this text was logged.
+    /// Number of log lines with this text.
     pub fn said(&self, text: &str) -> usize {
         self.said.iter().filter(|said| said.contains(text)).count()
     }

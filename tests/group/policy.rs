@@ -47,7 +47,7 @@ impl Calm {
         group.update().map(|(name, state)| (state, phase(name))).collect()
     }
 
-    /// As the host calls it.
+    /// Calls Heartbeat like the host.
     fn increase(&mut self, n: u32) -> u32 {
         let (now, plugin) = (self.world.time(0), &mut self.world.plugins[0]);
         let group = plugin.group.as_mut().unwrap();
@@ -102,14 +102,14 @@ fn an_instance_that_waits_for_a_slot_is_pending() {
     assert_eq!(before, [Phase::PendingCreate, Phase::Creating]);
     let states: Vec<State> = calm.seen().into_iter().map(|(state, _)| state).collect();
     assert_eq!(states, [State::Creating; 2], "the host sees both");
-    // The waiting one is deleted at once. The other's create is cancelled first.
+    // The waiting instance is deleted immediately. The create of the other one is cancelled first.
     let mut after = phases(calm.at(3 * SECOND + 1).seen());
     after.sort();
     assert_eq!(after, [Phase::PendingDelete, Phase::Deleted]);
 }
 
 #[test]
-fn no_more_are_accepted_than_max_size() {
+fn increase_accepts_at_most_max_size() {
     let mut calm = Calm::new(Tuning { max_size: 3, ..Tuning::default() }, &[]);
     calm.at(SECOND);
     let now = calm.world.time(0);
@@ -119,14 +119,14 @@ fn no_more_are_accepted_than_max_size() {
     calm.world.plugins[0].audit.asked(&one);
     assert_eq!(calm.group().decrease(now, std::slice::from_ref(&one)), [one]);
     calm.at(2 * MINUTE);
-    assert_eq!(calm.increase(5), 1, "what is deleted makes room");
+    assert_eq!(calm.increase(5), 1, "a deleted instance makes room");
     let now = calm.world.time(0);
     calm.group().shutdown(now);
     let plugin = &mut calm.world.plugins[0];
     plugin.audit.shutdown(false, plugin.group.as_ref().unwrap());
-    assert_eq!(calm.group().increase(now, 1), 0, "nothing is begun at the end");
+    assert_eq!(calm.group().increase(now, 1), 0, "no instance is created during shutdown");
     assert!(!calm.group().stopped());
-    assert_eq!(calm.group().left().len(), 3, "all but the deleted one have yet to go");
+    assert_eq!(calm.group().left().len(), 3, "three are not deleted yet");
     calm.at(10 * MINUTE);
     assert!(calm.group().stopped());
     assert!(calm.group().left().is_empty());
@@ -147,7 +147,7 @@ fn only_running_instances_can_be_reached() {
 }
 
 #[test]
-fn age_makes_unhealthy_and_twice_the_age_ends() {
+fn an_old_instance_is_unhealthy_and_is_deleted_at_twice_the_age() {
     let policy = Tuning { max_age: 100, ..Tuning::default() };
     let mut calm = Calm::new(policy, &[(0, Act::Increase(1))]);
     let name = calm.at(99 * MINUTE).names().remove(0);
@@ -167,8 +167,8 @@ fn age_makes_unhealthy_and_twice_the_age_ends() {
 }
 
 #[test]
-fn suspended_instances_have_a_maximum_age_of_their_own() {
-    // In this world, suspended instances may be three times as old as others.
+fn suspended_instances_have_their_own_maximum_age() {
+    // In this world, the maximum age of suspended instances is three times that of others.
     let policy = Tuning { max_age: 60, ..Tuning::default() };
     let mut calm = Calm::new(policy, &[(0, Act::Increase(2)), (2 * MINUTE, Act::Suspend(0))]);
     let states = |calm: &mut Calm| {
@@ -176,7 +176,7 @@ fn suspended_instances_have_a_maximum_age_of_their_own() {
         states.sort_by_key(|state| *state as u8);
         states
     };
-    assert_eq!(states(calm.at(3 * HOUR + 7 * MINUTE)), [State::Suspended], "the one that ran is gone and forgotten");
+    assert_eq!(states(calm.at(3 * HOUR + 7 * MINUTE)), [State::Suspended], "the running one is deleted and forgotten");
     assert_eq!(states(calm.at(4 * HOUR + MINUTE)), [State::Deleted]);
 }
 
@@ -190,7 +190,7 @@ fn an_instance_stopped_outside_the_plugin_is_unhealthy_and_then_deleted() {
     let ill: Vec<Name> = names.iter().filter(|name| calm.heartbeat(name).is_err()).cloned().collect();
     assert_eq!(ill.len(), 1);
     assert_eq!(calm.heartbeat(&ill[0]).unwrap_err(), format!("instance {}: it is powered off", ill[0]));
-    assert_eq!(calm.heartbeat("ci-zzzzzzzz"), Ok(()), "what is not known is no error");
+    assert_eq!(calm.heartbeat("ci-zzzzzzzz"), Ok(()), "an unknown instance is no error");
     let running = |calm: &mut Calm| calm.seen().iter().filter(|(state, _)| *state == State::Running).count();
     assert_eq!(running(calm.at(12 * MINUTE)), 3, "ten minutes of grace");
     assert_eq!(running(calm.at(13 * MINUTE + 10 * SECOND)), 2);
@@ -239,7 +239,7 @@ fn init_waits_for_lookups_of_possibly_owned_vapps() {
     let ours = found("ci-00000001", "fleeting-plugin-vcd/1 manager=m group=g id=ci-00000001");
     let poll = |vms: &[Vm]| Poll { now: Some(1), vms: vms.to_vec(), ..Poll::default() };
     let group = Group::new(policy(), 1, Time(0), &poll(std::slice::from_ref(&ours)));
-    assert!(group.knows_its_own(), "the record says all");
+    assert!(group.knows_its_own(), "the record shows everything");
     assert_eq!(group.update().count(), 1);
 
     let unsure = found("ci-00000002", "");
@@ -253,11 +253,11 @@ fn init_waits_for_lookups_of_possibly_owned_vapps() {
         }
     }
     assert!(looked && group.knows_its_own());
-    assert_eq!(group.update().count(), 1, "it is gone");
+    assert_eq!(group.update().count(), 1, "the missing vApp is not reported");
 }
 
 #[test]
-fn a_lease_that_ends_within_the_hour_makes_unhealthy() {
+fn an_instance_whose_lease_ends_within_an_hour_is_unhealthy() {
     let now = 1_000_000_000_000;
     let mut vm = found("ci-00000001", "fleeting-plugin-vcd/1 manager=m group=g id=ci-00000001");
     let minutes = |minutes: u64| Some(now + minutes * MINUTE);

@@ -8,7 +8,7 @@ use fleeting_plugin_vcd::cloud::*;
 use fleeting_plugin_vcd::group::{Command, Group, Name, Policy, State, Time};
 use std::time::Duration;
 
-/// What VCD and probes show of the guest.
+/// The state of the guest that VCD and probes show.
 struct Shown {
     /// `None`: VCD does not answer.
     customization: Option<Customization>,

@@ -10,7 +10,7 @@ use fleeting_plugin_vcd::cloud::*;
 use fleeting_plugin_vcd::group::*;
 use std::collections::BTreeMap;
 
-/// GitLab Runner may not suspend: the pool works anyway.
+/// GitLab Runner may not suspend. The pool works nevertheless.
 fn pool(standby: u32) -> Tuning {
     Tuning { standby, suspends: Suspends::Never, ..Tuning::default() }
 }
@@ -66,17 +66,17 @@ fn an_increase_gets_the_oldest_first_and_missing_ones_are_created() {
     play(&mut world, 430 * SECOND);
     let running: Vec<Name> =
         states(&world).into_iter().filter(|(_, state)| *state == State::Running).map(|(name, _)| name).collect();
-    assert_eq!(running, oldest, "in the time of a resume");
+    assert_eq!(running, oldest, "as fast as a resume");
     assert!(oldest.iter().all(|name| group(&mut world).reach(name).is_ok()));
     play(&mut world, 500 * SECOND);
     assert_eq!(count(&world, State::Running), 3);
     play(&mut world, 800 * SECOND);
-    assert_eq!((count(&world, State::Running), in_standby(&world).len()), (3, 2), "and the pool is full again");
+    assert_eq!((count(&world, State::Running), in_standby(&world).len()), (3, 2), "the pool is full again");
 }
 
 #[test]
 fn vms_in_preparation_for_the_pool_are_handed_out_too() {
-    // While VCD creates it, while its guest boots, while it is being suspended.
+    // While VCD creates it, while its guest boots, while VCD suspends it.
     for at in [10, 45, 70] {
         let mut world = world(pool(1), &[(at, Act::Increase(1))]);
         play(&mut world, at * SECOND);
@@ -105,20 +105,20 @@ fn the_pool_is_in_addition_to_max_size_and_uses_no_slot_of_requested_instances()
 
 #[test]
 fn a_restart_keeps_standby_vms_and_deletes_incomplete_ones() {
-    // After the hand-out it cannot be in standby again.
+    // After an Increase used it, it cannot be in standby again.
     for (crash, kept) in [(400, 2), (404, 1), (408, 1)] {
         let mut world = full(pool(2), &[(401, Act::Increase(1)), (crash, Act::Crash(1_000))]);
         let before = in_standby(&world);
         play(&mut world, (crash + 3) * SECOND);
         let after = in_standby(&world);
         assert!(after.iter().all(|name| before.contains(name)));
-        assert_eq!(after.len(), kept, "dead at {crash} s: {:?}", phases(&world));
+        assert_eq!(after.len(), kept, "killed at {crash} s: {:?}", phases(&world));
     }
-    // Incomplete, or about to be suspended: it is a leftover, or GitLab Runner decides.
+    // It is incomplete, or about to be suspended: it is a leftover, or GitLab Runner decides.
     for crash in [20, 50, 68] {
         let mut world = world(pool(1), &[(crash, Act::Crash(1_000))]);
         play(&mut world, 20 * MINUTE);
-        assert_eq!(in_standby(&world).len(), 1, "dead at {crash} s: {:?}", phases(&world));
+        assert_eq!(in_standby(&world).len(), 1, "killed at {crash} s: {:?}", phases(&world));
     }
 }
 
@@ -197,12 +197,12 @@ fn a_vm_that_hangs_before_standby_blocks_nobody() {
     let acts = [(10, Act::Stuck(Stuck::Hangs, 0)), (400, Act::Increase(3))];
     let mut world = world(pool(2), &acts);
     play(&mut world, 60 * MINUTE);
-    // The hanging one was handed out during its create.
+    // An Increase got the hanging VM during its create.
     assert_eq!(count(&world, State::Running), 2, "{:?}", states(&world));
     assert_eq!(in_standby(&world).len(), 2);
 }
 
-// Until the request.
+// Until the request is sent.
 
 fn standby_policy() -> Policy {
     Policy { standby_count: 1, ..play::policy() }

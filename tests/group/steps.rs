@@ -20,7 +20,7 @@ fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// This many instances run.
+/// A group with this many running instances.
 fn fleet(n: u32) -> Vec<Vm> {
     (1..=n).map(vm).collect()
 }
@@ -30,7 +30,7 @@ fn in_seconds(times: &[u64]) -> Vec<u64> {
 }
 
 impl Play {
-    /// An instance during its create: its task runs.
+    /// An instance during its create, with a running task.
     fn making(policy: Policy) -> Play {
         let mut play = Play::holding(policy, Vec::new(), &["create"]);
         play.increase(1);
@@ -114,7 +114,7 @@ fn a_task_holds_a_slot_until_it_has_ended() {
     assert_eq!(play.counts(["suspend", "delete"]), [2, 0]);
     play.tasks = TaskState::Success;
     play.to(33 * SECOND);
-    assert_eq!(play.counts(["suspend", "delete"]), [2, 1], "the next in turn");
+    assert_eq!(play.counts(["suspend", "delete"]), [2, 1], "then the delete");
 
     let mut play = Play::holding(Policy { max_operations: 1, ..lone() }, fleet(2), &["delete"]);
     let names = play.names();
@@ -265,7 +265,7 @@ fn a_late_probe_answer_counts_for_the_current_state() {
     play.vms[0].customization = Customization::Complete;
     play.to(7 * SECOND).probed();
     assert_eq!(play.states(), [State::Running]);
-    // It is no longer wanted.
+    // The instance is no longer wanted.
     let mut play = probing();
     play.hidden = true;
     play.until("look", 2);
@@ -340,7 +340,11 @@ fn after_three_failures_creates_are_tried_one_by_one() {
     assert_eq!(play.times("create").len(), tried + 2, "its guest decides");
     play.port = true;
     play.to(play.now + 2 * MINUTE);
-    assert_eq!((play.states(), play.times("create").len()), (vec![State::Running; 3], tried + 4), "all go on");
+    assert_eq!(
+        (play.states(), play.times("create").len()),
+        (vec![State::Running; 3], tried + 4),
+        "all creates continue"
+    );
 }
 
 #[test]
@@ -349,7 +353,7 @@ fn only_a_new_guest_that_is_wanted_decides_for_the_breaker() {
     play.holds = vec!["create", "look", "delete"];
     (play.tasks, play.port) = (TaskState::Success, false);
     play.increase(12);
-    // One is created and waits for its first lookup; the others fail, one after another.
+    // One is created and waits for its first lookup. The others fail, one after another.
     play.release("create", None);
     while play.group.standing(Time(play.now)).breaker.is_none() {
         play.to(play.now + 1);
@@ -432,12 +436,12 @@ fn a_create_is_given_up_at_create_timeout_after_its_first_try() {
         assert_eq!(play.states(), [State::Creating], "{place}");
         assert_eq!(play.to(107 * SECOND).states(), [State::Timeout], "{place}");
         assert_eq!(play.group.standing(Time(play.now)).failures, failures, "{place}");
-        // The first cause counts.
+        // The first cause is kept.
         let names = play.names();
         play.decrease(&names);
         assert_eq!((play.states(), play.said("requested the delete")), (vec![State::Timeout], 0), "{place}");
     }
-    // Further tries do not extend the time.
+    // Further attempts do not extend the time.
     let mut play = Play::holding(policy, Vec::new(), &["create"]);
     play.to(7 * SECOND).increase(1);
     play.fail("create", ErrorKind::Unavailable);
@@ -481,7 +485,7 @@ fn a_resume_that_does_not_start_ends_nothing() {
         play.to(play.now + MINUTE);
     }
     assert_eq!((play.states(), play.deleted()), (vec![State::Resuming], vec![]));
-    assert!(play.times("power_on").len() < 24 * 16, "each five minutes, less or more");
+    assert!(play.times("power_on").len() < 24 * 16, "about every five minutes");
     assert!(play.view().stuck.unwrap() > secs(23 * 3600));
     play.holds.clear();
     (play.tasks, play.vms[0].power) = (TaskState::Success, Power::On);
@@ -498,7 +502,7 @@ fn a_resumed_guest_that_no_poll_shows_is_not_given_up() {
         assert_eq!(play.to(SECOND).states(), [State::Resuming]);
         (play.hidden, play.deaf) = (hidden, !hidden);
         play.documents.get_mut(&href(1)).unwrap().power = Power::On;
-        // No poll shows it for an hour: its stopwatch stands still.
+        // No poll shows it for an hour: its time does not run.
         play.to(HOUR);
         assert_eq!(play.states(), [State::Resuming]);
         (play.hidden, play.deaf) = (false, false);
@@ -568,7 +572,7 @@ fn a_task_that_does_not_end_is_cancelled_after_half_an_hour_and_ignored_after_an
     let cancels = play.times("cancel").len();
     assert!((20..40).contains(&cancels), "{cancels}");
     assert_eq!(play.times("delete").len(), 1);
-    assert_eq!(play.group.standing(Time(play.now)).deletes.used, 0, "it holds nobody up");
+    assert_eq!(play.group.standing(Time(play.now)).deletes.used, 0, "it keeps no slot");
 }
 
 #[test]
@@ -651,7 +655,7 @@ fn a_create_that_polls_never_show_is_given_up() {
     (play.port, play.hidden) = (false, true);
     play.increase(1);
     play.before(HOUR);
-    assert_eq!((play.states(), play.deleted()), (vec![State::Creating], vec![]), "nobody saw it");
+    assert_eq!((play.states(), play.deleted()), (vec![State::Creating], vec![]), "no poll shows it");
     play.to(HOUR);
     assert_eq!(play.states(), [State::Timeout]);
 }
@@ -681,17 +685,17 @@ fn combined_creates_whose_task_fails_are_tried_in_steps_once() {
     };
     made(&mut play, 1, Power::Off);
     assert_eq!((play.times("power_on").len(), play.said("VCD created the VM but did not power it on")), (1, 1));
-    // That fails too. What VCD creates then cannot be used, twice: steps follow, and the breaker counts only when these
-    // fail.
+    // That fails too. VMs of the next two creates cannot be used either: steps follow, and the breaker counts only
+    // failures of steps.
     made(&mut play, 2, Power::Failed);
     made(&mut play, 3, Power::Failed);
-    assert_eq!(play.group.standing(Time(play.now)).failures, 1, "that of the power on");
+    assert_eq!(play.group.standing(Time(play.now)).failures, 1, "the failed power-on");
     play.until("create", 4);
     assert_eq!(whole(&play), [true, true, true, false]);
     made(&mut play, 4, Power::Failed);
     assert_eq!(play.group.standing(Time(play.now)).failures, 2);
     play.until("create", 5);
-    assert_eq!(whole(&play)[4..], [true], "they fail as well");
+    assert_eq!(whole(&play)[4..], [true], "creates in steps fail too");
 }
 
 #[test]
@@ -703,7 +707,7 @@ fn combined_creates_that_vcd_rejects_are_tried_in_steps_once() {
         play.fail("create", ErrorKind::Invalid);
     }
     assert_eq!(whole(&play), [true, true, false, true]);
-    assert_eq!(play.group.standing(Time(play.now)).failures, 2, "that of the steps, and what followed");
+    assert_eq!(play.group.standing(Time(play.now)).failures, 2, "the create in steps, and the one after it");
 }
 
 #[test]
@@ -863,7 +867,7 @@ fn the_metadata_entry_is_written_half_a_minute_after_the_instance_runs() {
 
 #[test]
 fn metadata_entries_are_written_if_configured_or_after_the_go_plugin() {
-    // Found with the metadata entry alone, as the Go plugin leaves them.
+    // vApps with only the metadata entry, as the Go plugin leaves them.
     let theirs = || Vm { description: String::new(), ..vm(7) };
     for (labels, found, written) in [
         (Labels::Found, vec![], 0),
@@ -901,7 +905,7 @@ fn metadata_entries_are_written_one_by_one_while_a_delete_waits() {
     play.holds.retain(|held| *held != "label");
     play.holds.push("label");
     play.decrease(&names);
-    // One delete is on the wire and rejected at the operation limit, and both wait for its end.
+    // Both deletes fail, one of them at the operation limit: the next changes wait for the end of the pause.
     play.fail("delete", ErrorKind::Limit);
     play.fail("delete", ErrorKind::Unavailable);
     play.to(33 * SECOND);
@@ -929,14 +933,14 @@ fn a_vapp_with_the_metadata_entry_is_owned_without_a_description() {
 
 #[test]
 fn a_delete_does_not_wait_for_other_steps() {
-    // The next try.
+    // The next attempt.
     let mut play = Play::holding(lone(), Vec::new(), &["create"]);
     play.increase(1);
     play.fail("create", ErrorKind::Quota);
     let names = play.names();
     play.to(SECOND).decrease(&names);
     assert_eq!(play.states(), [State::Deleted]);
-    // Its guest.
+    // The guest boots.
     let mut play = Play::new(lone(), Vec::new());
     play.port = false;
     play.increase(1);

@@ -461,7 +461,7 @@ fn a_unix_socket_is_private_and_replaces_a_dead_one() {
 }
 
 #[test]
-fn a_port_in_use_is_a_warning_and_so_is_an_open_one() {
+fn a_port_in_use_and_a_public_address_cause_warnings() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -59,7 +59,7 @@ impl World {
         let ids: Vec<Name> = group.update().map(|(name, _)| name.clone()).collect();
         let nth = |n: u64| ids.get((n % ids.len().max(1) as u64) as usize).cloned();
         if let Some(host) = &mut plugin.host {
-            // The simulated host calls by itself.
+            // The simulated host makes its own calls.
             match act {
                 Act::Increase(count) => host.wished = (host.wished + count).min(self.plan.policy.max_size),
                 Act::Decrease(which) => nth(which).iter().for_each(|name| host.remove(name)),
@@ -116,7 +116,7 @@ impl World {
         }
     }
 
-    /// The n-th existing vApp of the plugin.
+    /// The n-th existing owned vApp.
     fn one_of_ours(&self, n: usize, which: u64) -> Option<VappId> {
         let there = |id: &VappId| self.model.vapps.contains_key(id);
         let ours: Vec<VappId> = self.plugins[n].audit.ours.keys().copied().filter(there).collect();
@@ -189,7 +189,7 @@ impl World {
         self.say(|| format!("== {admin:?} {}", super::vcd::href(id)));
         let ours = |vm: &VmId| !self.plugins[n].audit.foreign_vms.contains_key(vm);
         let vm = self.model.vapps[&id].vms.iter().copied().find(ours);
-        // The one create that an open breaker lets through may be this.
+        // This may be the one create that an open breaker allows.
         let pace = &mut self.plugins[n].audit.pace;
         pace.excused = pace.excused.max(self.now + super::READY + 5 * MINUTE);
         let audit = &mut self.plugins[n].audit;
@@ -229,7 +229,7 @@ impl World {
             Admin::DescribeVapp => {
                 audit.touched(id);
                 audit.taken.insert(id);
-                self.model.admin_describe_vapp(id, "kept for a closer look");
+                self.model.admin_describe_vapp(id, "kept for an inspection");
             }
             Admin::AddVm => {
                 if let Some(vm) = self.model.admin_add_vm(id, "somebodys", "somebody's") {

@@ -1,4 +1,4 @@
-//! What must never happen, checked after every event. The numbers are those of the list in `ARCHITECTURE.md`.
+//! Invariants, checked after every event. Their numbers are those of the list in `ARCHITECTURE.md`.
 
 use super::pace::Pace;
 use super::plan::{MINUTE, Tuning};
@@ -14,7 +14,7 @@ pub const CANCEL_PATIENCE: u64 = 2 * MINUTE;
 /// The group has to know within this time that an owned vApp contains a foreign VM: polls may lag.
 const NOTICE: u64 = 2 * MINUTE;
 
-/// It has the label and a description of its own, as the Go plugin's vApps have, whose VMs have any name.
+/// It has the metadata entry and another description, like the Go plugin's vApps. Their VMs can have any name.
 fn is_like_the_go_plugins(id: VappId, model: &Model) -> bool {
     let like = |vapp: &Vapp| {
         vapp.metadata.contains_key("vcd-instance-group") && !vapp.description.starts_with("fleeting-plugin-vcd/")
@@ -55,17 +55,18 @@ pub struct Audit {
     pub taken: BTreeSet<VappId>,
     /// Those that are renamed now.
     pub renamed: BTreeSet<VappId>,
-    /// Created during the shutdown of a process, by a request of an earlier, dead one: only the next process can know.
+    /// Created during the shutdown of a process by a request of an earlier, dead process: only the next process can
+    /// know.
     unknowable: BTreeSet<VappId>,
     /// An administrator deleted, stopped or renamed it, or the group had a reason to delete it.
     pub(super) touched: BTreeSet<VappId>,
-    /// Its delete was carried out long after the request was given up: nobody could know.
+    /// Its delete was carried out long after the request was given up: nothing shows that.
     late: BTreeSet<VappId>,
     /// When the cancel was requested.
     cancelled: BTreeMap<TaskId, u64>,
     /// Ids that the host deleted, in any life.
     pub(super) asked: BTreeSet<Name>,
-    /// Ids that the host suspended, and resumed, in any life.
+    /// Ids that the host suspended and resumed, in any life.
     asked_to_suspend: BTreeSet<Name>,
     asked_to_resume: BTreeSet<Name>,
     /// Ids that were suspended for the pool.
@@ -86,7 +87,7 @@ pub struct Audit {
     broken: Option<String>,
     /// Ids that a host has ever seen.
     told: BTreeSet<Name>,
-    /// Marked as standby, and powered on: the time with polls when this first was so while a process lived.
+    /// Marked as standby and powered on: the first time with polls while a process lived.
     woken: BTreeMap<VappId, u64>,
     /// Changing requests on the wire.
     wire: BTreeMap<Ticket, Request>,
@@ -320,7 +321,7 @@ impl Audit {
                 if let Some(vm) = self.somebodys(id, model).filter(|_| !is_like_the_go_plugins(id, model)) {
                     return Err(format!("3: {} of {vapp}, which contains the foreign VM {vm:?}", request.operation()));
                 }
-                // Sent for a reason, it may be carried out at any time.
+                // A delete that was sent for a reason may be carried out at any time.
                 self.touched.insert(id);
                 let deleting = |t: &vcd_sim::model::Task| {
                     t.operation == Operation::Delete && t.status == TaskStatus::Running && !t.cancel_requested
@@ -381,7 +382,7 @@ impl Audit {
             }
             let task = task_of(model, *id).filter(|task| !self.is_given_up(*task, model, now));
             match task.and_then(|task| model.tasks.get(&task)).map(|task| task.operation) {
-                // Nobody could know.
+                // Nothing shows the owner.
                 Some(Operation::Instantiate | Operation::Compose) if self.late.contains(id) => {}
                 Some(Operation::Instantiate | Operation::Compose) => _ = creates.insert(name),
                 Some(Operation::UpdateVm | Operation::Deploy | Operation::Suspend) if self.late.contains(id) => {}
@@ -569,7 +570,7 @@ impl Audit {
         self.first.as_ref().is_none_or(|first| first.contains(name))
     }
 
-    /// One of its vApps has another owner, so that there may be another, and perhaps both: one of them is deleted.
+    /// One of its vApps has another owner, so there may be a second vApp, or both remain: one of them is deleted.
     fn is_taken(&self, name: &Name) -> bool {
         self.by_name.get(name).is_some_and(|ids| ids.iter().any(|id| self.taken.contains(id)))
     }

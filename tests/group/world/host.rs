@@ -1,6 +1,6 @@
 //! A host that behaves like fleeting: it keeps the desired number of instances, and relies on Update. It deletes an
-//! unwanted instance until that is gone, replaces lost instances, calls Heartbeat before it uses an instance, and trusts
-//! new ones.
+//! unwanted instance until it is gone, replaces lost instances, calls Heartbeat before it uses an instance, and
+//! trusts new ones.
 
 use super::audit::Audit;
 use super::plan::{Dice, MINUTE};
@@ -9,7 +9,7 @@ use fleeting_plugin_vcd::group::{Group, Name, State, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use vcd_sim::model::Model;
 
-/// Pause between two turns while it waits for something, and while it does not.
+/// Pause between two turns, while it waits for something and while it does not.
 const BUSY_TURN: u64 = 2_000;
 const TURN: u64 = MINUTE;
 /// A delete is repeated after this time.
@@ -69,7 +69,7 @@ impl Host {
         self.known.clear();
     }
 
-    /// To be deleted from the next turn on.
+    /// The host deletes it from the next turn on.
     pub fn remove(&mut self, name: &Name) {
         if let Some(known) = self.known.get_mut(name) {
             known.removal.get_or_insert(0);
@@ -139,7 +139,9 @@ impl Host {
                 let removal = (self.first && !self.keeps).then_some(0);
                 self.known.insert(name.clone(), Known { state: *state, missed: 0, unhealthy: 0, job: 0, removal });
             } else {
-                return Err(format!("13: {name} is {state:?} and was not requested: a host gives it to a job as new"));
+                return Err(format!(
+                    "13: {name} is {state:?} and was not requested: a host would use it for a job as new"
+                ));
             }
         }
         self.first = false;

@@ -1,8 +1,8 @@
-//! Groups, the simulated VCD and their hosts, in virtual time and in one thread: no sockets, no sleeping, all chance from
-//! one seed. After every event it is checked that what must never happen has not happened.
+//! Groups, the simulated VCD and their hosts, in virtual time and in one thread: no sockets, no sleeping, all
+//! randomness from one seed. All invariants are checked after every event.
 //!
-//! This file lets time pass and begins and ends the plugins' processes. What happens to them is in `acts`, what VCD answers
-//! in `vcd`, what must never happen in `audit` and `pace`.
+//! This file advances the time, and starts and ends the plugins' processes. `acts` contains what happens to them,
+//! `vcd` the answers of VCD, `audit` and `pace` the invariants.
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
 
@@ -172,7 +172,7 @@ pub struct World {
     vdc: model::VdcId,
     template: model::TemplateId,
     network: model::NetworkId,
-    /// What new VMs are created from.
+    /// The source of new VMs.
     source: fleeting_plugin_vcd::cloud::Source,
     plan: Plan,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
@@ -594,7 +594,7 @@ impl World {
                     if self.crash_here(n, CrashAt::BeforeRequest(number)) {
                         return Ok(());
                     }
-                    self.say(|| format!("ask {ticket}: {request:?}"));
+                    self.say(|| format!("send {ticket}: {request:?}"));
                     self.plugins[n].audit.sent(ticket, &request, &self.model, &self.plan.policy, self.now)?;
                     self.send(n, Sending { number, ticket, request });
                     if self.crash_here(n, CrashAt::AfterRequest(number)) {

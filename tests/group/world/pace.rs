@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use vcd_sim::model::{GcStatus, Model, Power, Target, Vm};
 
-/// A pause between two answered polls counts as time with polls up to this length.
+/// A pause of up to this length between two answered polls counts as time with polls.
 const SEEN: u64 = MINUTE;
 /// Maximum time that the host may see a wrong state of an instance while polls show the right one.
 const MISTAKEN: u64 = 5 * MINUTE;

@@ -1,5 +1,5 @@
-//! The events of one run: the calls of the host, the actions of administrators, and the faults, each with its time. All of
-//! them are drawn from one seed before the run starts, so that a failing run can be reduced to the steps that matter.
+//! The events of one run: calls of the host, actions of administrators, and faults, each with its time. One seed
+//! determines all of them before the run starts, so that a failing run can be reduced to the important steps.
 
 use super::{Violation, World};
 use std::fmt;
@@ -68,7 +68,7 @@ pub enum Act {
     Heartbeat(u64),
     /// The process dies and starts again after this many milliseconds.
     Crash(u64),
-    /// The host shuts down in order, and starts again after this many milliseconds.
+    /// The host shuts down properly, and starts again after this many milliseconds.
     Restart(u64),
     Admin(Admin, u64),
     /// The n-th owned vApp has this fault from now on.
@@ -300,13 +300,13 @@ impl Default for Tuning {
     }
 }
 
-/// Swarm: each seed has its own mix of faults, administrators and habits of the host.
+/// Each seed has its own mix of faults, administrators and host behaviour (swarm testing).
 pub fn plan(seed: u64) -> Plan {
     let mut dice = Dice(seed ^ 0x5eed_91a1);
     let mut pool = Dice(seed ^ 0x57a9_db7c);
     let large = dice.percent(3);
     let fleeting = dice.pick(&[None, None, None, Some(false), Some(true)]);
-    // A host that replaces old instances would never come to rest.
+    // With a host that replaces old instances, the run would never come to rest.
     let ages: &[u64] = if large || fleeting.is_some() { &[0, 0, 120] } else { &[0, 0, 10, 60] };
     let policy = Tuning {
         max_size: if large { 60 } else { dice.between(1, 12) as u32 },
@@ -417,7 +417,7 @@ impl Swarm {
             self.add(at, Act::AbortAll);
         }
         if self.dice.percent(6) {
-            // A fault from the start, until somebody notices.
+            // A fault from the start, until somebody notices it.
             let fault = self.dice.pick(&[Fault::Template, Fault::Forbidden, Fault::Quota]);
             let long = self.dice.between(MINUTE, self.length);
             self.add(0, Act::Fault(fault, long, 100));

@@ -1,4 +1,4 @@
-//! VCD as a plugin sees it: the transport of its requests, VCD's actions, and the answers in the form of the client.
+//! VCD as a plugin sees it: the transport of its requests, VCD's actions, and the answers in the types of the client.
 
 use super::plan::Fault;
 use super::{CrashAt, GROUP, Happening, PREFIX, Process, World};
@@ -492,7 +492,7 @@ impl World {
         }
     }
 
-    // VCD's records in the form of the client.
+    // VCD's records in the types of the client.
 
     fn vm(&self, vm: &model::VmRecord) -> cloud::Vm {
         cloud::Vm {
@@ -643,7 +643,7 @@ pub fn task_of(model: &Model, id: VappId) -> Option<TaskId> {
     vapp.task.or_else(|| vapp.vms.iter().find_map(|vm| model.vms.get(vm)?.task))
 }
 
-/// An answer for the trace: a poll is one short piece for each VM.
+/// An answer for the trace. A poll is one short text per VM.
 fn brief(answer: &Answer) -> String {
     let Ok(Reply::Poll(poll)) = answer else { return format!("{answer:?}") };
     let vm = |vm: &cloud::Vm| {

@@ -18,7 +18,7 @@ fuzz_target!(init: init(), |data: &[u8]| {
         None => (data, Value::Null),
     };
     let connector = connector.as_object().cloned().unwrap_or_default();
-    // Every secret contains the mark, unless the key is invalid anyway.
+    // Every secret contains `MARK`, unless the key is invalid anyway.
     let marked = match serde_json::from_slice(config) {
         Ok(Value::Object(mut object)) => {
             for name in ["token", "credentials_seed"] {

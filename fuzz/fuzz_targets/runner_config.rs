@@ -12,7 +12,7 @@ const MAX_ERROR: usize = 32 * 1024;
 
 fuzz_target!(init: init(), |data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    // The mark replaces SECRET in an input.
+    // `MARK` replaces SECRET in an input.
     let text = text.replace("SECRET", MARK);
     let file = match RunnerFile::parse(&text, Path::new("/nowhere/config.toml")) {
         Ok(file) => file,

@@ -1,5 +1,5 @@
-/* Preloaded into the plugin: its wall clock is ahead of the system's by the seconds in the file that CLOCK_SHIFT names; with
-   CLOCK_ALL set, so is the one that never jumps. */
+/* Preloaded into the plugin: its wall clock is ahead of the system's by the seconds in the file that CLOCK_SHIFT names.
+   With CLOCK_ALL, the monotonic clock is too. */
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/syscall.h>

@@ -49,7 +49,7 @@ impl FromStr for GuestKind {
             "auto" => Ok(GuestKind::Auto),
             "openssh" => Ok(GuestKind::OpenSsh),
             "banner" => Ok(GuestKind::Banner),
-            _ => Err("auto, openssh or banner".into()),
+            _ => Err("expected auto, openssh or banner".into()),
         }
     }
 }

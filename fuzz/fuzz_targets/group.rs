@@ -268,7 +268,7 @@ impl Life {
             Request::PollSome { names } => return assert!(!names.is_empty() && names.len() <= MAX_NAMES_ASKED),
             Request::Poll { .. } | Request::Find { .. } | Request::Look { .. } => return,
         };
-        assert!(self.ours.contains(target), "{request:?} is sent to an object of no or another owner");
+        assert!(self.ours.contains(target), "{request:?} is sent to an object that the group does not own");
     }
 
     fn names(&self, input: &mut Input) -> Vec<Name> {

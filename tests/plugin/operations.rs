@@ -488,7 +488,7 @@ fn suspend_is_not_offered_if_vcd_shows_that_it_cannot_work() {
         assert_eq!(announced(json!({"suspend_resume": false})).await, [""; 0]);
         server.with_model(|model| model.policies.values_mut().for_each(|policy| policy.vgpu = true));
         assert_eq!(announced(json!({"placement_policy": "rack-1"})).await, [""; 0]);
-        assert_eq!(announced(json!({})).await, ["suspend_resume"], "the group cannot suspend");
+        assert_eq!(announced(json!({})).await, ["suspend_resume"], "this configuration does not use the policy");
         server.with_model(|model| model.template_vms.values_mut().for_each(|vm| vm.passthrough = true));
         assert_eq!(announced(json!({})).await, [""; 0]);
     });

@@ -228,7 +228,7 @@ fn running_vm(n: usize) -> Vm {
     Vm {
         vapp: format!("https://vcd.example.com/api/vApp/vapp-00000000-0000-4000-8000-{n:012}").into(),
         vm: format!("https://vcd.example.com/api/vApp/vm-00000000-0000-4000-8000-{n:012}").into(),
-        description: format!("fleeting-plugin-vcd/1 manager=runner-1 group=ci-linux id={name}"),
+        description: format!("fleeting-plugin-vcd/1 manager=runner-1 group=ci-linux id={name}").into(),
         vapp_name: name.into(),
         power: Power::On,
         busy: false,

@@ -327,7 +327,7 @@ pub struct SeenGuest {
     /// `Unknown` if VCD does not show it.
     pub customization: Customization,
     /// As VCD shows it, or empty.
-    pub guest_os: String,
+    pub guest_os: Arc<str>,
 }
 
 /// A vApp, from a `type=vApp` record (then `description` and `tasks` are unknown) or from its own document.

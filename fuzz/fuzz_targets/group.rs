@@ -347,7 +347,7 @@ impl Life {
             vapp,
             vapp_name: name,
             vm,
-            description,
+            description: description.into(),
             power: Self::power(input),
             busy: more & 1 == 1,
             address: (more & 2 == 0).then_some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, n))),
@@ -384,7 +384,7 @@ impl Life {
             guest: (more & 2 != 0).then(|| SeenGuest {
                 address: (more & 64 != 0).then_some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, n))),
                 customization: Self::customization(input.byte()),
-                guest_os: String::new(),
+                guest_os: "".into(),
             }),
         });
         let (created, tasks_empty) = (Self::vcd_time(input), tasks.is_empty());

@@ -183,7 +183,7 @@ impl Record {
         };
         let guest_os = match old {
             Some(old) if seen.guest_os.is_empty() => old.guest_os.clone(),
-            _ => seen.guest_os.as_str().into(),
+            _ => seen.guest_os.clone(),
         };
         let address = seen.address.or(old.and_then(|old| old.address));
         Record { seen: now, power: Power::On, busy, address, customization, guest_os }

@@ -335,7 +335,7 @@ impl Client {
         Ok(SeenGuest {
             address: primary.and_then(|adapter| xml::text(adapter, "IpAddress")?.parse().ok()),
             customization: query::customization(status),
-            guest_os: names::guest_os(vm),
+            guest_os: names::guest_os(vm).into(),
         })
     }
 

@@ -161,7 +161,7 @@ fn an_instance_to_suspend_is_looked_up_if_it_is_already_suspended() {
         (Power::Other, false, 0, 1, false),
     ] {
         // A lookup at the start has shown it. VCD is not available, so that the suspend waits for a poll.
-        let mut play = Play::new(policy(), vec![Vm { description: String::new(), ..vm(1) }]);
+        let mut play = Play::new(policy(), vec![Vm { description: "".into(), ..vm(1) }]);
         play.holds = vec!["look"];
         play.deaf = true;
         play.to(15 * SECOND).suspend();
@@ -198,7 +198,7 @@ fn a_vapp_with_a_new_owner_is_not_touched() {
         let mut play = Play::running();
         let document = play.documents.get_mut(&href(1)).unwrap();
         (document.name, document.description) = (renamed.clone(), Some(description.clone()));
-        (play.vms[0].vapp_name, play.vms[0].description) = (renamed, description);
+        (play.vms[0].vapp_name, play.vms[0].description) = (renamed, description.into());
         play.to(15 * SECOND).decrease(&[name(1)]);
         assert_eq!((play.states(), play.said("the plugin no longer manages it")), (vec![State::Deleted], 1));
         // Not even logged when its id is forgotten.
@@ -498,7 +498,7 @@ fn an_instance_with_other_credentials_is_unhealthy() {
         for at_once in [true, false] {
             // By the record, or by the document if the record does not show it.
             let record = if at_once { described.clone() } else { String::new() };
-            let vms = vec![Vm { description: record, ..vm(1) }];
+            let vms = vec![Vm { description: record.into(), ..vm(1) }];
             let mut play = Play::holding(Policy { credentials: "abcd".into(), ..policy() }, vms, &["look"]);
             play.documents.get_mut(&href(1)).unwrap().description = Some(described.clone());
             if !at_once {
@@ -514,7 +514,7 @@ fn an_instance_with_other_credentials_is_unhealthy() {
 
 #[test]
 fn a_lookup_shows_what_a_record_does_not() {
-    let untold = || Vm { description: String::new(), ..vm(1) };
+    let untold = || Vm { description: "".into(), ..vm(1) };
     let mut play = Play::holding(policy(), vec![untold()], &["look"]);
     assert!(play.states().is_empty() && !play.group.knows_its_own());
     play.release("look", None);
@@ -529,7 +529,7 @@ fn a_lookup_shows_what_a_record_does_not() {
     assert!(play.group.knows_its_own() && play.strays().is_empty());
 
     // The vApp is foreign.
-    let mut play = Play::holding(policy(), vec![untold(), Vm { description: String::new(), ..vm(2) }], &[]);
+    let mut play = Play::holding(policy(), vec![untold(), Vm { description: "".into(), ..vm(2) }], &[]);
     assert_eq!(play.states().len(), 2);
     let mut others = Play::holding(policy(), play.vms.clone(), &["look"]);
     for vapp in others.documents.values_mut() {
@@ -613,7 +613,7 @@ fn a_vapp_that_only_a_record_shows_as_owned_is_not_touched() {
 #[test]
 fn an_instance_that_a_poll_shows_as_foreign_is_looked_up_before_its_delete() {
     let taken: [fn(&mut Vm); 2] =
-        [|vm| vm.description = tag(&name(7)), |vm| vm.vapp_name = "ci-of-another-pattern".into()];
+        [|vm| vm.description = tag(&name(7)).into(), |vm| vm.vapp_name = "ci-of-another-pattern".into()];
     for (at, take) in taken.iter().enumerate() {
         for kept in [true, false] {
             let mut play = Play::booting(|_| {});
@@ -778,7 +778,7 @@ fn a_vapp_that_polls_do_not_show_yet_is_adopted_by_its_document() {
     for customization in [Customization::Complete, Customization::Pending] {
         let shown = Vm { busy: true, customization, ..vm(1) };
         let mut play = Play::holding(policy(), vec![shown.clone()], &["look"]);
-        let guest = SeenGuest { address: None, customization: Customization::Unknown, guest_os: String::new() };
+        let guest = SeenGuest { address: None, customization: Customization::Unknown, guest_os: "".into() };
         let made = vapp(&shown).made.map(|made| Made { guest: Some(guest), ..made });
         play.documents.insert(href(1), Vapp { made, ..vapp(&shown) });
         play.release("look", None);
@@ -841,7 +841,7 @@ fn a_late_vapp_with_an_unknown_id_belongs_to_another_plugin() {
         {
             let mut play = Play::new(policy(), Vec::new());
             play.to(after);
-            let late = Vm { created: Some(START + after), power, description: description.clone(), ..vm(1) };
+            let late = Vm { created: Some(START + after), power, description: description.as_str().into(), ..vm(1) };
             play.documents.insert(href(1), vapp(&late));
             play.vms.push(late);
             play.to(after + 100 * SECOND);
@@ -1057,7 +1057,7 @@ fn shutdown_waits_for_a_poll_that_was_sent_after_it() {
 fn a_vapp_found_during_shutdown_is_deleted_or_kept() {
     for (on_shutdown, kept) in [(OnShutdown::Delete, false), (OnShutdown::Keep, true)] {
         let policy = Policy { on_shutdown, ..policy() };
-        let vms = vec![Vm { description: String::new(), ..vm(1) }, vm(2)];
+        let vms = vec![Vm { description: "".into(), ..vm(1) }, vm(2)];
         let mut play = Play::holding(policy.clone(), vms, &["look"]);
         assert_eq!(play.states(), [State::Running]);
         play.holds.clear();

@@ -77,7 +77,7 @@ pub fn shown(vapp: Href, name: Name) -> Vm {
     Vm {
         vm: format!("m/{vapp}").into(),
         vapp,
-        description: tag(&name),
+        description: tag(&name).into(),
         vapp_name: name,
         power: Power::On,
         busy: false,

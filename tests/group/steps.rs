@@ -181,7 +181,7 @@ fn at_most_four_concurrent_lookups() {
         play
     };
     let undecided = || {
-        let vms = fleet(6).into_iter().map(|vm| Vm { description: String::new(), ..vm }).collect();
+        let vms = fleet(6).into_iter().map(|vm| Vm { description: "".into(), ..vm }).collect();
         Play::holding(lone(), vms, &["look"])
     };
     let leaving = || {
@@ -868,7 +868,7 @@ fn the_metadata_entry_is_written_half_a_minute_after_the_instance_runs() {
 #[test]
 fn metadata_entries_are_written_if_configured_or_after_the_go_plugin() {
     // vApps with only the metadata entry, as the Go plugin leaves them.
-    let theirs = || Vm { description: String::new(), ..vm(7) };
+    let theirs = || Vm { description: "".into(), ..vm(7) };
     for (labels, found, written) in [
         (Labels::Found, vec![], 0),
         (Labels::Found, vec![vm(7)], 0),
@@ -883,7 +883,7 @@ fn metadata_entries_are_written_if_configured_or_after_the_go_plugin() {
             ..Poll::default()
         };
         let mut play = Play::new(Policy { labels, ..policy() }, Vec::new());
-        let bare = |vm: &Vm| Vapp { description: Some(vm.description.clone()), ..vapp(vm) };
+        let bare = |vm: &Vm| Vapp { description: Some(vm.description.to_string()), ..vapp(vm) };
         play.documents = found.iter().map(|vm| (vm.vapp.clone(), bare(vm))).collect();
         play.vms = found;
         play.group = Group::new(Policy { labels, ..policy() }, 1, Time(0), &first);

@@ -537,7 +537,7 @@ fn a_lookup_shows_the_state_of_a_guest_if_requested() {
     let pending = seen(true).unwrap();
     let address = server.with_model(|m| m.vms.values().next().unwrap().address()).map(std::net::IpAddr::V4);
     assert_eq!((pending.address, pending.customization), (address, Customization::Pending));
-    assert_eq!(pending.guest_os, "Ubuntu Linux (64-bit)");
+    assert_eq!(&*pending.guest_os, "Ubuntu Linux (64-bit)");
     server.with_model(|m| m.vms.values_mut().for_each(|vm| vm.gc = vcd_sim::model::GcStatus::Complete));
     assert_eq!(seen(true).unwrap().customization, Customization::Complete);
     let asked = server.requests("section:gcstatus");

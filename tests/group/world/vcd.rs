@@ -499,12 +499,12 @@ impl World {
             vapp: href(vm.vapp),
             vapp_name: vm.vapp_name.clone(),
             vm: vm_href(vm.id),
-            description: vm.description.as_str().into(),
+            description: vm.description.clone(),
             power: power(vm.status),
             busy: vm.busy,
             address: vm.address.map(IpAddr::V4),
             customization: customization(vm.gc),
-            guest_os: vm.guest_os.as_str().into(),
+            guest_os: vm.guest_os.clone(),
             created: Some(self.model.unix(vm.created)),
             cpus: vm.cpus,
             memory_mb: vm.memory_mb,
@@ -547,7 +547,7 @@ impl World {
             guest: Some(cloud::SeenGuest {
                 address: vm.address().map(IpAddr::V4),
                 customization: customization(vm.gc),
-                guest_os: String::new(),
+                guest_os: "".into(),
             }),
         });
         Some(cloud::Vapp {
@@ -685,7 +685,7 @@ fn refused(refusal: &Refusal, what: &str) -> VcdError {
         _ if refusal.message.contains("does not exist") => ErrorKind::NotFound,
         (404, _) => ErrorKind::NotFound,
         (400, "BUSY_ENTITY") => ErrorKind::Busy,
-        (400, "QUOTA_EXCEEDED") => ErrorKind::Quota,
+        _ if refusal.message.contains("quota") => ErrorKind::Quota,
         (400, "DUPLICATE_NAME") => ErrorKind::Duplicate,
         (403, _) => ErrorKind::Forbidden,
         _ if refusal.message.contains("and try again") || refusal.message.contains("power state") => ErrorKind::State,

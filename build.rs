@@ -1,6 +1,6 @@
 //! Makes the released program smaller with linker options: it leaves out the tables for unwinding (the program aborts
-//! on a panic), an eighth of the file, and packs the relocations where the loader can unpack them. It also sets the
-//! facts about the build.
+//! on a panic), an eighth of the file, and the code that reads them, and packs the relocations where the loader can
+//! unpack them. It also sets the facts about the build.
 
 use std::env;
 use std::path::Path;
@@ -33,6 +33,13 @@ fn make_smaller() {
     let plain = linker.ends_with("ld");
     let to_linker = if plain { "" } else { "-Wl," };
     println!("cargo::rustc-link-arg-bins={to_linker}--script={}/unwind.ld", variable("CARGO_MANIFEST_DIR"));
+    // Without the tables a backtrace is empty. If std's backtrace finds these functions, musl's unwinder is not linked.
+    // getpid accepts any arguments and changes nothing.
+    if variable("CARGO_CFG_TARGET_ENV") == "musl" && variable("CARGO_CFG_TARGET_ARCH") != "arm" {
+        for function in ["_Unwind_Backtrace", "_Unwind_GetIP"] {
+            println!("cargo::rustc-link-arg-bins={to_linker}--defsym={function}=getpid");
+        }
+    }
     let for_this_machine = variable("HOST") == variable("TARGET");
     let unpacks = match &*variable("CARGO_CFG_TARGET_ENV") {
         "gnu" => for_this_machine && glibc().is_some_and(|version| version >= GLIBC_WITH_RELR),

@@ -89,8 +89,15 @@ async fn dispatch(
     grpc.server_streaming(Method(method), request).await
 }
 
-/// The answer of a method: its encoded messages.
-type Answers = Pin<Box<dyn Stream<Item = Result<Vec<u8>, Status>> + Send>>;
+/// The answer of a method.
+type Answers = Pin<Box<dyn Stream<Item = Result<Answer, Status>> + Send>>;
+
+/// A message of an answer.
+enum Answer {
+    Encoded(Vec<u8>),
+    /// One of the many of an Update: encoded where it is sent.
+    Instance(Name, State),
+}
 
 async fn call(server: &Rc<Server>, path: &str, deadline: Option<Instant>, message: Bytes) -> Result<Answers, Status> {
     let plugin = &server.plugin;
@@ -118,10 +125,7 @@ async fn call(server: &Rc<Server>, path: &str, deadline: Option<Instant>, messag
         }
         "/proto.InstanceGroup/Update" => {
             let instances = plugin.update().map_err(status)?.into_iter();
-            let message = |(name, state): (Name, State)| {
-                Ok(UpdateResponse { instance: name.to_string(), state: state_out(state).into() }.encode_to_vec())
-            };
-            Ok(Box::pin(stream::iter(instances.map(message))))
+            Ok(Box::pin(stream::iter(instances.map(|(name, state)| Ok(Answer::Instance(name, state))))))
         }
         "/proto.InstanceGroup/Increase" => {
             let message: IncreaseRequest = decode(message)?;
@@ -171,7 +175,7 @@ async fn call(server: &Rc<Server>, path: &str, deadline: Option<Instant>, messag
             let message: HealthCheckRequest = decode(message)?;
             let known = SERVICES.contains(&message.service.as_str());
             let status = if known { ServingStatus::Serving } else { ServingStatus::ServiceUnknown };
-            let now = stream::once(Ok(health(status).encode_to_vec()));
+            let now = stream::once(Ok(Answer::Encoded(health(status).encode_to_vec())));
             Ok(Box::pin(now.chain(silence(server.stopped()))))
         }
         _ => Err(Status::unimplemented("unknown service or method")),
@@ -184,7 +188,7 @@ fn decode<Q: Message + Default>(message: Bytes) -> Result<Q, Status> {
 
 /// The answer of a call with one message.
 fn reply(message: &impl Message) -> Result<Answers, Status> {
-    Ok(Box::pin(stream::once(Ok(message.encode_to_vec()))))
+    Ok(Box::pin(stream::once(Ok(Answer::Encoded(message.encode_to_vec())))))
 }
 
 fn texts(names: Vec<Name>) -> Vec<String> {
@@ -209,7 +213,7 @@ fn reply_in_part(message: &impl Message, name: &str, refused: &[String]) -> Resu
 struct Bytestrings;
 
 impl Codec for Bytestrings {
-    type Encode = Vec<u8>;
+    type Encode = Answer;
     type Decode = Bytes;
     type Encoder = Bytestrings;
     type Decoder = Bytestrings;
@@ -224,11 +228,17 @@ impl Codec for Bytestrings {
 }
 
 impl Encoder for Bytestrings {
-    type Item = Vec<u8>;
+    type Item = Answer;
     type Error = Status;
 
-    fn encode(&mut self, message: Vec<u8>, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        to.put_slice(&message);
+    fn encode(&mut self, answer: Answer, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        match answer {
+            Answer::Encoded(message) => to.put_slice(&message),
+            Answer::Instance(name, state) => {
+                let message = UpdateResponse { instance: name.to_string(), state: state_out(state).into() };
+                message.encode(to).map_err(|error| Status::internal(error.to_string()))?;
+            }
+        }
         Ok(())
     }
 }
@@ -250,7 +260,7 @@ where
     F: FnMut(Bytes) -> R,
     R: Future<Output = Result<Response<Answers>, Status>>,
 {
-    type Response = Vec<u8>;
+    type Response = Answer;
     type ResponseStream = Answers;
     type Future = R;
 
@@ -264,7 +274,7 @@ where
     F: FnMut(Streaming<Bytes>) -> R,
     R: Future<Output = Result<Response<Answers>, Status>>,
 {
-    type Response = Vec<u8>;
+    type Response = Answer;
     type ResponseStream = Answers;
     type Future = R;
 
@@ -284,7 +294,7 @@ fn note(path: &str, status: &Status) {
 }
 
 /// A stream without messages that ends with `end`.
-fn silence(end: impl Future<Output = ()> + Send) -> impl Stream<Item = Result<Vec<u8>, Status>> + Send {
+fn silence(end: impl Future<Output = ()> + Send) -> impl Stream<Item = Result<Answer, Status>> + Send {
     stream::once_future(end).filter_map(|()| None)
 }
 

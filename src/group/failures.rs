@@ -201,7 +201,14 @@ impl Group {
         self.try_later(key, error, |attempts| &mut attempts.delete, most);
     }
 
-    fn try_later(&mut self, key: Key, error: &VcdError, of: fn(&mut Attempts) -> &mut Backoff, most: Duration) {
+    /// Another try after a pause that grows with each failure.
+    pub(super) fn try_later(
+        &mut self,
+        key: Key,
+        error: &VcdError,
+        of: fn(&mut Attempts) -> &mut Backoff,
+        most: Duration,
+    ) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let backoff = of(&mut i.attempts);
         let pause = pause(Some(error.kind), backoff.tries, most);

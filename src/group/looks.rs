@@ -2,7 +2,7 @@
 
 use super::answers::{LOOK_PAUSE, wrong_reply};
 use super::instance::{Desired, Kind, Observed, Operation, Origin, Stage};
-use super::limits::{DELETE_RETRY_MAX, RETRY_BASE, RETRY_MAX, doubled};
+use super::limits::{DELETE_RETRY_MAX, RETRY_MAX, doubled};
 use super::next::UNKNOWN_WINDOW;
 use super::polls::down;
 use super::time::Stopwatch;
@@ -300,7 +300,6 @@ impl Group {
 
     /// A lookup of a vApp that is to be deleted: wait for a task that works on it. A foreign VM in it prevents the delete.
     fn going_seen(&mut self, key: Key, seen: cloud::Vapp) {
-        let (now, clock) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
         let Observed::Vapp(vapp) = &mut i.observed else { return };
         vapp.doubt = false;
@@ -309,37 +308,33 @@ impl Group {
             vapp.removal = Removal::Stop;
         }
         if vapp.shared {
-            let name = i.name.clone();
-            let text =
-                "it contains another VM, so the plugin does not delete it. Move that VM to another vApp".to_string();
-            let what = format!("delete vApp {name}");
-            let pause = doubled(RETRY_BASE, i.attempts.delete.tries, DELETE_RETRY_MAX);
-            i.attempts.delete.fail(now, &mut self.rng, pause);
-            if let Some(vapp) = i.vapp_mut() {
-                vapp.document = None;
-            }
-            let error = VcdError::own(ErrorKind::State, what, text);
-            return self.blame(key, &error, "next lookup later");
+            vapp.document = None;
+            let text = "it contains another VM, so the plugin does not delete it. Move that VM to another vApp";
+            let error = VcdError::own(ErrorKind::State, format!("delete vApp {}", i.name), text);
+            return self.try_later(key, &error, |attempts| &mut attempts.delete, DELETE_RETRY_MAX);
         }
-        if let Some(task) = seen.tasks.into_iter().next() {
-            let stage = Stage::Task { task, cancelled: false, found: true };
-            i.operation = Some(Operation::new(Kind::Other, stage, None, now, clock));
-        }
+        self.found_task(key, &seen);
+    }
+
+    /// True if a task works on it: the task is an operation of the instance until it ends.
+    fn found_task(&mut self, key: Key, seen: &cloud::Vapp) -> bool {
+        let (now, clock) = (self.now, self.sight.at(self.now));
+        let Some((i, task)) = self.instances.get_mut(&key).zip(seen.tasks.first()) else { return false };
+        let stage = Stage::Task { task: task.clone(), cancelled: false, found: true };
+        i.operation = Some(Operation::new(Kind::Other, stage, None, now, clock));
+        true
     }
 
     /// A lookup of a wanted instance without an operation.
     fn settled_seen(&mut self, key: Key, seen: &cloud::Vapp) {
-        let (now, clock) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
         let wants_suspended = i.desired == Desired::Suspended;
         let Observed::Vapp(vapp) = &mut i.observed else { return };
         let missing = vapp.is_found();
         let doubt = std::mem::take(&mut vapp.doubt);
         if doubt && vapp.guest.has_run() && !seen.tasks.is_empty() {
-            let task = seen.tasks.first().cloned();
-            let stage = task.map(|task| Stage::Task { task, cancelled: false, found: true });
             vapp.doubt = true;
-            i.operation = stage.map(|stage| Operation::new(Kind::Other, stage, None, now, clock));
+            self.found_task(key, seen);
             return;
         }
         match (&vapp.guest, seen.power) {
@@ -385,14 +380,11 @@ impl Group {
 
     /// A lookup of a VM that was created and not yet powered on: what it still lacks, or what remains of a failed create.
     fn new_seen(&mut self, key: Key, power: Power, seen: &cloud::Vapp) {
-        let (now, clock) = (self.now, self.sight.at(self.now));
-        let Some(i) = self.instances.get_mut(&key) else { return };
-        if let Some(task) = seen.tasks.first() {
-            let stage = Stage::Task { task: task.clone(), cancelled: false, found: true };
-            i.operation = Some(Operation::new(Kind::Other, stage, None, now, clock));
+        if self.found_task(key, seen) {
             return;
         }
-        let Observed::Vapp(vapp) = &mut i.observed else { return };
+        let now = self.now;
+        let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) else { return };
         if let Some(error) = vapp.build.failed.take() {
             if power == Power::Off && seen.made.is_some() && error.kind != ErrorKind::Aborted {
                 // VCD created it and could not power it on: one more try.

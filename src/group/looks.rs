@@ -6,8 +6,8 @@ use super::limits::{DELETE_RETRY_MAX, RETRY_MAX, doubled};
 use super::next::UNKNOWN_WINDOW;
 use super::polls::down;
 use super::time::Stopwatch;
-use super::vapp::{CHECKS, Document, Guest, Removal};
-use super::{Cause, Group, Instance, Key, Owner, Time};
+use super::vapp::{CHECKS, Guest, Removal};
+use super::{Cause, Group, Instance, Key, Time};
 use crate::cloud::{self, Answer, ErrorKind, Href, Power, Reply, VcdError};
 use log::Level;
 
@@ -40,7 +40,7 @@ impl Group {
             self.found_made(key, found, whole);
             for found in extra {
                 let mut vapp = super::vapp::Vapp::new(found.href.clone(), now);
-                (vapp.proven, vapp.document) = (true, Some(Document::of(found, now)));
+                vapp.show(found, now);
                 let mut i = Instance::new(name.clone(), Origin::Leftover, now, seen);
                 i.desired = Desired::Deleted(Cause::Leftover);
                 i.observe(vapp);
@@ -68,7 +68,8 @@ impl Group {
         let (now, seen) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
         let mut vapp = super::vapp::Vapp::new(found.href.clone(), now);
-        (vapp.proven, vapp.build.whole, vapp.document) = (true, whole, Some(Document::of(found, now)));
+        vapp.build.whole = whole;
+        vapp.show(found, now);
         match found.tasks.first() {
             Some(task) => {
                 if let Some(operation) = &mut i.operation {
@@ -167,17 +168,7 @@ impl Group {
         let going = i.goes();
         let made = matches!(&i.operation, Some(o) if matches!(o.kind, Kind::Create { .. }));
         let Observed::Vapp(vapp) = &mut i.observed else { return };
-        vapp.proven = true;
-        vapp.external = seen.made.as_ref().and_then(|made| made.external).or(vapp.external);
-        if vapp.vm.is_none() {
-            // The Go plugin's VMs have names of their own.
-            let any = vapp.labelled && !Owner::is_marked(seen.description.as_deref());
-            let own = seen.made.as_ref().filter(|made| made.own || any);
-            vapp.vm = own.map(|made| made.vm.clone());
-        }
-        let ours = vapp.vm.as_ref().is_some_and(|vm| seen.vms.contains(vm));
-        vapp.shared = seen.vms.len() > usize::from(ours);
-        vapp.document = Some(Document::of(&seen, now));
+        let ours = vapp.show(&seen, now);
         let was_there = vapp.vm.is_some() || !matches!(vapp.guest, Guest::New);
         let gone = was_there && !ours && !made && seen.tasks.is_empty();
         if gone && !going {

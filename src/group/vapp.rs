@@ -1,9 +1,9 @@
 //! The observed state of an instance's vApp, VM and guest: from operations, from lookups, and from polls, which may lag.
 
-use super::Time;
 use super::instance::Mark;
 use super::limits::Slot;
 use super::time::{Seen, Stopwatch};
+use super::{Owner, Time};
 use crate::cloud::{self, Customization, Href, Made, Power, SeenGuest, Source, VcdError, Vm, is_windows};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -265,6 +265,22 @@ impl Vapp {
             source: Source::default(),
             mark: Some(Mark::Running),
         }
+    }
+
+    /// Its own document, which shows the owner tag and all its VMs. True if one of them is the instance's.
+    pub fn show(&mut self, seen: &cloud::Vapp, now: Time) -> bool {
+        self.proven = true;
+        self.external = seen.made.as_ref().and_then(|made| made.external).or(self.external);
+        if self.vm.is_none() {
+            // The Go plugin's VMs have names of their own.
+            let any = self.labelled && !Owner::is_marked(seen.description.as_deref());
+            let own = seen.made.as_ref().filter(|made| made.own || any);
+            self.vm = own.map(|made| made.vm.clone());
+        }
+        let ours = self.vm.as_ref().is_some_and(|vm| seen.vms.contains(vm));
+        self.shared = seen.vms.len() > usize::from(ours);
+        self.document = Some(Document::of(seen, now));
+        ours
     }
 
     /// It is suspended and marked as standby.

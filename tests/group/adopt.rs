@@ -949,6 +949,28 @@ fn a_vapp_that_a_create_may_have_created_belongs_to_that_create() {
     assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec!["v/2"]));
 }
 
+#[test]
+fn a_found_vapp_with_a_persons_vm_is_not_deleted() {
+    for found_twice in [false, true] {
+        let mut play = Play::booting(|play| play.holds = vec!["create", "find"]);
+        let name = play.view().name;
+        play.release("create", Some(Err(error(ErrorKind::Ambiguous))));
+        // Polls do not show the VMs yet.
+        play.decrease(std::slice::from_ref(&name));
+        play.to(30 * SECOND);
+        let own = vapp(&shown(href(1), name.clone()));
+        let mut shared = vapp(&shown(href(2), name.clone()));
+        shared.vms.push("m/of-a-person".into());
+        play.documents.extend([(href(1), own.clone()), (href(2), shared.clone())]);
+        let found = if found_twice { vec![own, shared] } else { vec![shared] };
+        play.release("find", Some(Ok(Reply::Vapps(found))));
+        play.to(600 * SECOND);
+        let deleted = if found_twice { vec!["v/1"] } else { vec![] };
+        assert_eq!(play.deleted(), deleted, "found twice: {found_twice}");
+        assert!(play.said("contains another VM") > 0);
+    }
+}
+
 /// The outcome of a create was lost, and lookups did not find the vApp. Then polls show it while a second create and the
 /// lookup of that vApp are on the wire.
 fn late() -> Play {

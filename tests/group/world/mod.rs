@@ -32,6 +32,8 @@ pub const PREFIX: &str = "ci";
 const SETTLE: u64 = 40 * MINUTE;
 /// A failed delete is repeated after at most an hour, plus or minus a quarter. Then it has to work.
 const LONGEST_BACKOFF: u64 = 80 * MINUTE;
+/// A vApp without a VM that no instance knows is seen once an hour.
+const EMPTY: u64 = 65 * MINUTE;
 /// Maximum duration of an orderly shutdown.
 const STOP: u64 = SETTLE + LONGEST_BACKOFF;
 /// Init answers at the latest this long after its start.
@@ -330,7 +332,8 @@ impl World {
         let long = if long { LONGEST_BACKOFF } else { 0 };
         // One after another, each may take two minutes: in steps, after a failure.
         let queue = u64::from(tuning.max_size) * 2 * MINUTE / u64::from(tuning.max_creates.min(tuning.max_operations));
-        SETTLE + hung + long + queue
+        let empty = if self.model.vapps.values().any(|vapp| vapp.vms.is_empty()) { EMPTY } else { 0 };
+        SETTLE + hung + long + queue + empty
     }
 
     /// An orderly shutdown of the hosts.

@@ -1123,7 +1123,8 @@ fn a_limited_number_of_existing_foreign_vapps_is_remembered() {
         (from..from + count as u32).map(|n| Vm { description: theirs.into(), ..vm(n) }).collect()
     };
     for (count, again) in [(MAX_FOREIGN, false), (MAX_FOREIGN + 1, true)] {
-        let mut play = Play::new(policy(), others(1, count));
+        let rare = Duration::from_secs(30);
+        let mut play = Play::new(Policy { reconcile_interval: rare, ..policy() }, others(1, count));
         assert_eq!(play.said("plugin ignores it"), count, "each once");
         play.to(60 * SECOND);
         assert_eq!(play.said("plugin ignores it") > count, again, "{count}");

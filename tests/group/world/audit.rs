@@ -414,12 +414,13 @@ impl Audit {
 
     /// Creates wait for a delete on the wire: for its slot, or because it deletes a leftover.
     pub fn waits_for_deletes(&self, group: &Group, time: Time) -> bool {
-        let standing = group.standing(time);
-        let full = standing.operations.used >= standing.operations.most;
         let deletes = |request: &Request| {
             matches!(request, Request::Delete { .. } | Request::DeleteStopped { .. } | Request::Undeploy { .. })
         };
-        (full || standing.hold.is_some()) && self.wire.values().any(deletes)
+        self.wire.values().any(deletes) && {
+            let standing = group.standing(time);
+            standing.operations.used >= standing.operations.most || standing.hold.is_some()
+        }
     }
 
     pub fn cancelled(&mut self, task: TaskId, now: u64) {
@@ -512,10 +513,9 @@ impl Audit {
 
     /// After every event, while a process lives.
     pub fn check(&mut self, group: &Group, model: &Model, time: Time, now: u64) -> Result<(), String> {
-        let mut running = BTreeMap::new();
-        let mut seen = BTreeSet::new();
+        // How many of `running` and `accepted` are reported. Sets of the names would take most of the time of a run.
+        let (mut running, mut accepted) = (0, 0);
         for (name, state) in group.update() {
-            seen.insert(name.clone());
             let before = self.running.get(name).copied();
             if has_run(state) && before.is_none() && !self.own.contains(name) && !self.is_first(name) {
                 return Err(format!(
@@ -533,14 +533,19 @@ impl Audit {
                 return Err(format!("14: {name} is reported as suspended, and the host did not request it"));
             }
             if state == State::Running || (has_run(state) && may_suspend()) {
-                running.insert(name.clone(), state);
-            } else if let Some(before) = before
-                && !self.gone_for_cause(name, group, model, time)
-            {
-                let number = if before == State::Running { 6 } else { 14 };
-                return Err(format!("{number}: {name} changed from {before:?} to {state:?} without cause"));
+                running += 1;
+                if before != Some(state) {
+                    self.running.insert(name.clone(), state);
+                }
+            } else if let Some(before) = before {
+                if !self.gone_for_cause(name, group, model, time) {
+                    let number = if before == State::Running { 6 } else { 14 };
+                    return Err(format!("{number}: {name} changed from {before:?} to {state:?} without cause"));
+                }
+                self.running.remove(name);
             }
             if let Some(before) = self.accepted.get_mut(name) {
+                accepted += 1;
                 let ended = matches!(before, State::Deleted | State::Timeout);
                 if ended && state != *before {
                     return Err(format!("5: {name} changed from {before:?} to {state:?}"));
@@ -551,6 +556,10 @@ impl Audit {
                 *before = state;
             }
         }
+        if (running, accepted) == (self.running.len(), self.accepted.len()) {
+            return Ok(());
+        }
+        let seen: BTreeSet<&Name> = group.update().map(|(name, _)| name).collect();
         for (name, state) in &self.accepted {
             if !seen.contains(name) && !matches!(state, State::Deleted | State::Timeout) {
                 return Err(format!("5: {name} was {state:?} and is no longer reported"));
@@ -562,7 +571,7 @@ impl Audit {
         if let Some(name) = lost {
             return Err(format!("6: {name} ran and is no longer reported, without cause"));
         }
-        self.running = running;
+        self.running.retain(|name, _| seen.contains(name));
         Ok(())
     }
 

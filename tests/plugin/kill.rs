@@ -29,9 +29,11 @@ const BINARY: &str = env!("CARGO_BIN_EXE_fleeting-plugin-vcd");
 const SCALE: f64 = 50.0;
 /// The same during the setup of a world.
 const FAST: f64 = 20_000.0;
-/// Number of points that are tried concurrently: they wait most of the time.
-const AT_ONCE: usize = 24;
-const OF_ONE_SWEEP: usize = 6;
+/// Pause between two checks by a host: many hosts that check more often keep the processors busy.
+const LOOK: Duration = Duration::from_millis(100);
+/// Number of points that are tried concurrently, in all and of one sweep: they wait most of the time.
+const AT_ONCE: usize = 48;
+const OF_ONE_SWEEP: usize = 3;
 
 /// What happens when the kill comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -143,7 +145,7 @@ impl Host {
             if are == wanted {
                 return Ok(last.into_keys().collect());
             }
-            Timer::after(Duration::from_millis(20)).await;
+            Timer::after(LOOK).await;
         }
         panic!("waited for {states:?}, got {last:?}: {:#?}", self.plugin.log());
     }
@@ -186,7 +188,7 @@ impl Host {
                 let gone = Instant::now() + PATIENCE;
                 while self.in_vcd().len() > 2 {
                     assert!(Instant::now() < gone, "{:?}: {:#?}", self.in_vcd(), self.plugin.log());
-                    Timer::after(Duration::from_millis(20)).await;
+                    Timer::after(LOOK).await;
                 }
             }
             Scene::Shutdown => {
@@ -194,7 +196,7 @@ impl Host {
                 self.plugin.increase(1).await?;
                 while self.in_vcd().len() < 3 {
                     self.update().await?;
-                    Timer::after(Duration::from_millis(5)).await;
+                    Timer::after(Duration::from_millis(20)).await;
                 }
                 self.running.clear();
                 self.remember();
@@ -568,7 +570,7 @@ async fn try_point(point: Point) -> bool {
             if rest && ours.len() == shown.len() && shown.keys().all(|name| names.contains(name)) {
                 return true;
             }
-            Timer::after(Duration::from_millis(20)).await;
+            Timer::after(LOOK).await;
         }
     };
     let late = async {

@@ -22,12 +22,13 @@ pub async fn start(server: &Server, guest_port: u16, keys: serde_json::Value) ->
     plugin
 }
 
-/// Waits until Update shows exactly `count` instances in `state`, without deleted ones. Returns their names.
+/// Waits until Update shows exactly `count` instances in `state`, without deleted ones. Returns their names, sorted.
 pub async fn reach(plugin: &PluginProcess, count: usize, state: State) -> Vec<String> {
     let reached = async {
         loop {
             let mut instances = plugin.update().await.unwrap();
             instances.retain(|(_, state)| *state != State::Deleted);
+            instances.sort();
             if instances.len() == count && instances.iter().all(|(_, is)| *is == state) {
                 return instances.into_iter().map(|(name, _)| name).collect();
             }

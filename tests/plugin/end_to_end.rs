@@ -28,7 +28,8 @@ fn a_group_scales_up_is_used_scales_down_and_shuts_down() {
         assert_eq!(plugin.update().await.unwrap(), []);
 
         assert_eq!(plugin.increase(2).await.unwrap(), 2);
-        let at_once = plugin.update().await.unwrap();
+        let mut at_once = plugin.update().await.unwrap();
+        at_once.sort();
         assert_eq!(at_once.len(), 2, "the next Update has an id for each accepted request");
         assert!(at_once.iter().all(|(name, state)| name.starts_with("ci-") && *state == State::Creating));
         let refused = plugin.connect_info(&at_once[0].0).await.err().expect("it is not running yet");
@@ -126,7 +127,8 @@ fn a_new_process_adopts_the_vapps_of_a_dead_one() {
 
         let plugin = start(&server, guest_port, json!({})).await;
         let first = plugin.update().await.unwrap();
-        let running: Vec<String> = first.iter().map(|(name, _)| name.clone()).collect();
+        let mut running: Vec<String> = first.iter().map(|(name, _)| name.clone()).collect();
+        running.sort();
         assert_eq!(running, names, "the first Update reports what ran before");
         assert!(first.iter().all(|(_, state)| *state == State::Running));
         assert_eq!(plugin.connect_info(&names[0]).await.unwrap().connector.unwrap().username, "root");

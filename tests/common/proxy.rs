@@ -94,10 +94,15 @@ impl Proxy {
             state.mode = mode;
             state.changed = bounded(1);
         }
-        let (address, answers) =
-            (SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)), !matches!(mode, Mode::Refuse | Mode::Drop));
-        let connects = || std::net::TcpStream::connect_timeout(&address, SOON).is_ok();
-        until("the new mode of the network", || connects() == answers).await;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        // On the way to `Drop` connections are refused for a moment.
+        let fails = match mode {
+            Mode::Refuse => Some(io::ErrorKind::ConnectionRefused),
+            Mode::Drop => Some(io::ErrorKind::TimedOut),
+            _ => None,
+        };
+        let tried = || std::net::TcpStream::connect_timeout(&address, SOON).err().map(|error| error.kind());
+        until("the new mode of the network", || tried() == fails).await;
     }
 
     /// Resets all open connections, and returns when they are closed: the other sides can see it then.

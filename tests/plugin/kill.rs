@@ -619,15 +619,20 @@ async fn kill_host(world: &World, control: &str) -> bool {
         "dir": world.dir,
     });
     let log = fs::File::create(world.dir.join("log")).unwrap();
-    let mut helper = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "kill::host_process", "--ignored", "--nocapture"])
-        .env("POINT", point.to_string())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap();
-    world.trap.state.lock().unwrap().victim = Pid::from_raw(helper.id().try_into().unwrap());
+    let mut helper = {
+        // A request that comes before the victim is known waits for this.
+        let mut state = world.trap.state.lock().unwrap();
+        let helper = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "kill::host_process", "--ignored", "--nocapture"])
+            .env("POINT", point.to_string())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        state.victim = Pid::from_raw(helper.id().try_into().unwrap());
+        helper
+    };
     let mut status = None;
     let ended = || {
         status = helper.try_wait().unwrap();

@@ -36,13 +36,13 @@ const CALL_LIMIT: Duration = Duration::from_secs(20);
 /// Pause between two bytes of an answer, so that it takes minutes.
 const DRIP: Duration = Duration::from_secs(1);
 /// Pause between two checks by the host.
-const LOOK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(100);
 /// Minimum duration of a lasting fault: several polls and attempts are affected.
 const LASTS: Duration = Duration::from_secs(3);
 /// Maximum time from the end of a fault until everything is normal: in the short and in the long run.
 const LIMITS: [Duration; 2] = [Duration::from_secs(55), Duration::from_secs(9 * 60)];
 /// Number of concurrent cases in the short run.
-const AT_ONCE: usize = 40;
+const AT_ONCE: usize = 32;
 
 /// One row.
 struct Case {

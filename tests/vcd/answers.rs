@@ -248,7 +248,7 @@ fn pages_may_be_smaller_than_requested() {
 
 #[test]
 fn each_poll_shows_what_a_first_poll_would_show() {
-    let server = server_with(|o| (o.api.largest_page, o.scale) = (25, 1.0));
+    let server = server_with(|o| (o.api.largest_page, o.scale) = (25, 10.0));
     let client = open(&server);
     server.with_model(|m| m.durations.ssh = u64::MAX / 2);
     for n in 0..60 {

@@ -141,13 +141,13 @@ impl Group {
             i.age_before = i.age_before.max(Duration::from_millis(start.saturating_sub(created)));
         }
         if let Some(vapp) = i.vapp_mut() {
-            vapp.proven = true;
-            vapp.shared = seen.vms.len() > 1;
+            vapp.show(&seen, now);
+            // It would outlast the adoption.
+            vapp.document = None;
             if seen.mark == cloud::Mark::Suspended {
                 vapp.mark = Some(Mark::Suspended);
             }
             let made = seen.made.as_ref();
-            vapp.external = made.and_then(|made| made.external);
             let any = vapp.labelled && !Owner::is_marked(seen.description.as_deref());
             // The Go plugin, and programs that use its metadata entry, may return.
             self.labels |= any && self.policy.labels == Labels::Found;

@@ -299,9 +299,9 @@ impl Instance {
         boots && self.ended.is_none() && wanted && !self.goes() && self.operation.is_none()
     }
 
-    /// It is suspended, according to operations and lookups.
+    /// It is suspended, according to operations and lookups, and marked: a later process would delete it without the mark.
     pub fn is_suspended(&self) -> bool {
-        self.vapp().is_some_and(|vapp| vapp.power == Power::Suspended)
+        self.vapp().is_some_and(|vapp| vapp.power == Power::Suspended && vapp.mark == Some(Mark::Suspended))
     }
 
     /// Its vApp is to be deleted: it is not wanted, or its create failed.

@@ -312,6 +312,9 @@ impl From<'_> {
         if let Some(step) = self.rest(i, vapp) {
             return step;
         }
+        if vapp.shared {
+            return Step::GiveUp(Cause::Spoiled);
+        }
         if vapp.power != Power::Suspended {
             return self.change(i, vapp, Kind::Suspend);
         }

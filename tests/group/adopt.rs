@@ -971,6 +971,26 @@ fn a_found_vapp_with_a_persons_vm_is_not_deleted() {
     }
 }
 
+#[test]
+fn a_persons_vm_is_not_used_when_the_own_one_is_moved_away() {
+    // A person has changed the description of the own VM, and added another VM.
+    let own = Vm { description: "changed".into(), ..vm(1) };
+    let other = Vm { vm: "m/other".into(), address: Some([10, 0, 0, 9].into()), ..own.clone() };
+    let both = vec![own.clone(), other.clone()];
+    let mut play = Play::holding(policy(), both.clone(), &["look"]);
+    let document = Vapp { vms: vec![own.vm.clone(), other.vm.clone()], ..vapp(&own) };
+    play.documents.insert(href(1), document);
+    play.vms = both;
+    play.release("look", None);
+    play.holds.clear();
+    assert_eq!(play.states(), [State::Running]);
+    play.vms = vec![other.clone()];
+    play.documents.insert(href(1), Vapp { vms: vec![other.vm.clone()], made: None, ..vapp(&other) });
+    play.to(120 * SECOND);
+    assert!(play.group.reach(&name(1)).is_err() && play.states() != [State::Running]);
+    assert_eq!(play.deleted(), Vec::<&str>::new(), "the vApp holds the other VM");
+}
+
 /// The outcome of a create was lost, and lookups did not find the vApp. Then polls show it while a second create and the
 /// lookup of that vApp are on the wire.
 fn late() -> Play {

@@ -997,3 +997,20 @@ fn a_suspend_or_resume_may_be_repeated_and_is_rejected_in_other_phases() {
     let unknown = play.group.suspend(Time(play.now), &[name(9)]).refused;
     assert_eq!(unknown, ["instance ci-00000009 is not known"]);
 }
+
+#[test]
+fn a_vm_is_reported_as_suspended_when_its_mark_is_written() {
+    let mut play = Play::running();
+    // A person has suspended it: VCD has no mark.
+    play.vms[0].power = Power::Suspended;
+    let document = Vapp { mark: Mark::Running, ..vapp(&play.vms[0]) };
+    play.documents.insert(href(1), document);
+    play.holds.push("mark");
+    play.suspend();
+    play.to(60 * SECOND);
+    assert_eq!(play.states(), [State::Suspending], "a later process would delete it");
+    play.tasks = TaskState::Success;
+    play.release("mark", None);
+    play.to(90 * SECOND);
+    assert_eq!((play.states(), play.times("suspend").len()), (vec![State::Suspended], 0));
+}

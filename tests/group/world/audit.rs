@@ -3,7 +3,7 @@
 use super::pace::Pace;
 use super::plan::{MINUTE, Tuning};
 use super::vcd::{MARK, href, task_of, vapp_id};
-use fleeting_plugin_vcd::cloud::Request;
+use fleeting_plugin_vcd::cloud::{Mark, Request};
 use fleeting_plugin_vcd::group::{Group, Name, Phase, State, Ticket, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use vcd_sim::model::{Faults, GcStatus, Model, Operation, Power, TaskId, TaskStatus, Vapp, VappId, VmId};
@@ -129,7 +129,9 @@ impl Audit {
             let busy = ids.iter().any(|id| task_of(model, *id).is_some());
             // A process that may suspend keeps a suspended VM, if no foreign VM is in its vApp.
             let shared = ids.iter().filter_map(|id| model.vapps.get(id)).any(|vapp| self.is_shared(vapp));
-            let suspended = state != State::Running && (!self.suspends || shared);
+            let asleep = |vm: &VmId| model.vms.get(vm).is_some_and(|vm| vm.power == Power::Suspended);
+            let is_suspended = ids.iter().filter_map(|id| model.vapps.get(id)).any(|vapp| vapp.vms.iter().any(asleep));
+            let suspended = (state != State::Running || is_suspended) && (!self.suspends || shared);
             let for_cause = suspended || busy || self.shutdown;
             if could && !for_cause && self.there(&name, model) && !self.gone_for_cause(&name, group, model, time) {
                 return Err(format!(
@@ -492,6 +494,10 @@ impl Audit {
         let Some((_, life)) = self.ours.get(&id) else { return true };
         let (suspended, resumed, earlier) =
             (self.asked_to_suspend.contains(name), self.asked_to_resume.contains(name), *life != self.life);
+        // Suspended by a late request, or by a person, before its mark was written: the host did not see it as suspended.
+        let mark = model.vapps.get(&id).and_then(|vapp| vapp.metadata.get(MARK));
+        let marked = mark.is_some_and(|(_, value)| **value == *Mark::Suspended.to_string());
+        let unmarked = !marked && self.running.get(name) == Some(&State::Suspending);
         let up = |vm: &vcd_sim::model::Vm| match vm.power {
             // A customization that fails late, or an address that is no longer shown, is no reason to delete a running VM.
             // A process that finds it only in this state has to treat it as incomplete.
@@ -500,7 +506,7 @@ impl Audit {
             Power::On if earlier && vm.gc == GcStatus::Pending && self.clock_behind => false,
             // After a successful resume, a guest that does not answer is given up in the end.
             Power::On => !vm.host_down && ((vm.ssh && !vm.address_hidden) || !resumed),
-            Power::Suspended => suspended,
+            Power::Suspended => suspended && !(earlier && unmarked),
             Power::Off | Power::Unresolved => false,
         };
         let ours = |vapp: &Vapp| -> Vec<VmId> {

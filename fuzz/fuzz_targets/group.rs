@@ -230,7 +230,8 @@ impl Life {
         assert!(out(|request| matches!(request, Request::Tasks { .. })) <= 1);
         assert!(out(|request| matches!(request, Request::Create { .. })) <= self.max_creates, "too many creates");
 
-        let names: Vec<&Name> = self.group.update().map(|(name, _)| name).collect();
+        let mut names: Vec<&Name> = self.group.update().map(|(name, _)| name).collect();
+        names.sort();
         assert!(names.windows(2).all(|pair| pair[0] < pair[1]), "each id once");
         let views = self.group.views(self.now);
         self.journal.turn(self.now, shown, Vec::new(), said, &views);

@@ -299,7 +299,7 @@ impl Instance {
         boots && self.ended.is_none() && wanted && !self.goes() && self.operation.is_none()
     }
 
-    /// It is suspended, according to operations and lookups, and marked: a later process would delete it without the mark.
+    /// It is suspended, according to operations and lookups, and its suspend mark is written: else a later process deletes it.
     pub fn is_suspended(&self) -> bool {
         self.vapp().is_some_and(|vapp| vapp.power == Power::Suspended && vapp.mark == Some(Mark::Suspended))
     }

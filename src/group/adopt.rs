@@ -151,7 +151,7 @@ impl Group {
             let any = vapp.labelled && !Owner::is_marked(seen.description.as_deref());
             // The Go plugin, and programs that use its metadata entry, may return.
             self.labels |= any && self.policy.labels == Labels::Found;
-            found &= any || vapp.vm.is_some() || made.is_some_and(|made| made.own);
+            found &= any || vapp.vm.is_some();
             if let (Power::On, Some(guest)) = (seen.power, made.and_then(|made| made.guest.as_ref())) {
                 vapp.record = Some(Record::of_look(guest, seen.busy, vapp.record.as_ref(), now));
             }

@@ -135,9 +135,21 @@ pub(super) enum Stage {
     Unknown { since: Time, looks: u32 },
 }
 
+impl Stage {
+    /// A task that a lookup shows.
+    pub fn found(task: &Href) -> Stage {
+        Stage::Task { task: task.clone(), cancelled: false, found: true }
+    }
+}
+
 impl Operation {
     pub fn new(kind: Kind, stage: Stage, slot: Option<Slot>, now: Time, seen: Seen) -> Operation {
         Operation { kind, stage, began: now, watch: Stopwatch::start(seen), slot, stuck: None }
+    }
+
+    /// A lookup shows its task, which is watched from now on.
+    pub fn task_found(&mut self, task: &Href, seen: Seen) {
+        (self.stage, self.watch) = (Stage::found(task), Stopwatch::start(seen));
     }
 
     /// The task that the instance waits for.

@@ -5,7 +5,6 @@ use super::instance::{Desired, Kind, Observed, Operation, Origin, Stage};
 use super::limits::{DELETE_RETRY_MAX, RETRY_MAX, doubled};
 use super::next::UNKNOWN_WINDOW;
 use super::polls::down;
-use super::time::Stopwatch;
 use super::vapp::{CHECKS, Guest, Removal};
 use super::{Cause, Group, Instance, Key, Time};
 use crate::cloud::{self, Answer, ErrorKind, Href, Power, Reply, VcdError};
@@ -73,8 +72,7 @@ impl Group {
         match found.tasks.first() {
             Some(task) => {
                 if let Some(operation) = &mut i.operation {
-                    operation.stage = Stage::Task { task: task.clone(), cancelled: false, found: true };
-                    operation.watch = Stopwatch::start(seen);
+                    operation.task_found(task, seen);
                 }
             }
             None => {
@@ -239,8 +237,7 @@ impl Group {
         let Some(began) = i.operation.as_ref().map(|operation| operation.began) else { return };
         if let Some(task) = seen.tasks.first() {
             if let Some(operation) = &mut i.operation {
-                operation.stage = Stage::Task { task: task.clone(), cancelled: false, found: true };
-                operation.watch = Stopwatch::start(clock);
+                operation.task_found(task, clock);
             }
             return;
         }
@@ -311,8 +308,7 @@ impl Group {
     fn found_task(&mut self, key: Key, seen: &cloud::Vapp) -> bool {
         let (now, clock) = (self.now, self.sight.at(self.now));
         let Some((i, task)) = self.instances.get_mut(&key).zip(seen.tasks.first()) else { return false };
-        let stage = Stage::Task { task: task.clone(), cancelled: false, found: true };
-        i.operation = Some(Operation::new(Kind::Other, stage, None, now, clock));
+        i.operation = Some(Operation::new(Kind::Other, Stage::found(task), None, now, clock));
         true
     }
 

@@ -44,11 +44,10 @@ impl Group {
         (i.accepted, i.create_began) = (Stopwatch::start(seen), now);
         i.creating = i.creating.map(|_| i.accepted).or_else(|| i.vapp().map(|_| i.accepted));
         (i.attempts.change.next, i.attempts.look.next) = (now, now);
-        let power = i.vapp().map(|vapp| vapp.power);
-        let text = match (power == Some(Power::Suspended), i.vapp().is_some_and(|vapp| vapp.guest == Guest::Standby)) {
-            (true, _) => "accepted: taken from standby",
-            (false, true) => "accepted: it was about to be suspended for standby",
-            (false, false) => "accepted: it was being created for standby",
+        let text = match i.vapp() {
+            Some(vapp) if vapp.power == Power::Suspended => "accepted: taken from standby",
+            Some(vapp) if vapp.guest == Guest::Standby => "accepted: it was about to be suspended for standby",
+            _ => "accepted: it was being created for standby",
         };
         let name: Name = i.name.clone();
         self.names.insert(name, key);

@@ -2,7 +2,7 @@
 //! know of them before they are handed out. A VM that may have been used, or was powered on after its suspend, is never
 //! handed out: it is deleted.
 
-use super::instance::{Cause, Desired, Instance, Mark, Origin};
+use super::instance::{Cause, Desired, Instance, Kind, Mark, Origin};
 use super::limits::{DELETE_RETRY_MAX, RETRY_BASE, doubled};
 use super::time::Stopwatch;
 use super::vapp::{Guest, Vapp};
@@ -142,18 +142,23 @@ impl Group {
     /// The result of a poll for a VM that is ready for the pool, or in it.
     pub(super) fn seen_standby(&mut self, key: Key) {
         let now = self.now;
-        let Some(i) = self.instances.get_mut(&key) else { return };
-        let at_work = i.operation.is_some() || i.desired != Desired::Standby;
+        let Some(i) = self.instances.get_mut(&key).filter(|i| i.desired == Desired::Standby) else { return };
+        // A mark changes no power state, and its request may take minutes.
+        let at_work = i.does(|kind| !matches!(kind, Kind::Mark(_)));
+        let marks = i.operation.is_some();
         let Some(vapp) = i.vapp_mut() else { return };
         let Some(record) = &vapp.record else { return };
-        if at_work || record.busy {
+        let woken = vapp.power == Power::Suspended && matches!(record.power, Power::On | Power::Off);
+        if woken && !at_work && now - vapp.known > STANDBY_LAG {
+            return self.spoil(key, "it is no longer suspended");
+        }
+        if marks || record.busy {
             return;
         }
         match (vapp.power, record.power) {
             _ if vapp.shared => self.spoil(key, "its vApp contains another VM"),
             (_, Power::Other) => self.judge(key, Power::Other, false),
             (was, is) if was == is => (vapp.against, vapp.unhealthy) = (0, None),
-            (Power::Suspended, _) if now - vapp.known > STANDBY_LAG => self.spoil(key, "it is no longer suspended"),
             // Polls lag: a lookup follows.
             _ => vapp.doubt = true,
         }

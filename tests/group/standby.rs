@@ -250,6 +250,26 @@ fn a_standby_vm_is_marked_after_its_suspend_and_again_before_its_resume() {
 }
 
 #[test]
+fn a_vm_that_is_powered_on_while_its_mark_is_written_is_never_in_standby() {
+    let mut play = Play::new(standby_policy(), Vec::new());
+    play.tasks = TaskState::Success;
+    play.holds = vec!["suspend", "mark"];
+    play.to(20 * SECOND);
+    for power in [Power::Suspended, Power::On] {
+        play.documents.values_mut().for_each(|vapp| vapp.power = power);
+        play.show(power, false);
+        if power == Power::Suspended {
+            play.release("suspend", None);
+        }
+        play.to(play.now + 10 * SECOND);
+    }
+    // Polls may lag by a minute.
+    let end = play.now + 70 * SECOND;
+    play.to(end).release("mark", None);
+    assert_eq!((play.said("in standby"), play.deleted().len()), (0, 1), "{:?}", play.said);
+}
+
+#[test]
 fn a_failed_resume_leads_to_a_new_vm_with_the_same_id() {
     let mut play = at_rest();
     play.holds.push("power_on");

@@ -4,12 +4,11 @@
 use super::failures::will_not_pass;
 use super::instance::{Desired, Kind, Mark, Operation, Question, Stage};
 use super::limits::{DELETE_RETRY_MAX, Lane, RETRY_BASE, RETRY_MAX, doubled};
-use super::next::CANCEL_PATIENCE;
+use super::next::{CANCEL_PATIENCE, UNKNOWN_WINDOW};
 use super::time::Stopwatch;
 use super::vapp::{Guest, Label, Removal, Vapp};
-
 use super::{Group, Instance, Key};
-use crate::cloud::{Answer, ErrorKind, Reply, Started, VcdError};
+use crate::cloud::{Answer, ErrorKind, Power, Reply, Started, VcdError};
 use log::Level;
 use std::time::Duration;
 
@@ -114,7 +113,7 @@ impl Group {
         if let Kind::Delete(_) = kind {
             self.delete_failed(key, error);
         }
-        let (now, stopping) = (self.now, self.stopping);
+        let (now, seen, stopping) = (self.now, self.sight.at(self.now), self.stopping);
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.attempts.look.next = match kind {
             Kind::Delete(_) => i.attempts.delete.next,
@@ -125,6 +124,9 @@ impl Group {
         }
         if let Some(operation) = &mut i.operation {
             operation.stage = Stage::Unknown { since: now, looks: 0 };
+            // VCD may still start it.
+            operation.watch = Stopwatch::start(seen);
+            operation.watch.hold(UNKNOWN_WINDOW);
             if stopping {
                 operation.slot = None;
             }
@@ -239,10 +241,12 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         match i.desired {
             Desired::Standby => return self.pool_failed(key, Some(error)),
-            Desired::Suspended => i.desired = Desired::Running,
+            Desired::Suspended => i.wake_up(),
             Desired::Running | Desired::Deleted(_) => {}
         }
-        self.blame(key, error, "not suspended, the VM keeps running");
+        // Somebody else may have suspended it.
+        let is_suspended = i.vapp().is_some_and(|vapp| vapp.power == Power::Suspended);
+        self.blame(key, error, if is_suspended { "resumed" } else { "not suspended, the VM keeps running" });
     }
 
     /// A resume failed: the plugin retries. A VM that nobody has used is created again instead.

@@ -147,11 +147,6 @@ impl Operation {
         Operation { kind, stage, began: now, watch: Stopwatch::start(seen), slot, stuck: None }
     }
 
-    /// A lookup shows its task, which is watched from now on.
-    pub fn task_found(&mut self, task: &Href, seen: Seen) {
-        (self.stage, self.watch) = (Stage::found(task), Stopwatch::start(seen));
-    }
-
     /// The task that the instance waits for.
     pub fn task(&self) -> Option<&Href> {
         match &self.stage {

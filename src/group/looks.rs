@@ -72,7 +72,7 @@ impl Group {
         match found.tasks.first() {
             Some(task) => {
                 if let Some(operation) = &mut i.operation {
-                    operation.task_found(task, seen);
+                    operation.stage = Stage::found(task);
                 }
             }
             None => {
@@ -231,13 +231,12 @@ impl Group {
 
     /// A lookup after a request with an unknown outcome. `may_come`: it may still be carried out.
     fn unknown_seen(&mut self, key: Key, kind: Kind, may_come: bool, seen: &cloud::Vapp) {
-        let clock = self.sight.at(self.now);
         let Some(i) = self.instances.get_mut(&key) else { return };
         let going = i.goes();
         let Some(began) = i.operation.as_ref().map(|operation| operation.began) else { return };
         if let Some(task) = seen.tasks.first() {
             if let Some(operation) = &mut i.operation {
-                operation.task_found(task, clock);
+                operation.stage = Stage::found(task);
             }
             return;
         }
@@ -319,6 +318,8 @@ impl Group {
         let Observed::Vapp(vapp) = &mut i.observed else { return };
         let missing = vapp.is_found();
         let doubt = std::mem::take(&mut vapp.doubt);
+        // The mark is written before each suspend.
+        let by_us = doubt && seen.mark == cloud::Mark::Suspended;
         if doubt && vapp.guest.has_run() && !seen.tasks.is_empty() {
             vapp.doubt = true;
             self.found_task(key, seen);
@@ -338,7 +339,7 @@ impl Group {
                 self.compare(key, differs);
             }
             (Guest::Ready | Guest::Returning { since: None, .. }, Power::Suspended)
-                if vapp.power != Power::Suspended && (doubt || wants_suspended) =>
+                if vapp.power != Power::Suspended && (by_us || wants_suspended) =>
             {
                 self.asleep(key)
             }
@@ -357,8 +358,7 @@ impl Group {
             (Guest::Returning { since: None, .. }, Power::On) if !seen.busy => self.stayed_on(key),
             _ => {
                 vapp.against = 0;
-                if missing && !seen.busy {
-                    // Only lookups show it.
+                if (missing || (doubt && vapp.guest == Guest::Ready)) && !seen.busy {
                     self.judge(key, seen.power, false);
                 }
             }

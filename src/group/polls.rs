@@ -260,6 +260,8 @@ impl Group {
                 vapp.held = if held && power != Power::On { vapp.held.saturating_add(1) } else { 0 };
                 match held && vapp.held <= AGAINST_BUSY {
                     true => vapp.against = 0,
+                    // The poll that it was adopted from may have lagged: its suspend mark shows who suspended it.
+                    false if power == Power::Suspended && !vapp.proven => vapp.doubt = true,
                     false => self.judge(key, power, failed),
                 }
             }

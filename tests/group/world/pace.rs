@@ -357,7 +357,8 @@ impl Audit {
         let known = (self.pace.began + ADOPTION).max(self.pace.look_failed.unwrap_or_default() + CHANGE_TIMEOUT);
         let holds = |task: &vcd_sim::model::Task| {
             let create = if is_create(task.operation) { tuning.create_timeout * MINUTE + CANCEL_PATIENCE } else { 0 };
-            let patience = create.max(SLOT_PATIENCE) + unseen;
+            // The answer to its request may have been lost.
+            let patience = create.max(SLOT_PATIENCE) + MINUTE + unseen;
             // A delete that fails again and again is always young.
             (task.start + OLD..task.start.max(known) + patience).contains(&now)
         };

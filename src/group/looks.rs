@@ -5,7 +5,7 @@ use super::instance::{Desired, Kind, Observed, Operation, Origin, Stage};
 use super::limits::{DELETE_RETRY_MAX, RETRY_MAX, doubled};
 use super::next::UNKNOWN_WINDOW;
 use super::polls::down;
-use super::vapp::{CHECKS, Guest, Removal};
+use super::vapp::{CHECKS, Guest, MISSED_POLLS, Removal};
 use super::{Cause, Group, Instance, Key, Time};
 use crate::cloud::{self, Answer, ErrorKind, Href, Power, Reply, VcdError};
 use log::Level;
@@ -168,7 +168,9 @@ impl Group {
         let Observed::Vapp(vapp) = &mut i.observed else { return };
         let ours = vapp.show(&seen, now);
         let was_there = vapp.vm.is_some() || !matches!(vapp.guest, Guest::New);
-        let gone = was_there && !ours && !made && seen.tasks.is_empty();
+        // A task may be about to add it. If the next lookup, several polls later, does not show it either, it is lost.
+        let may_come = !seen.tasks.is_empty() && vapp.patience <= MISSED_POLLS;
+        let gone = was_there && !ours && !made && !may_come;
         if gone && !going {
             return self.vm_lost(key);
         }

@@ -401,6 +401,16 @@ fn a_task_that_hangs_hides_no_vm_that_is_off() {
 }
 
 #[test]
+fn a_task_that_hangs_hides_no_vm_that_is_gone() {
+    let acts = [(0, Act::Increase(1)), (80, Act::Stuck(Stuck::Hangs, 0)), (200, Act::Admin(Admin::MoveVm, 0))];
+    let mut world = world(Tuning::default(), &acts);
+    play(&mut world, 200 * SECOND);
+    assert_eq!(count(&world, State::Running), 1);
+    play(&mut world, 450 * SECOND);
+    assert_eq!(count(&world, State::Running), 0, "{:?}", states(&world));
+}
+
+#[test]
 fn an_instance_whose_vm_has_another_description_is_still_owned() {
     let acts = [(0, Act::Increase(2)), (75, Act::Admin(Admin::DescribeVm, 0)), (80, Act::Crash(1_000))];
     let mut world = world(Tuning::default(), &acts);

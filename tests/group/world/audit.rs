@@ -193,11 +193,10 @@ impl Audit {
             let Some(vapp) = model.vapps.get(id).filter(|vapp| is_marked_standby(vapp)) else { continue };
             let on = |vm: &VmId| model.vms.get(vm).is_some_and(|vm| vm.power == Power::On && !vm.host_down);
             let own = |vm: &&VmId| !self.foreign_vms.contains_key(vm);
-            let down = |vm: &VmId| model.vms.get(vm).is_some_and(|vm| vm.host_down);
             if !self.told.contains(name) && vapp.vms.iter().filter(own).any(on) {
                 self.woken.entry(*id).or_insert(self.pace.seen_clearly);
-            } else if vapp.vms.iter().filter(own).any(down) {
-                // Polls show no power state.
+            } else if !self.is_known_to_be_woken(*id) {
+                // It is suspended again, or its host is down: VCD shows nothing of it.
                 self.woken.remove(id);
             }
         }

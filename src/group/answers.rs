@@ -123,7 +123,7 @@ impl Group {
             vapp.document = None;
         }
         if let Some(operation) = &mut i.operation {
-            operation.stage = Stage::Unknown { since: now, looks: 0 };
+            operation.stage = Stage::Unknown { until: now + UNKNOWN_WINDOW, looks: 0 };
             // VCD may still start it.
             operation.watch = Stopwatch::start(seen);
             operation.watch.hold(UNKNOWN_WINDOW);

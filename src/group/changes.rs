@@ -2,12 +2,11 @@
 
 use super::answers::wrong_reply;
 use super::instance::{Desired, Kind, Mark, Stage};
-use super::next::UNKNOWN_WINDOW;
 use super::pace::Course;
 use super::polls::watch_backoff;
 use super::time::Stopwatch;
 use super::vapp::{Guest, Removal};
-use super::{Group, Instance, Key, Time};
+use super::{Group, Instance, Key};
 use crate::cloud::{Answer, ErrorKind, Power, Reply, TaskState, VcdError};
 use log::Level;
 
@@ -78,8 +77,7 @@ impl Group {
         i.attempts.look.next = now;
         if let Some(operation) = &mut i.operation {
             // No late effect is expected any more.
-            operation.stage =
-                Stage::Unknown { since: Time(now.0.saturating_sub(UNKNOWN_WINDOW.as_millis() as u64)), looks: 0 };
+            operation.stage = Stage::Unknown { until: now, looks: 0 };
         }
     }
 

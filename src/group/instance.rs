@@ -131,8 +131,8 @@ pub(super) enum Stage {
     /// VCD's task runs. `cancelled`: VCD was requested to cancel it. `found`: a lookup showed it, so that it may be another
     /// operation's task.
     Task { task: Href, cancelled: bool, found: bool },
-    /// The answer was lost, or VCD no longer knows the task: `looks` lookups since `since`.
-    Unknown { since: Time, looks: u32 },
+    /// The answer was lost, or VCD no longer knows the task: `looks` lookups so far. VCD may carry it out `until` then.
+    Unknown { until: Time, looks: u32 },
 }
 
 impl Stage {

@@ -3,7 +3,6 @@
 use super::answers::{LOOK_PAUSE, wrong_reply};
 use super::instance::{Desired, Kind, Observed, Operation, Origin, Stage};
 use super::limits::{DELETE_RETRY_MAX, RETRY_MAX, doubled};
-use super::next::UNKNOWN_WINDOW;
 use super::polls::down;
 use super::vapp::{CHECKS, Guest, MISSED_POLLS, Removal};
 use super::{Cause, Group, Instance, Key, Time};
@@ -25,11 +24,11 @@ impl Group {
         };
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.attempts.look.reset();
-        let Some(Operation { kind: Kind::Create { whole }, stage: Stage::Unknown { since, looks }, .. }) = &i.operation
+        let Some(Operation { kind: Kind::Create { whole }, stage: Stage::Unknown { until, looks }, .. }) = &i.operation
         else {
             return;
         };
-        let (name, whole, since, looks) = (i.name.clone(), *whole, *since, looks + 1);
+        let (name, whole, until, looks) = (i.name.clone(), *whole, *until, looks + 1);
         // The query that found them may have lagged behind a new name.
         let vapps: Vec<cloud::Vapp> = vapps.into_iter().filter(|v| v.name == name).collect();
         let owns = |v: &cloud::Vapp| self.owner.owns(&v.name, v.description.as_deref(), false);
@@ -47,14 +46,16 @@ impl Group {
             }
             return;
         }
-        if vapps.iter().any(|v| !owns(v)) {
+        let is_over = now >= until && looks >= UNKNOWN_LOOKS;
+        // A foreign vApp that was known before may have the same name as the new one.
+        if vapps.iter().any(|v| !owns(v) && (is_over || !self.foreign.contains(&v.href))) {
             self.over(key);
             let text = "a vApp of another owner has this name: the plugin ignores it, and GitLab Runner requests another \
                         VM. If this comes again, use a vapp_name_prefix of your own";
             self.say_of(Level::Error, key, text.into());
             return self.delete_for(key, Cause::Timeout);
         }
-        if now - since >= UNKNOWN_WINDOW && looks >= UNKNOWN_LOOKS {
+        if is_over {
             self.over(key);
             self.say_of(Level::Info, key, "not found in VCD: the create did not work".into());
         } else {
@@ -178,8 +179,8 @@ impl Group {
             Some(operation) => match operation.stage {
                 Stage::Sent => {}
                 Stage::Task { .. } => self.task_seen(key, &seen),
-                Stage::Unknown { since, .. } => {
-                    let (kind, may_come) = (operation.kind, now < since + UNKNOWN_WINDOW);
+                Stage::Unknown { until, .. } => {
+                    let (kind, may_come) = (operation.kind, now < until);
                     self.unknown_seen(key, kind, may_come, &seen);
                 }
             },

@@ -823,6 +823,28 @@ fn a_lost_create_continues_in_the_state_that_is_found() {
 }
 
 #[test]
+fn a_vapp_that_somebody_took_does_not_hide_the_next_one_with_its_name() {
+    let mut play = Play::new();
+    play.expect("create", AT_ONCE);
+    play.answer(started(None));
+    play.expect("look", AT_ONCE);
+    let taken = |vapp: &mut Vapp| (vapp.href, vapp.description) = ("v/0".into(), Some("kept".into()));
+    play.sees(taken);
+    play.expect("create", BACKOFF);
+    assert!(play.said("the plugin no longer manages it"));
+    play.answer(failed(ErrorKind::Ambiguous));
+    for pause in [1_000, 5_000] {
+        play.after(pause, "find");
+        play.sees(taken);
+        assert_eq!(play.state(), State::Creating);
+    }
+    play.after(5_000, "find");
+    play.shows(false, false);
+    play.expect("look", AT_ONCE);
+    assert!(play.said("found in VCD: the create worked"));
+}
+
+#[test]
 fn a_vapp_that_is_already_being_deleted_is_not_used_for_a_create() {
     // The outcome of the first create was lost. Its vApp appears while the second is in progress, and is deleted.
     let mut play = Play::new();

@@ -177,7 +177,7 @@ fn an_operation_prevents_all_others() {
     for (observed, make) in OBSERVED {
         for (_, desired) in DESIRED {
             for kind in kinds {
-                for stage in [Stage::Sent, task(false), task(true), Stage::Unknown { since: NOW, looks: 0 }] {
+                for stage in [Stage::Sent, task(false), task(true), Stage::Unknown { until: NOW, looks: 0 }] {
                     let mut i = make();
                     i.desired = desired;
                     let (has_vapp, goes) = (i.vapp().is_some(), i.goes());

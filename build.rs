@@ -40,6 +40,17 @@ fn make_smaller() {
             println!("cargo::rustc-link-arg-bins={to_linker}--defsym={function}=getpid");
         }
     }
+    // Without its large tables (release/build), ring lacks two functions that its code for this processor calls. Its
+    // portable ones do the same.
+    println!("cargo::rerun-if-env-changed=CFLAGS");
+    if let Some(ring) = ring_prefix().filter(|_| variable("CFLAGS").contains("-DOPENSSL_SMALL")) {
+        for (fast, portable) in [
+            ("p256_point_mul_base_vartime", "p256_point_mul_base"),
+            ("x25519_scalar_mult_adx", "x25519_scalar_mult_generic_masked"),
+        ] {
+            println!("cargo::rustc-link-arg-bins={to_linker}--defsym={ring}{fast}={ring}{portable}");
+        }
+    }
     let for_this_machine = variable("HOST") == variable("TARGET");
     let unpacks = match &*variable("CARGO_CFG_TARGET_ENV") {
         "gnu" => for_this_machine && glibc().is_some_and(|version| version >= GLIBC_WITH_RELR),
@@ -49,6 +60,14 @@ fn make_smaller() {
     if unpacks {
         println!("cargo::rustc-link-arg-bins={to_linker}-zpack-relative-relocs");
     }
+}
+
+/// What the names of ring's C functions begin with: ring_core_0_17_14__.
+fn ring_prefix() -> Option<String> {
+    println!("cargo::rerun-if-changed=Cargo.lock");
+    let lock = std::fs::read_to_string("Cargo.lock").ok()?;
+    let (_, after) = lock.split_once("name = \"ring\"\nversion = \"")?;
+    Some(format!("ring_core_{}__", after.split('"').next()?.replace('.', "_")))
 }
 
 /// This machine's version, such as 2.36.

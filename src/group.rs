@@ -111,7 +111,7 @@ pub struct Group {
     names: BTreeMap<Name, Key>,
     next_key: Key,
     next_ticket: Ticket,
-    flights: BTreeMap<Ticket, Purpose>,
+    flights: Vec<(Ticket, Purpose)>,
     commands: VecDeque<Command>,
     slots: Slots,
     breaker: Breaker,
@@ -189,7 +189,7 @@ impl Group {
             names: BTreeMap::new(),
             next_key: 0,
             next_ticket: 0,
-            flights: BTreeMap::new(),
+            flights: Vec::new(),
             commands: VecDeque::new(),
             slots: Slots::default(),
             breaker: Breaker::default(),
@@ -425,7 +425,7 @@ impl Group {
     /// VCD's answer to the request with this `ticket`.
     pub fn answer(&mut self, now: Time, ticket: Ticket, answer: Answer) {
         self.now = now;
-        match self.flights.remove(&ticket) {
+        match self.land(ticket) {
             Some(Purpose::Poll { sent, vapps }) => self.polled(sent, vapps, answer),
             Some(Purpose::PollSome { sent }) => self.some_polled(sent, answer),
             Some(Purpose::Tasks) => self.tasks_answered(answer),
@@ -440,7 +440,7 @@ impl Group {
     /// The result of the probe with this `ticket`.
     pub fn probed(&mut self, now: Time, ticket: Ticket, result: Result<(), String>) {
         self.now = now;
-        if let Some(Purpose::Probe(key)) = self.flights.remove(&ticket) {
+        if let Some(Purpose::Probe(key)) = self.land(ticket) {
             self.probe_answered(key, result);
         }
         self.advance();
@@ -513,8 +513,13 @@ impl Group {
 
     fn fly(&mut self, purpose: Purpose) -> Ticket {
         self.next_ticket += 1;
-        self.flights.insert(self.next_ticket, purpose);
+        self.flights.push((self.next_ticket, purpose));
         self.next_ticket
+    }
+
+    fn land(&mut self, ticket: Ticket) -> Option<Purpose> {
+        let at = self.flights.iter().position(|(flight, _)| *flight == ticket)?;
+        Some(self.flights.swap_remove(at).1)
     }
 
     fn say(&mut self, level: log::Level, instance: &Instance, text: &str) {

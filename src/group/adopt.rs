@@ -9,7 +9,7 @@ use super::vapp::{CHECKS, Guest, Record, Vapp};
 use super::{Group, Instance, Key, Labels, MAX_FOREIGN, Name, OnShutdown};
 use crate::cloud::{self, Customization, Href, Poll, Power, UnixMs, Vm};
 use log::Level;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// Init waits at most this long for lookups of vApps of earlier processes. The host gives Init a minute.
@@ -46,7 +46,7 @@ impl Group {
     /// vApps in a poll that belong to no instance.
     pub(super) fn claim_all(&mut self, poll: &Poll, known: impl Fn(&str) -> bool) {
         let all = unclaimed(poll, known);
-        let mut names: BTreeMap<&str, u32> = BTreeMap::new();
+        let mut names: HashMap<&str, usize> = HashMap::new();
         for vapp in &all {
             *names.entry(vapp.name).or_default() += 1;
         }
@@ -299,42 +299,43 @@ impl Group {
     }
 }
 
-/// vApps by href.
-pub(super) fn by_href<'a>(vapps: impl IntoIterator<Item = &'a cloud::Vapp>) -> BTreeMap<&'a str, &'a cloud::Vapp> {
-    let mut all = BTreeMap::new();
-    for vapp in vapps {
-        // `collect` would add a sort to the binary: 4 KB.
-        all.insert(&*vapp.href, vapp);
-    }
-    all
+/// The place of each vApp, by its href.
+pub(super) fn by_href(vapps: &[cloud::Vapp]) -> HashMap<&str, usize> {
+    vapps.iter().enumerate().map(|(at, vapp)| (&*vapp.href, at)).collect()
 }
 
 /// Each vApp of a poll once, except those that are `known`, with the data of its VM record and its vApp record.
 fn unclaimed(poll: &Poll, known: impl Fn(&str) -> bool) -> Vec<Unclaimed<'_>> {
-    let records = by_href(poll.vapps.iter().flatten().filter(|vapp| !known(&vapp.href)));
-    let mut all: BTreeMap<&str, Unclaimed<'_>> = BTreeMap::new();
+    let vapps = poll.vapps.as_deref().unwrap_or_default();
+    let records = by_href(vapps);
+    let mut all: Vec<Unclaimed<'_>> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
     for vm in poll.vms.iter().filter(|vm| !known(&vm.vapp)) {
-        let record = records.get(&*vm.vapp);
+        let record = records.get(&*vm.vapp).and_then(|at| vapps.get(*at));
         let labelled = record.is_some_and(|vapp| vapp.labelled);
         let busy = vm.busy || record.is_some_and(|vapp| vapp.busy);
         let of_vapp = record.and_then(|vapp| vapp.description.as_deref());
         let description = of_vapp.or(Some(&vm.description));
         let (vapp, name) = (&vm.vapp, &vm.vapp_name);
         let one = Unclaimed { vapp, name, description, vm: Some(vm), created: None, labelled, busy };
-        // If a vApp contains several VMs, the one with the owner tag counts.
-        match all.entry(&vm.vapp) {
-            std::collections::btree_map::Entry::Vacant(place) => _ = place.insert(one),
-            std::collections::btree_map::Entry::Occupied(mut place) => {
-                if Owner::is_marked(Some(&vm.description)) {
-                    place.insert(one);
-                }
+        match places.get(&**vapp).and_then(|at| all.get_mut(*at)) {
+            // If a vApp contains several VMs, the one with the owner tag counts.
+            Some(place) if Owner::is_marked(Some(&vm.description)) => *place = one,
+            Some(_) => {}
+            None => {
+                places.insert(vapp, all.len());
+                all.push(one);
             }
         }
     }
-    for (href, vapp) in records {
+    for vapp in vapps.iter().filter(|vapp| !known(&vapp.href)) {
+        if places.contains_key(&*vapp.href) {
+            continue;
+        }
+        places.insert(&vapp.href, all.len());
         let (name, labelled, busy) = (&vapp.name, vapp.labelled, vapp.busy);
         let (description, created) = (vapp.description.as_deref(), vapp.created);
-        all.entry(href).or_insert(Unclaimed { vapp: &vapp.href, name, description, vm: None, created, labelled, busy });
+        all.push(Unclaimed { vapp: &vapp.href, name, description, vm: None, created, labelled, busy });
     }
-    all.into_values().collect()
+    all
 }

@@ -327,7 +327,8 @@ impl Group {
 
     /// The instance of a request or probe on the wire ([`View::key`]).
     pub fn about(&self, ticket: Ticket) -> Option<u64> {
-        match *self.flights.get(&ticket)? {
+        let (_, purpose) = self.flights.iter().find(|(flight, _)| *flight == ticket)?;
+        match *purpose {
             Purpose::Label(key) | Purpose::Probe(key) | Purpose::Operation(key) | Purpose::Question(key) => Some(key),
             Purpose::Poll { .. } | Purpose::PollSome { .. } | Purpose::Tasks => None,
         }

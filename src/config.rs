@@ -8,7 +8,6 @@ use crate::cloud::Secret;
 use crate::{access, group, vcd};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -370,7 +369,7 @@ enum Found {
 /// is a mistake then, and nobody uses the result.
 #[derive(Default)]
 struct Reading {
-    values: BTreeMap<&'static str, Found>,
+    values: Vec<(&'static str, Found)>,
     mistakes: Vec<String>,
     warnings: Vec<String>,
 }
@@ -497,8 +496,16 @@ fn object(plugin_config: &[u8]) -> Result<Map<String, Value>, String> {
 }
 
 impl Reading {
+    fn get(&self, name: &str) -> Option<&Found> {
+        self.values.iter().find(|(key, _)| *key == name).map(|(_, found)| found)
+    }
+
+    fn forget(&mut self, name: &str) {
+        self.values.retain(|(key, _)| *key != name);
+    }
+
     fn text(&self, name: &str) -> String {
-        if let Some(Found::Text(text)) = self.values.get(name) { text.clone() } else { String::new() }
+        if let Some(Found::Text(text)) = self.get(name) { text.clone() } else { String::new() }
     }
 
     /// The text, if it is set.
@@ -507,30 +514,30 @@ impl Reading {
     }
 
     fn flag(&self, name: &str) -> bool {
-        matches!(self.values.get(name), Some(Found::Flag(true)))
+        matches!(self.get(name), Some(Found::Flag(true)))
     }
 
     fn table(&self, name: &str) -> &[(String, String)] {
-        if let Some(Found::Table(table)) = self.values.get(name) { table } else { &[] }
+        if let Some(Found::Table(table)) = self.get(name) { table } else { &[] }
     }
 
     fn whole(&self, name: &str) -> u32 {
-        if let Some(Found::Whole(number)) = self.values.get(name) { *number } else { 0 }
+        if let Some(Found::Whole(number)) = self.get(name) { *number } else { 0 }
     }
 
     fn span(&self, name: &str) -> Duration {
-        if let Some(Found::Span(span)) = self.values.get(name) { *span } else { Duration::ZERO }
+        if let Some(Found::Span(span)) = self.get(name) { *span } else { Duration::ZERO }
     }
 
     /// Reads all keys of the table.
     fn read(&mut self, object: &Map<String, Value>) {
         for key in KEYS {
             match read_key(key, object.get(key.name)) {
-                Ok(found) => _ = self.values.insert(key.name, found),
+                Ok(found) => self.values.push((key.name, found)),
                 Err(mistake) => self.mistakes.push(mistake),
             }
             // A token with white space is a mistake anyway.
-            if let Some(Found::Text(text)) = self.values.get(key.name)
+            if let Some(Found::Text(text)) = self.get(key.name)
                 && text.trim() != text
                 && key.name != "token"
             {
@@ -544,7 +551,8 @@ impl Reading {
             let limits = [("max_concurrent_creates", 0), ("max_concurrent_deletes", 1)];
             let needed = limits.into_iter().filter(|(name, _)| given(name)).map(|(name, more)| self.whole(name) + more);
             let least = needed.fold(self.whole(OPERATIONS), u32::max);
-            self.values.insert(OPERATIONS, Found::Whole(least));
+            self.forget(OPERATIONS);
+            self.values.push((OPERATIONS, Found::Whole(least)));
         }
         let unknown: Vec<&String> = object.keys().filter(|name| KEYS.iter().all(|key| key.name != *name)).collect();
         for name in unknown.iter().take(MAX_UNKNOWN_NAMED) {
@@ -668,7 +676,7 @@ impl Reading {
     fn check_hardware(&mut self) {
         let has_policy = self.some("sizing_policy").is_some() || self.some("placement_policy").is_some();
         for name in ["cpu_count", "cores_per_socket", "memory_mb"] {
-            if matches!(self.values.get(name), Some(Found::Whole(0))) && !has_policy {
+            if matches!(self.get(name), Some(Found::Whole(0))) && !has_policy {
                 self.mistakes.push(format!("missing required plugin config: {name}"));
             }
         }
@@ -712,7 +720,7 @@ impl Reading {
             let text = self.text(key);
             if let Err(wrong) = vcd::check_name(kind, &text) {
                 self.mistakes.push(format!("{key}: {wrong}, found {}", shown(&text)));
-                self.values.remove(key);
+                self.forget(key);
             }
         }
     }

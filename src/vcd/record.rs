@@ -7,7 +7,7 @@ use super::xml;
 use percent_encoding::percent_decode_str;
 use roxmltree::Node;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -223,8 +223,8 @@ pub struct Written {
 /// The placeholders.
 #[derive(Default)]
 struct Disguise {
-    known: BTreeMap<String, String>,
-    counts: BTreeMap<String, usize>,
+    known: HashMap<String, String>,
+    counts: HashMap<String, usize>,
     /// Prefixes of vApp names.
     prefixes: Vec<String>,
 }
@@ -548,7 +548,7 @@ impl Disguise {
             self.word(word);
         }
         let mut known: Vec<(String, String)> = self.known.iter().map(|(from, to)| (from.clone(), to.clone())).collect();
-        known.sort_by_key(|(from, _)| std::cmp::Reverse(from.len()));
+        known.sort_by(|(one, _), (other, _)| other.len().cmp(&one.len()).then_with(|| one.cmp(other)));
         // Placeholders are not searched again: they are between control characters until the end.
         let mut marked = text;
         for (at, (from, _)) in known.iter().enumerate() {

@@ -65,7 +65,8 @@ async fn dispatch(
     deadline: Option<Instant>,
     request: http::Request<Incoming>,
 ) -> http::Response<Body> {
-    let mut grpc = Grpc::new(Bytestrings).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
+    let mut grpc =
+        Grpc::new(Bytestrings::default()).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
     if path == "/plugin.GRPCBroker/StartStream" {
         let mut stopped = Some(server.stopped());
         let broker = move |mut messages: Streaming<Bytes>| {
@@ -209,8 +210,11 @@ fn reply_in_part(message: &impl Message, name: &str, refused: &[String]) -> Resu
 }
 
 /// tonic's framing for messages that are encoded already, or not decoded yet.
-#[derive(Clone, Copy, Default)]
-struct Bytestrings;
+#[derive(Default)]
+struct Bytestrings {
+    /// One for all messages of an Update.
+    instance: UpdateResponse,
+}
 
 impl Codec for Bytestrings {
     type Encode = Answer;
@@ -219,11 +223,11 @@ impl Codec for Bytestrings {
     type Decoder = Bytestrings;
 
     fn encoder(&mut self) -> Bytestrings {
-        Bytestrings
+        Bytestrings::default()
     }
 
     fn decoder(&mut self) -> Bytestrings {
-        Bytestrings
+        Bytestrings::default()
     }
 }
 
@@ -235,8 +239,10 @@ impl Encoder for Bytestrings {
         match answer {
             Answer::Encoded(message) => to.put_slice(&message),
             Answer::Instance(name, state) => {
-                let message = UpdateResponse { instance: name.to_string(), state: state_out(state).into() };
-                message.encode(to).map_err(|error| Status::internal(error.to_string()))?;
+                self.instance.instance.clear();
+                self.instance.instance.push_str(&name);
+                self.instance.state = state_out(state).into();
+                self.instance.encode(to).map_err(|error| Status::internal(error.to_string()))?;
             }
         }
         Ok(())

@@ -7,7 +7,7 @@
 
 use crate::crypto;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
@@ -54,20 +54,20 @@ pub(super) fn config(ca_file: Option<&Path>, skip_verify: bool) -> Result<Arc<Cl
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?;
-    if skip_verify {
-        return Ok(Arc::new(
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Trusting(provider))).with_no_client_auth(),
-        ));
-    }
+    let trusted = if skip_verify { None } else { Some(trusted(ca_file)?) };
+    let verifier = Arc::new(Verifier { provider, trusted });
+    Ok(Arc::new(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()))
+}
+
+/// The public CAs, the system's, and the content of `ca_file`.
+fn trusted(ca_file: Option<&Path>) -> Result<Trusted, String> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     add_systems(&mut roots, std::env::var_os(BUNDLE_VARIABLE).map(PathBuf::from));
-    let Some(path) = ca_file else {
-        return Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()));
+    let named = match ca_file {
+        Some(path) => add(&mut roots, path).map_err(|why| format!("ca_file {}: {why}", path.display()))?,
+        None => Vec::new(),
     };
-    let named = add(&mut roots, path).map_err(|why| format!("ca_file {}: {why}", path.display()))?;
-    let by_roots = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
-    let verifier = Named { by_roots: by_roots.build().map_err(|e| e.to_string())?, named };
-    Ok(Arc::new(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()))
+    Ok(Trusted { roots, named })
 }
 
 /// Adds the CAs that the system trusts in addition to the public ones, such as a company's own CA. If the file is
@@ -165,72 +165,42 @@ pub fn read_certificates(pem: &[u8]) -> Result<usize, String> {
     add_pem(&mut roots, pem).map(|_| roots.len())
 }
 
-/// Verifies a server's certificate against the CAs. A certificate that is itself in `ca_file` needs no other CA:
-/// private installations sign their own, as CA and server in one, and no chain of CAs leads to those.
+/// Verifies a server's certificate by the functions that rustls's own verifier uses. That one would link the parser of
+/// revocation lists too, which nobody can configure.
 #[derive(Debug)]
-struct Named {
-    by_roots: Arc<WebPkiServerVerifier>,
+struct Verifier {
+    provider: Arc<CryptoProvider>,
+    /// Without it every certificate is accepted, but no wrong signature: `insecure_skip_tls_verify`.
+    trusted: Option<Trusted>,
+}
+
+#[derive(Debug)]
+struct Trusted {
+    roots: RootCertStore,
+    /// The certificates in `ca_file`. One that is itself the server's needs no other CA: private installations sign their
+    /// own, as CA and server in one, and no chain of CAs leads to those.
     named: Vec<CertificateDer<'static>>,
 }
 
-impl ServerCertVerifier for Named {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
         others: &[CertificateDer<'_>],
         name: &ServerName<'_>,
-        ocsp: &[u8],
+        _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match self.by_roots.verify_server_cert(certificate, others, name, ocsp, now) {
-            // This error comes after the check of the dates, and before that of the name.
+        let Some(Trusted { roots, named }) = &self.trusted else { return Ok(ServerCertVerified::assertion()) };
+        let parsed = ParsedCertificate::try_from(certificate)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        match verify_server_cert_signed_by_trust_anchor(&parsed, roots, others, now, algorithms) {
+            // This error comes after the check of the dates.
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(why)))
-                if why.0.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity)
-                    && self.named.contains(certificate) =>
-            {
-                verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
-                Ok(ServerCertVerified::assertion())
-            }
-            other => other,
+                if why.0.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity) && named.contains(certificate) => {}
+            other => other?,
         }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.by_roots.verify_tls12_signature(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.by_roots.verify_tls13_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.by_roots.supported_verify_schemes()
-    }
-}
-
-/// Accepts every certificate, but no wrong signature: `insecure_skip_tls_verify`.
-#[derive(Debug)]
-struct Trusting(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Trusting {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
+        verify_server_name(&parsed, name)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -240,7 +210,7 @@ impl ServerCertVerifier for Trusting {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -249,11 +219,11 @@ impl ServerCertVerifier for Trusting {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

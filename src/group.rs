@@ -39,7 +39,7 @@ use crate::cloud::{Answer, Href, Poll, Request, Source, UnixMs, VcdError};
 use instance::{Desired, Instance, Observed, Origin, Stage};
 use limits::{Backoff, Breaker, Rng, Slots, Throttle};
 use pace::Pace;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use time::{Seen, Sight};
@@ -155,7 +155,7 @@ pub struct Group {
     /// When the group started, by VCD's clock.
     vcd_start: Option<UnixMs>,
     /// vApps that match the prefix and have another owner.
-    foreign: BTreeSet<Href>,
+    foreign: HashSet<Href>,
     /// The ids of the most recently forgotten instances.
     past: VecDeque<Name>,
     wake: Option<Time>,
@@ -215,7 +215,7 @@ impl Group {
             no_force: false,
             source: first.source,
             vcd_start: first.now,
-            foreign: BTreeSet::new(),
+            foreign: HashSet::new(),
             past: VecDeque::new(),
             wake: None,
             policy,

@@ -326,19 +326,10 @@ impl World {
         let hung = self.model.vapps.values().filter(|vapp| vapp.faults.hangs).count() as u64;
         // A hanging operation keeps its slot until it is given up, in the worst case one after another.
         let hung = hung * (tuning.create_timeout + 13) * MINUTE;
-        // A delete that VCD forbids, or whose tasks fail for minutes, is not repeated for long.
-        let rare = |step: &plan::Step| match step.act {
-            plan::Act::Fault(fault, lasts, _) => {
-                fault == Fault::Forbidden || (fault == Fault::TaskFails && lasts > 5 * MINUTE)
-            }
-            _ => false,
-        };
-        let long = tuning.mended || self.plan.steps.iter().any(rare);
-        let long = if long { LONGEST_BACKOFF } else { 0 };
         // One after another, each may take two minutes: in steps, after a failure.
         let queue = u64::from(tuning.max_size) * 2 * MINUTE / u64::from(tuning.max_creates.min(tuning.max_operations));
         let empty = if self.model.vapps.values().any(|vapp| vapp.vms.is_empty()) { EMPTY } else { 0 };
-        SETTLE + hung + long + queue + empty
+        SETTLE + LONGEST_BACKOFF + hung + queue + empty
     }
 
     /// An orderly shutdown of the hosts.

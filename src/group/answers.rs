@@ -246,7 +246,11 @@ impl Group {
         }
         // Somebody else may have suspended it.
         let is_suspended = i.vapp().is_some_and(|vapp| vapp.power == Power::Suspended);
-        self.blame(key, error, if is_suspended { "resumed" } else { "not suspended, the VM keeps running" });
+        self.blame(
+            key,
+            error,
+            if is_suspended { "not suspended, the VM is resumed" } else { "not suspended, the VM keeps running" },
+        );
     }
 
     /// A resume failed: the plugin retries. A VM that nobody has used is created again instead.

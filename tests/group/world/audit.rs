@@ -488,7 +488,9 @@ impl Audit {
 
     pub fn changes(&self, id: VappId, model: &Model, what: &str) -> Result<(), String> {
         match model.vapps.get(&id) {
-            Some(vapp) if self.foreign.contains(&id) => Err(format!("3: {what} of the foreign vApp {}", vapp.name)),
+            Some(vapp) if self.foreign.contains(&id) && !is_like_the_go_plugins(id, model) => {
+                Err(format!("3: {what} of the foreign vApp {}", vapp.name))
+            }
             _ => Ok(()),
         }
     }

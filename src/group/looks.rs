@@ -361,7 +361,7 @@ impl Group {
             (Guest::Returning { since: None, .. }, Power::On) if !seen.busy => self.stayed_on(key),
             _ => {
                 vapp.against = 0;
-                if (missing || (doubt && vapp.guest == Guest::Ready)) && !seen.busy {
+                if (missing || vapp.guest == Guest::Ready) && !seen.busy {
                     self.judge(key, seen.power, false);
                 }
             }

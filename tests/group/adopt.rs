@@ -142,8 +142,11 @@ fn ten_unhealthy_minutes_end_an_instance() {
 #[test]
 fn an_instance_that_others_suspend_is_unhealthy_and_not_reported_as_suspended() {
     let mut play = Play::running();
-    play.documents.get_mut(&href(1)).unwrap().power = Power::Suspended;
-    play.to(15 * SECOND).show(Power::Suspended, false).to(30 * SECOND);
+    let document = play.documents.get_mut(&href(1)).unwrap();
+    (document.power, document.busy) = (Power::Suspended, true);
+    play.to(15 * SECOND).show(Power::Suspended, false).to(21 * SECOND);
+    assert_eq!((play.times("look").len(), play.health()), (1, Ok(())), "it may be resumed now");
+    play.to(30 * SECOND);
     assert_eq!((play.states(), play.health()), (vec![State::Running], Err("it is suspended".into())));
     let mut play = Play::booting(|_| {});
     assert_eq!(play.to(10 * SECOND).states(), [State::Running]);

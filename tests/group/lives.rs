@@ -406,6 +406,8 @@ fn a_task_that_hangs_hides_no_vm_that_is_gone() {
     let mut world = world(Tuning::default(), &acts);
     play(&mut world, 200 * SECOND);
     assert_eq!(count(&world, State::Running), 1);
+    play(&mut world, 250 * SECOND);
+    assert_eq!(count(&world, State::Running), 1, "a task may be about to add it");
     play(&mut world, 450 * SECOND);
     assert_eq!(count(&world, State::Running), 0, "{:?}", states(&world));
 }

@@ -214,6 +214,8 @@ fn reply_in_part(message: &impl Message, name: &str, refused: &[String]) -> Resu
 struct Bytestrings {
     /// One for all messages of an Update.
     instance: UpdateResponse,
+    /// Its bytes: tonic's buffer takes them faster at once than one by one.
+    bytes: Vec<u8>,
 }
 
 impl Codec for Bytestrings {
@@ -242,7 +244,9 @@ impl Encoder for Bytestrings {
                 self.instance.instance.clear();
                 self.instance.instance.push_str(&name);
                 self.instance.state = state_out(state).into();
-                self.instance.encode(to).map_err(|error| Status::internal(error.to_string()))?;
+                self.bytes.clear();
+                self.instance.encode(&mut self.bytes).map_err(|error| Status::internal(error.to_string()))?;
+                to.put_slice(&self.bytes);
             }
         }
         Ok(())

@@ -82,6 +82,21 @@ fn failed_polls_are_repeated_with_growing_pauses_and_the_recovery_is_logged_once
     assert_eq!(play.times("poll")[12..], [268, 278, 288, 298].map(|s| s * SECOND));
 }
 
+#[test]
+fn of_two_vms_in_a_vapp_the_one_with_the_owner_tag_is_adopted() {
+    for own_first in [true, false] {
+        let other = Vm { vm: "m/other".into(), description: "somebody's".into(), power: Power::Off, ..vm(1) };
+        let mut vms = vec![vm(1), other];
+        if !own_first {
+            vms.reverse();
+        }
+        let mut play = Play::new(policy(), vms);
+        play.to(1);
+        let adopted = (play.states(), play.said("found running: adopted"), play.times("look").len());
+        assert_eq!(adopted, (vec![State::Running], 1, 0), "{own_first}");
+    }
+}
+
 // Running instances.
 
 #[test]

@@ -13,6 +13,7 @@ mod common;
 mod fleet;
 mod measured;
 
+use fleeting_plugin_vcd::group::MAX_PROBES;
 use measured::Bench;
 use serde_json::{Value, json};
 use smol::Timer;
@@ -135,8 +136,8 @@ fn check(early: Taken, now: Taken) -> Result<(), String> {
     if now.threads > THREADS {
         return Err(format!("{} threads", now.threads));
     }
-    // A connection to VCD for each thread, and this program's own.
-    if now.descriptors > early.descriptors + THREADS as usize {
+    // A connection to VCD for each thread, this program's own, and the probes of login ports.
+    if now.descriptors > early.descriptors + THREADS as usize + MAX_PROBES {
         return Err(format!("descriptors have grown from {} to {}", early.descriptors, now.descriptors));
     }
     Ok(())

@@ -270,6 +270,22 @@ fn a_vm_that_is_powered_on_while_its_mark_is_written_is_never_in_standby() {
 }
 
 #[test]
+fn a_poll_that_lags_behind_the_suspend_spoils_no_standby_vm() {
+    let mut play = Play::new(standby_policy(), Vec::new());
+    play.tasks = TaskState::Success;
+    play.holds = vec!["suspend"];
+    play.to(20 * SECOND);
+    play.documents.values_mut().for_each(|vapp| vapp.power = Power::Suspended);
+    play.release("suspend", None);
+    let suspended = play.now;
+    play.holds = Vec::new();
+    // Polls show it powered on for most of a minute, and its document shows it suspended.
+    play.to(suspended + 55 * SECOND).show(Power::Suspended, false);
+    play.to(suspended + 120 * SECOND);
+    assert_eq!((play.deleted().len(), play.view().phase), (0, Phase::Standby), "{:?}", play.said);
+}
+
+#[test]
 fn a_failed_resume_leads_to_a_new_vm_with_the_same_id() {
     let mut play = at_rest();
     play.holds.push("power_on");

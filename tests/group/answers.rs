@@ -845,6 +845,18 @@ fn a_vapp_that_somebody_took_does_not_hide_the_next_one_with_its_name() {
 }
 
 #[test]
+fn a_vm_that_disappears_before_a_poll_shows_it_is_created_again() {
+    let mut play = Play::new();
+    play.expect("create", AT_ONCE);
+    play.task = TaskState::Success;
+    play.answer(started(Some("t/1")));
+    play.expect("look", 0..=3_000);
+    play.sees(|vapp| (vapp.vms, vapp.made) = (Vec::new(), None));
+    play.expect("delete", AT_ONCE);
+    assert!(play.said("its VM is no longer in its vApp"));
+}
+
+#[test]
 fn a_vapp_that_is_already_being_deleted_is_not_used_for_a_create() {
     // The outcome of the first create was lost. Its vApp appears while the second is in progress, and is deleted.
     let mut play = Play::new();

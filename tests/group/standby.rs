@@ -283,6 +283,12 @@ fn a_poll_that_lags_behind_the_suspend_spoils_no_standby_vm() {
     play.to(suspended + 55 * SECOND).show(Power::Suspended, false);
     play.to(suspended + 120 * SECOND);
     assert_eq!((play.deleted().len(), play.view().phase), (0, Phase::Standby), "{:?}", play.said);
+    // A lookup shows that it does not lag.
+    let mut play = at_rest();
+    play.documents.values_mut().for_each(|vapp| vapp.power = Power::On);
+    let next = play.now + 15 * SECOND;
+    play.show(Power::On, false).to(next);
+    assert_eq!(play.deleted().len(), 1, "{:?}", play.said);
 }
 
 #[test]

@@ -321,7 +321,7 @@ impl Group {
         let Observed::Vapp(vapp) = &mut i.observed else { return };
         let missing = vapp.is_found();
         let doubt = std::mem::take(&mut vapp.doubt);
-        // The mark is written before each suspend.
+        // Its suspend mark is written before each suspend.
         let by_us = doubt && seen.mark == cloud::Mark::Suspended;
         if doubt && vapp.guest.has_run() && !seen.tasks.is_empty() {
             vapp.doubt = true;

@@ -254,7 +254,8 @@ fn a_vm_that_is_powered_on_while_its_mark_is_written_is_never_in_standby() {
     let mut play = Play::new(standby_policy(), Vec::new());
     play.tasks = TaskState::Success;
     play.holds = vec!["suspend", "mark"];
-    play.to(20 * SECOND);
+    // No poll comes exactly a minute later.
+    play.to(23 * SECOND);
     for power in [Power::Suspended, Power::On] {
         play.documents.values_mut().for_each(|vapp| vapp.power = power);
         play.show(power, false);

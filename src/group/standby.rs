@@ -9,6 +9,7 @@ use super::vapp::{Guest, Vapp};
 use super::{Group, Key, Name};
 use crate::cloud::{self, ErrorKind, Power, Source, VcdError};
 use log::Level;
+use std::cmp::Reverse;
 use std::time::Duration;
 
 /// Polls may lag by this time: within it, a lookup checks what they show of a suspended VM.
@@ -22,13 +23,14 @@ pub const STANDBY_AT_A_TIME: usize = 1;
 impl Group {
     /// Hands out up to `n` VMs of the pool: first the VMs in standby, then those in preparation, the oldest first.
     pub(super) fn hand_out(&mut self, n: usize) -> usize {
-        let pool = || self.instances.iter().filter(|(_, i)| i.desired == Desired::Standby && !i.goes());
         let sound = |vapp: &Vapp| !vapp.doubt && !vapp.shared && vapp.unhealthy.is_none();
-        let rests = pool().filter(|(_, i)| i.stands_by() && i.vapp().is_some_and(sound));
         // A VM whose create has not started would be slower than a new one.
-        let begun = |i: &Instance| i.vapp().map_or(i.operation.is_some(), sound);
-        let begun = pool().filter(|(_, i)| !i.stands_by() && begun(i));
-        let keys: Vec<Key> = rests.chain(begun).map(|(key, _)| *key).take(n).collect();
+        let usable = |i: &Instance| !i.goes() && i.vapp().map_or(i.operation.is_some(), sound);
+        let pool = self.instances.iter().filter(|(_, i)| i.desired == Desired::Standby && usable(i));
+        // Keys do not tell the age of what was adopted: polls are sorted by name.
+        let mut pool: Vec<_> = pool.map(|(key, i)| (!i.stands_by(), Reverse(i.age(self.now)), *key)).collect();
+        pool.sort_unstable();
+        let keys: Vec<Key> = pool.into_iter().map(|(_, _, key)| key).take(n).collect();
         for key in &keys {
             self.hand_out_one(*key);
         }

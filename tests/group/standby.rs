@@ -123,6 +123,15 @@ fn a_restart_keeps_standby_vms_and_deletes_incomplete_ones() {
 }
 
 #[test]
+fn the_oldest_is_used_first_after_a_restart_too() {
+    let mut world = full(pool(3), &[(400, Act::Crash(1_000)), (460, Act::Increase(1))]);
+    let created: Vec<Name> = world.model.vapps.values().map(|vapp| vapp.name.clone()).collect();
+    assert_ne!(created.iter().min(), created.first(), "a poll, sorted by name, shows another one first");
+    play(&mut world, 500 * SECOND);
+    assert_eq!(states(&world).into_keys().collect::<Vec<Name>>(), created[..1]);
+}
+
+#[test]
 fn a_standby_vm_that_somebody_powers_on_is_never_handed_out() {
     for admin in [Admin::PowerOn, Admin::PowerOff, Admin::AddVm, Admin::DeleteVm, Admin::Rename] {
         let mut world = full(pool(1), &[(390, Act::Admin(admin, 0)), (450, Act::Increase(1))]);

@@ -260,16 +260,14 @@ impl World {
         let n = from.plugin;
         Ok(match request {
             Request::PollSome { names } => {
-                let vms = self.model.query_vms(self.who, fault);
-                let vms = vms.iter().filter(|vm| names.contains(&vm.vapp_name)).map(|vm| self.vm(vm)).collect();
+                let vms = self.vms(fault, |name| names.contains(name));
                 let clock = self.model.unix(self.now).saturating_add_signed(self.plan.policy.skew * 1000);
                 let now = (!self.has(Fault::NoDate)).then_some(clock);
                 Ok(Reply::Poll(cloud::Poll { now, vms, ..cloud::Poll::default() }))
             }
             Request::Poll { vapps } => {
                 let shown = |name: &str| name.starts_with(PREFIX) && name[PREFIX.len()..].starts_with('-');
-                let vms = self.model.query_vms(self.who, fault);
-                let vms = vms.iter().filter(|vm| shown(&vm.vapp_name)).map(|vm| self.vm(vm)).collect();
+                let vms = self.vms(fault, |name| shown(name));
                 let vapps = vapps.then(|| {
                     let records = self.model.query_vapps(self.who, fault);
                     let records = records.iter().filter(|vapp| shown(&vapp.name));
@@ -493,6 +491,14 @@ impl World {
     }
 
     // VCD's records in the types of the client.
+
+    /// Those of the vApps with such names. Sorted by name, like the answers to the client.
+    fn vms(&self, fault: Option<QueryFault>, named: impl Fn(&Arc<str>) -> bool) -> Vec<cloud::Vm> {
+        let vms = self.model.query_vms(self.who, fault);
+        let mut vms: Vec<cloud::Vm> = vms.iter().filter(|vm| named(&vm.vapp_name)).map(|vm| self.vm(vm)).collect();
+        vms.sort_by(|a, b| a.vapp_name.cmp(&b.vapp_name));
+        vms
+    }
 
     fn vm(&self, vm: &model::VmRecord) -> cloud::Vm {
         cloud::Vm {

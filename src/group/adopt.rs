@@ -318,24 +318,20 @@ fn unclaimed(poll: &Poll, known: impl Fn(&str) -> bool) -> Vec<Unclaimed<'_>> {
         let description = of_vapp.or(Some(&vm.description));
         let (vapp, name) = (&vm.vapp, &vm.vapp_name);
         let one = Unclaimed { vapp, name, description, vm: Some(vm), created: None, labelled, busy };
-        match places.get(&**vapp).and_then(|at| all.get_mut(*at)) {
+        let place = *places.entry(&**vapp).or_insert(all.len());
+        match all.get_mut(place) {
+            None => all.push(one),
             // If a vApp contains several VMs, the one with the owner tag counts.
-            Some(place) if Owner::is_marked(Some(&vm.description)) => *place = one,
+            Some(first) if Owner::is_marked(Some(&vm.description)) => *first = one,
             Some(_) => {}
-            None => {
-                places.insert(vapp, all.len());
-                all.push(one);
-            }
         }
     }
     for vapp in vapps.iter().filter(|vapp| !known(&vapp.href)) {
-        if places.contains_key(&*vapp.href) {
-            continue;
-        }
-        places.insert(&vapp.href, all.len());
         let (name, labelled, busy) = (&vapp.name, vapp.labelled, vapp.busy);
         let (description, created) = (vapp.description.as_deref(), vapp.created);
-        all.push(Unclaimed { vapp: &vapp.href, name, description, vm: None, created, labelled, busy });
+        if *places.entry(&*vapp.href).or_insert(all.len()) == all.len() {
+            all.push(Unclaimed { vapp: &vapp.href, name, description, vm: None, created, labelled, busy });
+        }
     }
     all
 }

@@ -1,12 +1,13 @@
 //! Recent durations, and when to query the end of the next operation of the same kind: rarely before the expected end,
 //! often around it, and less and less after it.
 
+use super::Time;
 use super::instance::Kind;
 use std::time::Duration;
 
 /// Pause between two queries around the expected end.
 pub const CLOSE_PAUSE: Duration = Duration::from_millis(500);
-/// The same for many operations with different ends.
+/// The same if many operations are close to their ends.
 pub const CLOSE_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Pause between two queries before the expected end: an operation may fail early.
 pub const EARLY_PAUSE: Duration = Duration::from_secs(5);
@@ -48,13 +49,36 @@ impl Pace {
         }
     }
 
-    /// The age at which to query next, if `age` was the age at the last query. `None` if no duration of this kind is known,
-    /// or it boots for longer than expected. `others`: the number of operations that are queried together.
-    pub fn next(&self, course: Course, age: Duration, others: usize) -> Option<Duration> {
+    /// The ages between which its end is expected.
+    fn end(&self, course: Course) -> Option<(Duration, Duration)> {
         let (_, lately) = self.0.iter().find(|(known, _)| *known == course)?;
         let spread = (lately.off * 2).clamp(SPREAD.0, SPREAD.1);
-        let (first, last) = (lately.mean.saturating_sub(spread), lately.mean + spread);
-        let close = (CLOSE_PAUSE * others as u32 / 2).clamp(CLOSE_PAUSE, CLOSE_PAUSE_MAX);
+        Some((lately.mean.saturating_sub(spread), lately.mean + spread))
+    }
+
+    /// When to query these next, all together, by their starts. The last query was at `last`. `blind`: when to query what has
+    /// no expected end.
+    pub fn due(
+        &self,
+        all: impl Iterator<Item = Option<(Course, Time)>> + Clone,
+        last: Time,
+        blind: Time,
+    ) -> Option<Time> {
+        let is_close = |(course, began): &(Course, Time)| {
+            let age = last - *began;
+            self.end(*course).is_some_and(|(first, last)| (first..last).contains(&age))
+        };
+        let close = all.clone().flatten().filter(is_close).count();
+        let due = |(course, began): (Course, Time)| Some(began + self.next(course, last - began, close)?);
+        all.map(|one| one.and_then(due).unwrap_or(blind)).min()
+    }
+
+    /// The age at which to query next, if `age` was the age at the last query. `None` if no duration of this kind is known,
+    /// or it boots for longer than expected. `close`: the number of operations that are queried together and close to
+    /// their ends.
+    fn next(&self, course: Course, age: Duration, close: usize) -> Option<Duration> {
+        let (first, last) = self.end(course)?;
+        let close = (CLOSE_PAUSE * close as u32 / 2).clamp(CLOSE_PAUSE, CLOSE_PAUSE_MAX);
         Some(match age {
             // The normal polls show it too.
             age if age < first && course == Course::Boot => first,
@@ -110,12 +134,20 @@ mod tests {
     }
 
     #[test]
-    fn several_operations_are_not_queried_more_often() {
+    fn several_operations_close_to_their_end_are_not_queried_more_often() {
         let mut pace = Pace::default();
         pace.learn(CREATE, ms(30_000));
-        for (others, pause) in [(0, 500), (1, 500), (2, 500), (3, 750), (4, 1_000), (128, 1_000)] {
-            assert_eq!(pace.next(CREATE, ms(30_000), others), Some(ms(30_000 + pause)), "{others}");
+        for (close, pause) in [(0, 500), (1, 500), (2, 500), (3, 750), (4, 1_000), (128, 1_000)] {
+            assert_eq!(pace.next(CREATE, ms(30_000), close), Some(ms(30_000 + pause)), "{close}");
         }
+        // Four that are not close to their ends do not count.
+        for (began, due) in [(0, 31_000), (3_000, 31_000), (3_001, 30_001), (20_000, 30_500)] {
+            let others = std::iter::repeat_n(Some((CREATE, Time(began))), 4);
+            let all = others.chain([Some((CREATE, Time(0)))]);
+            assert_eq!(pace.due(all, Time(30_000), Time(90_000)), Some(Time(due)), "{began}");
+        }
+        let boot = Some((Course::Boot, Time(0)));
+        assert_eq!(pace.due([boot, None].into_iter(), Time(1), Time(90_000)), Some(Time(90_000)), "none has ended yet");
     }
 
     #[test]

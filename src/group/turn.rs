@@ -394,7 +394,7 @@ impl Group {
             }
         }
         if load.boots > 0 && self.polls_some(load) && !self.poll_some.on_wire {
-            let due = self.boots_due(load).max(self.poll_some.not_before);
+            let due = self.boots_due().max(self.poll_some.not_before);
             if self.now >= due {
                 self.ask_some();
             } else {
@@ -414,27 +414,22 @@ impl Group {
         if load.tasks == 0 {
             return load.stuck.then_some(last + TASK_PAUSE_STUCK);
         }
-        let due = |operation: &Operation| {
-            let age = last - operation.began;
-            let next = self.pace.next(Course::Task(operation.kind), age, load.tasks);
-            next.map_or_else(|| last + task_pause(self.now - load.youngest), |next| operation.began + next)
-        };
         let operations = self.instances.values().filter_map(|i| i.operation.as_ref());
-        operations.filter(|operation| operation.stuck.is_none() && operation.task().is_some()).map(due).min()
+        let tasks = operations.filter(|operation| operation.stuck.is_none() && operation.task().is_some());
+        let tasks = tasks.map(|operation| Some((Course::Task(operation.kind), operation.began)));
+        self.pace.due(tasks, last, last + task_pause(self.now - load.youngest))
     }
 
     /// When the next poll of instances that boot is due. No poll before something can have changed: full polls continue.
-    fn boots_due(&self, load: &Load) -> Time {
-        let last = self.poll_some.last;
-        let blind = last + self.boot_pause();
-        let due = |i: &Instance| {
+    fn boots_due(&self) -> Time {
+        let (last, blind) = (self.poll_some.last, self.poll_some.last + self.boot_pause());
+        let awaited = |i: &Instance| {
             let vapp = i.vapp().filter(|vapp| !vapp.is_customized())?;
-            let awaited = vapp.record.as_ref().is_none_or(|record| !record.is_final());
-            let age = self.pace.next(Course::Boot, last - vapp.known, load.boots).filter(|_| awaited)?;
-            Some(vapp.known + age)
+            let ended = vapp.record.as_ref().is_some_and(|record| record.is_final());
+            (!ended).then_some((Course::Boot, vapp.known))
         };
         let boots = self.instances.values().filter(|i| i.boots());
-        boots.map(|i| due(i).unwrap_or(blind)).min().unwrap_or(blind)
+        self.pace.due(boots.map(|i| awaited(i)), last, blind).unwrap_or(blind)
     }
 
     /// Pause between two polls of instances that boot.

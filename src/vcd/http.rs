@@ -3,7 +3,7 @@
 
 use super::tls::NotConnected;
 #[cfg(not(fuzzing))]
-use super::tls::{Lookup, Marking, TlsConnector};
+use super::tls::{Lookup, Marking, Tcp, TlsConnector};
 use crate::cloud::{Secret, UnixMs};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rustls::ClientConfig;
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ureq::http::uri::{Authority, Scheme};
 use ureq::http::{Method, Request, Uri};
 #[cfg(not(fuzzing))]
-use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, TcpConnector};
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _};
 use ureq::{Agent, Proxy, ProxyProtocol};
 
 /// Maximum time to connect, TLS included. (The system limits the lookup of the host name.)
@@ -372,8 +372,7 @@ impl Http {
             .build();
         #[cfg(not(fuzzing))]
         let agent = {
-            let connector =
-                ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default()).chain(TlsConnector(tls));
+            let connector = ().chain(ConnectProxyConnector::default()).chain(Tcp::default()).chain(TlsConnector(tls));
             Agent::with_parts(config, Marking(connector), Lookup::default())
         };
         #[cfg(fuzzing)]

@@ -23,12 +23,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
+use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter,
+    Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, TcpConnector, Transport, TransportAdapter,
 };
-use ureq::{Error, Timeout};
+use ureq::{Agent, Error, Timeout};
 
 /// Maximum size of a `ca_file`, in bytes: some 500 certificates. Of the system's file the rest is not read.
 const MAX_CA_FILE: u64 = 1024 * 1024;
@@ -224,6 +225,50 @@ impl ServerCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Size of each of the two buffers below TLS. Whole answers are collected above it.
+const BUFFER_BELOW: usize = 8 * 1024;
+
+/// Opens a TCP connection, with small buffers if TLS follows.
+pub(super) struct Tcp {
+    connector: TcpConnector,
+    below_tls: Config,
+}
+
+impl fmt::Debug for Tcp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tcp")
+    }
+}
+
+impl Default for Tcp {
+    fn default() -> Self {
+        let below_tls =
+            Agent::config_builder().input_buffer_size(BUFFER_BELOW).output_buffer_size(BUFFER_BELOW).build();
+        Self { connector: TcpConnector::default(), below_tls }
+    }
+}
+
+impl<In: Transport> Connector<In> for Tcp {
+    type Out = <TcpConnector as Connector<In>>::Out;
+
+    fn connect(&self, details: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
+        let config = if details.needs_tls() { &self.below_tls } else { details.config };
+        let details = ConnectionDetails {
+            uri: details.uri,
+            addrs: details.addrs.clone(),
+            config,
+            request_level: details.request_level,
+            resolver: details.resolver,
+            now: details.now,
+            timeout: details.timeout,
+            current_time: details.current_time.clone(),
+            run_connector: details.run_connector.clone(),
+            register_shutdown: details.register_shutdown.clone(),
+        };
+        self.connector.connect(&details, chained)
     }
 }
 

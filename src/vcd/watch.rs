@@ -126,14 +126,18 @@ impl Client {
 
     /// The VMs in one page of a poll.
     fn vms(&self, call: &Call, got: &Received, digest: ring::digest::Digest, number: usize) -> Result<Page, VcdError> {
-        let (mut vms, mut busy_unknown) = (Vec::new(), Vec::new());
+        let (mut vms, mut busy_unknown): (Vec<Vm>, _) = (Vec::new(), Vec::new());
         let more = query::read_page(call, got, number, &mut |record| {
             let name = xml::attribute(record, "containerName").unwrap_or_default();
             let is = |name| xml::attribute(record, name) == Some("true");
             if !has_prefix(name, &self.settings.vapp_prefix) || is("isVAppTemplate") || is("isDeleted") {
                 return Ok(());
             }
-            let vm = self.vm(call, record, name)?;
+            let mut vm = self.vm(call, record, name)?;
+            if let Some(last) = vms.last() {
+                share(&mut vm.guest_os, &last.guest_os);
+                share(&mut vm.description, &last.description);
+            }
             if self.settings.is_provider() && xml::attribute(record, "isBusy").is_none() {
                 busy_unknown.push(vm.vm.clone());
             }
@@ -440,6 +444,13 @@ impl Client {
             }
             Err(e) => Err(e),
         }
+    }
+}
+
+/// Keeps one copy of a text that many records have.
+fn share(text: &mut Arc<str>, last: &Arc<str>) {
+    if text == last {
+        text.clone_from(last);
     }
 }
 

@@ -5,9 +5,11 @@ use fleeting_plugin_vcd::cloud::*;
 use fleeting_plugin_vcd::vcd::inspect::Inspector;
 use fleeting_plugin_vcd::vcd::{Client, MAX_BODY, MAX_FOUND, MAX_PAGES, Settings, Token, TokenKind};
 use serde_json::json;
+use std::collections::HashSet;
 use std::io::Read as _;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vcd_sim::Server;
 
@@ -189,8 +191,10 @@ fn every_status_of_a_task_has_a_meaning() {
 
 #[test]
 fn a_thousand_vms_are_eight_pages_and_one_that_fails_discards_the_poll() {
-    let server = server();
-    let client = open(&server);
+    // With TLS, a page is larger than the buffers below it.
+    let server = server_with(|options| options.https_listen = Some(options.listen));
+    let url = format!("{}/api", server.https_url().unwrap());
+    let client = Client::open(Settings { url, insecure_skip_tls_verify: true, ..settings(&server) }).unwrap().0;
     server.with_model(|m| m.durations.ssh = u64::MAX / 2);
     for n in 0..1000 {
         foreign(&server, &format!("ci-{n:08}"));
@@ -199,6 +203,9 @@ fn a_thousand_vms_are_eight_pages_and_one_that_fails_discards_the_poll() {
     let before = server.requests("query:vm");
     let all = poll(&client, false).unwrap();
     assert_eq!((all.vms.len(), server.requests("query:vm") - before), (1000, 8));
+    // What all VMs of a page have in common is in memory once.
+    let copies: HashSet<_> = all.vms.iter().map(|vm| Arc::as_ptr(&vm.guest_os)).collect();
+    assert_eq!(copies.len(), 8);
     for page in 1..=8 {
         for answer in [
             json!({"status": 503}),

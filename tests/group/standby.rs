@@ -289,8 +289,8 @@ fn a_poll_that_lags_behind_the_suspend_spoils_no_standby_vm() {
     play.release("suspend", None);
     let suspended = play.now;
     play.holds = Vec::new();
-    // Polls show it powered on for most of a minute, and its document shows it suspended.
-    play.to(suspended + 55 * SECOND).show(Power::Suspended, false);
+    // Polls show it powered on for a minute, and its document shows it suspended.
+    play.to(suspended + 60 * SECOND).show(Power::Suspended, false);
     play.to(suspended + 120 * SECOND);
     assert_eq!((play.deleted().len(), play.view().phase), (0, Phase::Standby), "{:?}", play.said);
     // A lookup shows that it does not lag.

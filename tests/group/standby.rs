@@ -123,6 +123,16 @@ fn a_restart_keeps_standby_vms_and_deletes_incomplete_ones() {
 }
 
 #[test]
+fn what_is_in_standby_is_used_before_what_is_prepared() {
+    let mut world = world(pool(2), &[(120, Act::Increase(1))]);
+    play(&mut world, 119 * SECOND);
+    let ready = in_standby(&world);
+    assert_eq!((ready.len(), phases(&world).len()), (1, 2), "{:?}", phases(&world));
+    play(&mut world, 121 * SECOND);
+    assert_eq!(states(&world).into_keys().collect::<Vec<Name>>(), ready);
+}
+
+#[test]
 fn the_oldest_is_used_first_after_a_restart_too() {
     let mut world = full(pool(3), &[(400, Act::Crash(1_000)), (460, Act::Increase(1))]);
     let created: Vec<Name> = world.model.vapps.values().map(|vapp| vapp.name.clone()).collect();

@@ -1029,6 +1029,18 @@ fn a_persons_vm_is_not_used_when_the_own_one_is_moved_away() {
     assert_eq!(play.deleted(), Vec::<&str>::new(), "the vApp holds the other VM");
 }
 
+#[test]
+fn the_own_vm_is_known_from_its_record() {
+    let mut play = Play::booting(|play| play.holds = vec!["look"]);
+    // VCD gives it a name of its own. A poll shows it before the lookup does.
+    play.documents.values_mut().for_each(|vapp| vapp.made.as_mut().unwrap().own = false);
+    play.to(15 * SECOND);
+    play.holds.clear();
+    play.release("look", None);
+    play.to(60 * SECOND);
+    assert_eq!((play.states(), play.said("contains another VM")), (vec![State::Running], 0), "{:?}", play.said);
+}
+
 /// The outcome of a create was lost, and lookups did not find the vApp. Then polls show it while a second create and the
 /// lookup of that vApp are on the wire.
 fn late() -> Play {

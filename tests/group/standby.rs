@@ -133,6 +133,19 @@ fn what_is_in_standby_is_used_before_what_is_prepared() {
 }
 
 #[test]
+fn a_doubtful_standby_vm_is_not_handed_out() {
+    let mut play = at_rest();
+    let doubtful = play.view().name;
+    play.holds = vec!["look"];
+    let next = play.now + 15 * SECOND;
+    play.show(Power::On, false).to(next);
+    assert_eq!((play.held.len(), play.deleted().len()), (1, 0), "it is looked up");
+    play.increase(1);
+    assert!(!play.names().contains(&doubtful), "{:?}", play.said);
+    assert_eq!(play.times("create").len(), 2);
+}
+
+#[test]
 fn the_oldest_is_used_first_after_a_restart_too() {
     let mut world = full(pool(3), &[(400, Act::Crash(1_000)), (460, Act::Increase(1))]);
     let created: Vec<Name> = world.model.vapps.values().map(|vapp| vapp.name.clone()).collect();

@@ -606,6 +606,25 @@ fn tasks_are_queried_frequently_at_first_and_by_the_youngest() {
 }
 
 #[test]
+fn only_tasks_count_for_the_pause_around_an_expected_end() {
+    let mut play = Play::new(Policy { max_operations: 9, ..lone() }, fleet(4));
+    play.to(11 * SECOND);
+    let names = play.names();
+    play.suspend_those(&names[..1]);
+    play.to(41 * SECOND);
+    play.tasks = TaskState::Success;
+    play.to(50 * SECOND);
+    play.tasks = TaskState::Running;
+    play.holds = vec!["suspend"];
+    play.suspend_those(&names[1..]);
+    play.begin("suspend", None, "t/1");
+    assert_eq!(play.held.len(), 2, "requests on the wire");
+    play.to(85 * SECOND);
+    let close: Vec<u64> = play.times("tasks").into_iter().filter(|at| *at > 82 * SECOND).collect();
+    assert!(close.len() > 4 && close.windows(2).all(|two| two[1] - two[0] == 500), "{close:?}");
+}
+
+#[test]
 fn failed_task_queries_are_repeated_with_growing_pauses() {
     let mut play = Play::new(lone(), fleet(1));
     play.to(11 * SECOND);

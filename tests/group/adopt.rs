@@ -1248,3 +1248,12 @@ fn a_port_that_does_not_answer_is_probed_frequently_at_first() {
     }
     assert_eq!(probes.last(), Some(&(60 * SECOND)));
 }
+
+#[test]
+fn a_rejected_suspend_says_what_follows() {
+    let mut play = Play::running();
+    play.holds = vec!["suspend"];
+    play.suspend();
+    play.fail("suspend", ErrorKind::Forbidden);
+    assert_eq!((play.said("not suspended, the VM keeps running"), play.said("is resumed")), (1, 0), "{:?}", play.said);
+}

@@ -138,8 +138,6 @@ fn no_secret_appears_in_any_output() {
         let mut config = fleet::plugin_config(&server);
         config["debug_server_addr"] = debug.as_str().into();
         config["reconcile_interval"] = "1s".into();
-        // The one that works need not wait for the others, whose failures may open the breaker.
-        config["max_concurrent_creates"] = 4.into();
         config["customization_script_file"] = file("script", SCRIPT).into();
         config["user_data_file"] = file("user-data", USER_DATA).into();
         config["guest_properties"] = json!({"secret-key": PROPERTY});

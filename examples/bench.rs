@@ -74,7 +74,7 @@ const STARTS: usize = 21;
 const SHARES: usize = 12;
 const SHARE_PAUSE: Duration = Duration::from_millis(5_300);
 /// The simulator begins to work on a request after this time, in seconds.
-const REQUEST: f64 = 0.1;
+const REQUEST: f64 = vcd_sim::REQUEST_MS / 1000.0;
 /// Duration of the simulator's create: copy 20 s, power on 10 s; then customization.
 const CREATE: Duration = Duration::from_secs(30);
 const CUSTOMIZATION: Duration = Duration::from_secs(25);

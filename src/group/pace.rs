@@ -66,7 +66,7 @@ impl Pace {
     ) -> Option<Time> {
         let is_close = |(course, began): &(Course, Time)| {
             let age = last - *began;
-            self.end(*course).is_some_and(|(first, last)| (first..last).contains(&age))
+            self.end(*course).is_some_and(|(from, to)| (from..to).contains(&age))
         };
         let close = all.clone().flatten().filter(is_close).count();
         let due = |(course, began): (Course, Time)| Some(began + self.next(course, last - began, close)?);
@@ -78,14 +78,14 @@ impl Pace {
     /// their ends.
     fn next(&self, course: Course, age: Duration, close: usize) -> Option<Duration> {
         let (first, last) = self.end(course)?;
-        let close = (CLOSE_PAUSE * close as u32 / 2).clamp(CLOSE_PAUSE, CLOSE_PAUSE_MAX);
+        let pause = (CLOSE_PAUSE * close as u32 / 2).clamp(CLOSE_PAUSE, CLOSE_PAUSE_MAX);
         Some(match age {
             // The normal polls show it too.
             age if age < first && course == Course::Boot => first,
             age if age < first => first.min(age + EARLY_PAUSE),
-            age if age < last => age + close,
+            age if age < last => age + pause,
             _ if course == Course::Boot => return None,
-            age => age + ((age - last) / 2).clamp(close, LATE_PAUSE.max(close)),
+            age => age + ((age - last) / 2).clamp(pause, LATE_PAUSE.max(pause)),
         })
     }
 }

@@ -137,6 +137,9 @@ impl Group {
                 // The client's last pages have the same links: one copy of each.
                 vapp.href.clone_from(&vm.vapp);
                 i.last_vapp = Some(vm.vapp.clone());
+                if let Some(own) = &mut vapp.vm {
+                    own.clone_from(&vm.vm);
+                }
                 self.seen(key, vm, vcd_now);
             }
             // A poll that was sent before the vApp was known does not show it.
@@ -162,8 +165,8 @@ impl Group {
         let judged = self.owner.judge_record(&vm.vapp_name, Some(&vm.description));
         // A foreign text may mean that the vApp has another owner now.
         let untold = vapp.labelled || vm.description.trim().is_empty();
-        if judged == Ownership::Ours || vapp.vm.is_some() {
-            vapp.vm = Some(vm.vm.clone());
+        if judged == Ownership::Ours {
+            vapp.vm.get_or_insert_with(|| vm.vm.clone());
         }
         vapp.proven = vapp.proven && (judged == Ownership::Ours || (judged == Ownership::Unsure && untold));
         let lease = [vm.undeploy_at, vm.delete_at].into_iter().flatten().min().zip(vcd_now);

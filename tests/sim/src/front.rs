@@ -31,7 +31,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Maximum duration of a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Duration of any request at VCD, in milliseconds of VCD time.
-const REQUEST_MS: f64 = 100.0;
+pub const REQUEST_MS: f64 = 100.0;
 /// Shorter bodies are not compressed.
 const MIN_PACKED: usize = 256;
 /// The clock advances the model at least this often.

@@ -57,6 +57,7 @@ mod server;
 mod tls;
 mod view;
 
+pub use front::REQUEST_MS;
 pub use guests::GuestKind;
 pub use server::{Options, Server};
 pub use tls::Certificate;

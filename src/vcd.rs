@@ -36,7 +36,7 @@ pub use watch::MAX_FOUND;
 
 use crate::cloud::{Answer, ErrorKind, Guest, Reply, Request, Secret, Source, TaskState, VcdError};
 use errors::Stage;
-use http::{Ask, Http, Received, Site};
+use http::{Ask, Digest, Http, Received, Site};
 use names::Names;
 use session::{Pass, Session};
 use std::fmt;
@@ -364,6 +364,7 @@ impl Client {
             bearer: Some(&pass.bearer),
             content: None,
             timeout: Some(LOGOUT_TIMEOUT),
+            known: None,
         };
         match self.http.exchange(&ask) {
             Ok(got) if got.status < 400 => {}
@@ -426,10 +427,10 @@ impl Client {
         url: &str,
         content: Option<(&str, &str)>,
     ) -> Result<Received, VcdError> {
-        self.send_for("application/*+xml", call, method, url, content)
+        self.send_for("application/*+xml", call, method, url, content, None)
     }
 
-    /// The same, for an answer of another media type.
+    /// The same, for an answer of another media type. `known`: see [`Ask::known`].
     fn send_for(
         &self,
         accept: &str,
@@ -437,13 +438,32 @@ impl Client {
         method: Method,
         url: &str,
         content: Option<(&str, &str)>,
+        known: Option<&Digest>,
     ) -> Result<Received, VcdError> {
         if !self.site.holds(url) {
             let why = format!("{url} is not at {}: the plugin does not follow it", self.site.root);
             return Err(VcdError::own(ErrorKind::Protocol, call.what.clone(), why));
         }
+        let exchange = |pass: &Pass| {
+            let lost = |lost| errors::lost(&call.what, call.stage(), lost);
+            let kind = match content {
+                Some((kind, _)) if !kind.is_empty() => format!("{kind};version={}", pass.version),
+                _ => String::new(),
+            };
+            let ask = Ask {
+                operation: call.operation,
+                method: method.clone(),
+                url,
+                accept: &format!("{accept};version={}", pass.version),
+                bearer: Some(&pass.bearer),
+                content: content.map(|(_, body)| (kind.as_str(), body)),
+                timeout: Some(call.timeout().map_err(lost)?),
+                known,
+            };
+            self.http.exchange(&ask).map_err(lost)
+        };
         let pass = self.pass(None, call.deadline)?;
-        let got = self.send_with(&pass, accept, call, &method, url, content)?;
+        let got = exchange(&pass)?;
         let got = match got.status {
             401 => {
                 let pass = self.pass(Some(pass.generation), call.deadline)?;
@@ -455,7 +475,7 @@ impl Client {
                     );
                     return Err(e);
                 }
-                let again = self.send_with(&pass, accept, call, &method, url, content)?;
+                let again = exchange(&pass)?;
                 if again.status == 401 {
                     let mut e = errors::refused(&call.what, call.stage(), &again);
                     e.text =
@@ -466,7 +486,7 @@ impl Client {
             }
             406 if !call.changes || errors::is_about_version(&got) => {
                 match self.session.agree_anew(&self.http, &self.site, &pass)? {
-                    Some(pass) => self.send_with(&pass, accept, call, &method, url, content)?,
+                    Some(pass) => exchange(&pass)?,
                     None => got,
                 }
             }
@@ -479,33 +499,6 @@ impl Client {
             },
             _ => Err(errors::refused(&call.what, call.stage(), &got)),
         }
-    }
-
-    fn send_with(
-        &self,
-        pass: &Pass,
-        accept: &str,
-        call: &Call,
-        method: &Method,
-        url: &str,
-        content: Option<(&str, &str)>,
-    ) -> Result<Received, VcdError> {
-        let lost = |lost| errors::lost(&call.what, call.stage(), lost);
-        let timeout = call.timeout().map_err(lost)?;
-        let kind = match content {
-            Some((kind, _)) if !kind.is_empty() => format!("{kind};version={}", pass.version),
-            _ => String::new(),
-        };
-        let ask = Ask {
-            operation: call.operation,
-            method: method.clone(),
-            url,
-            accept: &format!("{accept};version={}", pass.version),
-            bearer: Some(&pass.bearer),
-            content: content.map(|(_, body)| (kind.as_str(), body)),
-            timeout: Some(timeout),
-        };
-        self.http.exchange(&ask).map_err(lost)
     }
 
     fn pass(&self, refused: Option<u64>, deadline: Instant) -> Result<Pass, VcdError> {

@@ -299,6 +299,7 @@ mod tests {
             location: None,
             is_for_https: false,
             request_id: None,
+            digest: None,
             body: body.into(),
         }
     }

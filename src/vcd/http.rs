@@ -5,9 +5,11 @@ use super::tls::NotConnected;
 #[cfg(not(fuzzing))]
 use super::tls::{Lookup, Marking, Tcp, TlsConnector};
 use crate::cloud::{Secret, UnixMs};
+use flate2::bufread::MultiGzDecoder;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rustls::ClientConfig;
 use std::borrow::Cow;
+use std::io::Read as _;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,6 +34,8 @@ pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
 pub const MAX_BODY: u64 = 8 * 1024 * 1024;
 /// Size of each of the two buffers of a connection. The headers of an answer must fit into one.
 const BUFFER: usize = 32 * 1024;
+/// The same below TLS. Whole answers are collected above it.
+const BUFFER_BELOW: usize = 8 * 1024;
 /// An idle connection is not used for a change after this time: VCD may be about to close it, and the result of the
 /// change would be unknown.
 const MAX_IDLE_AGE: Duration = Duration::from_secs(10);
@@ -256,7 +260,12 @@ pub(super) struct Ask<'a> {
     pub(super) content: Option<(&'a str, &'a str)>,
     /// `None`: [`FIRST_TIMEOUT`].
     pub(super) timeout: Option<Duration>,
+    /// The digest of an earlier answer. The same answer is not unpacked again: its body stays empty.
+    pub(super) known: Option<&'a Digest>,
 }
+
+/// SHA-256 of a body as VCD sends it, packed or not.
+pub(super) type Digest = [u8; 32];
 
 /// One answer, of whatever status.
 #[derive(Debug)]
@@ -271,7 +280,9 @@ pub(super) struct Received {
     pub(super) is_for_https: bool,
     /// VCD's id of the request, for support.
     pub(super) request_id: Option<String>,
-    /// Empty if it is incomplete and the status is not a good one.
+    /// None if the body is incomplete.
+    pub(super) digest: Option<Digest>,
+    /// Empty if it is incomplete and the status is not a good one, and if it is known ([`Ask::known`]).
     pub(super) body: String,
 }
 
@@ -358,25 +369,30 @@ pub(super) struct Http {
 impl Http {
     /// Does no I/O. All connections use `proxy`, if there is one. Reads may be `poll_interval` apart.
     pub(super) fn new(tls: Arc<ClientConfig>, proxy: Option<Proxy>, poll_interval: Duration) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .proxy(proxy)
-            .user_agent(USER_AGENT)
-            .max_idle_age(idle_age(poll_interval))
-            .input_buffer_size(BUFFER)
-            .output_buffer_size(BUFFER)
-            .timeout_resolve(Some(CONNECT_TIMEOUT))
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_global(Some(FIRST_TIMEOUT))
-            .build();
+        let config = |buffer: usize| {
+            Agent::config_builder()
+                .http_status_as_error(false)
+                .max_redirects(0)
+                .proxy(proxy.clone())
+                .user_agent(USER_AGENT)
+                .max_idle_age(idle_age(poll_interval))
+                .input_buffer_size(buffer)
+                .output_buffer_size(buffer)
+                .timeout_resolve(Some(CONNECT_TIMEOUT))
+                .timeout_connect(Some(CONNECT_TIMEOUT))
+                .timeout_global(Some(FIRST_TIMEOUT))
+                .build()
+        };
         #[cfg(not(fuzzing))]
         let agent = {
-            let connector = ().chain(ConnectProxyConnector::default()).chain(Tcp::default()).chain(TlsConnector(tls));
-            Agent::with_parts(config, Marking(connector), Lookup::default())
+            let connector =
+                ().chain(ConnectProxyConnector::default())
+                    .chain(Tcp::new(config(BUFFER_BELOW)))
+                    .chain(TlsConnector(tls));
+            Agent::with_parts(config(BUFFER), Marking(connector), Lookup::default())
         };
         #[cfg(fuzzing)]
-        let agent = super::wire::agent(config, tls);
+        let agent = super::wire::agent(config(BUFFER), tls);
         Self { agent, most_idle: MAX_IDLE_AGE, counts: Default::default(), shown: Mutex::default() }
     }
 
@@ -454,7 +470,8 @@ impl Http {
             .method(ask.method.clone())
             .uri(ask.url)
             .header("Accept", ask.accept)
-            .header("Accept-Language", "en");
+            .header("Accept-Language", "en")
+            .header("Accept-Encoding", "gzip");
         if let Some(bearer) = ask.bearer {
             head = head.header("Authorization", format!("Bearer {bearer}"));
         }
@@ -477,7 +494,15 @@ impl Http {
         let status = answer.status();
         let now = date.and_then(|d| d.duration_since(SystemTime::UNIX_EPOCH).ok());
         let now = now.and_then(|d| UnixMs::try_from(d.as_millis()).ok());
-        let body = match answer.body_mut().with_config().limit(MAX_BODY).read_to_vec() {
+        let is_packed = header("content-encoding").is_some_and(|encoding| encoding.eq_ignore_ascii_case("gzip"));
+        let bytes = answer.body_mut().with_config().limit(MAX_BODY).read_to_vec();
+        let digest = bytes.as_ref().ok().and_then(|bytes| digest(bytes));
+        let body = match bytes {
+            Ok(_) if digest.is_some() && digest.as_ref() == ask.known => Ok(Vec::new()),
+            Ok(bytes) if is_packed => unpacked(&bytes),
+            other => other,
+        };
+        let body = match body {
             Ok(bytes) => text(bytes),
             Err(e) if status.is_success() => {
                 return Err(Lost { sent: true, text: format!("the answer ({status}) is incomplete: {e}") });
@@ -485,7 +510,7 @@ impl Http {
             Err(_) => String::new(),
         };
         let status = status.as_u16();
-        Ok(Received { status, now, retry_after, location, is_for_https: false, request_id, body })
+        Ok(Received { status, now, retry_after, location, is_for_https: false, request_id, digest, body })
     }
 
     fn send<B: ureq::AsSendBody>(
@@ -509,6 +534,17 @@ impl Http {
 /// and is too old if several take turns.
 fn idle_age(poll_interval: Duration) -> Duration {
     (poll_interval.saturating_mul(3) / 2).clamp(MAX_IDLE_AGE, MAX_IDLE_AGE_READ)
+}
+
+fn digest(bytes: &[u8]) -> Option<Digest> {
+    ring::digest::digest(&ring::digest::SHA256, bytes).as_ref().first_chunk().copied()
+}
+
+/// A body that is packed with gzip, up to [`MAX_BODY`].
+fn unpacked(packed: &[u8]) -> Result<Vec<u8>, ureq::Error> {
+    let mut body = Vec::new();
+    let read = MultiGzDecoder::new(packed).take(MAX_BODY + 1).read_to_end(&mut body)?;
+    if read as u64 > MAX_BODY { Err(ureq::Error::BodyExceedsLimit(MAX_BODY)) } else { Ok(body) }
 }
 
 /// Usually without a copy.
@@ -683,7 +719,7 @@ mod tests {
     /// One request for `url`.
     fn ask(http: &Http, url: &str, timeout: Option<Duration>) -> Result<Received, Lost> {
         let (operation, method, accept) = ("versions", Method::GET, "*/*");
-        http.exchange(&Ask { operation, method, url, accept, bearer: None, content: None, timeout })
+        http.exchange(&Ask { operation, method, url, accept, bearer: None, content: None, timeout, known: None })
     }
 
     const POLLS: Duration = Duration::from_secs(10);
@@ -739,7 +775,7 @@ mod tests {
         old.most_idle = Duration::ZERO;
         let said = |http: &Http, method: Method| {
             let (operation, accept, timeout) = ("versions", "*/*", Some(Duration::from_secs(30)));
-            let ask = Ask { operation, method, url: &url, accept, bearer: None, content: None, timeout };
+            let ask = Ask { operation, method, url: &url, accept, bearer: None, content: None, timeout, known: None };
             http.exchange(&ask).unwrap().body
         };
         for (http, methods, numbers) in [

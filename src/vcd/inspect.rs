@@ -314,7 +314,7 @@ impl Inspector {
 
     fn json(&self, call: &Call, path: &str) -> Result<serde_json::Value, VcdError> {
         let url = format!("{}{path}", self.0.site.root);
-        let got = self.0.send_for("application/json", call, Method::GET, &url, None)?;
+        let got = self.0.send_for("application/json", call, Method::GET, &url, None, None)?;
         serde_json::from_str(&got.body).map_err(|_| unusable(call, "not JSON"))
     }
 

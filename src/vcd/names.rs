@@ -298,7 +298,7 @@ impl Client {
             "{root}/cloudapi/2.0.0/vdcs/urn:vcloud:vdc:{id}/computePolicies?page=1&pageSize={MAX_POLICIES}\
              &filter=name=={value}"
         );
-        let got = self.send_for("application/json", call, Method::GET, &url, None)?;
+        let got = self.send_for("application/json", call, Method::GET, &url, None, None)?;
         let unusable = || errors::unusable(&call.what, Stage::Read, got.status, "not a list of compute policies");
         let json: serde_json::Value = serde_json::from_str(&got.body).map_err(|_| unusable())?;
         let values = json.get("values").and_then(|v| v.as_array()).ok_or_else(unusable)?;
@@ -407,7 +407,7 @@ impl Client {
     /// The newer API shows the owner of a network: a VDC, or a group of VDCs.
     fn is_of_a_group(&self, call: &Call, network: &Found) -> Search<bool> {
         let url = format!("{}/cloudapi/1.0.0/orgVdcNetworks/{}", self.site.root, Kind::Network.id_of(&network.href));
-        match self.send_for("application/json", call, Method::GET, &url, None) {
+        match self.send_for("application/json", call, Method::GET, &url, None, None) {
             Ok(got) => {
                 let json: serde_json::Value = serde_json::from_str(&got.body).unwrap_or_default();
                 let owner = json.get("ownerRef").and_then(|owner| owner.get("id")).and_then(|id| id.as_str());

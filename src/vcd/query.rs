@@ -1,7 +1,7 @@
 //! Queries: filters, pages and the values of records. The result is all pages, or an error.
 
 use super::errors::{self, Stage};
-use super::http::{Received, encode};
+use super::http::{Digest, Received, encode};
 use super::{Call, Client, xml};
 use crate::cloud::{Customization, Href, Power, UnixMs, VcdError};
 use roxmltree::Node;
@@ -102,22 +102,25 @@ impl Client {
         parameters: &str,
         take: &mut dyn FnMut(Node) -> Result<(), VcdError>,
     ) -> Result<Option<UnixMs>, VcdError> {
-        self.pages(call, kind, filter, parameters, &mut |got, page| read_page(call, got, page, take))
+        self.pages(call, kind, filter, parameters, &[], &mut |got, page| read_page(call, got, page, take))
     }
 
-    /// Passes every page and its number to `read`, which returns true if more follow, and returns VCD's clock.
+    /// Passes every page and its number to `read`, which returns true if more follow, and returns VCD's clock. `known`: the
+    /// numbers and digests of earlier pages, whose bodies are not needed.
     pub(super) fn pages(
         &self,
         call: &Call,
         kind: &'static str,
         filter: &str,
         parameters: &str,
+        known: &[(usize, Digest)],
         read: &mut dyn FnMut(&Received, usize) -> Result<bool, VcdError>,
     ) -> Result<Option<UnixMs>, VcdError> {
         let mut now = None;
         let parameters = format!("sortAsc=name{parameters}");
         for page in 1..=MAX_PAGES {
-            let got = self.fetch_page(call, kind, filter, &parameters, page)?;
+            let known = known.iter().find(|(number, _)| *number == page).map(|(_, digest)| digest);
+            let got = self.fetch_page(call, kind, filter, &parameters, page, known)?;
             let more = read(&got, page)?;
             now = now.or(got.now);
             if !more {
@@ -137,7 +140,7 @@ impl Client {
         parameters: &str,
         take: &mut dyn FnMut(Node) -> Result<(), VcdError>,
     ) -> Result<bool, VcdError> {
-        read_page(call, &self.fetch_page(call, kind, filter, parameters, 1)?, 1, take)
+        read_page(call, &self.fetch_page(call, kind, filter, parameters, 1, None)?, 1, take)
     }
 
     fn fetch_page(
@@ -147,13 +150,14 @@ impl Client {
         filter: &str,
         parameters: &str,
         page: usize,
+        known: Option<&Digest>,
     ) -> Result<Received, VcdError> {
         let url = format!(
             "{}/api/query?type={}&format=records&page={page}&pageSize={PAGE_SIZE}&{parameters}&filter={filter}",
             self.site.root,
             self.query_type(kind)
         );
-        self.send(call, Method::GET, &url, None)
+        self.send_for("application/*+xml", call, Method::GET, &url, None, known)
     }
 
     /// A link from VCD, on the configured origin.

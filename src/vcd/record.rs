@@ -136,6 +136,11 @@ pub fn start() {
     }
 }
 
+/// A recording is on: it needs whole answers.
+pub(super) fn is_on() -> bool {
+    RECORDER.get().is_some()
+}
+
 /// Records one request, if a recording is on.
 pub(super) fn note(ask: &Ask, result: &Result<Received, Lost>, took: Duration) {
     if let Some(recorder) = RECORDER.get() {
@@ -691,10 +696,10 @@ mod tests {
         let content = (!body.is_empty()).then_some(("application/x", body));
         let accept = "application/*+xml;version=38.1";
         let (operation, method) = ("poll", Method::GET);
-        let ask = Ask { operation, method, url, accept, bearer: Some("b-earer"), content, timeout: None };
+        let ask = Ask { operation, method, url, accept, bearer: Some("b-earer"), content, timeout: None, known: None };
         let (now, retry_after, location, request_id) = (None, None, Some("https://10.9.8.7/x".to_owned()), None);
         let body = answer.to_owned();
-        let got = Received { status, now, retry_after, location, is_for_https: false, request_id, body };
+        let got = Received { status, now, retry_after, location, is_for_https: false, request_id, digest: None, body };
         recording.add(&ask, &Ok(got), Duration::from_millis(7));
     }
 

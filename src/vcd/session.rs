@@ -461,6 +461,7 @@ fn agree(http: &Http, site: &Site) -> Result<Arc<str>, VcdError> {
         bearer: None,
         content: None,
         timeout: None,
+        known: None,
     };
     let got = http.exchange(&ask).map_err(|lost| errors::lost(&what, Stage::Read, lost))?;
     if got.is_for_https {
@@ -528,6 +529,7 @@ impl Trade<'_> {
             bearer: None,
             content: Some(("application/x-www-form-urlencoded", &form)),
             timeout: Some(timeout),
+            known: None,
         };
         let got = http.exchange(&ask).map_err(|lost| errors::lost(&what, Stage::Read, lost))?;
         if got.status != 200 {

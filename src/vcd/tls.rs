@@ -29,7 +29,7 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, TcpConnector, Transport, TransportAdapter,
 };
-use ureq::{Agent, Error, Timeout};
+use ureq::{Error, Timeout};
 
 /// Maximum size of a `ca_file`, in bytes: some 500 certificates. Of the system's file the rest is not read.
 const MAX_CA_FILE: u64 = 1024 * 1024;
@@ -228,10 +228,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Size of each of the two buffers below TLS. Whole answers are collected above it.
-const BUFFER_BELOW: usize = 8 * 1024;
-
-/// Opens a TCP connection, with small buffers if TLS follows.
+/// Opens a TCP connection, with the buffers of another configuration if TLS follows.
 pub(super) struct Tcp {
     connector: TcpConnector,
     below_tls: Config,
@@ -243,10 +240,8 @@ impl fmt::Debug for Tcp {
     }
 }
 
-impl Default for Tcp {
-    fn default() -> Self {
-        let below_tls =
-            Agent::config_builder().input_buffer_size(BUFFER_BELOW).output_buffer_size(BUFFER_BELOW).build();
+impl Tcp {
+    pub(super) fn new(below_tls: Config) -> Self {
         Self { connector: TcpConnector::default(), below_tls }
     }
 }

@@ -3,10 +3,10 @@
 
 use super::change::{LABEL_KEY, MARK_KEY};
 use super::errors::{self, Stage};
-use super::http::Received;
+use super::http::{Digest, Received};
 use super::query::{self, has_prefix, unix_ms};
 use super::tasks::is_over;
-use super::{Call, Client, Settings, hardware, last_part, names, properties, xml};
+use super::{Call, Client, Settings, hardware, last_part, names, properties, record, xml};
 use crate::cloud::{ErrorKind, Href, MAX_NAMES_ASKED, Made, Mark, Poll, Power, SeenGuest, Vapp, VcdError, Vm};
 use roxmltree::Node;
 use std::collections::{HashMap, HashSet};
@@ -28,9 +28,9 @@ pub const MAX_FOUND: usize = 4;
 
 /// A page of VM records in the last poll. Most pages are the same in the next poll, which need not read them again.
 pub(super) struct Page {
-    /// SHA-256 of the body.
-    digest: ring::digest::Digest,
     number: usize,
+    /// None if it cannot be compared.
+    digest: Option<Digest>,
     vms: Vec<Vm>,
     /// VMs whose records do not show whether they are busy, as for System users. The records of their vApps do.
     busy_unknown: Vec<Href>,
@@ -92,12 +92,13 @@ impl Client {
         let (mut poll, mut seen, mut unknown) = (Poll::default(), HashSet::new(), HashSet::new());
         let vms = format!("isVAppTemplate==false;vdc=={place};{}", filter("containerName"));
         let mut read: Vec<Page> = Vec::new();
-        poll.now = self.pages(call, "vm", &vms, "", &mut |got, number| {
-            let digest = ring::digest::digest(&ring::digest::SHA256, got.body.as_bytes());
-            let same = |page: &Page| page.number == number && page.digest.as_ref() == digest.as_ref();
+        let known = pages.iter().filter(|_| !record::is_on());
+        let known: Vec<_> = known.filter_map(|page| Some((page.number, page.digest?))).collect();
+        poll.now = self.pages(call, "vm", &vms, "", &known, &mut |got, number| {
+            let same = |page: &Page| page.number == number && page.digest.is_some() && page.digest == got.digest;
             let page = match pages.iter().position(same) {
                 Some(at) => pages.swap_remove(at),
-                None => self.vms(call, got, digest, number)?,
+                None => self.vms(call, got, number)?,
             };
             unknown.extend(page.busy_unknown.iter().cloned());
             // Between two pages a record may move to the next page.
@@ -125,7 +126,7 @@ impl Client {
     }
 
     /// The VMs in one page of a poll.
-    fn vms(&self, call: &Call, got: &Received, digest: ring::digest::Digest, number: usize) -> Result<Page, VcdError> {
+    fn vms(&self, call: &Call, got: &Received, number: usize) -> Result<Page, VcdError> {
         let (mut vms, mut busy_unknown): (Vec<Vm>, _) = (Vec::new(), Vec::new());
         let more = query::read_page(call, got, number, &mut |record| {
             let name = xml::attribute(record, "containerName").unwrap_or_default();
@@ -144,7 +145,7 @@ impl Client {
             vms.push(vm);
             Ok(())
         })?;
-        Ok(Page { digest, number, vms, busy_unknown, more })
+        Ok(Page { number, digest: got.digest, vms, busy_unknown, more })
     }
 
     /// Adds the vApps that only the VDC's own document lists, not the query service.

@@ -124,6 +124,15 @@ mod tests {
     }
 
     #[test]
+    fn a_boot_is_queried_only_around_its_expected_end() {
+        let mut pace = Pace::default();
+        pace.learn(Course::Boot, ms(8_000));
+        for (age, due) in [(0, Some(6_000)), (6_000, Some(6_500)), (9_999, Some(10_499)), (10_000, None)] {
+            assert_eq!(pace.next(Course::Boot, ms(age), 1), due.map(ms), "{age}");
+        }
+    }
+
+    #[test]
     fn queries_are_frequent_for_longer_if_durations_differ() {
         let close = |apart: u64| {
             let mut pace = Pace::default();

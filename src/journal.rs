@@ -130,7 +130,7 @@ pub struct Life {
     /// It was complete when GitLab Runner got it.
     taken: bool,
     /// The task that the plugin waits for: its link, operation and start.
-    task: Option<(Href, &'static str, Time)>,
+    task: Option<Box<(Href, &'static str, Time)>>,
     /// It has failed since it was last at rest: later steps may be repeats.
     trouble: bool,
     retries: u32,
@@ -295,9 +295,9 @@ impl Journal {
 
     /// The instance that waits for this task, and its operation.
     pub fn task_of(&self, task: &str) -> Option<(&Life, &'static str, Time)> {
-        let waits = |life: &&Life| life.task.as_ref().is_some_and(|(href, ..)| **href == *task);
+        let waits = |life: &&Life| life.task.as_deref().is_some_and(|(href, ..)| **href == *task);
         let life = self.lives.iter().find(waits)?;
-        life.task.as_ref().map(|(_, operation, since)| (life, *operation, *since))
+        life.task.as_deref().map(|(_, operation, since)| (life, *operation, *since))
     }
 
     fn key_of(&self, name: &Name, notes: &[Note]) -> Option<u64> {
@@ -310,12 +310,12 @@ impl Journal {
     fn settle(&mut self, note: &mut Note, now: Time) {
         let at = note.key.and_then(|key| self.lives.binary_search_by_key(&key, |life| life.key).ok());
         let Some(life) = at.and_then(|at| self.lives.get_mut(at)) else { return };
-        let ends = life.task.as_ref().is_some_and(|(href, ..)| note.task.as_ref() == Some(href));
+        let ends = life.task.as_deref().is_some_and(|(href, ..)| note.task.as_ref() == Some(href));
         if ends {
             life.task = None;
             self.tally.task(note.operation, note.took, note.error.is_some());
         } else if let Some(task) = &note.task {
-            life.task = Some((task.clone(), note.operation, now));
+            life.task = Some(Box::new((task.clone(), note.operation, now)));
         }
         if note.error.is_some() {
             life.trouble = true;
@@ -363,7 +363,7 @@ impl Journal {
             let text = format!("still {} after {} s: waits for {waits}", life.phase.name(), stayed.as_secs());
             let mut entry = Entry::new(now, Level::Info, &text);
             (entry.key, entry.name, entry.phase) = (Some(life.key), Some(life.name.clone()), Some(life.phase));
-            entry.task = life.task.as_ref().map(|(task, ..)| task.clone());
+            entry.task = life.task.as_deref().map(|(task, ..)| task.clone());
             entry.took = Some(stayed);
             entries.push(entry);
         }
@@ -510,6 +510,8 @@ impl Life {
             (entry.first, entry.times) = (old.first, old.times.saturating_add(1));
         }
         self.dropped += u64::from(self.steps.len() >= MAX_STEPS);
+        // Most of the memory of the journal is here.
+        self.steps.reserve_exact(1);
         push(&mut self.steps, entry, MAX_STEPS);
     }
 }

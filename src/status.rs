@@ -182,8 +182,9 @@ impl Status<'_> {
             );
             add(text, "docs/troubleshooting.md#what-an-instance-waits-for", false);
         }
-        all.sort_by_key(|trouble| !trouble.grave);
-        all
+        let (mut first, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|trouble| trouble.grave);
+        first.extend(rest);
+        first
     }
 
     /// The serious problems, for a health check.

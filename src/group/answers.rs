@@ -341,7 +341,9 @@ impl Group {
             // VCD accepted it, or rejected it because the task has already ended: wait for the end of the task.
             _ => {
                 let Some(i) = self.instances.get_mut(&key) else { return };
-                if let Some(Operation { stage: Stage::Task { cancelled, .. }, watch, stuck, .. }) = &mut i.operation {
+                if let Some(Operation { stage: Stage::Task { cancelled, .. }, watch, stuck, .. }) =
+                    i.operation.as_deref_mut()
+                {
                     *cancelled = true;
                     *watch = Stopwatch::start(seen);
                     if stuck.is_some() {

@@ -127,7 +127,7 @@ impl Group {
 
 impl Instance {
     /// A lookup of its hardware failed. It is not worth a long wait.
-    pub(super) fn checked_in_vain(&mut self) -> Option<u32> {
+    pub(super) fn checked_in_vain(&mut self) -> Option<u8> {
         let vapp = self.vapp_mut().filter(|vapp| vapp.is_unchecked())?;
         vapp.build.checks += 1;
         Some(vapp.build.checks)

@@ -143,8 +143,8 @@ impl Stage {
 }
 
 impl Operation {
-    pub fn new(kind: Kind, stage: Stage, slot: Option<Slot>, now: Time, seen: Seen) -> Operation {
-        Operation { kind, stage, began: now, watch: Stopwatch::start(seen), slot, stuck: None }
+    pub fn new(kind: Kind, stage: Stage, slot: Option<Slot>, now: Time, seen: Seen) -> Box<Operation> {
+        Box::new(Operation { kind, stage, began: now, watch: Stopwatch::start(seen), slot, stuck: None })
     }
 
     /// The task that the instance waits for.
@@ -192,7 +192,8 @@ pub(super) struct Instance {
     pub origin: Origin,
     pub desired: Desired,
     pub observed: Observed,
-    pub operation: Option<Operation>,
+    /// On the heap, because most instances have none.
+    pub operation: Option<Box<Operation>>,
     /// On the wire. Never at the same time as an operation's request.
     pub question: Option<Question>,
     pub attempts: Attempts,

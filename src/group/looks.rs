@@ -24,7 +24,8 @@ impl Group {
         };
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.attempts.look.reset();
-        let Some(Operation { kind: Kind::Create { whole }, stage: Stage::Unknown { until, looks }, .. }) = &i.operation
+        let Some(Operation { kind: Kind::Create { whole }, stage: Stage::Unknown { until, looks }, .. }) =
+            i.operation.as_deref()
         else {
             return;
         };
@@ -103,7 +104,7 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.attempts.look.next = now + LOOK_PAUSE;
         i.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
-        if let Some(Operation { stage: Stage::Unknown { looks, .. }, .. }) = &mut i.operation {
+        if let Some(Operation { stage: Stage::Unknown { looks, .. }, .. }) = i.operation.as_deref_mut() {
             *looks += 1;
         }
         if let Some(vapp) = i.vapp_mut() {

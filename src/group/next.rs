@@ -359,5 +359,5 @@ mod tests;
 
 /// The task that a step refers to.
 pub(super) fn task(i: &Instance) -> Option<Href> {
-    i.operation.as_ref().and_then(Operation::task).cloned()
+    i.operation.as_deref().and_then(Operation::task).cloned()
 }

@@ -14,7 +14,7 @@ pub const MISSED_POLLS: u32 = 3;
 /// Maximum number of polls between two lookups of a vApp that lookups find and polls do not show.
 pub const MISSED_POLLS_MAX: u32 = 64;
 /// Maximum number of lookups of a VM's hardware if VCD does not answer.
-pub const CHECKS: u32 = 3;
+pub const CHECKS: u8 = 3;
 /// The result of a lookup of a created VM is valid for this long: somebody may move the VM meanwhile.
 pub const DOCUMENT_AGE: Duration = Duration::from_secs(15);
 /// A guest whose customization reports nothing is ready when its login port has answered every probe for this long.
@@ -131,7 +131,7 @@ pub(super) struct Build {
     /// Its address before it was resumed. With DHCP another guest may have it now.
     pub old_address: Option<IpAddr>,
     /// Number of lookups to compare its hardware with the request. [`CHECKS`] when this is done.
-    pub checks: u32,
+    pub checks: u8,
     /// The error of its create task: a lookup shows whether the VM can still be used.
     pub failed: Option<Box<VcdError>>,
     /// The slot of a step, kept for a step that follows at once.

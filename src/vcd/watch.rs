@@ -162,7 +162,8 @@ impl Client {
                 );
             }
         };
-        let known: HashSet<&Href> = vms.iter().map(|vm| &vm.vapp).chain(all.iter().map(|vapp| &vapp.href)).collect();
+        let links = vms.iter().map(|vm| &vm.vapp).chain(all.iter().map(|vapp| &vapp.href));
+        let known: HashSet<Href> = links.cloned().collect();
         let unlisted: Vec<(String, Href)> = entities.into_iter().filter(|(_, href)| !known.contains(href)).collect();
         all.extend(unlisted.into_iter().map(|(name, href)| Vapp {
             href,

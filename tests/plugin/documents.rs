@@ -413,7 +413,7 @@ fn every_limit_is_documented_with_its_value_and_its_test() {
             else {
                 continue;
             };
-            if ["usize", "u16", "u32", "u64", "Duration"].contains(&kind) {
+            if ["usize", "u8", "u16", "u32", "u64", "Duration"].contains(&kind) {
                 let value = value.trim();
                 let time = |unit: &str| value.strip_prefix(unit)?.strip_suffix(')');
                 let value = match (time("Duration::from_secs("), time("Duration::from_millis(")) {

@@ -13,7 +13,7 @@ pub const CLOSE_PAUSE_MAX: Duration = Duration::from_secs(1);
 pub const EARLY_PAUSE: Duration = Duration::from_secs(5);
 /// Longest pause between two queries after the expected end.
 pub const LATE_PAUSE: Duration = Duration::from_secs(5);
-/// Minimum and maximum distance from the mean at which the expected end begins and finishes.
+/// Minimum and maximum distance from the median at which the expected end begins and finishes.
 pub const SPREAD: (Duration, Duration) = (Duration::from_millis(750), Duration::from_secs(3));
 
 /// Something that takes time and is polled.
@@ -29,31 +29,32 @@ pub(super) enum Course {
 #[derive(Default)]
 pub(super) struct Pace(Vec<(Course, Lately)>);
 
-/// The mean of the recent durations, and their distance from it.
-#[derive(Clone, Copy)]
-struct Lately {
-    mean: Duration,
-    off: Duration,
-}
+/// The recent durations, oldest first. Their median is expected: a hanging task says nothing about others.
+struct Lately([Duration; 5]);
 
 impl Pace {
-    /// Adds a duration. It counts as at most twice the mean, because a hanging task says nothing about others.
+    /// Adds a duration.
     pub fn learn(&mut self, course: Course, took: Duration) {
         match self.0.iter_mut().find(|(known, _)| *known == course) {
-            Some((_, lately)) => {
-                let took = took.min(lately.mean * 2);
-                lately.off = (lately.off * 3 + took.abs_diff(lately.mean)) / 4;
-                lately.mean = (lately.mean * 3 + took) / 4;
+            Some((_, Lately(all))) => {
+                let [_, b, c, d, e] = *all;
+                *all = [b, c, d, e, took];
             }
-            None => self.0.push((course, Lately { mean: took, off: took / 8 })),
+            // Others may differ by a quarter.
+            None => self.0.push((course, Lately([took - took / 4, took + took / 4, took, took, took]))),
         }
     }
 
     /// The ages between which its end is expected.
     fn end(&self, course: Course) -> Option<(Duration, Duration)> {
-        let (_, lately) = self.0.iter().find(|(known, _)| *known == course)?;
-        let spread = (lately.off * 2).clamp(SPREAD.0, SPREAD.1);
-        Some((lately.mean.saturating_sub(spread), lately.mean + spread))
+        let (_, Lately(all)) = self.0.iter().find(|(known, _)| *known == course)?;
+        let median = *all.iter().find(|one| {
+            let (less, more) = (all.iter().filter(|other| other < one), all.iter().filter(|other| other > one));
+            less.count().max(more.count()) <= all.len() / 2
+        })?;
+        let farthest = all.iter().map(|one| one.abs_diff(median)).max()?;
+        let spread = farthest.clamp(SPREAD.0, SPREAD.1);
+        Some((median.saturating_sub(spread), median + spread))
     }
 
     /// When to query these next, all together, by their starts. The last query was at `last`. `blind`: when to query what has
@@ -137,9 +138,9 @@ mod tests {
         let close = |apart: u64| {
             let mut pace = Pace::default();
             (0..40).for_each(|n| pace.learn(CREATE, ms(if n % 2 == 0 { 30_000 - apart } else { 30_000 + apart })));
-            looks(&pace, 40_000).windows(2).filter(|two| two[1] - two[0] <= 500).count()
+            looks(&pace, 50_000).windows(2).filter(|two| two[1] - two[0] <= 500).count()
         };
-        assert_eq!([0, 500, 1_000, 10_000].map(close), [6, 7, 12, 15]);
+        assert_eq!([0, 500, 1_000, 10_000].map(close), [6, 7, 11, 15]);
     }
 
     #[test]
@@ -162,14 +163,24 @@ mod tests {
     #[test]
     fn recent_durations_count_and_a_hanging_one_does_not() {
         let mut pace = Pace::default();
-        pace.learn(CREATE, ms(10_000));
-        (0..20).for_each(|_| pace.learn(CREATE, ms(30_000)));
-        assert!(looks(&pace, 40_000).len() < 20, "{:?}", looks(&pace, 40_000));
-        let before = looks(&pace, 28_000);
-        pace.learn(CREATE, ms(3_600_000));
-        assert!(looks(&pace, 28_000).len() <= before.len() + 1);
-        // A longer duration is learned slowly, and queries have pauses until then.
-        (0..20).for_each(|_| pace.learn(CREATE, ms(3_600_000)));
+        let rows = [
+            (10_000, (7_500, 12_500)),
+            (30_000, (7_000, 13_000)),
+            (30_000, (7_000, 13_000)),
+            // Three of five.
+            (30_000, (27_000, 33_000)),
+            (30_000, (27_000, 33_000)),
+            (30_000, (29_250, 30_750)),
+            (3_600_000, (27_000, 33_000)),
+            (3_600_000, (27_000, 33_000)),
+            (30_000, (27_000, 33_000)),
+        ];
+        for (took, (from, to)) in rows {
+            pace.learn(CREATE, ms(took));
+            assert_eq!(pace.end(CREATE), Some((ms(from), ms(to))), "{took}");
+        }
+        // If all hang, queries have pauses until then.
+        (0..5).for_each(|_| pace.learn(CREATE, ms(3_600_000)));
         assert!(looks(&pace, 3_600_000).len() <= 3_600 / 5 + 20);
     }
 }

@@ -141,6 +141,8 @@ pub struct Group {
     labels: bool,
     /// Creates wait until then, or until all leftovers of an earlier process are deleted or stuck.
     hold_until: Option<Time>,
+    /// All deletes but one wait until then: an Increase may follow the last Decrease.
+    spare_until: Time,
     stopping: bool,
     /// When the shutdown began, and whether a poll that was sent after that has been answered: owned vApps in it are
     /// deleted too.
@@ -208,6 +210,7 @@ impl Group {
             adopt_until: Some(now + ADOPTION_TIMEOUT),
             labels: policy.labels == Labels::All,
             hold_until: None,
+            spare_until: now,
             stopping: false,
             stopping_since: now,
             swept: false,
@@ -249,6 +252,9 @@ impl Group {
     /// Decrease: deletes the named instances, in any phase. Returns all names: those instances are deleted or will be.
     pub fn decrease(&mut self, now: Time, names: &[Name]) -> Vec<Name> {
         self.now = now;
+        if self.slots.used_by(false) == 0 {
+            self.spare_until = now + turn::DECREASE_PAUSE;
+        }
         for name in names {
             match self.names.get(name).copied() {
                 Some(key) => self.delete_for(key, Cause::Asked),

@@ -26,6 +26,9 @@ pub const BOOT_PAUSE: Duration = Duration::from_secs(2);
 pub const BOOT_PAUSE_LONG: Duration = Duration::from_secs(3);
 /// Longer than the boot of a guest.
 const LONG_QUIET: Duration = Duration::from_secs(120);
+/// After a Decrease, all slots but one are kept for this time: GitLab Runner often sends an Increase next, and nobody waits for
+/// a delete.
+pub const DECREASE_PAUSE: Duration = Duration::from_secs(1);
 /// Maximum number of steps of an instance in one turn that need no request.
 const MAX_STEPS: u32 = 8;
 
@@ -239,8 +242,12 @@ impl Group {
                 urgent_waits |= self.has_lane(wish, load);
             }
         }
+        let spares = self.now < self.spare_until && !self.stopping;
+        if spares {
+            self.wake_by(self.spare_until);
+        }
         for wish in allowed.iter().filter(is_idle) {
-            let most = if urgent_waits { 1 } else { self.policy.max_operations };
+            let most = if urgent_waits || spares { 1 } else { self.policy.max_operations };
             let room = self.slots.total() < self.policy.max_operations && self.slots.used_by(false) < most;
             if room && self.has_lane(wish, load) {
                 self.operate(wish);

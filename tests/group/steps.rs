@@ -78,12 +78,36 @@ fn deletes_have_all_slots_until_a_create_waits_and_then_one() {
             let names = play.names();
             if first {
                 play.decrease(&names);
+                play.to(SECOND);
             }
             play.increase(10);
             play.decrease(&names);
+            play.to(2 * SECOND);
             assert_eq!(play.counts(["delete", "create"]), asked, "{limits:?} {first}");
         }
     }
+}
+
+#[test]
+fn an_increase_right_after_a_decrease_finds_slots() {
+    let policy = Policy { max_deletes: 5, max_operations: 4, ..lone() };
+    let fleet = || Play::holding(policy.clone(), fleet(10), &["create", "delete"]);
+    let mut play = fleet();
+    let names = play.names();
+    play.decrease(&names[..3]);
+    play.before(SECOND);
+    play.decrease(&names);
+    assert_eq!(play.counts(["delete", "create"]), [1, 0]);
+    play.increase(1);
+    assert_eq!(play.counts(["delete", "create"]), [1, 1]);
+    play.to(SECOND);
+    assert_eq!(play.counts(["delete", "create"]), [3, 1], "the second Decrease came while a delete ran");
+
+    let mut play = fleet();
+    play.decrease(&names);
+    play.group.shutdown(Time(play.now));
+    play.serve();
+    assert_eq!(play.counts(["delete", "create"]), [4, 0], "no Increase follows a shutdown");
 }
 
 #[test]
@@ -924,6 +948,7 @@ fn metadata_entries_are_written_one_by_one_while_a_delete_waits() {
     play.holds.retain(|held| *held != "label");
     play.holds.push("label");
     play.decrease(&names);
+    play.to(21 * SECOND);
     // Both deletes fail, one of them at the operation limit: the next changes wait for the end of the pause.
     play.fail("delete", ErrorKind::Limit);
     play.fail("delete", ErrorKind::Unavailable);

@@ -19,6 +19,7 @@ mod looks;
 mod next;
 mod owner;
 mod pace;
+mod phase;
 mod policy;
 mod polls;
 mod standby;
@@ -31,11 +32,12 @@ pub use adopt::{ADOPTION_TIMEOUT, EARLIER_CREATES};
 pub use command::{Command, Event, Outcome, Reach, State};
 pub use instance::Cause;
 pub use owner::{Owner, Ownership};
+pub use phase::Phase;
 pub use policy::{Labels, OnShutdown, Policy};
 pub use time::Time;
-pub use view::{Glance, Limit, Phase, Standing, View};
+pub use view::{Glance, Limit, Standing, View};
 
-use crate::cloud::{Answer, Href, Poll, Request, Source, UnixMs, VcdError};
+use crate::cloud::{Answer, Href, Poll, Source, UnixMs};
 use instance::{Desired, Instance, Observed, Origin, Stage};
 use limits::{Backoff, Breaker, Rng, Slots, Throttle};
 use pace::Pace;
@@ -488,66 +490,5 @@ impl Group {
                 return name;
             }
         }
-    }
-
-    /// Deletes the instance for `cause`. The first cause counts.
-    fn delete_for(&mut self, key: Key, cause: Cause) {
-        let Some(instance) = self.instances.get_mut(&key) else { return };
-        if instance.desired.is_deleted() || instance.ended.is_some() {
-            return;
-        }
-        // The text of an error needs no explanation.
-        let why = match (cause, &instance.error) {
-            (Cause::Timeout, Some(error)) => format!(". Last error: {error}"),
-            (Cause::Timeout, None) => format!(". It waited for {}", instance.waits_for(self.now)),
-            _ => String::new(),
-        };
-        instance.desired = Desired::Deleted(cause);
-        instance.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
-        // The pauses belonged to what was desired before.
-        (instance.attempts.look.next, instance.attempts.change.next) = (self.now, self.now);
-        instance.attempts.not_busy();
-        let (level, text) = cause.words();
-        let event = instance.event(level, text.to_string() + &why);
-        self.commands.push_back(Command::Say(event));
-    }
-
-    fn ask(&mut self, purpose: Purpose, request: Request) {
-        let ticket = self.fly(purpose);
-        self.commands.push_back(Command::Ask { ticket, request });
-    }
-
-    fn fly(&mut self, purpose: Purpose) -> Ticket {
-        self.next_ticket += 1;
-        self.flights.push((self.next_ticket, purpose));
-        self.next_ticket
-    }
-
-    fn land(&mut self, ticket: Ticket) -> Option<Purpose> {
-        let at = self.flights.iter().position(|(flight, _)| *flight == ticket)?;
-        Some(self.flights.swap_remove(at).1)
-    }
-
-    fn say(&mut self, level: log::Level, instance: &Instance, text: &str) {
-        self.commands.push_back(Command::Say(instance.event(level, text.to_string())));
-    }
-
-    fn say_of(&mut self, level: log::Level, key: Key, text: String) {
-        if let Some(instance) = self.instances.get(&key) {
-            self.commands.push_back(Command::Say(instance.event(level, text)));
-        }
-    }
-
-    fn say_plain(&mut self, level: log::Level, text: String) {
-        self.commands.push_back(Command::Say(Event { level, name: None, phase: None, text }));
-    }
-
-    /// Records an error on the instance, for people.
-    fn blame(&mut self, key: Key, error: &VcdError, follows: &str) {
-        let text: Arc<str> = error.to_string().into();
-        if let Some(instance) = self.instances.get_mut(&key) {
-            instance.error = Some(text.clone());
-        }
-        self.say_of(log::Level::Warn, key, format!("{text}; {follows}"));
     }
 }

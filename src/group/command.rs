@@ -1,8 +1,7 @@
-//! The output of the group for the driver and the host: commands, events, and the answers to calls. Plain values.
+//! The output of the group for the driver and the host: commands, events, and the answers to calls. The requests on the wire.
 
-use super::view::Phase;
-use super::{Name, Ticket};
-use crate::cloud::Request;
+use super::{Group, Instance, Key, Name, Phase, Purpose, Ticket};
+use crate::cloud::{Request, VcdError};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -107,4 +106,45 @@ pub struct Reach {
     pub external: IpAddr,
     /// The guest OS as VCD shows it.
     pub guest_os: Arc<str>,
+}
+
+impl Group {
+    pub(super) fn ask(&mut self, purpose: Purpose, request: Request) {
+        let ticket = self.fly(purpose);
+        self.commands.push_back(Command::Ask { ticket, request });
+    }
+
+    pub(super) fn fly(&mut self, purpose: Purpose) -> Ticket {
+        self.next_ticket += 1;
+        self.flights.push((self.next_ticket, purpose));
+        self.next_ticket
+    }
+
+    pub(super) fn land(&mut self, ticket: Ticket) -> Option<Purpose> {
+        let at = self.flights.iter().position(|(flight, _)| *flight == ticket)?;
+        Some(self.flights.swap_remove(at).1)
+    }
+
+    pub(super) fn say(&mut self, level: log::Level, instance: &Instance, text: &str) {
+        self.commands.push_back(Command::Say(instance.event(level, text.to_string())));
+    }
+
+    pub(super) fn say_of(&mut self, level: log::Level, key: Key, text: String) {
+        if let Some(instance) = self.instances.get(&key) {
+            self.commands.push_back(Command::Say(instance.event(level, text)));
+        }
+    }
+
+    pub(super) fn say_plain(&mut self, level: log::Level, text: String) {
+        self.commands.push_back(Command::Say(Event { level, name: None, phase: None, text }));
+    }
+
+    /// Records an error on the instance, for people.
+    pub(super) fn blame(&mut self, key: Key, error: &VcdError, follows: &str) {
+        let text: Arc<str> = error.to_string().into();
+        if let Some(instance) = self.instances.get_mut(&key) {
+            instance.error = Some(text.clone());
+        }
+        self.say_of(log::Level::Warn, key, format!("{text}; {follows}"));
+    }
 }

@@ -1,8 +1,8 @@
 //! The consequences of a failure or loss: retries, the breaker's count, and the end of an instance.
 
-use super::instance::{Attempts, Desired, Observed, Origin};
+use super::instance::{Attempts, Cause, Desired, Observed, Origin};
 use super::limits::{Backoff, DELETE_RETRY_MAX, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
-use super::{Group, Key, MAX_PAST, PRUNE_AFTER, Time};
+use super::{Command, Group, Key, MAX_PAST, PRUNE_AFTER, Time};
 use crate::cloud::{ErrorKind, VcdError};
 use log::Level;
 use std::time::Duration;
@@ -58,8 +58,8 @@ impl Group {
         let of_pool = i.desired == Desired::Standby;
         match () {
             // Another VM with a new id replaces it.
-            _ if of_pool => self.delete_for(key, super::Cause::Spoiled),
-            _ if wanted && lost => self.delete_for(key, super::Cause::Lost),
+            _ if of_pool => self.delete_for(key, Cause::Spoiled),
+            _ if wanted && lost => self.delete_for(key, Cause::Lost),
             // It disappeared during its create. The plugin did not delete it.
             _ if wanted => self.create_failed(key, None),
             // It frees only what it used itself, and that was not enough.
@@ -74,6 +74,28 @@ impl Group {
             i.attempts.create.next = self.now;
             self.breaker.try_now(self.now);
         }
+    }
+
+    /// Deletes the instance for `cause`. The first cause counts.
+    pub(super) fn delete_for(&mut self, key: Key, cause: Cause) {
+        let Some(instance) = self.instances.get_mut(&key) else { return };
+        if instance.desired.is_deleted() || instance.ended.is_some() {
+            return;
+        }
+        // The text of an error needs no explanation.
+        let why = match (cause, &instance.error) {
+            (Cause::Timeout, Some(error)) => format!(". Last error: {error}"),
+            (Cause::Timeout, None) => format!(". It waited for {}", instance.waits_for(self.now)),
+            _ => String::new(),
+        };
+        instance.desired = Desired::Deleted(cause);
+        instance.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
+        // The pauses belonged to what was desired before.
+        (instance.attempts.look.next, instance.attempts.change.next) = (self.now, self.now);
+        instance.attempts.not_busy();
+        let (level, text) = cause.words();
+        let event = instance.event(level, text.to_string() + &why);
+        self.commands.push_back(Command::Say(event));
     }
 
     // Failures.

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use vcd_sim::model::Operation;
 
 /// All figures: name, meaning, and VCD's own share.
-const ROWS: [(&str, &str, Option<f64>); 34] = [
+const ROWS: [(&str, &str, Option<f64>); 36] = [
     ("share_s", "the plugin's own share of a create, s", Some(REQUEST)),
     ("share_at_once_s", "– where SSH answers as soon as customization is over, s", Some(REQUEST)),
     ("life_tasks", "tasks of an instance's life", Some(2.0)),
@@ -48,6 +48,8 @@ const ROWS: [(&str, &str, Option<f64>); 34] = [
     ("rss_idle_kb", "memory, nothing to do, KB", None),
     ("rss_128_kb", "– with 128 instances, KB", None),
     ("rss_1000_kb", "– with 1,000 instances, KB", None),
+    ("rss_128_adopted_kb", "– with 128 that a restarted plugin has adopted, KB", None),
+    ("rss_1000_adopted_kb", "– with 1,000 of them, KB", None),
     ("file_bytes", "the file, bytes", None),
     ("start_ms", "start to handshake, ms", None),
     ("poll_us", "the group's own part of a poll of 1,000, µs", None),
@@ -509,7 +511,7 @@ async fn many(binary: &Path, options: &Options, figures: &Figures) -> Result<(),
     let slots = json!({
         "max_size": MANY, "max_concurrent_creates": 100, "max_concurrent_deletes": 100, "max_concurrent_operations": 128,
     });
-    let bench = Bench::start(binary, VERY_FAST, slots).await?;
+    let mut bench = Bench::start(binary, VERY_FAST, slots).await?;
     // Memory is measured when the growth is over.
     let rest = || Timer::after(Duration::from_secs(40));
     for (size, name) in [(0, "rss_idle_kb"), (128, "rss_128_kb"), (MANY - 1, "rss_1000_kb")] {
@@ -549,5 +551,11 @@ async fn many(binary: &Path, options: &Options, figures: &Figures) -> Result<(),
     figures.put("boot_queries", queries as f64);
     figures.put("boot_kb", counts.sent as f64 / 1000.0);
     bench.set_scale(VERY_FAST)?;
+    for (size, name) in [(MANY, "rss_1000_adopted_kb"), (128, "rss_128_adopted_kb")] {
+        bench.scale(size).await?;
+        bench.restart().await?;
+        rest().await;
+        figures.put(name, bench.status("VmRSS:")? as f64);
+    }
     bench.end().await
 }

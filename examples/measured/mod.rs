@@ -8,7 +8,7 @@ use fleeting_plugin_vcd::host::proto::fleeting::State;
 use serde_json::{Map, Value, json};
 use smol::Timer;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vcd_sim::Server;
 
@@ -20,6 +20,10 @@ pub struct Bench {
     pub server: Server,
     pub plugin: PluginProcess,
     pub debug: SocketAddr,
+    binary: PathBuf,
+    config: Value,
+    guest_port: u16,
+    ca_file: PathBuf,
 }
 
 /// The simulator's counts.
@@ -54,11 +58,15 @@ impl Bench {
             config.extend(keys);
             config.insert("debug_server_addr".into(), json!(debug.to_string()));
         }
-        let plugin = PluginProcess::start(command(binary)).await;
-        let init = plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await;
-        let _ = std::fs::remove_file(&ca_file);
-        init.map_err(|status| format!("Init: {}", status.message()))?;
-        Ok(Bench { server, plugin, debug })
+        let plugin = plugin(binary, &config, guest_port).await?;
+        Ok(Bench { server, plugin, debug, binary: binary.to_owned(), config, guest_port, ca_file })
+    }
+
+    /// Kills the plugin and starts it again. It adopts what runs.
+    pub async fn restart(&mut self) -> Result<(), String> {
+        self.plugin.child.kill().map_err(|error| format!("kill the plugin: {error}"))?;
+        self.plugin = plugin(&self.binary, &self.config, self.guest_port).await?;
+        Ok(())
     }
 
     /// Names of the running instances.
@@ -169,6 +177,19 @@ impl Bench {
             (false, _) => Err(format!("the plugin ended with {status}")),
         }
     }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.ca_file);
+    }
+}
+
+async fn plugin(binary: &Path, config: &Value, guest_port: u16) -> Result<PluginProcess, String> {
+    let plugin = PluginProcess::start(command(binary)).await;
+    let init = plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await;
+    init.map_err(|status| format!("Init: {}", status.message()))?;
+    Ok(plugin)
 }
 
 fn running(instances: Vec<(String, State)>) -> Vec<String> {

@@ -814,15 +814,17 @@ fn a_vapp_that_polls_do_not_show_yet_is_adopted_by_its_document() {
 
     // A poll may have shown what the lookup does not.
     for customization in [Customization::Complete, Customization::Pending] {
-        let shown = Vm { busy: true, customization, ..vm(1) };
-        let mut play = Play::holding(policy(), vec![shown.clone()], &["look"]);
-        let guest = SeenGuest { address: None, customization: Customization::Unknown, guest_os: "".into() };
-        let made = vapp(&shown).made.map(|made| Made { guest: Some(guest), ..made });
-        play.documents.insert(href(1), Vapp { made, ..vapp(&shown) });
-        play.release("look", None);
-        let adopted = customization == Customization::Complete;
-        assert_eq!(play.states().len(), usize::from(adopted));
-        assert!(!adopted || &*play.group.reach(&name(1)).unwrap().guest_os == "Debian");
+        for (looked_up, guest_os) in [("", "Debian"), ("Ubuntu", "Ubuntu")] {
+            let shown = Vm { busy: true, customization, ..vm(1) };
+            let mut play = Play::holding(policy(), vec![shown.clone()], &["look"]);
+            let guest = SeenGuest { address: None, customization: Customization::Unknown, guest_os: looked_up.into() };
+            let made = vapp(&shown).made.map(|made| Made { guest: Some(guest), ..made });
+            play.documents.insert(href(1), Vapp { made, ..vapp(&shown) });
+            play.release("look", None);
+            let adopted = customization == Customization::Complete;
+            assert_eq!(play.states().len(), usize::from(adopted));
+            assert!(!adopted || &*play.group.reach(&name(1)).unwrap().guest_os == guest_os);
+        }
     }
 }
 
@@ -920,6 +922,18 @@ fn a_vapp_of_a_forgotten_id_is_deleted_when_it_appears() {
         play.to(play.now + 100 * SECOND);
         assert_eq!(play.deleted().len(), usize::from(deleted), "{forgotten}");
     }
+}
+
+#[test]
+fn a_new_instance_never_gets_the_id_of_a_leftover() {
+    let id_of = |vms: Vec<Vm>| {
+        let mut play = Play::holding(policy(), vms, &["look"]);
+        play.increase(1);
+        play.names().remove(0)
+    };
+    // The next process draws the same ids.
+    let id = id_of(Vec::new());
+    assert_ne!(id_of(vec![Vm { power: Power::Off, ..shown(href(1), id.clone()) }]), id);
 }
 
 #[test]

@@ -545,6 +545,15 @@ fn a_failed_suspend_is_repeated_looked_up_or_given_up() {
             play.shows(false, false);
             play.expect("suspend", AT_ONCE);
         }
+        // It is still powered on.
+        if kind == Busy {
+            play.shows(false, false);
+            play.expect("suspend", AT_ONCE);
+        }
+        if kind == Failed {
+            play.shows(false, false);
+            assert_eq!(play.state(), State::Running);
+        }
     }
     let mut play = Play::tired();
     play.answer(failed(NotFound));
@@ -1101,6 +1110,12 @@ fn a_suspend_that_did_not_work_needs_no_resume() {
     play.shows(false, false);
     play.quiet(20_000);
     assert_eq!(play.state(), State::Running);
+    // VCD was not available.
+    let mut play = Play::tired();
+    play.resume();
+    play.answer(failed(ErrorKind::Unavailable));
+    assert_eq!(play.state(), State::Running);
+    play.quiet(60_000);
     // VCD rejected it, or its task failed.
     let mut play = Play::tired();
     play.resume();

@@ -254,17 +254,22 @@ fn at_rest() -> Play {
 }
 
 fn at_rest_with(policy: Policy) -> Play {
-    let mut play = Play::new(policy, Vec::new());
+    at_rest_beside(policy, Vec::new())
+}
+
+/// The same beside these VMs.
+fn at_rest_beside(policy: Policy, vms: Vec<Vm>) -> Play {
+    let mut play = Play::new(policy, vms);
     play.tasks = TaskState::Success;
     play.holds = vec!["suspend"];
     play.to(20 * SECOND);
-    for vapp in play.documents.values_mut() {
-        vapp.power = Power::Suspended;
-    }
-    play.show(Power::Suspended, false);
+    let own = play.vms.last_mut().unwrap();
+    own.power = Power::Suspended;
+    play.documents.get_mut(&own.vapp).unwrap().power = Power::Suspended;
     play.release("suspend", None);
     play.to(40 * SECOND);
-    assert_eq!(play.view().phase, Phase::Standby, "{:?} {:?}", play.said, play.asked);
+    let phase = play.group.glances(Time(play.now)).last().map(|i| i.phase);
+    assert_eq!(phase, Some(Phase::Standby), "{:?} {:?}", play.said, play.asked);
     play
 }
 
@@ -348,6 +353,42 @@ fn a_vm_that_was_in_standby_for_long_is_replaced() {
     assert_eq!(play.view().name, first);
     play.to(day + 120 * SECOND);
     assert!(play.said("no longer usable for standby") == 1 && play.view().name != first, "{:?}", play.said);
+    assert_eq!(play.times("create").last(), play.times("delete").last(), "at once: no create failed");
+}
+
+#[test]
+fn a_standby_vm_that_somebody_deletes_is_replaced_at_once() {
+    let mut play = at_rest();
+    play.vms.clear();
+    play.documents.clear();
+    play.to(100 * SECOND);
+    assert_eq!((play.times("create").last(), play.deleted().len()), (play.times("look").get(1), 0), "{:?}", play.said);
+}
+
+#[test]
+fn failed_creates_for_standby_do_not_pause_those_that_somebody_waits_for() {
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["create"]);
+    for n in 1..=4 {
+        play.until("create", n);
+        play.fail("create", ErrorKind::Failed);
+    }
+    assert_eq!(play.group.standing(Time(play.now)).failures, 0);
+    play.increase(1);
+    assert_eq!(play.times("create").last(), Some(&play.now));
+}
+
+#[test]
+fn a_vm_from_standby_does_not_wait_for_deletes() {
+    let policy = Policy { max_operations: 2, ..standby_policy() };
+    let mut play = at_rest_beside(policy, (1..=3).map(play::vm).collect());
+    play.holds.extend(["delete", "mark"]);
+    let names = play.names();
+    play.decrease(&names);
+    play.to(play.now + SECOND);
+    play.increase(1);
+    assert_eq!((play.times("delete").len(), play.times("mark").len()), (2, 1), "both slots are in use");
+    play.release("delete", None);
+    assert_eq!((play.times("delete").len(), play.times("mark").len()), (2, 2));
 }
 
 #[test]

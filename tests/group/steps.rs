@@ -578,6 +578,13 @@ fn a_task_that_does_not_end_is_cancelled_after_half_an_hour_and_ignored_after_an
     assert_eq!(play.times("suspend"), [7 * SECOND, 7 * SECOND + 32 * MINUTE]);
     assert_eq!((play.states(), play.deleted()), (vec![State::Suspending], vec![]));
 
+    // The lookup shows it suspended: it needs no second one.
+    let mut play = Play::new(lone(), fleet(1));
+    play.suspend();
+    play.documents.get_mut(&href(1)).unwrap().power = Power::Suspended;
+    play.to(33 * MINUTE);
+    assert_eq!((play.states(), play.times("suspend")), (vec![State::Suspended], vec![0]));
+
     // The deadline of a resume does not run while VCD works on it.
     let mut play = Play::new(lone(), vec![Vm { power: Power::Suspended, ..vm(1) }]);
     play.resume();

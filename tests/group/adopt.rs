@@ -517,6 +517,7 @@ fn a_complete_vm_is_adopted_at_the_start() {
         assert_eq!(play.times("look").len(), usize::from(states.is_empty() || suspended), "{vm:?}");
         assert_eq!(play.group.knows_its_own(), !states.is_empty());
         assert_eq!(play.said("adopted"), states.len());
+        assert_eq!(play.said("found suspended: adopted"), usize::from(suspended));
     }
     // Only with the suspend mark, and only by a process that may suspend.
     for (suspend_resume, marked, kept) in [(true, true, true), (true, false, false), (false, true, false)] {
@@ -650,8 +651,11 @@ fn a_vapp_that_only_a_record_shows_as_owned_is_not_touched() {
 /// Created here and looked up; then a poll shows it as foreign.
 #[test]
 fn an_instance_that_a_poll_shows_as_foreign_is_looked_up_before_its_delete() {
-    let taken: [fn(&mut Vm); 2] =
-        [|vm| vm.description = tag(&name(7)).into(), |vm| vm.vapp_name = "ci-of-another-pattern".into()];
+    let taken: [fn(&mut Vm); 3] = [
+        |vm| vm.description = tag(&name(7)).into(),
+        |vm| vm.description = "a person's".into(),
+        |vm| vm.vapp_name = "ci-of-another-pattern".into(),
+    ];
     for (at, take) in taken.iter().enumerate() {
         for kept in [true, false] {
             let mut play = Play::booting(|_| {});

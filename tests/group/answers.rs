@@ -438,7 +438,7 @@ fn a_delete_is_repeated_or_done_without_force() {
         play.expect(next, pause);
     }
     // A lookup comes before the repeated delete.
-    let again = |play: &mut Play, pause, next: &str| {
+    let again = |play: &mut Play, pause: RangeInclusive<u64>, next: &str| {
         play.expect("look", pause);
         play.shows(false, false);
         play.expect(next, AT_ONCE);
@@ -448,6 +448,12 @@ fn a_delete_is_repeated_or_done_without_force() {
     again(&mut play, BACKOFF, "delete");
     play.answer(failed(Unavailable));
     again(&mut play, BACKOFF_TWICE, "delete");
+
+    let mut play = Play::scrapped();
+    for pause in [3_000, 6_000, 12_000] {
+        play.answer(failed(Busy));
+        again(&mut play, pause..=pause, "delete");
+    }
 
     let mut play = Play::scrapped();
     play.answer(failed(State));

@@ -346,6 +346,15 @@ fn a_failed_resume_leads_to_a_new_vm_with_the_same_id() {
 }
 
 #[test]
+fn a_vm_whose_suspend_for_standby_fails_is_used_as_it_is_if_it_was_handed_out() {
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["suspend"]);
+    play.to(20 * SECOND).increase(1);
+    play.fail("suspend", ErrorKind::Unavailable);
+    play.to(25 * SECOND);
+    assert_eq!((play.states(), play.times("power_on")), (vec![State::Running], vec![]), "{:?}", play.said);
+}
+
+#[test]
 fn a_vm_that_was_in_standby_for_long_is_replaced() {
     let mut play = at_rest();
     let (first, day) = (play.view().name, 24 * 3600 * SECOND);

@@ -111,6 +111,17 @@ fn an_increase_right_after_a_decrease_finds_slots() {
 }
 
 #[test]
+fn suspends_have_one_slot_while_creates_wait() {
+    let mut play = Play::holding(policy(), fleet(4), &["mark", "create"]);
+    play.deaf = true;
+    play.to(15 * SECOND).suspend();
+    play.increase(4);
+    play.deaf = false;
+    play.to(20 * SECOND);
+    assert_eq!(play.counts(["mark", "create"]), [1, 3]);
+}
+
+#[test]
 fn a_create_holds_its_slot_until_its_guest_boots() {
     let policy = Policy { max_creates: 1, ..lone() };
     let mut play = Play::holding(policy, Vec::new(), &["create", "find", "tasks", "look"]);
@@ -851,6 +862,9 @@ fn polls_are_never_further_apart_than_configured() {
         let gap = |n: usize| polls[n + 1] - polls[n];
         assert_eq!([gap(0), gap(polls.len() - 2)], apart, "{interval}");
     }
+    // If nothing boots, they are not closer either.
+    let mut play = Play::new(Policy { reconcile_interval: secs(3), ..policy() }, Vec::new());
+    assert_eq!(play.to(10 * SECOND).times("poll"), [3, 6, 9].map(|s| s * SECOND));
 }
 
 #[test]

@@ -294,6 +294,7 @@ fn default_timeouts_have_the_documented_values() {
     assert_eq!(UNHEALTHY_GRACE, minutes(10));
     assert_eq!(GC_INTERVAL, minutes(60));
     assert_eq!(LEASE_MARGIN, minutes(60));
+    assert_eq!(STUCK_ALERT, minutes(60));
     let policy = Policy::default();
     assert_eq!((policy.create_timeout, policy.ready_timeout), (minutes(20), minutes(10)));
     assert_eq!((policy.startup_cleanup_timeout, policy.max_instance_age), (minutes(30), minutes(24 * 60)));

@@ -112,10 +112,10 @@ fn an_increase_right_after_a_decrease_finds_slots() {
 
 #[test]
 fn suspends_have_one_slot_while_creates_wait() {
-    let mut play = Play::holding(policy(), fleet(4), &["mark", "create"]);
+    let mut play = Play::holding(Policy { max_creates: 9, ..policy() }, fleet(9), &["mark", "create"]);
     play.deaf = true;
     play.to(15 * SECOND).suspend();
-    play.increase(4);
+    play.increase(9);
     play.deaf = false;
     play.to(20 * SECOND);
     assert_eq!(play.counts(["mark", "create"]), [1, 3]);

@@ -516,8 +516,12 @@ fn a_complete_vm_is_adopted_at_the_start() {
         assert_eq!(play.states(), states, "{vm:?}");
         assert_eq!(play.times("look").len(), usize::from(states.is_empty() || suspended), "{vm:?}");
         assert_eq!(play.group.knows_its_own(), !states.is_empty());
-        assert_eq!(play.said("adopted"), states.len());
-        assert_eq!(play.said("found suspended: adopted"), usize::from(suspended));
+        let said = match states.first() {
+            Some(State::Suspended) => "found suspended: adopted",
+            Some(State::Running) => "found running: adopted",
+            _ => "guest customization pending: adopted",
+        };
+        assert_eq!((play.said("adopted"), play.said(said)), (states.len(), states.len()));
     }
     // Only with the suspend mark, and only by a process that may suspend.
     for (suspend_resume, marked, kept) in [(true, true, true), (true, false, false), (false, true, false)] {
@@ -603,6 +607,19 @@ fn a_vapp_that_is_being_deleted_is_not_adopted() {
         let states = if deleting { vec![] } else { vec![State::Running] };
         assert_eq!((play.states(), play.deleted()), (states, vec![]), "no second request while the task runs");
         assert_eq!(play.strays().len(), usize::from(deleting));
+    }
+}
+
+/// The suspend mark shows whether the host requested the suspend of an earlier process.
+#[test]
+fn a_vapp_that_is_being_suspended_is_adopted_as_suspended_if_it_is_marked() {
+    for (mark, states) in [(Mark::Suspended, vec![State::Suspended]), (Mark::Running, vec![])] {
+        let mut play = Play::holding(policy(), vec![Vm { busy: true, ..vm(1) }], &["look"]);
+        let document = play.documents.get_mut(&href(1)).unwrap();
+        (document.busy, document.suspending, document.tasks) = (true, true, vec!["t/9".into()]);
+        document.mark = mark;
+        play.release("look", None);
+        assert_eq!((play.states(), play.group.knows_its_own()), (states, true));
     }
 }
 
@@ -812,6 +829,7 @@ fn a_vapp_that_polls_do_not_show_yet_is_adopted_by_its_document() {
     // A customized guest without an address: VCD loses it for a while.
     let mut play = Play::new(policy(), vec![Vm { address: None, ..vm(1) }]);
     assert_eq!((play.group.knows_its_own(), play.states()), (true, vec![State::Creating]));
+    assert_eq!(play.said("found powered on without an address: adopted"), 1);
     play.to(15 * SECOND);
     play.vms[0].address = Some(IpAddr::from([10, 0, 0, 1]));
     assert_eq!(play.to(20 * SECOND).states(), [State::Running]);
@@ -879,6 +897,7 @@ fn an_owned_vapp_that_appears_after_init_is_deleted() {
 #[test]
 fn a_late_vapp_with_an_unknown_id_belongs_to_another_plugin() {
     let limit = EARLIER_CREATES.as_millis() as u64;
+    assert_eq!(limit, 300 * SECOND);
     for (after, deleted) in [(limit, true), (limit + 1, false)] {
         for (power, description) in
             [(Power::On, tag(&name(1))), (Power::Off, tag(&name(1))), (Power::On, String::new())]

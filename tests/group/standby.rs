@@ -197,6 +197,17 @@ fn standby_vms_from_another_source_are_replaced_one_after_another() {
 }
 
 #[test]
+fn a_standby_vm_from_an_older_template_is_replaced_after_ten_minutes() {
+    let mut play = at_rest();
+    let (first, rests) = (play.view().name, 20 * SECOND);
+    play.source = Source(2);
+    play.before(rests + 10 * MINUTE);
+    assert_eq!(play.view().name, first);
+    play.to(rests + 10 * MINUTE + 10 * SECOND);
+    assert_eq!((play.deleted().len(), play.said("older template")), (1, 1), "{:?}", play.said);
+}
+
+#[test]
 fn a_vcd_that_does_not_suspend_leaves_the_pool_empty_and_creates_go_on() {
     let mut play = Play::holding(standby_policy(), Vec::new(), &["suspend"]);
     for second in 1..3600 {

@@ -452,7 +452,13 @@ fn changes_wait_for_a_reachable_vcd_except_during_shutdown() {
 fn a_create_is_given_up_at_create_timeout_after_its_first_try() {
     let policy = Policy { create_timeout: secs(100), ready_timeout: secs(1000), ..lone() };
     // A hanging create has failed. A create that did not start, or may not have started, has not.
-    for (place, failures) in [("retry", 1), ("find", 0), ("task", 1), ("fitting", 1), ("boot", 1)] {
+    for (place, failures, why) in [
+        ("retry", 1, "Last error: it: no"),
+        ("find", 0, "Last error: it: no"),
+        ("task", 1, "It waited for the create's task"),
+        ("fitting", 1, "It waited for a lookup"),
+        ("boot", 1, "Last error: login port: refused"),
+    ] {
         let mut play = Play::holding(policy.clone(), Vec::new(), &["create", "find"]);
         play.port = false;
         play.to(7 * SECOND).increase(1);
@@ -471,6 +477,7 @@ fn a_create_is_given_up_at_create_timeout_after_its_first_try() {
         assert_eq!(play.states(), [State::Creating], "{place}");
         assert_eq!(play.to(107 * SECOND).states(), [State::Timeout], "{place}");
         assert_eq!(play.group.standing(Time(play.now)).failures, failures, "{place}");
+        assert_eq!(play.said(why), 1, "{place}: {:?}", play.said);
         // The first cause is kept.
         let names = play.names();
         play.decrease(&names);
@@ -936,6 +943,8 @@ fn metadata_entries_are_written_if_configured_or_after_the_go_plugin() {
     for (labels, found, written) in [
         (Labels::Found, vec![], 0),
         (Labels::Found, vec![vm(7)], 0),
+        // Its document shows the tag of this plugin too.
+        (Labels::Found, vec![Vm { busy: true, ..vm(7) }], 0),
         (Labels::Found, vec![theirs()], 1),
         (Labels::None, vec![theirs()], 0),
         (Labels::All, vec![], 1),

@@ -330,6 +330,32 @@ fn a_mark_that_may_be_gone_is_written_again_before_a_suspend() {
 }
 
 #[test]
+fn a_mark_is_written_again_if_a_found_task_may_be_another_one() {
+    let mut play = Play::running();
+    play.holds = vec!["mark"];
+    play.suspend();
+    play.documents.get_mut(&href(1)).unwrap().tasks = vec!["t/9".into()];
+    play.fail("mark", ErrorKind::Ambiguous);
+    play.to(5 * SECOND).tasks = TaskState::Success;
+    play.to(10 * SECOND);
+    assert_eq!((play.times("mark").len(), play.times("suspend").len()), (2, 0));
+}
+
+#[test]
+fn the_end_of_a_suspend_mark_is_tried_three_times() {
+    let mut play = Play::suspended();
+    (play.holds, play.tasks) = (vec!["mark"], TaskState::Success);
+    play.resume();
+    play.show(Power::On, false);
+    for times in 1..=3 {
+        play.until("mark", times);
+        play.fail("mark", ErrorKind::Failed);
+    }
+    play.to(1200 * SECOND);
+    assert_eq!((play.times("mark").len(), play.states(), play.view().stuck), (3, vec![State::Running], None));
+}
+
+#[test]
 fn polls_do_not_count_during_a_resume() {
     let mut play = Play::suspended();
     play.holds = vec!["power_on"];
@@ -397,6 +423,19 @@ fn three_polls_that_show_a_booting_instance_down_cause_a_lookup_that_ends_its_bo
     assert_eq!((play.said("it is suspended"), play.times("create")), (1, vec![0]));
     play.to(60 * SECOND);
     assert_eq!(play.times("create").len(), 2, "created again");
+}
+
+#[test]
+fn an_adopted_instance_whose_customization_fails_is_given_up() {
+    let created = Some(START - 70 * SECOND);
+    let mut play = Play::new(policy(), vec![Vm { customization: Customization::Pending, created, ..vm(1) }]);
+    assert_eq!(play.states(), [State::Creating]);
+    play.vms[0].customization = Customization::Failed;
+    play.to(60 * SECOND);
+    assert_eq!(
+        (play.view().cause, play.deleted(), play.times("create")),
+        (Some(Cause::Unhealthy), vec!["v/1"], vec![])
+    );
 }
 
 #[test]
@@ -960,6 +999,18 @@ fn a_new_instance_never_gets_the_id_of_a_leftover() {
 }
 
 #[test]
+fn a_late_vapp_of_a_failed_create_for_standby_is_deleted() {
+    let mut play = Play::holding(Policy { standby_count: 1, ..policy() }, Vec::new(), &["create"]);
+    let id = play.created();
+    play.to(2 * EARLIER_CREATES.as_millis() as u64).fail("create", ErrorKind::Failed);
+    let late = Vm { created: Some(START + play.now), ..shown(href(1), id) };
+    play.documents.insert(href(1), vapp(&late));
+    play.vms.push(late);
+    play.to(play.now + 15 * SECOND);
+    assert_eq!(play.deleted(), ["v/1"], "{:?}", play.said);
+}
+
+#[test]
 fn of_two_vapps_with_one_name_one_is_adopted() {
     let twin = Vm { vapp: href(2), ..vm(1) };
     let mut play = Play::new(policy(), vec![vm(1), twin]);
@@ -1017,6 +1068,14 @@ fn a_vapp_that_a_create_may_have_created_belongs_to_that_create() {
     assert!(play.said.iter().any(|said| said == "accepted"));
     assert_eq!(play.said("the create worked"), 1);
 
+    // Only a create creates one.
+    let mut other = Play::running();
+    other.holds = vec!["suspend"];
+    other.suspend();
+    other.vms.push(Vm { vapp: href(2), ..vm(1) });
+    other.documents.insert(href(2), vapp(&other.vms[1]));
+    other.to(15 * SECOND);
+    assert_eq!((other.held.len(), other.deleted()), (1, vec!["v/2"]));
     // A create that has its vApp did not create another.
     play.vms.push(shown(href(2), name));
     play.documents.insert(href(2), vapp(&play.vms[1]));
@@ -1221,6 +1280,22 @@ fn shutdown_waits_for_a_running_suspend() {
     play.to(60 * SECOND);
     assert_eq!((play.deleted(), play.group.stopped()), (vec!["v/1"], true));
     assert!(play.group.left().is_empty());
+}
+
+#[test]
+fn shutdown_waits_for_the_answer_to_a_request_about_a_kept_instance() {
+    let policy = Policy { on_shutdown: OnShutdown::Keep, ..policy() };
+    for request in ["suspend", "look"] {
+        let mut play = Play::holding(policy.clone(), vec![vm(1)], &[request]);
+        match request {
+            "suspend" => play.suspend(),
+            _ => play.hidden = true,
+        }
+        play.to(30 * SECOND).shutdown();
+        assert_eq!((play.held.len(), play.group.stopped()), (1, false), "{request}");
+        play.release(request, None);
+        assert!(play.group.stopped(), "{request}");
+    }
 }
 
 #[test]

@@ -338,6 +338,7 @@ fn an_unclear_create_is_looked_up_for_a_minute() {
         }
         play.answer(Ok(Reply::Vapps(Vec::new())));
         play.expect("create", AT_ONCE);
+        assert!(play.said("a lookup by name shows whether VCD created it"), "{:?}", play.said);
     }
     for (power, next) in [(Power::On, "look"), (Power::Off, "power_on")] {
         let mut play = Play::new();
@@ -387,14 +388,20 @@ fn a_vm_that_somebody_powers_on_between_its_steps_frees_its_slot() {
 #[test]
 fn a_failed_reconfigure_is_looked_up() {
     use ErrorKind::*;
-    for (kind, pause) in [(Busy, 3_000..=3_000), (Unavailable, BACKOFF), (Auth, BACKOFF), (Limit, THROTTLED)] {
+    for (kind, pauses) in [
+        (Busy, [3_000..=3_000, 6_000..=6_000]),
+        (Unavailable, [BACKOFF, BACKOFF_TWICE]),
+        (Auth, [BACKOFF, BACKOFF_TWICE]),
+        (Limit, [THROTTLED, 15_000..=45_000]),
+        (NotFound, [AT_ONCE, AT_ONCE]),
+    ] {
         let mut play = Play::composed();
-        play.shows(true, false);
-        play.expect("configure", AT_ONCE);
-        play.answer(failed(kind));
-        play.expect("look", pause);
-        play.shows(true, false);
-        play.expect("configure", AT_ONCE);
+        for pause in pauses {
+            play.shows(true, false);
+            play.expect("configure", AT_ONCE);
+            play.answer(failed(kind));
+            play.expect("look", pause);
+        }
     }
     let mut play = Play::composed();
     play.shows(true, false);
@@ -436,6 +443,7 @@ fn a_delete_is_repeated_or_done_without_force() {
         play.answer(failed(kind));
         assert_eq!(play.group.standing(Time(play.now)).throttled, u64::from(kind == Limit), "{kind:?}");
         play.expect(next, pause);
+        assert!(!play.said("a lookup shows whether it worked"), "one line says what follows: {:?}", play.said);
     }
     // A lookup comes before the repeated delete.
     let again = |play: &mut Play, pause: RangeInclusive<u64>, next: &str| {
@@ -1099,6 +1107,7 @@ fn a_suspend_that_failed_and_worked_anyway_is_resumed() {
     play.answer(started(Some("t/1")));
     play.quiet(10_000);
     play.resume();
+    assert_eq!(play.state(), State::Resuming);
     play.quiet(20_000);
     play.task = TaskState::Success;
     play.power = Power::Suspended;

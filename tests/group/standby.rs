@@ -342,18 +342,21 @@ fn a_poll_that_lags_behind_the_suspend_spoils_no_standby_vm() {
 
 #[test]
 fn a_failed_resume_leads_to_a_new_vm_with_the_same_id() {
-    let mut play = at_rest();
-    play.holds.push("power_on");
-    play.increase(1);
-    let name = play.names()[0].clone();
-    play.to(41 * SECOND).fail("power_on", ErrorKind::Invalid);
-    play.to(60 * SECOND);
-    let created = play
-        .asked
-        .iter()
-        .filter(|(_, _, request)| matches!(request, Some(Request::Create { name: created, .. }) if *created == name));
-    assert_eq!((play.deleted().len(), created.count(), play.states()), (1, 2, vec![State::Running]), "{:?}", play.said);
-    assert_eq!(play.group.standing(Time(play.now)).failures, 0, "creates work");
+    // Nor is it resumed while it is marked as unused.
+    for refused in ["mark", "power_on"] {
+        let mut play = at_rest();
+        play.holds.push(refused);
+        play.increase(1);
+        let name = play.names()[0].clone();
+        play.to(41 * SECOND).fail(refused, ErrorKind::Invalid);
+        play.to(60 * SECOND);
+        let is_same = |request: &Request| matches!(request, Request::Create { name: created, .. } if *created == name);
+        let created = play.asked.iter().filter(|(.., request)| request.as_ref().is_some_and(is_same)).count();
+        assert_eq!((play.deleted().len(), created, play.states()), (1, 2, vec![State::Running]), "{:?}", play.said);
+        let resumed = play.times("power_on").len();
+        assert_eq!(resumed, usize::from(refused == "power_on"));
+        assert_eq!(play.group.standing(Time(play.now)).failures, 0, "creates work");
+    }
 }
 
 #[test]
@@ -363,6 +366,26 @@ fn a_vm_whose_suspend_for_standby_fails_is_used_as_it_is_if_it_was_handed_out() 
     play.fail("suspend", ErrorKind::Unavailable);
     play.to(25 * SECOND);
     assert_eq!((play.states(), play.times("power_on")), (vec![State::Running], vec![]), "{:?}", play.said);
+}
+
+#[test]
+fn a_vm_that_is_handed_out_during_its_suspend_is_resumed_as_a_new_one() {
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["suspend", "power_on"]);
+    play.to(20 * SECOND).increase(1);
+    play.tasks = TaskState::Success;
+    play.release("suspend", None);
+    play.to(25 * SECOND);
+    assert_eq!((play.states(), play.times("power_on").len()), (vec![State::Creating], 1), "{:?}", play.said);
+}
+
+#[test]
+fn a_vm_whose_suspend_for_standby_did_not_work_is_suspended_again() {
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["suspend"]);
+    play.to(20 * SECOND);
+    let probes = play.times("probe").len();
+    play.fail("suspend", ErrorKind::Ambiguous);
+    play.to(90 * SECOND);
+    assert_eq!((play.times("suspend").len(), play.times("probe").len()), (2, probes), "{:?}", play.said);
 }
 
 #[test]
@@ -395,6 +418,20 @@ fn failed_creates_for_standby_do_not_pause_those_that_somebody_waits_for() {
     assert_eq!(play.group.standing(Time(play.now)).failures, 0);
     play.increase(1);
     assert_eq!(play.times("create").last(), Some(&play.now));
+}
+
+#[test]
+fn only_the_delete_of_a_standby_vm_uses_a_slot_of_other_instances() {
+    let used = |play: &Play| {
+        let standing = play.group.standing(Time(play.now));
+        [standing.creates.used, standing.deletes.used, standing.operations.used]
+    };
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["create"]);
+    assert_eq!((play.held.len(), used(&play)), (1, [0, 0, 0]));
+    let mut play = at_rest();
+    play.holds.push("delete");
+    play.shutdown();
+    assert_eq!((play.held.len(), used(&play)), (1, [0, 1, 1]));
 }
 
 #[test]

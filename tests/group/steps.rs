@@ -40,6 +40,15 @@ impl Play {
         play
     }
 
+    /// VCD answers the n-th create, and its vApp is in this state.
+    fn makes(&mut self, n: u32, power: Power) {
+        self.until("create", n as usize);
+        let vm = Vm { power, ..shown(href(n), self.created()) };
+        self.documents.insert(href(n), vapp(&vm));
+        self.begin("create", Some(href(n)), "t/1");
+        self.to(self.now + 3 * SECOND);
+    }
+
     /// The name of the newest vApp.
     fn made_last(&self) -> Name {
         self.vms.last().unwrap().vapp_name.clone()
@@ -119,6 +128,21 @@ fn suspends_have_one_slot_while_creates_wait() {
     play.deaf = false;
     play.to(20 * SECOND);
     assert_eq!(play.counts(["mark", "create"]), [1, 3]);
+}
+
+#[test]
+fn the_end_of_a_suspend_mark_needs_the_slot_that_creates_leave() {
+    let policy = Policy { max_creates: 9, max_operations: 3, ..policy() };
+    let mut play = Play::new(policy, vec![Vm { power: Power::Suspended, ..vm(1) }, vm(2)]);
+    (play.holds, play.tasks) = (vec!["mark", "create", "delete"], TaskState::Success);
+    play.resume_those(&[name(1)]);
+    play.show(Power::On, false).until("mark", 1);
+    play.deaf = true;
+    play.to(25 * SECOND).decrease(&[name(2)]);
+    play.increase(9);
+    play.deaf = false;
+    play.to(60 * SECOND);
+    assert_eq!(play.counts(["create", "delete"]), [2, 0]);
 }
 
 #[test]
@@ -655,6 +679,19 @@ fn tasks_are_queried_frequently_at_first_and_by_the_youngest() {
 }
 
 #[test]
+fn the_duration_of_a_failed_task_says_nothing_about_the_next() {
+    let mut play = Play::new(lone(), fleet(2));
+    let names = play.names();
+    play.suspend_those(&names[..1]);
+    play.to(30 * SECOND).tasks = TaskState::Failed(error(ErrorKind::Failed));
+    play.to(60 * SECOND).tasks = TaskState::Running;
+    let before = play.times("tasks").len();
+    play.suspend_those(&names[1..]);
+    play.to(64 * SECOND);
+    assert_eq!(play.times("tasks")[before..], [60, 61, 62, 63].map(|s| s * SECOND));
+}
+
+#[test]
 fn only_tasks_count_for_the_pause_around_an_expected_end() {
     let mut play = Play::new(Policy { max_operations: 9, ..lone() }, fleet(4));
     play.to(11 * SECOND);
@@ -739,31 +776,42 @@ fn whole(play: &Play) -> Vec<bool> {
 
 #[test]
 fn combined_creates_whose_task_fails_are_tried_in_steps_once() {
-    let mut play = Play::new(policy(), Vec::new());
-    play.holds = vec!["create"];
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
     play.tasks = TaskState::Failed(error(ErrorKind::Failed));
     play.increase(1);
     // VCD creates it, and cannot power it on: a separate request does that.
-    let made = |play: &mut Play, n: u32, power: Power| {
-        play.until("create", n as usize);
-        let vm = Vm { power, ..shown(href(n), play.created()) };
-        play.documents.insert(href(n), vapp(&vm));
-        play.begin("create", Some(href(n)), "t/1");
-        play.to(play.now + 3 * SECOND);
-    };
-    made(&mut play, 1, Power::Off);
+    play.makes(1, Power::Off);
     assert_eq!((play.times("power_on").len(), play.said("VCD created the VM but did not power it on")), (1, 1));
     // That fails too. VMs of the next two creates cannot be used either: steps follow, and the breaker counts only
     // failures of steps.
-    made(&mut play, 2, Power::Failed);
-    made(&mut play, 3, Power::Failed);
+    play.makes(2, Power::Failed);
+    play.makes(3, Power::Failed);
     assert_eq!(play.group.standing(Time(play.now)).failures, 1, "the failed power-on");
     play.until("create", 4);
     assert_eq!(whole(&play), [true, true, true, false]);
-    made(&mut play, 4, Power::Failed);
+    play.makes(4, Power::Failed);
     assert_eq!(play.group.standing(Time(play.now)).failures, 2);
     play.until("create", 5);
     assert_eq!(whole(&play)[4..], [true], "creates in steps fail too");
+}
+
+#[test]
+fn combined_creates_stay_in_use_if_no_two_in_a_row_fail() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
+    play.increase(1);
+    for (n, power, state) in [
+        (1, Power::Failed, TaskState::Failed(error(ErrorKind::Failed))),
+        (2, Power::On, TaskState::Success),
+        (3, Power::Failed, TaskState::Failed(error(ErrorKind::Failed))),
+    ] {
+        play.tasks = state;
+        play.makes(n, power);
+        if power == Power::On {
+            play.increase(1);
+        }
+    }
+    play.until("create", 4);
+    assert_eq!(whole(&play), [true; 4]);
 }
 
 #[test]
@@ -790,6 +838,21 @@ fn a_create_over_a_quota_is_tried_again_after_a_delete() {
     assert_eq!(play.said("creates fail: no VM is created for 60 s"), 1);
     let gone = play.now + SECOND;
     play.to(gone).decrease(&[name(1)]);
+    assert_eq!((play.times("delete"), play.times("create")[3..].to_vec()), (vec![gone], vec![gone]));
+}
+
+#[test]
+fn the_delete_of_an_instance_whose_first_create_was_over_a_quota_frees_it_too() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
+    play.increase(1);
+    play.fail("create", ErrorKind::Quota);
+    play.until("create", 2);
+    play.release("create", None);
+    let running = play.names();
+    play.to(play.now + 10 * SECOND).increase(1);
+    play.fail("create", ErrorKind::Quota);
+    let gone = play.now + SECOND;
+    play.to(gone).decrease(&running);
     assert_eq!((play.times("delete"), play.times("create")[3..].to_vec()), (vec![gone], vec![gone]));
 }
 
@@ -1029,6 +1092,30 @@ fn a_delete_does_not_wait_for_other_steps() {
     assert_eq!((play.times("delete"), play.states()), (vec![], vec![State::Deleting]));
     play.release("look", None);
     assert_eq!((play.times("delete"), play.states()), (vec![2_500], vec![State::Deleted]));
+}
+
+#[test]
+fn an_instance_is_stuck_until_vcd_is_no_longer_busy_with_it_or_a_delete_works() {
+    for (kind, stuck) in [(ErrorKind::Busy, false), (ErrorKind::Unavailable, true)] {
+        let mut play = Play::holding(lone(), fleet(1), &["delete"]);
+        let names = play.names();
+        play.decrease(&names);
+        play.fail("delete", kind);
+        assert!(play.view().stuck.is_some());
+        play.until("delete", 2);
+        play.begin("delete", None, "t/1");
+        assert_eq!(play.view().stuck.is_some(), stuck, "{kind:?}");
+    }
+}
+
+#[test]
+fn after_vcd_has_forbidden_one_forced_delete_no_other_is_forced() {
+    let mut play = Play::holding(lone(), fleet(2), &["delete", "undeploy"]);
+    play.decrease(&[name(1)]);
+    play.fail("delete", ErrorKind::Forbidden);
+    play.decrease(&[name(2)]);
+    play.to(SECOND);
+    assert_eq!(play.counts(["delete", "undeploy"]), [1, 2]);
 }
 
 // Suspend and resume.

@@ -166,6 +166,16 @@ fn old_results_do_not_count() {
 }
 
 #[test]
+fn a_create_of_the_moment_in_which_the_breaker_opened_counts_only_after_the_pause() {
+    for (early, pause) in [(1, None), (0, Some(minutes(2)))] {
+        let (mut breaker, mut opened) = (Breaker::default(), Time(0));
+        fail(&mut breaker, BREAKER_FAILURES.into(), &mut opened);
+        let until = breaker.until(opened).unwrap();
+        assert_eq!(breaker.failure(Time(until.0 - early), opened, false), pause);
+    }
+}
+
+#[test]
 fn the_breaker_pauses_longer_and_longer_and_lets_one_through() {
     let (mut breaker, mut now) = (Breaker::default(), Time(0));
     fail(&mut breaker, 2, &mut now);

@@ -330,6 +330,20 @@ fn a_mark_that_may_be_gone_is_written_again_before_a_suspend() {
 }
 
 #[test]
+fn a_vm_that_polls_showed_off_during_a_failed_suspend_runs_on_if_it_is_on() {
+    let mut play = Play::running();
+    play.holds = vec!["suspend"];
+    play.suspend();
+    play.show(Power::Off, false).to(15 * SECOND);
+    assert_eq!(play.health(), Err("it is powered off".into()));
+    play.resume();
+    play.fail("suspend", ErrorKind::Failed);
+    assert_eq!(play.states(), [State::Running]);
+    play.show(Power::On, false).to(20 * SECOND);
+    assert_eq!((play.states(), play.health()), (vec![State::Running], Ok(())));
+}
+
+#[test]
 fn a_mark_is_written_again_if_a_found_task_may_be_another_one() {
     let mut play = Play::running();
     play.holds = vec!["mark"];

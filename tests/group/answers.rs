@@ -880,6 +880,18 @@ fn a_vm_that_disappears_before_a_poll_shows_it_is_created_again() {
 }
 
 #[test]
+fn a_vm_that_appears_after_its_vapp_or_is_busy_is_awaited() {
+    let unready: [fn(&mut Vapp); 2] = [|vapp| (vapp.vms, vapp.made) = (Vec::new(), None), |vapp| vapp.busy = true];
+    let mut play = Play::composed();
+    for shown in unready {
+        play.sees(shown);
+        play.after(5_000, "look");
+    }
+    play.shows(true, false);
+    play.expect("configure", AT_ONCE);
+}
+
+#[test]
 fn a_vapp_that_is_already_being_deleted_is_not_used_for_a_create() {
     // The outcome of the first create was lost. Its vApp appears while the second is in progress, and is deleted.
     let mut play = Play::new();

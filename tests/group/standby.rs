@@ -401,11 +401,15 @@ fn a_vm_that_was_in_standby_for_long_is_replaced() {
 
 #[test]
 fn a_standby_vm_that_somebody_deletes_is_replaced_at_once() {
-    let mut play = at_rest();
-    play.vms.clear();
-    play.documents.clear();
-    play.to(100 * SECOND);
-    assert_eq!((play.times("create").last(), play.deleted().len()), (play.times("look").get(1), 0), "{:?}", play.said);
+    for empty_vapp_stays in [false, true] {
+        let mut play = at_rest();
+        play.vms.clear();
+        play.documents.values_mut().for_each(|vapp| (vapp.vms, vapp.made) = (Vec::new(), None));
+        play.documents.retain(|_, _| empty_vapp_stays);
+        play.to(100 * SECOND);
+        assert_eq!(play.times("create").last(), play.times("look").get(1), "{:?}", play.said);
+        assert_eq!(play.deleted().len(), usize::from(empty_vapp_stays));
+    }
 }
 
 #[test]

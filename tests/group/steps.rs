@@ -1109,6 +1109,34 @@ fn an_instance_is_stuck_until_vcd_is_no_longer_busy_with_it_or_a_delete_works() 
 }
 
 #[test]
+fn a_vm_that_is_to_be_deleted_is_not_called_unhealthy() {
+    let mut play = Play::new(lone(), fleet(1));
+    let names = play.names();
+    play.suspend();
+    play.decrease(&names);
+    // Its cancelled task hangs, and a lookup shows that it has ended somehow.
+    play.documents.get_mut(&href(1)).unwrap().power = Power::Off;
+    play.to(3 * MINUTE);
+    assert_eq!((play.deleted(), play.said("unhealthy")), (vec!["v/1"], 0), "{:?}", play.said);
+}
+
+#[test]
+fn a_delete_that_has_ended_and_left_the_vapp_is_repeated_after_a_pause() {
+    for hangs in [false, true] {
+        let mut play = Play::holding(lone(), fleet(1), &["delete"]);
+        let names = play.names();
+        play.to(SECOND).decrease(&names);
+        play.begin("delete", None, "t/1");
+        if !hangs {
+            play.tasks = TaskState::Success;
+        }
+        play.until("delete", 2);
+        let looked = *play.times("look").iter().rev().nth(1).unwrap();
+        assert!((7_500..=12_500).contains(&(play.now - looked)), "{hangs} {:?}", play.asked);
+    }
+}
+
+#[test]
 fn after_vcd_has_forbidden_one_forced_delete_no_other_is_forced() {
     let mut play = Play::holding(lone(), fleet(2), &["delete", "undeploy"]);
     play.decrease(&[name(1)]);

@@ -230,6 +230,25 @@ fn an_unhealthy_instance_is_suspended_when_it_is_powered_on_again() {
 }
 
 #[test]
+fn an_instance_whose_customization_failed_late_can_be_suspended() {
+    let mut play = Play::running();
+    play.vms[0].customization = Customization::Failed;
+    play.to(15 * SECOND).suspend();
+    assert_eq!((play.health().is_err(), play.times("suspend")), (true, vec![15 * SECOND]));
+}
+
+#[test]
+fn a_running_instance_keeps_the_address_that_vcd_no_longer_shows() {
+    let mut play = Play::running();
+    let reach = play.group.reach(&name(1));
+    for (until, shown, said) in [(40, false, 1), (60, true, 1), (90, false, 2)] {
+        play.vms[0].address = shown.then(|| IpAddr::from([10, 0, 0, 1]));
+        play.to(until * SECOND);
+        assert_eq!((play.group.reach(&name(1)), play.said("no longer shows its address")), (reach.clone(), said));
+    }
+}
+
+#[test]
 fn a_vapp_with_a_new_owner_is_not_touched() {
     let (kept, theirs): (Name, &str) = ("kept".into(), "fleeting-plugin-vcd/1 manager=other group=g id=ci-00000001");
     for (renamed, description) in [(kept, tag(&name(1))), (name(1), theirs.to_string())] {
@@ -1137,6 +1156,17 @@ fn a_persons_vm_is_not_used_when_the_own_one_is_moved_away() {
     play.to(120 * SECOND);
     assert!(play.group.reach(&name(1)).is_err() && play.states() != [State::Running]);
     assert_eq!(play.deleted(), Vec::<&str>::new(), "the vApp holds the other VM");
+}
+
+#[test]
+fn the_first_record_of_a_vapp_may_be_that_of_a_persons_vm() {
+    let mut play = Play::booting(|play| play.holds = vec!["look"]);
+    let own = &play.vms[0];
+    let (vm, address) = ("m/other".into(), Some(IpAddr::from([10, 0, 0, 9])));
+    let other = Vm { vm, address, description: "a person's".into(), ..own.clone() };
+    let expected = own.address;
+    play.vms.insert(0, other);
+    assert_eq!(play.to(10 * SECOND).view().address, expected);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use crate::lives::{MINUTE, SECOND, count, play, states, vapps, world};
-use crate::play::{self, Play};
+use crate::play::{self, Play, START};
 use crate::world::World;
 use crate::world::plan::{Act, Admin, Stuck, Suspends, Tuning};
 use fleeting_plugin_vcd::cloud::*;
@@ -369,6 +369,16 @@ fn a_vm_whose_suspend_for_standby_fails_is_used_as_it_is_if_it_was_handed_out() 
 }
 
 #[test]
+fn a_vm_from_standby_is_probed_a_second_after_its_resume() {
+    let mut play = at_rest();
+    // The next poll is due.
+    play.show(Power::On, false).to(47 * SECOND).increase(1);
+    play.to(60 * SECOND);
+    let resumed = *play.times("tasks").last().unwrap();
+    assert_eq!(play.times("probe").last(), Some(&(resumed + SECOND)), "{:?}", play.asked);
+}
+
+#[test]
 fn a_vm_that_is_handed_out_during_its_suspend_is_resumed_as_a_new_one() {
     let mut play = Play::holding(standby_policy(), Vec::new(), &["suspend", "power_on"]);
     play.to(20 * SECOND).increase(1);
@@ -430,7 +440,7 @@ fn only_the_delete_of_a_standby_vm_uses_a_slot_of_other_instances() {
         let standing = play.group.standing(Time(play.now));
         [standing.creates.used, standing.deletes.used, standing.operations.used]
     };
-    let mut play = Play::holding(standby_policy(), Vec::new(), &["create"]);
+    let play = Play::holding(standby_policy(), Vec::new(), &["create"]);
     assert_eq!((play.held.len(), used(&play)), (1, [0, 0, 0]));
     let mut play = at_rest();
     play.holds.push("delete");
@@ -450,6 +460,16 @@ fn a_vm_from_standby_does_not_wait_for_deletes() {
     assert_eq!((play.times("delete").len(), play.times("mark").len()), (2, 1), "both slots are in use");
     play.release("delete", None);
     assert_eq!((play.times("delete").len(), play.times("mark").len()), (2, 2));
+}
+
+#[test]
+fn a_standby_vm_whose_lease_ends_within_an_hour_is_replaced() {
+    for (minutes, replaced) in [(61, 0), (60, 1)] {
+        let mut play = at_rest();
+        play.vms[0].delete_at = Some(START + 50 * SECOND + minutes * MINUTE);
+        play.to(55 * SECOND);
+        assert_eq!(play.deleted().len(), replaced, "{minutes}");
+    }
 }
 
 #[test]

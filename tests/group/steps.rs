@@ -921,6 +921,38 @@ fn booting_vms_are_polled_by_name_and_in_a_full_poll_if_they_are_many() {
 }
 
 #[test]
+fn a_boot_is_polled_when_an_earlier_one_ended_after_its_power_on() {
+    let working = |play: &mut Play| {
+        play.to(60 * SECOND).increase(1);
+        play.vms.last_mut().unwrap().customization = Customization::Working;
+        play.asked.clear();
+        play.to(90 * SECOND).times("poll")[0] - 60 * SECOND
+    };
+    let mut play = Play::new(lone(), Vec::new());
+    play.increase(1);
+    play.vms[0].customization = Customization::Working;
+    play.to(19 * SECOND).vms[0].customization = Customization::Complete;
+    // It took 20 s, more or less 3 s.
+    assert_eq!(working(&mut play), 17 * SECOND);
+    // A guest that is ready before its create task ends says nothing.
+    let mut play = Play::making(policy());
+    let made = shown(href(1), play.created());
+    play.vms.push(made);
+    play.to(25 * SECOND).tasks = TaskState::Success;
+    play.to(30 * SECOND).holds.clear();
+    assert_eq!(working(&mut play), 2 * SECOND);
+}
+
+#[test]
+fn failed_polls_of_booting_vms_are_repeated_with_growing_pauses() {
+    let mut play = Play::new(lone(), Vec::new());
+    play.deaf = true;
+    play.increase(1);
+    play.to(100 * SECOND);
+    assert_eq!(in_seconds(&play.times("poll")), [2, 4, 8, 16, 32, 64, 96]);
+}
+
+#[test]
 fn polls_are_never_further_apart_than_configured() {
     for (interval, apart) in [(1_000, [1_000, 1_000]), (2_500, [2_000, 2_500]), (30_000, [2_000, 3_000])] {
         let policy = Policy { reconcile_interval: Duration::from_millis(interval), ..policy() };

@@ -145,6 +145,15 @@ fn a_poll_decides_whether_a_running_instance_is_healthy() {
 }
 
 #[test]
+fn an_instance_is_unhealthy_when_three_polls_do_not_know_its_power_state() {
+    let mut play = Play::running();
+    play.show(Power::Other, false).before(30 * SECOND);
+    assert_eq!(play.health(), Ok(()));
+    play.to(30 * SECOND);
+    assert_eq!(play.health(), Err("VCD does not know its power state: its ESXi host may be down".into()));
+}
+
+#[test]
 fn ten_unhealthy_minutes_end_an_instance() {
     let mut play = Play::running();
     play.to(5 * SECOND).show(Power::Off, false);

@@ -369,6 +369,21 @@ fn a_vm_whose_suspend_for_standby_fails_is_used_as_it_is_if_it_was_handed_out() 
 }
 
 #[test]
+fn the_log_shows_in_which_state_a_vm_of_the_pool_was_handed_out() {
+    let mut ready = Play::holding(standby_policy(), Vec::new(), &["suspend"]);
+    ready.to(20 * SECOND);
+    for (mut play, text) in [
+        (Play::holding(standby_policy(), Vec::new(), &["create"]), "it was being created for standby"),
+        (Play::new(standby_policy(), Vec::new()), "it was being created for standby"),
+        (ready, "it was about to be suspended for standby"),
+        (at_rest(), "taken from standby"),
+    ] {
+        play.increase(1);
+        assert_eq!((play.said("accepted: "), play.said(text)), (1, 1), "{:?}", play.said);
+    }
+}
+
+#[test]
 fn a_vm_from_standby_is_probed_a_second_after_its_resume() {
     let mut play = at_rest();
     // The next poll is due.

@@ -617,6 +617,18 @@ fn a_complete_vm_is_adopted_at_the_start() {
 }
 
 #[test]
+fn only_the_lookup_of_an_undecided_vapp_includes_its_guest() {
+    let undecided = Play::new(policy(), vec![Vm { description: "".into(), ..vm(1) }]);
+    for (play, includes) in [(undecided, true), (Play::booting(|_| {}), false)] {
+        let looks = play.asked.iter().filter_map(|(.., request)| match request {
+            Some(Request::Look { guest, .. }) => Some(*guest),
+            _ => None,
+        });
+        assert_eq!(looks.collect::<Vec<bool>>(), [includes]);
+    }
+}
+
+#[test]
 fn an_instance_with_other_credentials_is_unhealthy() {
     for (described, of_today) in [(tag(&name(1)) + " credentials=abcd", true), (tag(&name(1)), false)] {
         for at_once in [true, false] {

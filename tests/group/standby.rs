@@ -337,7 +337,35 @@ fn a_poll_that_lags_behind_the_suspend_spoils_no_standby_vm() {
     play.documents.values_mut().for_each(|vapp| vapp.power = Power::On);
     let next = play.now + 15 * SECOND;
     play.show(Power::On, false).to(next);
-    assert_eq!(play.deleted().len(), 1, "{:?}", play.said);
+    assert_eq!((play.deleted().len(), play.said("it is no longer suspended")), (1, 1), "{:?}", play.said);
+}
+
+#[test]
+fn a_standby_vm_is_kept_while_vcd_does_not_know_its_state_or_a_task_works_on_it() {
+    for (power, busy) in [(Power::Other, false), (Power::On, true)] {
+        let mut play = at_rest();
+        let looks = play.times("look").len();
+        play.documents.values_mut().for_each(|vapp| (vapp.power, vapp.busy) = (power, busy));
+        play.show(Power::On, false).to(55 * SECOND);
+        assert_eq!((play.times("look").len() - looks, play.deleted().len()), (1, 0), "{power:?}");
+        // Only polls that show another state are followed by lookups.
+        play.show(Power::Other, false).to(95 * SECOND);
+        assert_eq!((play.times("look").len() - looks, play.said("its ESXi host may be down")), (1, 1), "{power:?}");
+    }
+}
+
+#[test]
+fn a_vm_from_standby_that_is_on_before_its_mark_is_written_is_used() {
+    let mut play = at_rest();
+    play.holds.push("mark");
+    play.increase(1);
+    let limit = VcdError { retry_after: Some(std::time::Duration::from_secs(97)), ..play::error(ErrorKind::Limit) };
+    play.release("mark", Some(Err(limit)));
+    play.hidden = true;
+    play.documents.values_mut().for_each(|vapp| vapp.power = Power::On);
+    play.show(Power::On, false).to(75 * SECOND).hidden = false;
+    play.to(100 * SECOND);
+    assert_eq!((play.states(), play.times("power_on"), play.deleted().len()), (vec![State::Running], vec![], 0));
 }
 
 #[test]
@@ -414,6 +442,15 @@ fn a_vm_whose_suspend_for_standby_did_not_work_is_suspended_again() {
 }
 
 #[test]
+fn after_a_create_for_standby_that_took_too_long_the_next_starts_later() {
+    let create_timeout = std::time::Duration::from_secs(100);
+    let mut play = Play::new(Policy { create_timeout, ..standby_policy() }, Vec::new());
+    play.port = false;
+    play.until("create", 2);
+    assert!((107_500..=112_500).contains(&play.now), "{}", play.now);
+}
+
+#[test]
 fn a_vm_that_was_in_standby_for_long_is_replaced() {
     let mut play = at_rest();
     let (first, day) = (play.view().name, 24 * 3600 * SECOND);
@@ -461,6 +498,47 @@ fn only_the_delete_of_a_standby_vm_uses_a_slot_of_other_instances() {
     play.holds.push("delete");
     play.shutdown();
     assert_eq!((play.held.len(), used(&play)), (1, [0, 1, 1]));
+}
+
+/// Every create that is sent fails, until the breaker opens.
+fn open_the_breaker(play: &mut Play) {
+    while play.group.standing(Time(play.now)).breaker.is_none() {
+        play.to(play.now + SECOND);
+        while !play.held.is_empty() {
+            play.fail("create", ErrorKind::Failed);
+        }
+    }
+}
+
+#[test]
+fn while_one_create_decides_no_other_starts_for_standby_or_beside_one_for_standby() {
+    // Until the guest of that create runs.
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["create"]);
+    play.increase(1);
+    open_the_breaker(&mut play);
+    let created = play.times("create").len();
+    play.port = false;
+    play.to(play.now + 5 * MINUTE);
+    assert_eq!((play.times("create").len(), play.created()), (created + 1, play.names()[0].clone()));
+    play.release("create", None);
+    play.to(play.now + MINUTE);
+    assert_eq!(play.times("create").len(), created + 1);
+    play.port = true;
+    play.to(play.now + MINUTE);
+    assert_eq!((play.states(), play.times("create").len()), (vec![State::Running], created + 2));
+
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["create"]);
+    play.increase(2);
+    let began_for_standby = play.held.remove(0);
+    open_the_breaker(&mut play);
+    let created = play.times("create").len();
+    play.to(play.now + 5 * MINUTE);
+    assert_eq!(play.times("create").len(), created);
+    play.held.push(began_for_standby);
+    play.holds.clear();
+    play.release("create", None);
+    play.to(play.now + MINUTE);
+    assert_eq!(play.states(), [State::Running; 2]);
 }
 
 #[test]

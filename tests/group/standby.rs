@@ -500,6 +500,21 @@ fn only_the_delete_of_a_standby_vm_uses_a_slot_of_other_instances() {
     assert_eq!((play.held.len(), used(&play)), (1, [0, 1, 1]));
 }
 
+#[test]
+fn the_pool_waits_for_a_slot_and_not_for_creates() {
+    let mut play = Play::holding(Policy { max_operations: 1, ..standby_policy() }, vec![play::vm(1)], &["delete"]);
+    play.holds.push("suspend");
+    play.decrease(&[play::name(1)]);
+    assert_eq!(play.to(20 * SECOND).times("suspend"), [0; 0]);
+    play.release("delete", None);
+    assert_eq!(play.times("suspend"), [20 * SECOND]);
+
+    let mut play = at_rest();
+    play.holds.push("create");
+    play.increase(2);
+    assert_eq!(play.held.len(), 2, "another one for the pool");
+}
+
 /// Every create that is sent fails, until the breaker opens.
 fn open_the_breaker(play: &mut Play) {
     while play.group.standing(Time(play.now)).breaker.is_none() {

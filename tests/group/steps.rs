@@ -166,6 +166,17 @@ fn a_create_holds_its_slot_until_its_guest_boots() {
 }
 
 #[test]
+fn the_steps_of_a_create_need_no_second_slot() {
+    let policy = Policy { max_creates: 1, max_operations: 1, ..lone() };
+    let mut play = Play::holding(policy, Vec::new(), &["create", "power_on"]);
+    play.increase(1);
+    play.fail("create", ErrorKind::TooMuch);
+    play.tasks = TaskState::Success;
+    play.makes(2, Power::Off);
+    assert_eq!(play.times("power_on").len(), 1);
+}
+
+#[test]
 fn a_task_holds_a_slot_until_it_has_ended() {
     let mut play = Play::new(Policy { max_operations: 2, ..lone() }, fleet(3));
     let names = play.names();

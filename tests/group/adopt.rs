@@ -814,6 +814,24 @@ fn the_metadata_entry_needs_a_document_that_does_not_contradict() {
 }
 
 #[test]
+fn a_vm_with_another_name_is_that_of_the_vapp_only_if_the_go_plugin_created_it() {
+    for (description, used) in [(None, true), (Some(tag(&name(1))), false)] {
+        let record = Vapp { labelled: true, description: description.clone(), ..vapp(&vm(1)) };
+        let vms = vec![Vm { description: "a template's".into(), ..vm(1) }];
+        let first = Poll { now: Some(START), vms: vms.clone(), vapps: Some(vec![record.clone()]), ..Poll::default() };
+        let mut play = Play::new(policy(), Vec::new());
+        play.group = Group::new(policy(), 1, Time(0), &first);
+        let made = record.made.clone().map(|made| Made { own: false, ..made });
+        play.documents.insert(href(1), Vapp { made, ..record });
+        play.vms = vms;
+        play.serve();
+        assert_eq!(play.states().len(), usize::from(used));
+        play.decrease(&[name(1)]);
+        assert_eq!((play.deleted().len(), play.said("contains another VM") > 0), (usize::from(used), !used));
+    }
+}
+
+#[test]
 fn another_name_means_another_owner() {
     let mut other = vm(1);
     other.vapp_name = "ci-x".into();
@@ -841,6 +859,7 @@ fn an_incomplete_vapp_is_a_leftover_as_soon_as_a_lookup_shows_it() {
         off.clone(),
         Vm { power: Power::Other, ..off.clone() },
         Vm { power: Power::On, ..off.clone() },
+        Vm { power: Power::On, created: Some(START - 100 * SECOND), ..off.clone() },
         Vm { power: Power::On, customization: Customization::Pending, ..vm(1) },
         Vm { customization: Customization::Working, ..vm(1) },
         Vm { customization: Customization::Failed, ..vm(1) },

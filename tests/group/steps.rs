@@ -955,7 +955,11 @@ fn a_boot_is_polled_when_an_earlier_one_ended_after_its_power_on() {
     play.to(19 * SECOND).vms[0].customization = Customization::Complete;
     // It took 20 s, more or less 3 s.
     assert_eq!(working(&mut play), 17 * SECOND);
-    // A guest that is ready before its create task ends says nothing.
+    // A guest without customization says nothing, nor does one that is ready before its create task ends.
+    let mut play = Play::new(policy(), Vec::new());
+    play.increase(1);
+    play.vms[0].customization = Customization::Unknown;
+    assert_eq!(working(&mut play), 2 * SECOND);
     let mut play = Play::making(policy());
     let made = shown(href(1), play.created());
     play.vms.push(made);
@@ -1021,9 +1025,13 @@ fn garbage_collection_runs_hourly_and_deletes_old_instances() {
     }
     // An instance that is to be resumed is not deleted.
     let policy = Policy { suspended_max_age: secs(60), create_timeout: secs(7200), ..policy() };
-    let mut play = Play::holding(policy, vec![asleep], &["power_on"]);
+    let mut play = Play::holding(policy.clone(), vec![asleep], &["power_on"]);
     play.resume();
     assert_eq!(play.to(HOUR + MINUTE).states(), [State::Resuming]);
+    // Nor one that is not suspended yet.
+    let mut play = Play::holding(policy, fleet(1), &["suspend"]);
+    play.suspend();
+    assert_eq!(play.to(HOUR + MINUTE).states(), [State::Suspending]);
 }
 
 // The metadata entry.

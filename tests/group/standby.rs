@@ -274,14 +274,19 @@ fn at_rest_beside(policy: Policy, vms: Vec<Vm>) -> Play {
     play.tasks = TaskState::Success;
     play.holds = vec!["suspend"];
     play.to(20 * SECOND);
+    come_to_rest(&mut play);
+    play
+}
+
+/// Its suspend request is on the wire.
+fn come_to_rest(play: &mut Play) {
     let own = play.vms.last_mut().unwrap();
     own.power = Power::Suspended;
     play.documents.get_mut(&own.vapp).unwrap().power = Power::Suspended;
     play.release("suspend", None);
-    play.to(40 * SECOND);
+    play.to(play.now + 20 * SECOND);
     let phase = play.group.glances(Time(play.now)).last().map(|i| i.phase);
     assert_eq!(phase, Some(Phase::Standby), "{:?} {:?}", play.said, play.asked);
-    play
 }
 
 #[test]
@@ -419,6 +424,19 @@ fn a_vm_from_standby_is_probed_a_second_after_its_resume() {
     play.to(60 * SECOND);
     let resumed = *play.times("tasks").last().unwrap();
     assert_eq!(play.times("probe").last(), Some(&(resumed + SECOND)), "{:?}", play.asked);
+}
+
+#[test]
+fn a_guest_without_customization_is_not_waited_for_again_after_its_standby() {
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["suspend"]);
+    play.tasks = TaskState::Success;
+    play.vms[0].customization = Customization::Pending;
+    play.until("suspend", 1);
+    come_to_rest(&mut play);
+    play.increase(1);
+    let next = play.now + 10 * SECOND;
+    play.show(Power::On, false).to(next);
+    assert_eq!(play.states(), [State::Running]);
 }
 
 #[test]

@@ -764,6 +764,36 @@ fn failed_task_queries_are_repeated_with_growing_pauses() {
 }
 
 #[test]
+fn the_outcome_of_a_task_that_vcd_no_longer_knows_is_looked_up() {
+    let forgets = |play: &mut Play| {
+        play.tasks = TaskState::Unknown;
+        play.to(play.now + 10 * SECOND).states()
+    };
+    let mut play = Play::new(lone(), fleet(1));
+    play.suspend();
+    play.documents.get_mut(&href(1)).unwrap().power = Power::Suspended;
+    assert_eq!(forgets(&mut play), [State::Suspended]);
+
+    let mut play = Play::holding(lone(), fleet(1), &["delete"]);
+    let names = play.names();
+    play.decrease(&names);
+    play.begin("delete", None, "t/1");
+    play.documents.clear();
+    assert_eq!(forgets(&mut play), [State::Deleted]);
+
+    let mut play = Play::making(lone());
+    let made = shown(href(1), play.created());
+    play.documents.insert(href(1), vapp(&made));
+    play.vms.push(made);
+    assert_eq!(forgets(&mut play), [State::Running], "polls show it");
+
+    let mut play = Play::holding(lone(), fleet(1), &["mark"]);
+    play.suspend();
+    play.begin("mark", None, "t/1");
+    assert_eq!((forgets(&mut play), play.times("mark").len()), (vec![State::Suspending], 2), "it is written again");
+}
+
+#[test]
 fn stuck_tasks_are_queried_once_a_minute() {
     let mut play = Play::new(lone(), fleet(1));
     play.suspend();
@@ -1171,7 +1201,7 @@ fn an_instance_is_stuck_until_vcd_is_no_longer_busy_with_it_or_a_delete_works() 
         let names = play.names();
         play.decrease(&names);
         play.fail("delete", kind);
-        assert!(play.view().stuck.is_some());
+        assert!(play.view().stuck.is_some() && play.view().error.is_some());
         play.until("delete", 2);
         play.begin("delete", None, "t/1");
         assert_eq!(play.view().stuck.is_some(), stuck, "{kind:?}");

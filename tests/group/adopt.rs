@@ -468,6 +468,40 @@ fn three_polls_that_show_a_booting_instance_down_cause_a_lookup_that_ends_its_bo
 }
 
 #[test]
+fn a_lookup_decides_even_if_more_polls_contradict_before_its_answer() {
+    let down = |play: &mut Play, polls: usize| {
+        play.port = false;
+        play.documents.values_mut().for_each(|vapp| vapp.power = Power::Off);
+        play.show(Power::Off, false).holds = vec!["look"];
+        let before = play.times("poll").len();
+        play.until("poll", before + polls);
+        assert_eq!(play.held.len(), 1);
+        play.release("look", None);
+    };
+    for polls in 3..=6 {
+        let mut boots = Play::booting(|play| play.port = false);
+        down(&mut boots, polls);
+        assert_eq!(boots.deleted().len(), 1, "{polls}");
+        let mut returns = Play::suspended();
+        returns.tasks = TaskState::Success;
+        returns.resume();
+        returns.to(SECOND);
+        down(&mut returns, polls);
+        assert_eq!(returns.view().cause, Some(Cause::Unhealthy), "{polls}");
+        // Somebody else's task on an instance that is to be suspended.
+        let mut play = Play::running();
+        play.deaf = true;
+        play.to(15 * SECOND).suspend();
+        (play.deaf, play.holds) = (false, vec!["look"]);
+        play.documents.get_mut(&href(1)).unwrap().tasks = vec!["t/9".into()];
+        let before = play.times("poll").len();
+        play.show(Power::Suspended, false).until("poll", before + polls);
+        play.release("look", None);
+        assert_eq!(play.times("mark"), [0; 0], "{polls}");
+    }
+}
+
+#[test]
 fn an_adopted_instance_whose_customization_fails_is_given_up() {
     let created = Some(START - 70 * SECOND);
     let mut play = Play::new(policy(), vec![Vm { customization: Customization::Pending, created, ..vm(1) }]);
@@ -1179,6 +1213,20 @@ fn a_found_vapp_with_a_persons_vm_is_not_deleted() {
 }
 
 #[test]
+fn a_persons_vm_that_polls_have_shown_prevents_the_delete() {
+    for polls in 1..=3 {
+        let mut play = Play::booting(|_| {});
+        play.to(5 * SECOND);
+        let other = Vm { vm: "m/other".into(), description: "a person's".into(), ..play.vms[0].clone() };
+        play.documents.values_mut().for_each(|vapp| vapp.vms.push(other.vm.clone()));
+        play.vms.push(other);
+        let names = play.names();
+        play.to(polls * 10 * SECOND).decrease(&names);
+        assert_eq!((play.deleted().len(), play.said("contains another VM") > 0), (0, true), "{polls}");
+    }
+}
+
+#[test]
 fn a_persons_vm_is_not_used_when_the_own_one_is_moved_away() {
     // A person has changed the description of the own VM, and added another VM.
     let own = Vm { description: "changed".into(), ..vm(1) };
@@ -1314,7 +1362,10 @@ fn shutdown_waits_for_a_poll_that_was_sent_after_it() {
     play.to(25 * SECOND);
     assert!(!play.group.stopped());
     play.release("poll", None);
-    assert!(play.group.stopped());
+    play.holds.clear();
+    // Later polls do not change that.
+    assert!(play.to(50 * SECOND).group.stopped());
+    assert_eq!(play.times("poll")[3..], [31, 41].map(|s| s * SECOND));
 
     // Earlier failed polls still count.
     let mut play = Play::running();

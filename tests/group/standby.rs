@@ -286,7 +286,7 @@ fn come_to_rest(play: &mut Play) {
     play.release("suspend", None);
     play.to(play.now + 20 * SECOND);
     let phase = play.group.glances(Time(play.now)).last().map(|i| i.phase);
-    assert_eq!(phase, Some(Phase::Standby), "{:?} {:?}", play.said, play.asked);
+    assert_eq!((phase, play.said("in standby")), (Some(Phase::Standby), 1), "{:?} {:?}", play.said, play.asked);
 }
 
 #[test]

@@ -878,6 +878,18 @@ fn combined_creates_that_vcd_rejects_are_tried_in_steps_once() {
 }
 
 #[test]
+fn combined_creates_are_used_again_however_many_creates_in_steps_fail() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
+    play.increase(2);
+    for n in [2, 4] {
+        play.until("create", n);
+        (0..2).for_each(|_| play.fail("create", ErrorKind::Invalid));
+    }
+    play.until("create", 5);
+    assert_eq!(whole(&play), [true, true, false, false, true]);
+}
+
+#[test]
 fn a_create_over_a_quota_is_tried_again_after_a_delete() {
     let mut play = Play::holding(policy(), fleet(1), &["create"]);
     play.increase(1);
@@ -1093,14 +1105,15 @@ fn the_metadata_entry_is_written_half_a_minute_after_the_instance_runs() {
 #[test]
 fn metadata_entries_are_written_if_configured_or_after_the_go_plugin() {
     // vApps with only the metadata entry, as the Go plugin leaves them.
-    let theirs = || Vm { description: "".into(), ..vm(7) };
+    let theirs = |n: u32| Vm { description: "".into(), ..vm(n) };
     for (labels, found, written) in [
         (Labels::Found, vec![], 0),
         (Labels::Found, vec![vm(7)], 0),
         // Its document shows the tag of this plugin too.
         (Labels::Found, vec![Vm { busy: true, ..vm(7) }], 0),
-        (Labels::Found, vec![theirs()], 1),
-        (Labels::None, vec![theirs()], 0),
+        (Labels::Found, vec![theirs(7)], 1),
+        (Labels::Found, vec![theirs(7), theirs(8)], 1),
+        (Labels::None, vec![theirs(7)], 0),
         (Labels::All, vec![], 1),
     ] {
         let first = Poll {
@@ -1238,12 +1251,16 @@ fn a_delete_that_has_ended_and_left_the_vapp_is_repeated_after_a_pause() {
 
 #[test]
 fn after_vcd_has_forbidden_one_forced_delete_no_other_is_forced() {
-    let mut play = Play::holding(lone(), fleet(2), &["delete", "undeploy"]);
-    play.decrease(&[name(1)]);
-    play.fail("delete", ErrorKind::Forbidden);
-    play.decrease(&[name(2)]);
-    play.to(SECOND);
-    assert_eq!(play.counts(["delete", "undeploy"]), [1, 2]);
+    for sent in 1..=2 {
+        let mut play = Play::holding(lone(), fleet(3), &["delete", "undeploy"]);
+        let names = play.names();
+        play.decrease(&names[..sent]);
+        play.to(SECOND);
+        (0..sent).for_each(|_| play.fail("delete", ErrorKind::Forbidden));
+        play.decrease(&names);
+        play.to(2 * SECOND);
+        assert_eq!(play.counts(["delete", "undeploy"]), [sent, 3]);
+    }
 }
 
 // Suspend and resume.

@@ -288,6 +288,12 @@ fn an_instance_whose_lease_ends_within_an_hour_is_unhealthy() {
 }
 
 #[test]
+fn states_have_the_names_of_fleeting() {
+    let names = ["creating", "running", "suspending", "suspended", "resuming", "deleting", "deleted", "timeout"];
+    assert_eq!(State::ALL.map(State::name), names);
+}
+
+#[test]
 fn default_timeouts_have_the_documented_values() {
     let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
     assert_eq!(PRUNE_AFTER, minutes(5));

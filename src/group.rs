@@ -360,9 +360,7 @@ impl Group {
         if let Some(unhealthy) = vapp.and_then(|vapp| vapp.unhealthy) {
             return Err(format!("instance {name}: {}", unhealthy.why));
         }
-        // The lease began when the vApp was created, or later.
-        let margin = |end: Time| LEASE_MARGIN.min((instance.age(now) + (end - now)) / 4);
-        if vapp.and_then(|vapp| vapp.lease_end).is_some_and(|end| now + margin(end) >= end) {
+        if instance.lease_ends(now) {
             return Err(format!("instance {name}: its lease in VCD ends soon"));
         }
         if instance.desired != Desired::Running {
@@ -486,7 +484,7 @@ impl Group {
     fn fresh_name(&mut self) -> Name {
         loop {
             let name = self.owner.name(&mut self.rng);
-            if !self.names.contains_key(&name) && !self.instances.values().any(|i| i.name == name) {
+            if !self.instances.values().any(|i| i.name == name) {
                 return name;
             }
         }

@@ -4,7 +4,7 @@
 use super::limits::{Backoff, Lane, Slot};
 use super::time::{Seen, Stopwatch};
 use super::vapp::{Guest, Removal, Vapp};
-use super::{Name, Time};
+use super::{LEASE_MARGIN, Name, Time};
 use crate::cloud::{ErrorKind, Href, Power};
 use std::sync::Arc;
 use std::time::Duration;
@@ -338,6 +338,13 @@ impl Instance {
         let hangs = self.operation.as_ref().and_then(|operation| operation.stuck);
         let fails = if self.goes() { self.attempts.delete.since } else { self.attempts.change.since };
         hangs.into_iter().chain(fails).min()
+    }
+
+    /// Its lease in VCD ends soon.
+    pub fn lease_ends(&self, now: Time) -> bool {
+        // The lease began when the vApp was created, or later.
+        let margin = |end: Time| LEASE_MARGIN.min((self.age(now) + (end - now)) / 4);
+        self.vapp().and_then(|vapp| vapp.lease_end).is_some_and(|end| now + margin(end) >= end)
     }
 
     pub fn age(&self, now: Time) -> Duration {

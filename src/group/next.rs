@@ -5,7 +5,7 @@ use super::instance::{Cause, Desired, Instance, Kind, Mark, Observed, Operation,
 use super::limits::Lane;
 use super::time::{Seen, Sight, Time};
 use super::vapp::{Guest, Label, Removal, Vapp};
-use super::{LEASE_MARGIN, PRUNE_AFTER, Policy, UNHEALTHY_GRACE};
+use super::{PRUNE_AFTER, Policy, UNHEALTHY_GRACE};
 use crate::cloud::{Href, Power};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -323,8 +323,7 @@ impl From<'_> {
         }
         let longest = self.at.policy.standby_max_age;
         let old = !longest.is_zero() && self.reached(vapp.known + longest);
-        let ends = vapp.lease_end.is_some_and(|end| self.at.now + LEASE_MARGIN.min(end - vapp.known) >= end);
-        if old || ends { Step::GiveUp(Cause::Spoiled) } else { Step::Wait }
+        if old || i.lease_ends(self.at.now) { Step::GiveUp(Cause::Spoiled) } else { Step::Wait }
     }
 
     /// A change of a running or suspended VM, after its own document has shown the owner tag.

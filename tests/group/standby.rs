@@ -589,12 +589,14 @@ fn a_vm_from_standby_does_not_wait_for_deletes() {
 }
 
 #[test]
-fn a_standby_vm_whose_lease_ends_within_an_hour_is_replaced() {
-    for (minutes, replaced) in [(61, 0), (60, 1)] {
+fn a_standby_vm_is_replaced_an_hour_before_its_lease_ends_or_in_the_last_quarter_of_a_shorter_one() {
+    for (minutes, kept) in [(61, 45), (24 * 60, 23 * 60 - 1)] {
         let mut play = at_rest();
         play.vms[0].delete_at = Some(START + 50 * SECOND + minutes * MINUTE);
-        play.to(55 * SECOND);
-        assert_eq!(play.deleted().len(), replaced, "{minutes}");
+        play.to(kept * MINUTE);
+        assert_eq!(play.deleted().len(), 0, "{minutes}");
+        play.to((kept + 3) * MINUTE);
+        assert_eq!(play.deleted().len(), 1, "{minutes}");
     }
 }
 

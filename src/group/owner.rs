@@ -70,9 +70,7 @@ impl Owner {
 
     /// `<prefix>-<8 of a-z0-9>`.
     pub(super) fn name(&self, rng: &mut Rng) -> Name {
-        let mut name = String::with_capacity(self.prefix.len() + 1 + TAIL);
-        name.push_str(&self.prefix);
-        name.push('-');
+        let mut name = format!("{}-", self.prefix);
         name.extend((0..TAIL).filter_map(|_| ALPHABET.get(rng.below(36) as usize)).map(|&c| c as char));
         name.into()
     }

@@ -158,7 +158,6 @@ impl Group {
             return;
         }
         match (vapp.power, record.power) {
-            _ if vapp.shared => self.spoil(key, "its vApp contains another VM"),
             (_, Power::Other) => self.judge(key, Power::Other, false),
             (was, is) if was == is => (vapp.against, vapp.unhealthy) = (0, None),
             // Polls lag: a lookup follows.

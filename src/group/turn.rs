@@ -230,16 +230,12 @@ impl Group {
         let allowed: Vec<&Wish> = wishes.iter().filter(|wish| self.may_begin(wish, held)).collect();
         let is_idle = |wish: &&&Wish| !wish.lane.is_urgent() && wish.lane != Lane::Standby;
         let idle_waits = allowed.iter().any(|wish| is_idle(&wish));
-        let mut urgent_waits = false;
         for wish in allowed.iter().filter(|wish| wish.lane.is_urgent()) {
             // The last slot is for operations that nobody waits for, if none of them runs.
             let kept = u32::from(idle_waits && self.slots.used_by(false) == 0 && self.policy.max_operations > 1);
             let room = self.slots.total() + kept < self.policy.max_operations || self.has_slot(wish);
             if room && self.has_lane(wish, load) {
                 self.operate(wish);
-            } else {
-                // An operation that waits for its own lane does not need the slots of others.
-                urgent_waits |= self.has_lane(wish, load);
             }
         }
         let spares = self.now < self.spare_until && !self.stopping;
@@ -247,16 +243,15 @@ impl Group {
             self.wake_by(self.spare_until);
         }
         for wish in allowed.iter().filter(is_idle) {
-            let most = if urgent_waits || spares { 1 } else { self.policy.max_operations };
+            let most = self.policy.max_operations;
+            let most = if spares { most.saturating_sub(1).min(1) } else { most };
             let room = self.slots.total() < self.policy.max_operations && self.slots.used_by(false) < most;
             if room && self.has_lane(wish, load) {
                 self.operate(wish);
             }
         }
-        let holds_up = |wish: &Wish| wish.lane.is_urgent() && !allowed.iter().any(|other| other.key == wish.key);
-        let urgent_waits = urgent_waits || wishes.iter().any(holds_up);
         for wish in allowed.iter().filter(|wish| wish.lane == Lane::Standby) {
-            let room = !urgent_waits && self.slots.total() < self.policy.max_operations;
+            let room = self.slots.total() < self.policy.max_operations;
             if (room && self.has_lane(wish, load)) || self.has_slot(wish) {
                 self.operate(wish);
             }

@@ -100,8 +100,8 @@ fn deletes_have_all_slots_until_a_create_waits_and_then_one() {
 #[test]
 fn an_increase_right_after_a_decrease_finds_slots() {
     let policy = Policy { max_deletes: 5, max_operations: 4, ..lone() };
-    let fleet = || Play::holding(policy.clone(), fleet(10), &["create", "delete"]);
-    let mut play = fleet();
+    let fleet = |policy: &Policy| Play::holding(policy.clone(), fleet(10), &["create", "delete"]);
+    let mut play = fleet(&policy);
     let names = play.names();
     play.decrease(&names[..3]);
     play.before(SECOND);
@@ -112,7 +112,12 @@ fn an_increase_right_after_a_decrease_finds_slots() {
     play.to(SECOND);
     assert_eq!(play.counts(["delete", "create"]), [3, 1], "the second Decrease came while a delete ran");
 
-    let mut play = fleet();
+    let mut play = fleet(&Policy { max_operations: 1, ..policy.clone() });
+    play.decrease(&names);
+    play.increase(1);
+    assert_eq!(play.counts(["delete", "create"]), [0, 1], "it gets the only slot");
+
+    let mut play = fleet(&policy);
     play.decrease(&names);
     play.group.shutdown(Time(play.now));
     play.serve();
@@ -192,6 +197,7 @@ fn a_task_holds_a_slot_until_it_has_ended() {
     let mut play = Play::holding(Policy { max_operations: 1, ..lone() }, fleet(2), &["delete"]);
     let names = play.names();
     play.decrease(&names[..1]);
+    play.to(SECOND);
     play.suspend_those(&names[1..]);
     play.begin("delete", None, "t/1");
     play.to(30 * SECOND);

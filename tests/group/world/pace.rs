@@ -23,8 +23,8 @@ const LONG_PAUSE: u64 = 400_000;
 /// The breaker opens after this many failures of different events, and counts those of this time.
 const BREAKER: usize = 3;
 const BREAKER_WINDOW: u64 = 10 * MINUTE;
-/// A task that has run for this long is slow, or hangs.
-const OLD: u64 = 30_000;
+/// A task that has run for this long is slow, or hangs. If it ends now, that is noticed within [`IDLE`].
+const OLD: u64 = 20_000;
 /// Maximum duration of a slow request, there and back.
 const SLOW: u64 = 40_000;
 /// Requests about one instance in one hour.

@@ -33,7 +33,8 @@ impl Group {
         // The query that found them may have lagged behind a new name.
         let vapps: Vec<cloud::Vapp> = vapps.into_iter().filter(|v| v.name == name).collect();
         let owns = |v: &cloud::Vapp| self.owner.owns(&v.name, v.description.as_deref(), false);
-        let mut ours = vapps.iter().filter(|v| owns(v) && !self.is_tracked(&v.href));
+        // Somebody had a foreign one in the meantime, even if it has its own name and description again.
+        let mut ours = vapps.iter().filter(|v| owns(v) && !self.is_tracked(&v.href) && !self.foreign.contains(&v.href));
         if let Some(found) = ours.next() {
             let extra: Vec<&cloud::Vapp> = ours.collect();
             self.found_made(key, found, whole);

@@ -851,15 +851,16 @@ fn a_vapp_that_somebody_took_does_not_hide_the_next_one_with_its_name() {
     play.expect("create", AT_ONCE);
     play.answer(started(None));
     play.expect("look", AT_ONCE);
-    let taken = |vapp: &mut Vapp| (vapp.href, vapp.description) = ("v/0".into(), Some("kept".into()));
+    let taken: fn(&mut Vapp) = |vapp| (vapp.href, vapp.description) = ("v/0".into(), Some("kept".into()));
     play.sees(taken);
     play.expect("create", BACKOFF);
     assert!(play.said("the plugin no longer manages it"));
     play.answer(failed(ErrorKind::Ambiguous));
-    for pause in [1_000, 5_000] {
+    let given_back: fn(&mut Vapp) = |vapp| vapp.href = "v/0".into();
+    for (pause, shown) in [(1_000, taken), (5_000, given_back)] {
         play.after(pause, "find");
-        play.sees(taken);
-        assert_eq!(play.state(), State::Creating);
+        play.sees(shown);
+        assert_eq!((play.state(), play.said("found in VCD")), (State::Creating, false));
     }
     play.after(5_000, "find");
     play.shows(false, false);

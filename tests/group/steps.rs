@@ -119,8 +119,7 @@ fn an_increase_right_after_a_decrease_finds_slots() {
 
     let mut play = fleet(&policy);
     play.decrease(&names);
-    play.group.shutdown(Time(play.now));
-    play.serve();
+    play.shutdown();
     assert_eq!(play.counts(["delete", "create"]), [4, 0], "no Increase follows a shutdown");
 }
 

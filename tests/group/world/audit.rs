@@ -164,7 +164,7 @@ impl Audit {
         assert_eq!(new.len(), accepted as usize, "the next Update has an id for every accepted request");
         for name in &new {
             // If it was not resumed when its process died, it is still unused.
-            let mut ids = self.by_name.get(name).into_iter().flatten();
+            let mut ids = self.by_name.get(name).into_iter().flatten().filter(|id| model.vapps.contains_key(id));
             let unused =
                 self.rested.contains(name) && !self.own.contains(name) && ids.all(|id| !self.used.contains(id));
             if !self.told.insert(name.clone()) && !unused {

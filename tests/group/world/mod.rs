@@ -694,9 +694,13 @@ impl World {
         let keep = self.plan.policy.keep;
         self.plugins.iter().all(|plugin| {
             let Some(group) = &plugin.group else { return false };
-            let stuck = plugin.audit.any_stuck(&self.model);
-            group.stopped() || (stuck && plugin.audit.left(&self.model, keep.then_some(group)).is_empty())
+            group.stopped() || (self.any_stuck() && plugin.audit.left(&self.model, keep.then_some(group)).is_empty())
         })
+    }
+
+    /// A vApp without an owner tag can belong to the other plugin, too.
+    fn any_stuck(&self) -> bool {
+        self.plugins.iter().any(|plugin| plugin.audit.any_stuck(&self.model))
     }
 
     fn audit_stopped(&mut self) -> Result<(), String> {
@@ -707,7 +711,7 @@ impl World {
             if let Some(left) = left.first() {
                 return Err(format!("8: vApp {left} remains after shutdown"));
             }
-            if !group.stopped() && !plugin.audit.any_stuck(&self.model) {
+            if !group.stopped() && !self.any_stuck() {
                 return Err(format!("8: shutdown does not end: {:?}", group.views(self.time(n))));
             }
         }

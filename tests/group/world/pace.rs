@@ -367,7 +367,9 @@ impl Audit {
         if fine && group.standing(time).hold.is_some() {
             return true;
         }
-        if self.waits_for_deletes(group, time) {
+        // With few slots, resumes can have all of them.
+        let resumes = group.update().filter(|(_, state)| *state == State::Resuming).count();
+        if self.waits_for_deletes(group, time) || resumes >= tuning.max_operations as usize {
             return true;
         }
         let left = self.orphans(group, model).len();

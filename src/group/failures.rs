@@ -89,7 +89,13 @@ impl Group {
             _ => String::new(),
         };
         instance.desired = Desired::Deleted(cause);
-        instance.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
+        if let Some(vapp) = instance.vapp_mut() {
+            vapp.build.slot = None;
+            if vapp.is_busy() {
+                // That task may delete it: a new lookup shows which one it is.
+                vapp.document = None;
+            }
+        }
         // The pauses belonged to what was desired before.
         (instance.attempts.look.next, instance.attempts.change.next) = (self.now, self.now);
         instance.attempts.not_busy();

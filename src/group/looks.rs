@@ -175,7 +175,7 @@ impl Group {
         let may_come = !seen.tasks.is_empty() && vapp.patience <= MISSED_POLLS;
         let gone = was_there && !ours && !made && !may_come;
         if gone && !going {
-            return self.vm_lost(key);
+            return self.spoiled(key, "its VM is no longer in its vApp, and the plugin did not delete it");
         }
         match self.instances.get(&key).and_then(|i| i.operation.as_ref()) {
             Some(operation) => match operation.stage {
@@ -187,19 +187,21 @@ impl Group {
                 }
             },
             None if going => self.going_seen(key, seen),
+            // By a person, or a late request of an earlier process.
+            None if seen.deleting => self.spoiled(key, "VCD deletes its vApp, and this process did not request that"),
             None => self.settled_seen(key, &seen),
         }
     }
 
-    /// Its VM is gone and its vApp exists: somebody deleted or moved the VM.
-    fn vm_lost(&mut self, key: Key) {
+    /// Its vApp exists and is of no use any more, for the reason `why`.
+    fn spoiled(&mut self, key: Key, why: &str) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let (had_run, of_pool) = (i.has_run() || i.origin == Origin::Adopted, i.desired == Desired::Standby);
         if let Some(vapp) = i.vapp_mut() {
             vapp.doomed = true;
         }
         i.operation = None;
-        self.say_of(Level::Warn, key, "its VM is no longer in its vApp, and the plugin did not delete it".into());
+        self.say_of(Level::Warn, key, why.into());
         match had_run {
             true => self.delete_for(key, Cause::Lost),
             false if of_pool => self.delete_for(key, Cause::Spoiled),

@@ -210,7 +210,7 @@ impl From<'_> {
             || i.origin != Origin::Requested
             || removal != Removal::Force
             || i.attempts.delete.tries > 0
-            || vapp.record.as_ref().is_some_and(|record| record.busy);
+            || vapp.is_busy();
         if !vapp.proven || vapp.shared || vapp.is_missing() || (unclear && vapp.document.is_none()) {
             return self.look(i);
         }

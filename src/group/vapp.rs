@@ -288,6 +288,12 @@ impl Vapp {
         self.guest == Guest::Standby && self.power == Power::Suspended && self.mark == Some(Mark::Standby)
     }
 
+    /// A task works on it, according to the last poll or the last lookup.
+    pub fn is_busy(&self) -> bool {
+        let document = self.document.as_ref().is_some_and(|document| document.busy);
+        document || self.record.as_ref().is_some_and(|record| record.busy)
+    }
+
     /// Its customization has ended, whatever records show.
     pub fn is_customized(&self) -> bool {
         self.build.customized || self.guest == Guest::Standby || self.guest.has_run()

@@ -737,6 +737,40 @@ fn a_vapp_that_is_being_deleted_is_not_adopted() {
     }
 }
 
+/// A person deletes it in VCD's pages, or a request of an earlier process is carried out late.
+#[test]
+fn an_instance_whose_vapp_vcd_deletes_is_not_used_and_not_deleted_twice() {
+    let mut play = Play::running();
+    play.tasks = TaskState::Running;
+    let document = play.documents.get_mut(&href(1)).unwrap();
+    (document.tasks, document.deleting, document.busy) = (vec!["t/9".into()], true, true);
+    play.hidden = true;
+    play.until("look", 2);
+    assert_eq!((play.states(), play.said("VCD deletes its vApp")), (vec![State::Deleting], 1));
+    play.to(5 * 60 * SECOND);
+    assert_eq!(play.deleted(), [""; 0], "its task runs");
+    play.documents.clear();
+    play.tasks = TaskState::Success;
+    play.to(6 * 60 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Deleted], vec![]));
+}
+
+/// The task that a lookup showed may not be the one that runs now.
+#[test]
+fn an_instance_that_was_busy_is_looked_up_before_its_delete() {
+    let mut play = Play::running();
+    let document = play.documents.get_mut(&href(1)).unwrap();
+    (document.tasks, document.busy) = (vec!["t/9".into()], true);
+    play.hidden = true;
+    play.until("look", 2);
+    play.hidden = false;
+    assert_eq!(play.states(), [State::Running]);
+    play.tasks = TaskState::Running;
+    play.documents.get_mut(&href(1)).unwrap().deleting = true;
+    play.decrease(&[name(1)]);
+    assert_eq!(play.deleted(), [""; 0], "VCD deletes it");
+}
+
 /// The suspend mark shows whether the host requested the suspend of an earlier process.
 #[test]
 fn a_vapp_that_is_being_suspended_is_adopted_as_suspended_if_it_is_marked() {

@@ -39,7 +39,7 @@ func start(t *testing.T, plugin string, config []byte, connector provider.Connec
 
 func TestBadConfigs(t *testing.T) {
 	plugin := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
-	sim := startSimulator(t, "127.0.0.1:0", "")
+	sim := startSimulator(t, "")
 
 	// A VCD that accepts connections and never answers: the kernel accepts them.
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
@@ -117,7 +117,7 @@ func TestBadConfigs(t *testing.T) {
 
 func TestURLs(t *testing.T) {
 	plugin := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
-	sim := startSimulator(t, "127.0.0.1:0", "")
+	sim := startSimulator(t, "")
 	origin := strings.TrimSuffix(sim.url, "/api")
 	for _, url := range []string{origin, origin + "/", origin + "/api", origin + "/api/"} {
 		config, err := json.Marshal(sim.pluginConfig(map[string]any{"url": url}))
@@ -132,7 +132,7 @@ func TestURLs(t *testing.T) {
 
 func TestBadConnectors(t *testing.T) {
 	plugin := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
-	sim := startSimulator(t, "127.0.0.1:0", "")
+	sim := startSimulator(t, "")
 	config, err := json.Marshal(sim.pluginConfig(nil))
 	if err != nil {
 		t.Fatal(err)
@@ -161,7 +161,7 @@ func TestBadConnectors(t *testing.T) {
 
 func TestMaxInstancesAboveMaxSize(t *testing.T) {
 	plugin := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
-	sim := startSimulator(t, "127.0.0.1:0", "")
+	sim := startSimulator(t, "")
 	for size, changes := range map[int]map[string]any{129: nil, 11: {"max_size": 10}} {
 		config, err := json.Marshal(sim.pluginConfig(changes))
 		if err != nil {

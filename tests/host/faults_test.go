@@ -160,7 +160,7 @@ func ids(instances []fleeting.Instance) []string {
 // As many vApps as there are slots cannot be deleted. Others are still deleted, created, suspended and resumed.
 func TestVappsThatCannotBeDeletedDelayNothing(t *testing.T) {
 	beside(t, false)
-	sim := startSimulator(t, "127.0.0.1:0", "")
+	sim := startSimulator(t, "")
 	debug := debugServer(freeAddress(t))
 	host := sim.live(t, map[string]any{"debug_server_addr": string(debug)}, password)
 	all := host.requestRunning(t, 7)
@@ -221,7 +221,7 @@ func (s simulator) deletes(t *testing.T, vapp string) []string {
 }
 
 func deletesBackOff(t *testing.T, count int) {
-	sim := startSimulator(t, "127.0.0.1:0", "")
+	sim := startSimulator(t, "")
 	debug := debugServer(freeAddress(t))
 	host := sim.live(t, map[string]any{"debug_server_addr": string(debug)}, password)
 	one := host.requestRunning(t, 1)[0]
@@ -266,7 +266,7 @@ func TestDeletesThatFailForLongBackOff(t *testing.T) {
 
 func TestAVMThatIsDeletedInVCDIsReplaced(t *testing.T) {
 	beside(t, false)
-	sim := startSimulator(t, "127.0.0.1:0", "")
+	sim := startSimulator(t, "")
 	host := sim.live(t, nil, password)
 	all := host.requestRunning(t, 2)
 	one, other := all[0], all[1]
@@ -300,7 +300,7 @@ func TestAVMThatIsDeletedInVCDIsReplaced(t *testing.T) {
 
 // outage simulates an outage that is longer than ready_timeout, while one instance runs and two guests boot.
 func outage(t *testing.T, readyTimeout, lasts time.Duration) {
-	sim := startSimulator(t, "127.0.0.1:0", "")
+	sim := startSimulator(t, "")
 	debug := debugServer(freeAddress(t))
 	host := sim.live(t, map[string]any{
 		"debug_server_addr": string(debug), "ready_timeout": readyTimeout.String(), "create_timeout": (2 * readyTimeout).String(),
@@ -383,7 +383,7 @@ func TestUnfinishedVMsOfAKilledPluginAreNotUsed(t *testing.T) {
 	for name, late := range map[string]bool{"VCD works on it": false, "VCD has not accepted it yet": true} {
 		t.Run(name, func(t *testing.T) {
 			beside(t, false)
-			sim := startSimulator(t, "127.0.0.1:0", "")
+			sim := startSimulator(t, "")
 			if late {
 				sim.fault(t, map[string]any{"op": "instantiate", "delay_before_ms": 5000, "times": count})
 			} else {
@@ -458,7 +458,7 @@ func fullPipe(t *testing.T, path string) int {
 
 func TestAnUnreadLogDelaysNothing(t *testing.T) {
 	beside(t, false)
-	sim := startSimulator(t, "127.0.0.1:0", "")
+	sim := startSimulator(t, "")
 	place := standIn(t)
 	pipe := fullPipe(t, filepath.Join(place, "stderr"))
 	host := sim.liveAs(t, filepath.Join(place, "stand-in"), nil, password)

@@ -108,7 +108,7 @@ func TestProvisioningKey(t *testing.T) {
 // TestRealConfig describes the simulated VCD in the environment like a real one: the plugin accepts the result.
 func TestRealConfig(t *testing.T) {
 	plugin := binary(t, "PLUGIN_BIN", "fleeting-plugin-vcd")
-	sim := startSimulator(t, "127.0.0.1:0", "")
+	sim := startSimulator(t, "")
 	world := sim.pluginConfig(map[string]any{"disk_size_gb": 0})
 	for _, variable := range variables {
 		switch value := world[variable.key].(type) {

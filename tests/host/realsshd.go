@@ -57,9 +57,9 @@ type guestRoot struct {
 	err  error
 }
 
-// startRealGuests serves guests with folders below folder, on a free port of 127.0.0.1.
-func startRealGuests(control, folder string) (*realGuests, error) {
-	r := &realGuests{control: control, folder: folder, roots: map[string]*guestRoot{}}
+// newRealGuests listens on a free port of 127.0.0.1. Connections wait for Serve. The guests' files are below folder.
+func newRealGuests(folder string) (*realGuests, error) {
+	r := &realGuests{folder: folder, roots: map[string]*guestRoot{}}
 	if err := r.image(); err != nil {
 		return nil, fmt.Errorf("the guests' image: %w", err)
 	}
@@ -68,9 +68,15 @@ func startRealGuests(control, folder string) (*realGuests, error) {
 		return nil, err
 	}
 	r.listener = listener
+	return r, nil
+}
+
+// Serve serves the guests of the control port at this URL.
+func (r *realGuests) Serve(control string) {
+	r.control = control
 	r.wait.Go(func() {
 		for {
-			conn, err := listener.Accept()
+			conn, err := r.listener.Accept()
 			if err != nil {
 				return
 			}
@@ -81,7 +87,6 @@ func startRealGuests(control, folder string) (*realGuests, error) {
 			})
 		}
 	})
-	return r, nil
 }
 
 // Close ends the service, after all logins have ended.

@@ -47,8 +47,7 @@ type realWorld struct {
 func startRealWorld(t *testing.T) realWorld {
 	t.Helper()
 	requireRealGuests(t)
-	control := freeAddress(t)
-	guests, err := startRealGuests("http://"+control, t.TempDir())
+	guests, err := newRealGuests(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +57,9 @@ func startRealWorld(t *testing.T) realWorld {
 			t.Log(guests.Log())
 		}
 	})
-	return realWorld{startSimulator(t, control, guests.listener.Addr().String()), guests}
+	sim := startSimulator(t, guests.listener.Addr().String())
+	guests.Serve(sim.control)
+	return realWorld{sim, guests}
 }
 
 // run logs in as GitLab Runner does, and runs a command.

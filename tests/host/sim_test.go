@@ -57,11 +57,11 @@ func binary(t *testing.T, variable, name string) string {
 }
 
 // startSimulator starts a simulated VCD for this test. The SSH server at sshAddr serves its guests (none if empty).
-func startSimulator(t *testing.T, control, sshAddr string) simulator {
+func startSimulator(t *testing.T, sshAddr string) simulator {
 	t.Helper()
 	sim := simulator{guestPort: freePort(t)}
 	arguments := []string{
-		"--listen", "127.0.0.1:0", "--control", control, "--scale", strconv.Itoa(scale),
+		"--listen", "127.0.0.1:0", "--control", "127.0.0.1:0", "--scale", strconv.Itoa(scale),
 		"--guest-port", strconv.Itoa(sim.guestPort),
 	}
 	if sshAddr != "" {
@@ -101,14 +101,14 @@ func startSimulator(t *testing.T, control, sshAddr string) simulator {
 // startGuests starts a simulated VCD whose guests accept logins.
 func startGuests(t *testing.T) (simulator, *sshServer) {
 	t.Helper()
-	// Each must know the other's address: the address of the control port is chosen first.
-	control := freeAddress(t)
-	server, err := startSSHServer("http://" + control)
+	server, err := newSSHServer()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(server.Close)
-	return startSimulator(t, control, server.Addr()), server
+	sim := startSimulator(t, server.Addr())
+	server.Serve(sim.control)
+	return sim, server
 }
 
 // freePort returns a port on which nothing listens, on any address, and which the system does not use for outgoing

@@ -52,8 +52,8 @@ type sshServer struct {
 	refused []string
 }
 
-// startSSHServer serves the guests of the control port at this URL, on a free port of 127.0.0.1.
-func startSSHServer(control string) (*sshServer, error) {
+// newSSHServer listens on a free port of 127.0.0.1. Connections wait for Serve.
+func newSSHServer() (*sshServer, error) {
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, err
@@ -66,7 +66,7 @@ func startSSHServer(control string) (*sshServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &sshServer{control: control, listener: listener, open: map[net.Conn]bool{}}
+	s := &sshServer{listener: listener, open: map[net.Conn]bool{}}
 	s.config.PasswordCallback = func(conn ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
 		return nil, s.note(conn, "password", s.checkPassword(conn, string(password)))
 	}
@@ -74,8 +74,13 @@ func startSSHServer(control string) (*sshServer, error) {
 		return nil, s.note(conn, "key", s.checkKey(conn, key))
 	}
 	s.config.AddHostKey(hostKey)
-	s.wait.Go(s.serve)
 	return s, nil
+}
+
+// Serve serves the guests of the control port at this URL.
+func (s *sshServer) Serve(control string) {
+	s.control = control
+	s.wait.Go(s.serve)
 }
 
 // Addr returns its address.

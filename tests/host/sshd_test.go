@@ -74,11 +74,12 @@ printf 'chpasswd\nci:secret\n' > "$FLEETING_ROOT/commands"
 		json.NewEncoder(w).Encode(guest)
 	}))
 	defer control.Close()
-	server, err := startSSHServer(control.URL)
+	server, err := newSSHServer()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer server.Close()
+	server.Serve(control.URL)
 
 	key, password := ssh.PublicKeys(signer), ssh.Password
 	for _, login := range []struct {
@@ -124,11 +125,12 @@ func TestSSHServerRunsCommands(t *testing.T) {
 		json.NewEncoder(w).Encode(guest{Customized: true, Password: "secret"})
 	}))
 	defer control.Close()
-	server, err := startSSHServer(control.URL)
+	server, err := newSSHServer()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer server.Close()
+	server.Serve(control.URL)
 	client, err := dialFrom("127.0.10.1", server.Addr(), "root", ssh.Password("secret"))
 	if err != nil {
 		t.Fatal(err)

@@ -102,7 +102,7 @@ func TestSuspendedInstancesSurviveARestart(t *testing.T) {
 }
 
 func TestSuspendIsNotAnnouncedWhenOff(t *testing.T) {
-	sim := startSimulator(t, "127.0.0.1:0", "")
+	sim := startSimulator(t, "")
 	host := sim.live(t, map[string]any{"suspend_resume": false}, password)
 	if host.HasCapability(provider.CapabilitySuspendResume) {
 		t.Error("the capability is reported")

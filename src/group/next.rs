@@ -274,7 +274,7 @@ impl From<'_> {
         let Some(address) = record.address else { return Step::Wait };
         let settles = match () {
             _ if self.at.policy.dhcp && vapp.build.old_address == Some(address) => RESUME_REPORT,
-            _ if vapp.build.customized => RESUME_SETTLE,
+            _ if vapp.is_customized() => RESUME_SETTLE,
             _ => Duration::ZERO,
         };
         if !self.reached(vapp.known + settles) {

@@ -619,3 +619,14 @@ fn after_a_resume_with_dhcp_an_unchanged_address_is_used_later() {
         assert!((running_at - 3..running_at + 12).contains(&took), "{dhcp} {changed}: {took} s");
     }
 }
+
+/// A job that begins before that would see a wrong time.
+#[test]
+fn a_resumed_guest_is_probed_when_its_clock_is_right() {
+    let mut play = Play::suspended();
+    play.tasks = TaskState::Success;
+    play.to(4 * SECOND).show(Power::On, false).resume();
+    play.until("probe", 1);
+    let resumed = play.times("tasks")[0];
+    assert_eq!(play.times("probe"), [resumed + 1_000]);
+}

@@ -9,6 +9,8 @@ use crate::cloud::{Customization, Made};
 use std::fmt::Write as _;
 
 const NOW: Time = Time(10_000_000);
+/// A resumed guest's clock is right since then.
+const EARLIER: Time = Time(NOW.0 - RESUME_SETTLE.as_millis() as u64);
 
 fn seen() -> Seen {
     Seen(NOW.0)
@@ -16,7 +18,7 @@ fn seen() -> Seen {
 
 /// An instance whose vApp is proven, and that a poll and a lookup have shown just now.
 fn with_vapp(power: Power, guest: Guest) -> Instance {
-    let mut vapp = Vapp::new("v/1".into(), NOW);
+    let mut vapp = Vapp::new("v/1".into(), EARLIER);
     (vapp.proven, vapp.power, vapp.guest) = (true, power, guest);
     vapp.build = Build { whole: true, checks: 3, ..Build::default() };
     vapp.record = Some(Record {

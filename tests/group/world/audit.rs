@@ -158,6 +158,12 @@ impl Audit {
         self.touched.insert(id);
     }
 
+    /// VCD stops or deletes it at any time, and nothing shows that before.
+    pub fn lease_ended(&mut self, id: VappId) {
+        self.touched.insert(id);
+        self.late.insert(id);
+    }
+
     pub fn increased(&mut self, accepted: u32, before: &BTreeSet<Name>, group: &Group, model: &Model) {
         let new: Vec<Name> =
             group.update().map(|(name, _)| name.clone()).filter(|name| !before.contains(name)).collect();

@@ -207,6 +207,11 @@ impl World {
         {
             user.rights.retain(|right| *right != model::Right::Force);
         }
+        for org in model.orgs.values_mut().filter(|_| plan.policy.lease > 0) {
+            let lease = (0, plan.policy.lease * MINUTE / 1_000);
+            let power_off = plan.policy.lease_powers_off;
+            org.leases = model::LeaseRules { deployment_s: lease, storage_s: lease, power_off, keep_expired: false };
+        }
         let vdc = *model.vdcs.keys().next().unwrap();
         let network = *model.networks.keys().next().unwrap();
         let template = *model.templates.iter().find(|(_, t)| &*t.name == "ubuntu-22.04").unwrap().0;
@@ -366,6 +371,7 @@ impl World {
             let Some(happening) = self.happenings.remove(&sequence) else { continue };
             self.now = self.now.max(at);
             self.model.advance(self.now);
+            self.end_leases();
             self.score.events += 1;
             if self.score.events > MAX_EVENTS {
                 return Err("the group never comes to rest".into());
@@ -380,6 +386,17 @@ impl World {
         self.model.advance(self.now);
         self.score.virtual_ms = self.now;
         Ok(())
+    }
+
+    /// VCD may stop or delete those whose lease has ended.
+    fn end_leases(&mut self) {
+        if self.plan.policy.lease == 0 {
+            return;
+        }
+        let ended = |at: Option<u64>| at.is_some_and(|at| at <= self.now);
+        for (id, _) in self.model.vapps.iter().filter(|(_, vapp)| ended(vapp.undeploy_at) || ended(vapp.delete_at)) {
+            self.plugins.iter_mut().for_each(|plugin| plugin.audit.lease_ended(*id));
+        }
     }
 
     /// Queues the groups' and the model's next time.

@@ -267,6 +267,10 @@ pub struct Tuning {
     pub mended: bool,
     /// Number of VMs in standby.
     pub standby: u32,
+    /// Minutes until VCD stops a vApp, and then deletes it; 0: never. VCD's shortest lease is an hour, longer than a run.
+    pub lease: u64,
+    /// At the end of a lease, VCD powers a vApp off. Otherwise it suspends it.
+    pub lease_powers_off: bool,
     /// Seconds that the clock of VCD's answers is ahead of the one that dates vApps.
     pub skew: i64,
     /// Number of plugins of different managers that share the VDC.
@@ -293,6 +297,8 @@ impl Default for Tuning {
             tpm: false,
             mended: false,
             standby: 0,
+            lease: 0,
+            lease_powers_off: false,
             skew: 0,
             managers: 1,
             fleeting: None,
@@ -304,6 +310,7 @@ impl Default for Tuning {
 pub fn plan(seed: u64) -> Plan {
     let mut dice = Dice(seed ^ 0x5eed_91a1);
     let mut pool = Dice(seed ^ 0x57a9_db7c);
+    let mut leases = Dice(seed ^ 0x1ea5_e000);
     let large = dice.percent(3);
     let fleeting = dice.pick(&[None, None, None, Some(false), Some(true)]);
     // With a host that replaces old instances, the run would never come to rest.
@@ -328,6 +335,9 @@ pub fn plan(seed: u64) -> Plan {
         tpm: dice.percent(10),
         mended: dice.percent(50),
         standby: if pool.percent(30) { pool.between(1, 3) as u32 } else { 0 },
+        // A host that replaces what is about to end would never come to rest.
+        lease: if leases.percent(10) && fleeting.is_none() { leases.between(12, 60) } else { 0 },
+        lease_powers_off: leases.percent(50),
         skew: if dice.percent(20) { dice.between(0, 360) as i64 - 180 } else { 0 },
         managers: if dice.percent(10) { 2 } else { 1 },
         fleeting,

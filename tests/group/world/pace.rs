@@ -356,9 +356,9 @@ impl Audit {
         // A lookup shows which task works on a leftover.
         let known = (self.pace.began + ADOPTION).max(self.pace.look_failed.unwrap_or_default() + CHANGE_TIMEOUT);
         let holds = |task: &vcd_sim::model::Task| {
-            let create = if is_create(task.operation) { tuning.create_timeout * MINUTE + CANCEL_PATIENCE } else { 0 };
-            // The answer to its request may have been lost.
-            let patience = create.max(SLOT_PATIENCE) + MINUTE + unseen;
+            let create = if is_create(task.operation) { tuning.create_timeout * MINUTE } else { 0 };
+            // It may be cancelled at the last moment. The answer to its request may have been lost.
+            let patience = create.max(SLOT_PATIENCE) + CANCEL_PATIENCE + MINUTE + unseen;
             // A delete that fails again and again is always young.
             (task.start + OLD..task.start.max(known) + patience).contains(&now)
         };

@@ -230,6 +230,10 @@ impl Audit {
         let Some((name, life)) = self.ours.get(&id) else { return Ok(()) };
         let (touched, asked) = (self.touched.contains(&id), self.asked.contains(name) || *life != self.life);
         let Some(there) = model.vapps.get(&id).filter(|_| !asked) else { return Ok(()) };
+        if !self.told.contains(name) && self.pace.open {
+            // A VM for the pool may have been the one create that the breaker allowed.
+            self.pace.disturbed(now);
+        }
         // Other checks handle instances that have run.
         let creating = matches!(self.accepted.get(name), Some(State::Creating | State::Timeout));
         let Some((_, tried)) = self.pace.tries.get(name).copied().filter(|_| creating) else { return Ok(()) };

@@ -188,7 +188,10 @@ impl Group {
             },
             None if going => self.going_seen(key, seen),
             // By a person, or a late request of an earlier process.
-            None if seen.deleting => self.spoiled(key, "VCD deletes its vApp, and this process did not request that"),
+            None if seen.deleting => {
+                self.spoiled(key, "VCD deletes its vApp, and this process did not request that");
+                self.found_task(key, &seen);
+            }
             None => self.settled_seen(key, &seen),
         }
     }

@@ -745,7 +745,7 @@ fn an_instance_whose_vapp_vcd_deletes_is_not_used_and_not_deleted_twice() {
     let document = play.documents.get_mut(&href(1)).unwrap();
     (document.tasks, document.deleting, document.busy) = (vec!["t/9".into()], true, true);
     play.hidden = true;
-    play.until("look", 2);
+    play.until("look", 1);
     assert_eq!((play.states(), play.said("VCD deletes its vApp")), (vec![State::Deleting], 1));
     play.to(5 * 60 * SECOND);
     assert_eq!(play.deleted(), [""; 0], "its task runs");
@@ -755,6 +755,18 @@ fn an_instance_whose_vapp_vcd_deletes_is_not_used_and_not_deleted_twice() {
     assert_eq!((play.states(), play.deleted()), (vec![State::Deleted], vec![]));
 }
 
+#[test]
+fn a_create_whose_vapp_vcd_deletes_fails_without_a_second_delete() {
+    let mut play =
+        Play::booting(|play| (play.port, play.holds, play.tasks) = (false, vec!["look"], TaskState::Running));
+    let document = play.documents.values_mut().next().unwrap();
+    (document.tasks, document.deleting, document.busy) = (vec!["t/9".into()], true, true);
+    play.release("look", None);
+    assert_eq!(play.said("VCD deletes its vApp"), 1);
+    play.to(2 * 60 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Creating], vec![]), "its task runs");
+}
+
 /// The task that a lookup showed may not be the one that runs now.
 #[test]
 fn an_instance_that_was_busy_is_looked_up_before_its_delete() {
@@ -762,7 +774,7 @@ fn an_instance_that_was_busy_is_looked_up_before_its_delete() {
     let document = play.documents.get_mut(&href(1)).unwrap();
     (document.tasks, document.busy) = (vec!["t/9".into()], true);
     play.hidden = true;
-    play.until("look", 2);
+    play.until("look", 1);
     play.hidden = false;
     assert_eq!(play.states(), [State::Running]);
     play.tasks = TaskState::Running;

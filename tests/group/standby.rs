@@ -620,6 +620,13 @@ fn after_a_resume_with_dhcp_an_unchanged_address_is_used_later() {
     }
 }
 
+#[test]
+fn a_new_guest_is_probed_as_soon_as_a_poll_shows_it() {
+    let mut play = Play::new(play::policy(), Vec::new());
+    play.to(4 * SECOND).increase(1);
+    assert_eq!(play.times("probe"), [4 * SECOND]);
+}
+
 /// A job that begins before that would see a wrong time.
 #[test]
 fn a_resumed_guest_is_probed_when_its_clock_is_right() {

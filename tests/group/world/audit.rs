@@ -15,7 +15,7 @@ pub const CANCEL_PATIENCE: u64 = 2 * MINUTE;
 const NOTICE: u64 = 2 * MINUTE;
 
 /// It has the metadata entry and another description, like the Go plugin's vApps. Their VMs can have any name.
-fn is_like_the_go_plugins(id: VappId, model: &Model) -> bool {
+pub(super) fn is_like_the_go_plugins(id: VappId, model: &Model) -> bool {
     let like = |vapp: &Vapp| {
         vapp.metadata.contains_key("vcd-instance-group") && !vapp.description.starts_with("fleeting-plugin-vcd/")
     };

@@ -1,7 +1,7 @@
 //! Maximum durations, the frequency of requests, and how long the host may see a wrong state: invariants 9 to 12 of the
 //! list in `ARCHITECTURE.md`. All durations count only the time in which VCD could be seen.
 
-use super::audit::{Audit, CANCEL_PATIENCE, SLOT_PATIENCE, is_create, is_faulty};
+use super::audit::{Audit, CANCEL_PATIENCE, SLOT_PATIENCE, is_create, is_faulty, is_like_the_go_plugins};
 use super::plan::{MINUTE, Tuning};
 use super::vcd::{CHANGE_TIMEOUT, MEMORY_MB, task_id, task_of, vapp_id};
 use super::{ADOPTION, READY};
@@ -10,7 +10,7 @@ use fleeting_plugin_vcd::group::{Group, Name, State, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
-use vcd_sim::model::{GcStatus, Model, Power, Target, Vm};
+use vcd_sim::model::{GcStatus, Model, Power, Target, VappId, Vm, VmId};
 
 /// A pause of up to this length between two answered polls counts as time with polls.
 const SEEN: u64 = MINUTE;
@@ -145,6 +145,11 @@ impl Pace {
         {
             self.create_failed(now, now, name);
         }
+        if let (Request::Configure { .. } | Request::AddTpm { .. }, Err(error)) = (request, answer)
+            && refused(error)
+        {
+            self.fails(now, now);
+        }
         if request.changes() && answer.is_err() {
             let locked = matches!(request, Request::Delete { .. } | Request::DeleteStopped { .. });
             if !locked {
@@ -158,17 +163,22 @@ impl Pace {
         self.open = false;
     }
 
-    /// A create that started then has failed: its next try waits, and the breaker may open.
-    pub fn create_failed(&mut self, now: u64, began: u64, name: &Name) {
+    /// A create that started then has failed: the breaker may open.
+    fn fails(&mut self, now: u64, began: u64) {
         if self.failures.back().is_none_or(|last| began > *last) {
             self.failures.push_back(now);
         }
         while self.failures.front().is_some_and(|at| at + BREAKER_WINDOW < now) {
             self.failures.pop_front();
         }
+        self.open |= self.failures.len() >= BREAKER;
+    }
+
+    /// A create that started then has failed: its next try waits, and the breaker may open.
+    pub fn create_failed(&mut self, now: u64, began: u64, name: &Name) {
+        self.fails(now, began);
         let tries = self.tries.get(name).map_or(1, |(tries, _)| (*tries).max(1));
         let own = (12_500u64 << (tries - 1).min(5)).min(LONG_PAUSE);
-        self.open |= self.failures.len() >= BREAKER;
         let pause = if self.open { LONG_PAUSE } else { own };
         self.excused = self.excused.max(now + pause);
     }
@@ -304,8 +314,10 @@ impl Audit {
     }
 
     fn mistake(&self, name: &Name, told: &Result<IpAddr, String>, model: &Model) -> Option<String> {
-        let vapps = self.by_name.get(name)?.iter().filter_map(|id| model.vapps.get(id));
-        let vms = vapps.flat_map(|vapp| &vapp.vms).filter(|vm| !self.foreign_vms.contains_key(vm));
+        let vapps = self.by_name.get(name)?.iter().filter_map(|id| Some((*id, model.vapps.get(id)?)));
+        // In a vApp that is like one of the Go plugin, any VM is the instance's.
+        let own = |id: VappId, vm: &VmId| !self.foreign_vms.contains_key(vm) || is_like_the_go_plugins(id, model);
+        let vms = vapps.flat_map(|(id, vapp)| vapp.vms.iter().filter(move |vm| own(id, vm)));
         let vms: Vec<&Vm> = vms.filter_map(|vm| model.vms.get(vm)).collect();
         let wrong = |vm: &&Vm| {
             let address = vm.address().map(IpAddr::V4);

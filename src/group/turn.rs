@@ -41,6 +41,8 @@ struct Load {
     labels: usize,
     /// A create or delete has not started yet.
     waits: bool,
+    /// Instances that somebody waits for and whose create has not started, or is to be repeated.
+    wanted: u32,
     /// New guests that boot and are wanted.
     guests: u32,
     /// Number of instances that boot. Only polls show their progress.
@@ -83,6 +85,7 @@ impl Group {
         for i in self.instances.values().filter(|i| i.ended.is_none()) {
             load.looks += usize::from(matches!(i.question, Some(Question::Look | Question::Find)));
             load.waits |= i.operation.is_none() && (i.vapp().is_none() || i.goes());
+            load.wanted += u32::from(i.desired == Desired::Running && i.vapp().is_none());
             if let Some(vapp) = i.vapp() {
                 load.labels += usize::from(matches!(vapp.label, Label::OnWire { .. }));
                 load.probes += usize::from(vapp.guest.is_probed());
@@ -293,7 +296,9 @@ impl Group {
             Lane::Delete => used < self.policy.max_deletes,
             Lane::Standby => {
                 let decides = matches!(wish.kind, Kind::Create { .. }) && self.breaker.allows(self.now) == 1;
-                let others = if decides { load.guests + self.slots.used(Lane::Create) } else { 0 };
+                // A create that somebody waits for decides, even if its next try is due later.
+                let wanted = load.guests + load.wanted + self.slots.used(Lane::Create);
+                let others = if decides { wanted } else { 0 };
                 used + others < STANDBY_AT_A_TIME as u32
             }
             Lane::Resume | Lane::Suspend => true,

@@ -575,6 +575,28 @@ fn while_one_create_decides_no_other_starts_for_standby_or_beside_one_for_standb
 }
 
 #[test]
+fn while_a_create_that_somebody_waits_for_is_to_be_repeated_none_for_standby_decides() {
+    let policy = Policy { max_creates: 1, ..standby_policy() };
+    let mut play = Play::holding(policy, Vec::new(), &["create"]);
+    play.increase(8);
+    while play.group.standing(Time(play.now)).breaker.is_none() || !play.held.is_empty() {
+        play.to(play.now + SECOND);
+        if !play.held.is_empty() {
+            // The next try is minutes later.
+            play.fail("create", ErrorKind::Invalid);
+        }
+    }
+    let tried = |play: &Play, name: &Name| {
+        play.asked.iter().any(|(_, _, asked)| matches!(asked, Some(Request::Create { name: of, .. }) if of == name))
+    };
+    let untried: Vec<Name> = play.names().into_iter().filter(|name| !tried(&play, name)).collect();
+    play.decrease(&untried);
+    let created = play.times("create").len();
+    play.until("create", created + 1);
+    assert!(play.names().contains(&play.created()), "the breaker allows it");
+}
+
+#[test]
 fn a_vm_from_standby_does_not_wait_for_deletes() {
     let policy = Policy { max_operations: 2, ..standby_policy() };
     let mut play = at_rest_beside(policy, (1..=3).map(play::vm).collect());

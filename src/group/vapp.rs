@@ -12,7 +12,7 @@ use std::time::Duration;
 /// A lookup follows when this many polls in a row do not show an instance.
 pub const MISSED_POLLS: u32 = 3;
 /// Maximum number of polls between two lookups of a vApp that lookups find and polls do not show.
-pub const MISSED_POLLS_MAX: u32 = 64;
+pub const MISSED_POLLS_MAX: u32 = 24;
 /// Maximum number of lookups of a VM's hardware if VCD does not answer.
 pub const CHECKS: u8 = 3;
 /// The result of a lookup of a created VM is valid for this long: somebody may move the VM meanwhile.

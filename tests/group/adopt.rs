@@ -12,26 +12,26 @@ use std::time::Duration;
 // Polls.
 
 #[test]
-fn three_missed_polls_cause_a_lookup_and_each_lookup_that_finds_it_doubles_that() {
+fn three_missed_polls_cause_a_lookup_and_each_lookup_that_finds_it_doubles_that_up_to_four_minutes() {
     let mut play = Play::running();
     play.hidden = true;
     assert_eq!(play.to(10 * SECOND).view().missed, 1);
     assert_eq!(play.before(30 * SECOND).view().missed, 2);
     assert_eq!(play.times("look"), [0; 0]);
     assert_eq!(play.to(30 * SECOND).view().missed, 0, "found");
-    play.to(300 * SECOND);
-    assert_eq!(play.times("look"), [30, 90, 210].map(|s| s * SECOND));
+    play.to(900 * SECOND);
+    assert_eq!(play.times("look"), [30, 90, 210, 450, 690].map(|s| s * SECOND));
     // After one poll that shows it, three are needed again.
     play.hidden = false;
-    assert_eq!(play.to(310 * SECOND).view().missed, 0);
+    assert_eq!(play.to(910 * SECOND).view().missed, 0);
     play.hidden = true;
-    play.to(340 * SECOND);
-    assert_eq!(play.times("look").last(), Some(&(340 * SECOND)));
+    play.to(940 * SECOND);
+    assert_eq!(play.times("look").last(), Some(&(940 * SECOND)));
     assert_eq!(play.states(), [State::Running]);
     play.documents.clear();
-    play.before(400 * SECOND);
+    play.before(1000 * SECOND);
     assert_eq!(play.states(), [State::Running]);
-    play.to(400 * SECOND);
+    play.to(1000 * SECOND);
     assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some(Cause::Lost)));
 }
 

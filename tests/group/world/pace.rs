@@ -70,6 +70,8 @@ pub struct Pace {
     failures: VecDeque<u64>,
     /// The breaker may be open: the next create decides, however late.
     open: bool,
+    /// The last failed create.
+    failed: Option<u64>,
     /// Leftovers at the last check.
     leftovers: usize,
 }
@@ -145,11 +147,6 @@ impl Pace {
         {
             self.create_failed(now, now, name);
         }
-        if let (Request::Configure { .. } | Request::AddTpm { .. }, Err(error)) = (request, answer)
-            && refused(error)
-        {
-            self.fails(now, now);
-        }
         if request.changes() && answer.is_err() {
             let locked = matches!(request, Request::Delete { .. } | Request::DeleteStopped { .. });
             if !locked {
@@ -163,22 +160,18 @@ impl Pace {
         self.open = false;
     }
 
-    /// A create that started then has failed: the breaker may open.
-    fn fails(&mut self, now: u64, began: u64) {
+    /// A create that started then has failed: its next try waits, and the breaker may open.
+    pub fn create_failed(&mut self, now: u64, began: u64, name: &Name) {
+        self.failed = Some(now);
         if self.failures.back().is_none_or(|last| began > *last) {
             self.failures.push_back(now);
         }
         while self.failures.front().is_some_and(|at| at + BREAKER_WINDOW < now) {
             self.failures.pop_front();
         }
-        self.open |= self.failures.len() >= BREAKER;
-    }
-
-    /// A create that started then has failed: its next try waits, and the breaker may open.
-    pub fn create_failed(&mut self, now: u64, began: u64, name: &Name) {
-        self.fails(now, began);
         let tries = self.tries.get(name).map_or(1, |(tries, _)| (*tries).max(1));
         let own = (12_500u64 << (tries - 1).min(5)).min(LONG_PAUSE);
+        self.open |= self.failures.len() >= BREAKER;
         let pause = if self.open { LONG_PAUSE } else { own };
         self.excused = self.excused.max(now + pause);
     }
@@ -240,9 +233,9 @@ impl Audit {
         let Some((name, life)) = self.ours.get(&id) else { return Ok(()) };
         let (touched, asked) = (self.touched.contains(&id), self.asked.contains(name) || *life != self.life);
         let Some(there) = model.vapps.get(&id).filter(|_| !asked) else { return Ok(()) };
-        if !self.told.contains(name) && self.pace.open {
+        if !self.told.contains(name) {
             // A VM for the pool may have been the one create that the breaker allowed.
-            self.pace.disturbed(now);
+            self.pace.failed = Some(now);
         }
         // Other checks handle instances that have run.
         let creating = matches!(self.accepted.get(name), Some(State::Creating | State::Timeout));
@@ -378,6 +371,11 @@ impl Audit {
             // A delete that fails again and again is always young.
             (task.start + OLD..task.start.max(known) + patience).contains(&now)
         };
+        // Not every failure that opened the breaker is known here.
+        let failed = self.pace.failed.is_some_and(|at| now < at + LONG_PAUSE);
+        if failed && group.standing(time).breaker.is_some() {
+            return true;
+        }
         // Leftovers without faults are deleted as fast as requests allow.
         let fine = !model.vapps.values().any(is_faulty);
         if fine && group.standing(time).hold.is_some() {

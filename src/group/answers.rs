@@ -115,10 +115,8 @@ impl Group {
         }
         let (now, seen, stopping) = (self.now, self.sight.at(self.now), self.stopping);
         let Some(i) = self.instances.get_mut(&key) else { return };
-        i.attempts.look.next = match kind {
-            Kind::Delete(_) => i.attempts.delete.next,
-            _ => now + FIND_PAUSE,
-        };
+        // Until the outcome is known, it keeps its slot.
+        i.attempts.look.next = now + FIND_PAUSE;
         if let Some(vapp) = i.vapp_mut() {
             vapp.document = None;
         }

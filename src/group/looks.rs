@@ -287,7 +287,8 @@ impl Group {
     fn still_there(&mut self, key: Key, began: Time) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         if i.attempts.delete.next > began {
-            // The pause after a lost answer has already started.
+            // The pause after a lost answer has already started. This lookup may be outdated after it.
+            i.vapp_mut().into_iter().for_each(|vapp| vapp.document = None);
             return;
         }
         let what = format!("delete vApp {}", i.name);

@@ -430,8 +430,8 @@ fn a_delete_is_repeated_or_done_without_force() {
     for (kind, next, pause) in [
         (Limit, "delete", THROTTLED),
         (Busy, "look", 3_000..=3_000),
-        (Ambiguous, "look", BACKOFF),
-        (Protocol, "look", BACKOFF),
+        (Ambiguous, "look", 1_000..=1_000),
+        (Protocol, "look", 1_000..=1_000),
         (Unavailable, "look", BACKOFF),
         (Quota, "look", LONG),
         (NotFound, "create", BACKOFF),
@@ -456,6 +456,13 @@ fn a_delete_is_repeated_or_done_without_force() {
     again(&mut play, BACKOFF, "delete");
     play.answer(failed(Unavailable));
     again(&mut play, BACKOFF_TWICE, "delete");
+
+    // The pause has already started when a lookup shows that VCD does nothing.
+    let mut play = Play::scrapped();
+    play.answer(failed(Ambiguous));
+    play.expect("look", 1_000..=1_000);
+    play.shows(false, false);
+    again(&mut play, 6_500..=11_500, "delete");
 
     let mut play = Play::scrapped();
     for pause in [3_000, 6_000, 12_000] {

@@ -1239,6 +1239,15 @@ fn a_vm_that_is_to_be_deleted_is_not_called_unhealthy() {
 }
 
 #[test]
+fn a_delete_with_an_unknown_outcome_keeps_its_slot_only_until_a_lookup_shows_it() {
+    let mut play = Play::holding(Policy { max_operations: 1, ..policy() }, fleet(1), &["delete"]);
+    play.decrease(&[name(1)]);
+    play.to(SECOND).fail("delete", ErrorKind::Ambiguous);
+    play.increase(1);
+    assert_eq!(play.to(10 * SECOND).times("create"), [2 * SECOND], "its next try is due later");
+}
+
+#[test]
 fn a_delete_that_has_ended_and_left_the_vapp_is_repeated_after_a_pause() {
     for hangs in [false, true] {
         let mut play = Play::holding(lone(), fleet(1), &["delete"]);

@@ -62,6 +62,8 @@ pub struct Audit {
     pub(super) touched: BTreeSet<VappId>,
     /// Its delete was carried out long after the request was given up: nothing shows that.
     late: BTreeSet<VappId>,
+    /// A request of a dead process has written its mark: no later process can know that.
+    overwritten: BTreeSet<VappId>,
     /// When the cancel was requested.
     cancelled: BTreeMap<TaskId, u64>,
     /// Ids that the host deleted, in any life.
@@ -222,7 +224,7 @@ impl Audit {
             self.used.insert(id);
         }
         match model.vapps.get(&id) {
-            Some(vapp) if is_marked_standby(vapp) => {
+            Some(vapp) if is_marked_standby(vapp) && !self.overwritten.contains(&id) => {
                 Err(format!("15: {} is resumed while it is marked as standby", vapp.name))
             }
             _ => Ok(()),
@@ -475,6 +477,10 @@ impl Audit {
             self.late.insert(id);
         }
         self.changes(id, model, "delete")
+    }
+
+    pub fn marked_by_the_dead(&mut self, id: VappId) {
+        self.overwritten.insert(id);
     }
 
     /// A change is carried out long after its request was given up.

@@ -389,6 +389,9 @@ impl World {
                 if late {
                     self.plugins[n].audit.came_late(vapp_id(vapp));
                 }
+                if !self.lives(from) {
+                    self.plugins[n].audit.marked_by_the_dead(vapp_id(vapp));
+                }
                 let value = (std::borrow::Cow::Borrowed("MetadataStringValue"), Arc::from(mark.to_string()));
                 let target = model::Target::Vapp(vapp_id(vapp));
                 self.inject(n, false);

@@ -4,7 +4,7 @@ use super::answers::{LOOK_PAUSE, wrong_reply};
 use super::instance::{Desired, Kind, Observed, Operation, Origin, Stage};
 use super::limits::{DELETE_RETRY_MAX, RETRY_MAX, doubled};
 use super::polls::down;
-use super::vapp::{CHECKS, Guest, MISSED_POLLS, Removal};
+use super::vapp::{CHECKS, Guest, MISSED_POLLS, Removal, Vapp};
 use super::{Cause, Group, Instance, Key, Time};
 use crate::cloud::{self, Answer, ErrorKind, Href, Power, Reply, VcdError};
 use log::Level;
@@ -216,6 +216,7 @@ impl Group {
     fn task_seen(&mut self, key: Key, seen: &cloud::Vapp) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
+        i.vapp_mut().map(Vapp::is_found);
         let Some(operation) = &mut i.operation else { return };
         let hangs = operation.stuck.is_some();
         let (kind, began) = (operation.kind, operation.began);

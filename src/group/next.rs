@@ -187,6 +187,11 @@ impl From<'_> {
                         _ => self.look(i),
                     };
                 }
+                // Such a task says nothing about the VM.
+                let aside = matches!(operation.kind, Kind::Mark(_) | Kind::Other) && !i.goes();
+                if aside && i.vapp().is_some_and(Vapp::is_missing) {
+                    return self.look(i);
+                }
                 let making = operation.kind.lane() == Some(Lane::Create) && !i.goes();
                 if operation.stuck.is_none() && !making && self.seen(operation.watch.end(SLOT_PATIENCE)) {
                     return Step::Stick;

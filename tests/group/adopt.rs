@@ -756,6 +756,23 @@ fn an_instance_whose_vapp_vcd_deletes_is_not_used_and_not_deleted_twice() {
 }
 
 #[test]
+fn an_instance_whose_vm_is_deleted_while_the_task_of_its_mark_hangs_is_lost() {
+    let mut play = Play::running();
+    play.suspend();
+    play.tasks = TaskState::Failed(error(ErrorKind::Failed));
+    play.holds = vec!["mark"];
+    play.to(5 * SECOND);
+    play.tasks = TaskState::Running;
+    play.begin("mark", None, "t/2");
+    assert_eq!(play.states(), [State::Running]);
+    let document = play.documents.get_mut(&href(1)).unwrap();
+    (document.vms, document.made, document.tasks, document.busy) = (vec![], None, vec!["t/2".into()], true);
+    play.hidden = true;
+    play.to(5 * 60 * SECOND);
+    assert_eq!((play.states(), play.said("its VM is no longer in its vApp")), (vec![State::Deleting], 1));
+}
+
+#[test]
 fn a_create_whose_vapp_vcd_deletes_fails_without_a_second_delete() {
     let mut play =
         Play::booting(|play| (play.port, play.holds, play.tasks) = (false, vec!["look"], TaskState::Running));

@@ -15,7 +15,7 @@ mod vcd;
 
 use audit::Audit;
 use fleeting_plugin_vcd::cloud::{Answer, Reply, Request};
-use fleeting_plugin_vcd::group::{Command, Group, Labels, OnShutdown, Phase, Policy, State, Ticket, Time};
+use fleeting_plugin_vcd::group::{Command, Group, Labels, Name, OnShutdown, Phase, Policy, State, Ticket, Time};
 use host::Host;
 use plan::{Dice, Fault, MINUTE, Plan, Suspends};
 use std::cmp::Reverse;
@@ -656,12 +656,18 @@ impl World {
         let rests = |plugin: &Plugin| {
             let Some(group) = plugin.group.as_ref().filter(|_| plugin.shutting_down.is_none()) else { return false };
             let audit = &plugin.audit;
-            let rest = |(name, state)| rests(state) || audit.is_stuck(name, &self.model);
+            let rest = |(name, state)| self.instance_rests(plugin, name, state);
             // Stuck instances count towards max_size: the host may not get its desired number.
             let host = self.host_rests(plugin);
             host && self.pool_rests(plugin) && group.update().all(rest) && audit.orphans(group, &self.model).is_empty()
         };
         self.plugins.iter().all(rests)
+    }
+
+    fn instance_rests(&self, plugin: &Plugin, name: &Name, state: State) -> bool {
+        // Nothing is suspended or resumed during shutdown.
+        let stays = plugin.audit.shutdown && matches!(state, State::Suspending | State::Resuming);
+        rests(state) || stays || plugin.audit.is_stuck(name, &self.model)
     }
 
     /// The standby pool is full.
@@ -686,7 +692,7 @@ impl World {
         for plugin in &self.plugins {
             let Some(group) = &plugin.group else { return Err("the plugin does not start again".into()) };
             for (name, state) in group.update() {
-                if !rests(state) && !plugin.audit.is_stuck(name, &self.model) {
+                if !self.instance_rests(plugin, name, state) {
                     return Err(format!("{number}: {name} is still {state:?} long after the last fault"));
                 }
             }

@@ -175,11 +175,11 @@ impl Group {
         let mut record = Record::of(vm, vapp.is_customized(), now);
         let old = vapp.record.take();
         let mut lost_address = false;
-        if ready && record.address.is_none() && record.power == Power::On {
-            // Records lose the address for a while: the guest still has it.
+        if ready && record.address.is_none() {
+            // Records lose the address for a while: the guest still has it. If it is off, it will have it again.
             record.address = old.as_ref().and_then(|old| old.address);
-            lost_address = record.address.is_some() && !vapp.address_kept;
-            vapp.address_kept = record.address.is_some();
+            lost_address = record.power == Power::On && record.address.is_some() && !vapp.address_kept;
+            vapp.address_kept |= lost_address;
         } else if record.address.is_some() {
             vapp.address_kept = false;
         }

@@ -255,6 +255,12 @@ fn a_running_instance_keeps_the_address_that_vcd_no_longer_shows() {
         play.to(until * SECOND);
         assert_eq!((play.group.reach(&name(1)), play.said("no longer shows its address")), (reach.clone(), said));
     }
+    // Somebody powers it off and on.
+    for (until, power) in [(110, Power::Off), (130, Power::On)] {
+        play.show(power, false).to(until * SECOND);
+        assert_eq!((play.group.reach(&name(1)), play.said("no longer shows its address")), (reach.clone(), 2));
+    }
+    assert_eq!(play.health(), Ok(()));
 }
 
 #[test]
@@ -768,8 +774,18 @@ fn an_instance_whose_vm_is_deleted_while_the_task_of_its_mark_hangs_is_lost() {
     let document = play.documents.get_mut(&href(1)).unwrap();
     (document.vms, document.made, document.tasks, document.busy) = (vec![], None, vec!["t/2".into()], true);
     play.hidden = true;
+    assert_eq!(play.to(29 * SECOND).times("look"), [0], "polls have shown it before");
     play.to(5 * 60 * SECOND);
     assert_eq!((play.states(), play.said("its VM is no longer in its vApp")), (vec![State::Deleting], 1));
+}
+
+#[test]
+fn a_create_that_polls_do_not_show_is_not_looked_up_while_its_task_runs() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
+    (play.tasks, play.hidden) = (TaskState::Running, true);
+    play.increase(1);
+    play.begin("create", Some("v/9".into()), "t/1");
+    assert_eq!(play.to(2 * 60 * SECOND).times("look"), [0; 0]);
 }
 
 #[test]

@@ -575,6 +575,18 @@ fn while_one_create_decides_no_other_starts_for_standby_or_beside_one_for_standb
 }
 
 #[test]
+fn while_nobody_waits_a_create_for_standby_decides() {
+    let mut play = Play::holding(standby_policy(), vec![play::vm(1)], &["create"]);
+    play.increase(1);
+    open_the_breaker(&mut play);
+    let waiting: Vec<Name> = play.names().into_iter().filter(|name| *name != play::name(1)).collect();
+    play.decrease(&waiting);
+    let created = play.times("create").len();
+    play.until("create", created + 1);
+    assert!(!play.names().contains(&play.created()));
+}
+
+#[test]
 fn while_a_create_that_somebody_waits_for_is_to_be_repeated_none_for_standby_decides() {
     let policy = Policy { max_creates: 1, ..standby_policy() };
     let mut play = Play::holding(policy, Vec::new(), &["create"]);

@@ -175,7 +175,7 @@ impl Group {
         let may_come = !seen.tasks.is_empty() && vapp.patience <= MISSED_POLLS;
         let gone = was_there && !ours && !made && !may_come;
         if gone && !going {
-            return self.spoiled(key, "its VM is no longer in its vApp, and the plugin did not delete it");
+            return self.unusable(key, "its VM is no longer in its vApp, and the plugin did not delete it");
         }
         match self.instances.get(&key).and_then(|i| i.operation.as_ref()) {
             Some(operation) => match operation.stage {
@@ -189,7 +189,7 @@ impl Group {
             None if going => self.going_seen(key, seen),
             // By a person, or a late request of an earlier process.
             None if seen.deleting => {
-                self.spoiled(key, "VCD deletes its vApp, and this process did not request that");
+                self.unusable(key, "VCD deletes its vApp, and this process did not request that");
                 self.found_task(key, &seen);
             }
             None => self.settled_seen(key, &seen),
@@ -197,7 +197,7 @@ impl Group {
     }
 
     /// Its vApp exists and is of no use any more, for the reason `why`.
-    fn spoiled(&mut self, key: Key, why: &str) {
+    fn unusable(&mut self, key: Key, why: &str) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let (had_run, of_pool) = (i.has_run() || i.origin == Origin::Adopted, i.desired == Desired::Standby);
         if let Some(vapp) = i.vapp_mut() {

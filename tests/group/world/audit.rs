@@ -6,7 +6,7 @@ use super::vcd::{MARK, href, task_of, vapp_id};
 use fleeting_plugin_vcd::cloud::{Mark, Request};
 use fleeting_plugin_vcd::group::{Group, Name, Phase, State, Ticket, Time};
 use std::collections::{BTreeMap, BTreeSet};
-use vcd_sim::model::{Faults, GcStatus, Model, Operation, Power, TaskId, TaskStatus, Vapp, VappId, VmId};
+use vcd_sim::model::{Faults, GcStatus, Model, Operation, Power, TaskId, TaskStatus, Vapp, VappId, Vm, VmId};
 
 /// A task is stuck when it has run for this long. A create's task is stuck this long after it was cancelled.
 pub const SLOT_PATIENCE: u64 = 10 * MINUTE;
@@ -160,12 +160,6 @@ impl Audit {
         self.touched.insert(id);
     }
 
-    /// VCD stops or deletes it at any time, and nothing shows that before.
-    pub fn lease_ended(&mut self, id: VappId) {
-        self.touched.insert(id);
-        self.late.insert(id);
-    }
-
     pub fn increased(&mut self, accepted: u32, before: &BTreeSet<Name>, group: &Group, model: &Model) {
         let new: Vec<Name> =
             group.update().map(|(name, _)| name.clone()).filter(|name| !before.contains(name)).collect();
@@ -199,9 +193,8 @@ impl Audit {
         }
         for (id, (name, _)) in &self.ours {
             let Some(vapp) = model.vapps.get(id).filter(|vapp| is_marked_standby(vapp)) else { continue };
-            let on = |vm: &VmId| model.vms.get(vm).is_some_and(|vm| vm.power == Power::On && !vm.host_down);
-            let own = |vm: &&VmId| !self.foreign_vms.contains_key(vm);
-            if !self.told.contains(name) && vapp.vms.iter().filter(own).any(on) {
+            let on = |vm: &Vm| vm.power == Power::On && !vm.host_down;
+            if !self.told.contains(name) && self.own_vms(vapp, model).any(on) {
                 self.woken.entry(*id).or_insert(self.pace.seen_clearly);
             } else if !self.is_known_to_be_woken(*id) {
                 // It is suspended again, or its host is down: VCD shows nothing of it.
@@ -306,9 +299,8 @@ impl Audit {
                     Request::Suspend { .. } => Power::Suspended,
                     _ => Power::On,
                 };
-                let is = |vm: &vcd_sim::model::VmId| model.vms.get(vm).is_some_and(|vm| vm.power == done);
-                let ours = |vm: &&VmId| !self.foreign_vms.contains_key(vm);
-                let already = model.vapps.get(&id).is_some_and(|vapp| vapp.vms.iter().filter(ours).any(is));
+                let is = |vapp: &Vapp| self.own_vms(vapp, model).any(|vm| vm.power == done);
+                let already = model.vapps.get(&id).is_some_and(is);
                 let mine = self.ours.get(&id).is_some_and(|(_, life)| *life == self.life);
                 if already && mine && !self.late.contains(&id) && !self.touched.contains(&id) {
                     return Err(format!("7: {} of {vapp}, which is already {done:?}", request.operation()));
@@ -515,7 +507,7 @@ impl Audit {
         let mark = model.vapps.get(&id).and_then(|vapp| vapp.metadata.get(MARK));
         let marked = mark.is_some_and(|(_, value)| **value == *Mark::Suspended.to_string());
         let unmarked = !marked && self.running.get(name) == Some(&State::Suspending);
-        let up = |vm: &vcd_sim::model::Vm| match vm.power {
+        let up = |vm: &Vm| match vm.power {
             // A customization that fails late, or an address that is no longer shown, is no reason to delete a running VM.
             // A process that finds it only in this state has to treat it as incomplete.
             Power::On if earlier && (vm.gc == GcStatus::Failed || vm.address_hidden) => false,
@@ -618,6 +610,11 @@ impl Audit {
     /// Its vApp has a permanent fault, or contains a foreign VM.
     fn is_stuck_vapp(&self, vapp: &Vapp) -> bool {
         is_faulty(vapp) || self.is_shared(vapp)
+    }
+
+    /// The VMs of a vApp that are not foreign.
+    pub(super) fn own_vms<'a>(&'a self, vapp: &'a Vapp, model: &'a Model) -> impl Iterator<Item = &'a Vm> {
+        vapp.vms.iter().filter(|vm| !self.foreign_vms.contains_key(vm)).filter_map(|vm| model.vms.get(vm))
     }
 
     fn is_shared(&self, vapp: &Vapp) -> bool {

@@ -388,14 +388,17 @@ impl World {
         Ok(())
     }
 
-    /// VCD may stop or delete those whose lease has ended.
+    /// VCD may stop or delete those whose lease has ended at any time, and nothing shows that before.
     fn end_leases(&mut self) {
         if self.plan.policy.lease == 0 {
             return;
         }
         let ended = |at: Option<u64>| at.is_some_and(|at| at <= self.now);
         for (id, _) in self.model.vapps.iter().filter(|(_, vapp)| ended(vapp.undeploy_at) || ended(vapp.delete_at)) {
-            self.plugins.iter_mut().for_each(|plugin| plugin.audit.lease_ended(*id));
+            for plugin in &mut self.plugins {
+                plugin.audit.touched(*id);
+                plugin.audit.came_late(*id);
+            }
         }
     }
 

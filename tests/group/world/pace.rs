@@ -243,9 +243,7 @@ impl Audit {
         self.pace.create_failed(now, there.created, name);
         let seen = self.pace.seen - tried;
         let limit = READY.min(tuning.create_timeout * MINUTE) - 30_000;
-        let mut own =
-            there.vms.iter().filter(|vm| !self.foreign_vms.contains_key(vm)).filter_map(|vm| model.vms.get(vm));
-        if !touched && own.any(well) && seen < limit {
+        if !touched && self.own_vms(there, model).any(well) && seen < limit {
             return Err(format!("12: {name} is healthy and given up, after {} s of successful polls", seen / 1000));
         }
         Ok(())

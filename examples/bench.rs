@@ -13,7 +13,7 @@ mod fleet;
 mod measured;
 
 use common::{PluginProcess, command};
-use fleeting_plugin_vcd::cloud::{Customization, Poll, Power, Reply, Request, Vm};
+use fleeting_plugin_vcd::cloud::{Customization, Poll, Power, Reply, Request, STANDBY_KEY, SUSPEND_KEY, Vm};
 use fleeting_plugin_vcd::group::{self, Command, Group, Policy, Time};
 use fleeting_plugin_vcd::host::proto::fleeting::State;
 use measured::{Bench, status_of};
@@ -434,8 +434,8 @@ async fn fill_again(bench: &Bench) -> Result<(), String> {
 fn in_standby(bench: &Bench) -> Vec<String> {
     bench.server.with_model(|model| {
         let marked = model.vapps.values().filter(|vapp| {
-            let mark = vapp.metadata.get("fleeting-suspend");
-            vapp.task.is_none() && mark.is_some_and(|(_, mark)| mark.starts_with("standby "))
+            let is_marked = |key: &str| vapp.metadata.contains_key(key);
+            vapp.task.is_none() && is_marked(STANDBY_KEY) && !is_marked(SUSPEND_KEY)
         });
         marked.map(|vapp| vapp.name.to_string()).collect()
     })

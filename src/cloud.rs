@@ -222,32 +222,29 @@ pub enum Mark {
     },
 }
 
-/// A [`Mark`] in metadata. Older versions know the first two.
-const MARK_WORDS: [&str; 3] = ["no", "yes", "standby"];
+/// Metadata key of the marks [`Mark::Running`] ("no") and [`Mark::Suspended`] ("yes").
+pub const SUSPEND_KEY: &str = "fleeting-suspend";
+/// Metadata key of [`Mark::Standby`].
+pub const STANDBY_KEY: &str = "fleeting-standby";
 
 impl Mark {
-    /// Reads a suspend mark from metadata. A foreign value, or one of another version, means nothing.
-    pub fn read(value: &str) -> Mark {
-        let [_, suspended, standby] = MARK_WORDS;
-        let mut words = value.split(' ');
-        match (words.next(), words.next(), words.next()) {
-            (Some(word), None, None) if word == suspended => Mark::Suspended,
-            (Some(word), Some(source), None) if word == standby => match u64::from_str_radix(source, 16) {
-                Ok(source) => Mark::Standby { source: Source(source) },
-                Err(_) => Mark::Running,
-            },
+    /// Reads a suspend mark from the values of its two metadata entries. A foreign value, or one of another version, means
+    /// nothing. An entry `fleeting-suspend` shows that the VM may have been used, whatever VCD writes later for a process
+    /// that died.
+    pub fn read(suspend: Option<&str>, standby: Option<&str>) -> Mark {
+        match (suspend, standby.map(|source| u64::from_str_radix(source, 16))) {
+            (Some("yes"), _) => Mark::Suspended,
+            (None, Some(Ok(source))) => Mark::Standby { source: Source(source) },
             _ => Mark::Running,
         }
     }
-}
 
-impl fmt::Display for Mark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [running, suspended, standby] = MARK_WORDS;
+    /// The key and value of its metadata entry.
+    pub fn entry(&self) -> (&'static str, String) {
         match self {
-            Mark::Running => f.write_str(running),
-            Mark::Suspended => f.write_str(suspended),
-            Mark::Standby { source } => write!(f, "{standby} {:016x}", source.0),
+            Mark::Running => (SUSPEND_KEY, "no".into()),
+            Mark::Suspended => (SUSPEND_KEY, "yes".into()),
+            Mark::Standby { source } => (STANDBY_KEY, format!("{:016x}", source.0)),
         }
     }
 }
@@ -541,10 +538,22 @@ mod tests {
     #[test]
     fn a_mark_is_read_as_it_was_written_and_any_other_text_means_nothing() {
         for mark in [Mark::Running, Mark::Suspended, Mark::Standby { source: Source(0x0a1b) }] {
-            assert_eq!(Mark::read(&mark.to_string()), mark);
+            let (key, value) = mark.entry();
+            let of = |wanted| (key == wanted).then_some(value.as_str());
+            assert_eq!(Mark::read(of(SUSPEND_KEY), of(STANDBY_KEY)), mark);
         }
-        for text in ["", "yes ", "no", "maybe", "standby", "standby 0a1b x", "standby xyz"] {
-            assert_eq!(Mark::read(text), Mark::Running, "{text:?}");
+        for text in ["", "yes ", "no", "maybe", "standby 0a1b"] {
+            assert_eq!(Mark::read(Some(text), None), Mark::Running, "{text:?}");
         }
+        for text in ["", "yes", "standby", "0a1b x", "xyz"] {
+            assert_eq!(Mark::read(None, Some(text)), Mark::Running, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_vm_that_may_have_been_used_is_never_a_standby_vm() {
+        assert_eq!(Mark::read(Some("no"), Some("0a1b")), Mark::Running);
+        assert_eq!(Mark::read(Some("yes"), Some("0a1b")), Mark::Suspended);
+        assert_eq!(Mark::read(Some("standby 0a1b"), Some("0a1b")), Mark::Running);
     }
 }

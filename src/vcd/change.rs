@@ -10,9 +10,6 @@ use ureq::http::Method;
 /// The metadata key for searches of a group's vApps.
 pub const LABEL_KEY: &str = "vcd-instance-group";
 
-/// The metadata key of a [`Mark`].
-pub const MARK_KEY: &str = "fleeting-suspend";
-
 const METADATA_TYPE: &str = "application/vnd.vmware.vcloud.metadata+xml";
 
 impl Client {
@@ -97,8 +94,8 @@ impl Client {
 
     /// Writes the suspend mark.
     pub(super) fn mark(&self, call: &Call, vapp: &str, mark: &Mark) -> Result<Reply, VcdError> {
-        let value = mark.to_string();
-        let body = metadata([(MARK_KEY, value.as_str())]).map_err(|element| {
+        let (key, value) = mark.entry();
+        let body = metadata([(key, value.as_str())]).map_err(|element| {
             VcdError::own(ErrorKind::Invalid, call.what.clone(), format!("{element} is not usable"))
         })?;
         self.begin(call, Method::POST, &format!("{vapp}/metadata"), Some((METADATA_TYPE, body.as_str())))

@@ -1,13 +1,15 @@
 //! Reads of vApps and VMs: the poll of a whole group, the search for a name, the lookup of one vApp. They change
 //! nothing.
 
-use super::change::{LABEL_KEY, MARK_KEY};
+use super::change::LABEL_KEY;
 use super::errors::{self, Stage};
 use super::http::{Digest, Received};
 use super::query::{self, has_prefix, unix_ms};
 use super::tasks::is_over;
 use super::{Call, Client, Settings, hardware, last_part, names, properties, record, xml};
-use crate::cloud::{ErrorKind, Href, MAX_NAMES_ASKED, Made, Mark, Poll, Power, SeenGuest, Vapp, VcdError, Vm};
+use crate::cloud::{
+    ErrorKind, Href, MAX_NAMES_ASKED, Made, Mark, Poll, Power, STANDBY_KEY, SUSPEND_KEY, SeenGuest, Vapp, VcdError, Vm,
+};
 use roxmltree::Node;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -321,7 +323,8 @@ impl Client {
         };
         let document =
             xml::read(&got.body).map_err(|why| errors::unusable(&call.what, Stage::Read, got.status, why))?;
-        Ok(entry(document.root_element(), MARK_KEY).map_or(Mark::Running, Mark::read))
+        let value = |key| entry(document.root_element(), key);
+        Ok(Mark::read(value(SUSPEND_KEY), value(STANDBY_KEY)))
     }
 
     fn seen_guest(&self, call: &Call, vm: Node, href: &Href) -> Result<SeenGuest, VcdError> {

@@ -17,8 +17,8 @@ use vcd_sim::Server;
 use vcd_sim::faults::Rule;
 use vcd_sim::model::{Model, Power, VappId, Vm, VmId};
 
-/// The metadata key of the suspend mark.
-const MARK: &str = "fleeting-suspend";
+/// What the metadata keys of both suspend marks begin with.
+const MARKS: &str = "fleeting-s";
 
 /// The plugin after Init, and the address of its debug server.
 struct Standby {
@@ -75,8 +75,10 @@ fn sample(debug: &str, name: &str) -> Option<f64> {
     page.lines().find(is_it)?.rsplit(' ').next()?.parse().ok()
 }
 
-fn mark(model: &Model, id: VappId) -> String {
-    model.vapps[&id].metadata.get(MARK).map_or(String::new(), |(_, value)| value.to_string())
+/// Its suspend marks, as metadata entries.
+fn marks(model: &Model, id: VappId) -> Vec<String> {
+    let entries = model.vapps[&id].metadata.iter().filter(|(key, _)| key.starts_with(MARKS));
+    entries.map(|(key, (_, value))| format!("{key} {value}")).collect()
 }
 
 fn power(model: &Model, id: VappId) -> Power {
@@ -88,7 +90,9 @@ fn in_standby(server: &Server) -> Vec<String> {
     server.with_model(|model| {
         let stands_by = |id: &VappId| {
             let has_vm = !model.vapps[id].vms.is_empty();
-            has_vm && power(model, *id) == Power::Suspended && mark(model, *id).starts_with("standby ")
+            let marks = marks(model, *id);
+            let is_marked = matches!(&marks[..], [mark] if mark.starts_with("fleeting-standby "));
+            has_vm && power(model, *id) == Power::Suspended && is_marked
         };
         let mut all: Vec<_> = model.vapps.iter().filter(|(id, _)| stands_by(id)).map(|(_, vapp)| vapp).collect();
         all.sort_by_key(|vapp| vapp.created);
@@ -132,8 +136,8 @@ fn the_pool_is_filled_and_not_reported() {
     });
 }
 
-/// A request for a vApp, and the vApp's state at that time.
-type Came = (String, Power, String);
+/// A request for a vApp, and the vApp's state and marks at that time.
+type Came = (String, Power, Vec<String>);
 
 /// Records suspends, marks and resumes.
 struct Book {
@@ -147,16 +151,17 @@ impl Watch for Book {
         let Some((uuid, action)) = rest.split_once('/').filter(|_| request.changes()) else { return true };
         let body = String::from_utf8_lossy(&request.body);
         let what = match action {
-            "metadata" if !body.contains(MARK) => return true,
+            "metadata" if !body.contains(MARKS) => return true,
             "metadata" => {
-                let value = body.split("<Value>").nth(1).and_then(|rest| rest.split('<').next());
-                format!("mark {}", value.unwrap_or_default())
+                let text =
+                    |tag: &str| body.split(tag).nth(1).and_then(|rest| rest.split('<').next()).unwrap_or_default();
+                format!("{} {}", text("<Key>"), text("<Value>"))
             }
             action => action.replace("power/action/", ""),
         };
         let (name, came) = self.server.with_model(|model| {
             let id = model.parse_uuid(uuid).unwrap();
-            (model.vapps[&id].name.to_string(), (what, power(model, id), mark(model, id)))
+            (model.vapps[&id].name.to_string(), (what, power(model, id), marks(model, id)))
         });
         self.came.lock().unwrap().entry(name).or_default().push(came);
         true
@@ -176,7 +181,9 @@ fn an_increase_uses_standby_vms_first_and_each_is_marked_as_used_before_its_resu
         let relay = Relay::start(&server.url(), book.clone());
         let standby = Standby::start(&server, guest_port, json!({"url": format!("{}/api", relay.url())})).await;
         let waiting = standby.full(&server, 2).await;
-        let source = server.with_model(|model| mark(model, model.vapps_named(&waiting[0])[0]));
+        let in_standby = server.with_model(|model| marks(model, model.vapps_named(&waiting[0])[0]));
+        let [as_standby] = &in_standby[..] else { panic!("{in_standby:?}") };
+        let used = "fleeting-suspend no";
         let plugin = &standby.plugin;
         assert_eq!(plugin.increase(3).await.unwrap(), 3);
         let told = plugin.update().await.unwrap();
@@ -197,19 +204,16 @@ fn an_increase_uses_standby_vms_first_and_each_is_marked_as_used_before_its_resu
         }
         let came = book.came.lock().unwrap().clone();
         for name in &waiting {
-            let came: Vec<(&str, Power, &str)> =
-                came[name].iter().map(|(what, power, mark)| (what.as_str(), *power, mark.as_str())).collect();
-            let as_standby = format!("mark {source}");
-            assert_eq!(
-                came,
-                [
-                    ("suspend", Power::On, ""),
-                    (as_standby.as_str(), Power::Suspended, ""),
-                    ("mark no", Power::Suspended, source.as_str()),
-                    ("powerOn", Power::Suspended, "no"),
-                ],
-                "{name}"
-            );
+            let wanted: [(&str, Power, &[&str]); 4] = [
+                ("suspend", Power::On, &[]),
+                (as_standby, Power::Suspended, &[]),
+                (used, Power::Suspended, &[as_standby]),
+                ("powerOn", Power::Suspended, &[as_standby, used]),
+            ];
+            let wanted = wanted.map(|(what, power, marks)| {
+                (what.to_owned(), power, marks.iter().map(|mark| mark.to_string()).collect::<Vec<_>>())
+            });
+            assert_eq!(came[name], wanted, "{name}");
         }
         let new = running.iter().find(|name| !waiting.contains(name)).unwrap();
         assert!(

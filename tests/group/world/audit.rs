@@ -2,7 +2,7 @@
 
 use super::pace::Pace;
 use super::plan::{MINUTE, Tuning};
-use super::vcd::{MARK, href, task_of, vapp_id};
+use super::vcd::{href, mark, task_of, vapp_id};
 use fleeting_plugin_vcd::cloud::{Mark, Request};
 use fleeting_plugin_vcd::group::{Group, Name, Phase, State, Ticket, Time};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,7 @@ pub(super) fn is_like_the_go_plugins(id: VappId, model: &Model) -> bool {
 
 /// It is marked as standby.
 fn is_marked_standby(vapp: &Vapp) -> bool {
-    vapp.metadata.get(MARK).is_some_and(|(_, value)| value.starts_with("standby "))
+    matches!(mark(vapp), Mark::Standby { .. })
 }
 
 /// Part of a create.
@@ -62,8 +62,6 @@ pub struct Audit {
     pub(super) touched: BTreeSet<VappId>,
     /// Its delete was carried out long after the request was given up: nothing shows that.
     late: BTreeSet<VappId>,
-    /// A request of a dead process has written its mark: no later process can know that.
-    overwritten: BTreeSet<VappId>,
     /// When the cancel was requested.
     cancelled: BTreeMap<TaskId, u64>,
     /// Ids that the host deleted, in any life.
@@ -217,7 +215,7 @@ impl Audit {
             self.used.insert(id);
         }
         match model.vapps.get(&id) {
-            Some(vapp) if is_marked_standby(vapp) && !self.overwritten.contains(&id) => {
+            Some(vapp) if is_marked_standby(vapp) => {
                 Err(format!("15: {} is resumed while it is marked as standby", vapp.name))
             }
             _ => Ok(()),
@@ -471,10 +469,6 @@ impl Audit {
         self.changes(id, model, "delete")
     }
 
-    pub fn marked_by_the_dead(&mut self, id: VappId) {
-        self.overwritten.insert(id);
-    }
-
     /// A change is carried out long after its request was given up.
     pub fn came_late(&mut self, id: VappId) {
         self.late.insert(id);
@@ -504,8 +498,7 @@ impl Audit {
         let (suspended, resumed, earlier) =
             (self.asked_to_suspend.contains(name), self.asked_to_resume.contains(name), *life != self.life);
         // Suspended by a late request, or by a person, before its mark was written: the host did not see it as suspended.
-        let mark = model.vapps.get(&id).and_then(|vapp| vapp.metadata.get(MARK));
-        let marked = mark.is_some_and(|(_, value)| **value == *Mark::Suspended.to_string());
+        let marked = model.vapps.get(&id).is_some_and(|vapp| mark(vapp) == Mark::Suspended);
         let unmarked = !marked && self.running.get(name) == Some(&State::Suspending);
         let up = |vm: &Vm| match vm.power {
             // A customization that fails late, or an address that is no longer shown, is no reason to delete a running VM.

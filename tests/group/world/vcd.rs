@@ -22,9 +22,6 @@ const CHANGES: usize = 3;
 const READ_TIMEOUT: u64 = 60_000;
 pub const CHANGE_TIMEOUT: u64 = 120_000;
 
-/// The metadata key of [`Request::Mark`].
-pub const MARK: &str = "fleeting-suspend";
-
 /// Memory of the requested VMs, which differs from the template's.
 pub const MEMORY_MB: u32 = 8192;
 
@@ -389,13 +386,11 @@ impl World {
                 if late {
                     self.plugins[n].audit.came_late(vapp_id(vapp));
                 }
-                if !self.lives(from) {
-                    self.plugins[n].audit.marked_by_the_dead(vapp_id(vapp));
-                }
-                let value = (std::borrow::Cow::Borrowed("MetadataStringValue"), Arc::from(mark.to_string()));
+                let (key, value) = mark.entry();
+                let value = (std::borrow::Cow::Borrowed("MetadataStringValue"), Arc::from(value));
                 let target = model::Target::Vapp(vapp_id(vapp));
                 self.inject(n, false);
-                let task = self.model.set_metadata(self.who, target, vec![(MARK.into(), Some(value))]);
+                let task = self.model.set_metadata(self.who, target, vec![(key.into(), Some(value))]);
                 self.model.inject = model::Inject::default();
                 started(task, what)
             }
@@ -573,11 +568,10 @@ impl World {
             created: Some(self.model.unix(vapp.created)),
             labelled: false,
             // Requested only where it counts.
-            mark: match vapp.metadata.get(MARK) {
-                Some((_, value)) if suspending || power(self.model.vapp_status(vapp)) == cloud::Power::Suspended => {
-                    cloud::Mark::read(value)
-                }
-                _ => cloud::Mark::Running,
+            mark: if suspending || power(self.model.vapp_status(vapp)) == cloud::Power::Suspended {
+                mark(vapp)
+            } else {
+                cloud::Mark::Running
             },
         })
     }
@@ -593,6 +587,12 @@ impl World {
             },
         }
     }
+}
+
+/// The suspend mark on a vApp.
+pub fn mark(vapp: &model::Vapp) -> cloud::Mark {
+    let value = |key: &str| vapp.metadata.get(key).map(|(_, value)| &**value);
+    cloud::Mark::read(value(cloud::SUSPEND_KEY), value(cloud::STANDBY_KEY))
 }
 
 fn customization(gc: model::GcStatus) -> Customization {

@@ -10,7 +10,7 @@ use fleeting_plugin_vcd::group::{Group, Name, State, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
-use vcd_sim::model::{GcStatus, Model, Power, Target, VappId, Vm, VmId};
+use vcd_sim::model::{GcStatus, Model, Operation, Power, Target, VappId, Vm, VmId};
 
 /// A pause of up to this length between two answered polls counts as time with polls.
 const SEEN: u64 = MINUTE;
@@ -382,7 +382,13 @@ impl Audit {
             return true;
         }
         // With few slots, resumes can have all of them.
-        let resumes = group.update().filter(|(_, state)| *state == State::Resuming).count();
+        let vapp_of = |name: &Name| self.by_name.get(name).into_iter().flatten();
+        let is_deployed = |id: &VappId| {
+            let task = task_of(model, *id).and_then(|task| model.tasks.get(&task));
+            task.is_some_and(|task| task.operation == Operation::Deploy)
+        };
+        let resuming = group.update().filter(|(_, state)| *state == State::Resuming);
+        let resumes = resuming.filter(|(name, _)| vapp_of(name).any(is_deployed)).count();
         if self.waits_for_deletes(group, time) || resumes >= tuning.max_operations as usize {
             return true;
         }

@@ -184,6 +184,10 @@ fn admin(model: &mut Model, body: &Value) -> Result<Value, String> {
                     Some("force_fails") => faults.force_fails = true,
                     Some("locked") => faults.locked = true,
                     Some("hangs") => faults.hangs = true,
+                    Some("breaks") => faults.breaks = true,
+                    Some("unfound") => faults.unfound = true,
+                    Some("keeps_tasks") => faults.keeps_tasks = true,
+                    Some("hides_tasks") => faults.hides_tasks = true,
                     _ => return Err(format!("unknown fault {name}")),
                 }
             }

@@ -871,6 +871,14 @@ pub struct Faults {
     pub locked: bool,
     /// Its tasks never end, and ignore a cancel.
     pub hangs: bool,
+    /// Its changes, except deletes, are answered with 500, and nothing is done.
+    pub breaks: bool,
+    /// The same with 404, as by a cell that lags.
+    pub unfound: bool,
+    /// Nobody may cancel its tasks.
+    pub keeps_tasks: bool,
+    /// Nobody may read its tasks.
+    pub hides_tasks: bool,
 }
 
 /// A vApp.

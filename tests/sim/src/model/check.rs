@@ -111,7 +111,30 @@ impl Model {
         let kept = |t: &&Task| t.end.is_none_or(|e| e.saturating_add(self.settings.task_kept) > self.now);
         let seen = |t: &&Task| Some(t.org) == self.org_of(who) || self.is_provider(who);
         let found = self.tasks.get(&id).filter(seen).filter(kept);
+        let found = found.filter(|t| !self.faults_of(t.target).hides_tasks);
         found.ok_or_else(|| self.gone(id))
+    }
+
+    /// The faults of a vApp, or of a VM's vApp.
+    pub(super) fn faults_of(&self, target: Target) -> Faults {
+        let vapp = match target {
+            Target::Vapp(id) => Some(id),
+            Target::Vm(id) => self.vms.get(&id).map(|vm| vm.vapp),
+        };
+        vapp.and_then(|id| self.vapps.get(&id)).map(|vapp| vapp.faults).unwrap_or_default()
+    }
+
+    /// The faults that concern changes, except deletes.
+    pub(super) fn check_faults(&self, target: Target) -> Result<(), Refusal> {
+        match self.faults_of(target) {
+            Faults { breaks: true, .. } => {
+                Err(Refusal::new(500, "INTERNAL_SERVER_ERROR", "An unexpected error occurred."))
+            }
+            Faults { unfound: true, .. } => {
+                Err(Refusal::new(404, "RESOURCE_NOT_FOUND", "The entity could not be found."))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A VDC of the user's org.

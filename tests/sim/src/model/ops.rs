@@ -592,6 +592,7 @@ impl Model {
     pub fn update_vm(&mut self, who: UserId, id: VmId, mut change: VmChange) -> Result<TaskId, Refusal> {
         self.need(who, Right::Edit)?;
         let vm = self.get_vm(who, id)?.clone();
+        self.check_faults(Target::Vm(id))?;
         self.check_free(Target::Vm(id))?;
         if let Some(guest) = &mut change.guest {
             check::guest_section(guest)?;
@@ -741,6 +742,9 @@ impl Model {
     fn enter(&self, who: UserId, right: Right, target: Target) -> Result<(), Refusal> {
         self.need(who, right)?;
         self.get_target(who, target)?;
+        if right != Right::Delete {
+            self.check_faults(target)?;
+        }
         self.check_free(target)
     }
 
@@ -852,6 +856,10 @@ impl Model {
     pub fn cancel_task(&mut self, who: UserId, id: TaskId) -> Result<(), Refusal> {
         if self.get_task(who, id)?.status != TaskStatus::Running {
             return Err(Refusal::bad("The task has ended already and cannot be canceled."));
+        }
+        if self.tasks.get(&id).is_some_and(|task| self.faults_of(task.target).keeps_tasks) {
+            let message = "Either you need some or all of the following rights [Task: Cancel] to perform operations.";
+            return Err(Refusal::new(403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", message));
         }
         let due = self.now.saturating_add(self.durations.cancel);
         if let Some(task) = self.tasks.get_mut(&id)

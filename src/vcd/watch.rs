@@ -120,7 +120,7 @@ impl Client {
                 vm.busy |= unknown.contains(&vm.vm) && vapp.busy;
             }
             if vapps {
-                self.add_unlisted(call, &vdc, &poll.vms, &mut all);
+                self.add_unlisted(call, &vdc, &poll.vms, &mut all)?;
             }
             poll.vapps = vapps.then_some(all);
         }
@@ -151,18 +151,20 @@ impl Client {
     }
 
     /// Adds the vApps that only the VDC's own document lists, not the query service.
-    fn add_unlisted(&self, call: &Call, vdc: &str, vms: &[Vm], all: &mut Vec<Vapp>) {
+    fn add_unlisted(&self, call: &Call, vdc: &str, vms: &[Vm], all: &mut Vec<Vapp>) -> Result<(), VcdError> {
         let prefix = &self.settings.vapp_prefix;
         let entities = match self.entities(call, vdc, |name| has_prefix(name, prefix)) {
             Ok(entities) => entities,
             // Without the error text: texts must not leave the client before the secrets are taken out.
-            Err(e) => {
-                return log::warn!(
+            Err(e) if is_refusal(&e) => {
+                log::warn!(
                     "{}: the VDC's document cannot be read ({}); the plugin uses the records",
                     call.what,
                     e.status
                 );
+                return Ok(());
             }
+            Err(e) => return Err(e),
         };
         let links = vms.iter().map(|vm| &vm.vapp).chain(all.iter().map(|vapp| &vapp.href));
         let known: HashSet<Href> = links.cloned().collect();
@@ -182,6 +184,7 @@ impl Client {
             labelled: false,
             mark: Mark::Running,
         }));
+        Ok(())
     }
 
     /// vApp records with their metadata entries: one query, or two if the first shows no metadata.
@@ -318,7 +321,7 @@ impl Client {
     /// The suspend mark on a vApp. A user without the right to read metadata sees none.
     fn read_mark(&self, call: &Call, vapp: &Href) -> Result<Mark, VcdError> {
         let got = match self.send(call, Method::GET, &format!("{vapp}/metadata"), None) {
-            Err(e) if is_refusal(&e) => return Ok(Mark::Running),
+            Err(e) if matches!(e.kind, ErrorKind::Forbidden | ErrorKind::NotFound) => return Ok(Mark::Running),
             other => other?,
         };
         let document =

@@ -521,6 +521,48 @@ fn vapps_without_vms_and_metadata_are_read_if_requested() {
     assert_eq!((told.len(), told.iter().any(|v| v.labelled)), (2, false));
 }
 
+/// Else a process that starts in that moment would take each VM that the queries lag behind for one that came later.
+#[test]
+fn a_poll_of_vapps_fails_if_the_vdcs_document_cannot_be_read_now() {
+    let server = server();
+    let client = open(&server);
+    let fault_of = |status: u16| {
+        let body = format!("<Error majorErrorCode='{status}' minorErrorCode='X' message='m'/>");
+        let answer = serde_json::json!({"status": status, "body": body});
+        fault(&server, serde_json::json!({"op": "vdc", "times": 0, "answer_before": answer}));
+    };
+    fault_of(503);
+    assert_eq!(poll(&client, true).unwrap_err().kind, ErrorKind::Unavailable);
+    assert!(poll(&client, false).is_ok());
+    // A user without the right to read it.
+    server.clear_faults();
+    fault_of(403);
+    assert_eq!(poll(&client, true).unwrap().vapps, Some(vec![]));
+}
+
+/// A suspended VM without its mark is deleted.
+#[test]
+fn a_lookup_fails_if_the_suspend_mark_cannot_be_read_now() {
+    let server = server();
+    let client = open(&server);
+    let started = create(&client, "ci-1").unwrap();
+    assert_eq!(ended(&client, &started), TaskState::Success);
+    let vapp = started.vapp.unwrap();
+    let marked = client.call(&Request::Mark { vapp: vapp.clone(), mark: Mark::Suspended }, None).unwrap();
+    let Reply::Started(marked) = marked else { panic!("{marked:?}") };
+    assert_eq!(ended(&client, &marked), TaskState::Success);
+    server.with_model(|m| m.vms.values_mut().for_each(|vm| vm.power = vcd_sim::model::Power::Suspended));
+    let mark = || vapps(&client, &Request::Look { vapp: vapp.clone(), guest: false }).map(|mut all| all.remove(0).mark);
+    assert_eq!(mark(), Ok(Mark::Suspended));
+    for (status, shown) in [(500, None), (400, None), (503, None), (403, Some(Mark::Running))] {
+        let body = format!("<Error majorErrorCode='{status}' minorErrorCode='X' message='m'/>");
+        let answer = serde_json::json!({"status": status, "body": body});
+        fault(&server, serde_json::json!({"op": "metadata", "times": 0, "answer_before": answer}));
+        assert_eq!(mark().ok(), shown, "{status}");
+        server.clear_faults();
+    }
+}
+
 #[test]
 fn a_lookup_shows_the_state_of_a_guest_if_requested() {
     let server = server();

@@ -151,7 +151,7 @@ impl Status<'_> {
         }
         // The longest first.
         let mut stuck: Vec<&View> = self.views.iter().filter(|view| view.stuck.is_some()).collect();
-        stuck.sort_by_key(|view| std::cmp::Reverse(view.stuck));
+        stuck.sort_unstable_by_key(|view| std::cmp::Reverse(view.stuck));
         for view in stuck.iter().take(MAX_STUCK_TOLD) {
             let time = view.stuck.unwrap_or_default();
             let why = view.error.as_deref().unwrap_or(view.waits_for);

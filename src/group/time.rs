@@ -1,5 +1,6 @@
 //! Time in the group: each call passes the time, and the group has no clock. A second clock runs only while polls succeed.
-//! It measures guests and tasks, so that time without a successful poll does not count.
+//! It measures guests and tasks, so that time without a successful poll does not count. What is used in many places is not
+//! inlined: each copy would be larger than a call.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
@@ -20,6 +21,7 @@ impl Sub for Time {
     type Output = Duration;
 
     /// Zero if `earlier` is later.
+    #[inline(never)]
     fn sub(self, earlier: Time) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
@@ -67,6 +69,7 @@ impl Sight {
     }
 
     /// Its value.
+    #[inline(never)]
     pub fn at(&self, now: Time) -> Seen {
         Seen(self.total + self.since.map_or(0, |since| now.min(self.until).0.saturating_sub(since.0)))
     }
@@ -89,6 +92,7 @@ impl Stopwatch {
     }
 
     /// When `limit` has passed.
+    #[inline(never)]
     pub fn end(self, limit: Duration) -> Seen {
         Seen(self.0.0.saturating_add(limit.as_millis() as u64))
     }

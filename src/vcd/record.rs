@@ -553,7 +553,7 @@ impl Disguise {
             self.word(word);
         }
         let mut known: Vec<(String, String)> = self.known.iter().map(|(from, to)| (from.clone(), to.clone())).collect();
-        known.sort_by(|(one, _), (other, _)| other.len().cmp(&one.len()).then_with(|| one.cmp(other)));
+        known.sort_unstable_by(|(one, _), (other, _)| other.len().cmp(&one.len()).then_with(|| one.cmp(other)));
         // Placeholders are not searched again: they are between control characters until the end.
         let mut marked = text;
         for (at, (from, _)) in known.iter().enumerate() {

@@ -531,7 +531,14 @@ impl Driver {
         };
         let client = self.client.clone();
         let began = Instant::now();
-        let answer = self.pool.run(move || client.call(&request, guest.as_ref())).await;
+        let answer = match &request {
+            // It has waited here, and was given up meanwhile.
+            Request::Create { name, .. } if !self.group.borrow().wants(ticket) => {
+                let what = format!("create vApp {name}");
+                Some(Err(VcdError::own(ErrorKind::Unavailable, what, "not sent: it is no longer wanted")))
+            }
+            _ => self.pool.run(move || client.call(&request, guest.as_ref())).await,
+        };
         drop(permit);
         self.on_wire.set(self.on_wire.get() - usize::from(changes));
         let answer = self.redact(answer.unwrap_or_else(|| no_thread(operation)));

@@ -42,6 +42,7 @@ use instance::{Desired, Instance, Observed, Origin, Stage};
 use limits::{Backoff, Breaker, Rng, Slots, Throttle};
 use pace::Pace;
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use time::{Seen, Sight};
@@ -87,7 +88,7 @@ enum Purpose {
     },
     Tasks,
     Label(Key),
-    Probe(Key),
+    Probe(Key, IpAddr),
     /// Starts an operation.
     Operation(Key),
     /// A lookup of an instance, or a request to cancel its task.
@@ -389,7 +390,8 @@ impl Group {
     /// running. The limit on deletes applies to requests on the wire only: VCD queues the tasks itself.
     pub fn shutdown(&mut self, now: Time) {
         self.now = now;
-        if !std::mem::replace(&mut self.stopping, true) {
+        let first = !std::mem::replace(&mut self.stopping, true);
+        if first {
             (self.stopping_since, self.next_gc) = (now, now);
             self.poll = Watch { on_wire: self.poll.on_wire, fails: self.poll.fails, ..Watch::default() };
         }
@@ -403,6 +405,10 @@ impl Group {
             // Undecided vApps follow when they are decided.
             let kept = keep && (i.has_run() || i.stands_by() || i.origin == Origin::Found);
             if !kept {
+                if first {
+                    // There is no time for pauses.
+                    (i.attempts.delete.next, i.attempts.look.next) = (now, now);
+                }
                 self.delete_for(key, Cause::Shutdown);
             }
         }
@@ -438,7 +444,7 @@ impl Group {
             Some(Purpose::Label(key)) => self.label_answered(key, answer),
             Some(Purpose::Operation(key)) => self.operation_answered(key, answer),
             Some(Purpose::Question(key)) => self.question_answered(key, answer),
-            Some(Purpose::Probe(_)) | None => debug_assert!(false, "an answer without a request"),
+            Some(Purpose::Probe(..)) | None => debug_assert!(false, "an answer without a request"),
         }
         self.advance();
     }
@@ -446,8 +452,8 @@ impl Group {
     /// The result of the probe with this `ticket`.
     pub fn probed(&mut self, now: Time, ticket: Ticket, result: Result<(), String>) {
         self.now = now;
-        if let Some(Purpose::Probe(key)) = self.land(ticket) {
-            self.probe_answered(key, result);
+        if let Some(Purpose::Probe(key, address)) = self.land(ticket) {
+            self.probe_answered(key, address, result);
         }
         self.advance();
     }

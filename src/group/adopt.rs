@@ -45,7 +45,7 @@ impl Group {
 
     /// vApps in a poll that belong to no instance.
     pub(super) fn claim_all(&mut self, poll: &Poll, known: impl Fn(&str) -> bool) {
-        let all = unclaimed(poll, known);
+        let all = unclaimed(poll, &self.owner, known);
         let mut names: HashMap<&str, usize> = HashMap::new();
         for vapp in &all {
             *names.entry(vapp.name).or_default() += 1;
@@ -77,7 +77,8 @@ impl Group {
         }
         let created = found.vm.and_then(|vm| vm.created).or(found.created);
         let after_start = created.zip(self.vcd_start).map(|(created, start)| i128::from(created) - i128::from(start));
-        let is_of_this_life = self.names.contains_key(found.name) || self.past.contains(found.name);
+        let is_of_this_life = self.past.contains(found.name)
+            || self.instances.values().any(|i| !i.is_leftover() && i.name == *found.name);
         if !is_of_this_life && after_start.is_some_and(|ms| ms > EARLIER_CREATES.as_millis() as i128) {
             return self.left_to_another(found.vapp, found.name, verdict);
         }
@@ -305,7 +306,7 @@ pub(super) fn by_href(vapps: &[cloud::Vapp]) -> HashMap<&str, usize> {
 }
 
 /// Each vApp of a poll once, except those that are `known`, with the data of its VM record and its vApp record.
-fn unclaimed(poll: &Poll, known: impl Fn(&str) -> bool) -> Vec<Unclaimed<'_>> {
+fn unclaimed<'a>(poll: &'a Poll, owner: &Owner, known: impl Fn(&str) -> bool) -> Vec<Unclaimed<'a>> {
     let vapps = poll.vapps.as_deref().unwrap_or_default();
     let records = by_href(vapps);
     let mut all: Vec<Unclaimed<'_>> = Vec::new();
@@ -321,8 +322,12 @@ fn unclaimed(poll: &Poll, known: impl Fn(&str) -> bool) -> Vec<Unclaimed<'_>> {
         let place = *places.entry(&**vapp).or_insert(all.len());
         match all.get_mut(place) {
             None => all.push(one),
-            // If a vApp contains several VMs, the one with the owner tag counts.
-            Some(first) if Owner::is_marked(Some(&vm.description)) => *first = one,
+            // If a vApp contains several VMs, the one with the best owner tag counts.
+            Some(first)
+                if owner.judge_record(name, Some(&vm.description)) > owner.judge_record(name, first.description) =>
+            {
+                *first = one;
+            }
             Some(_) => {}
         }
     }

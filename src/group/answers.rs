@@ -2,7 +2,7 @@
 //! `failures.rs` the consequences of a failure.
 
 use super::failures::will_not_pass;
-use super::instance::{Desired, Kind, Mark, Operation, Question, Stage};
+use super::instance::{Attempts, Desired, Kind, Mark, Operation, Question, Stage};
 use super::limits::{DELETE_RETRY_MAX, Lane, RETRY_BASE, RETRY_MAX, doubled};
 use super::next::{CANCEL_PATIENCE, UNKNOWN_WINDOW};
 use super::time::Stopwatch;
@@ -77,6 +77,7 @@ impl Group {
             let mut vapp = Vapp::new(href.clone(), now);
             (vapp.build.whole, vapp.source) = (whole, *source);
             i.observe(vapp);
+            i.refused = None;
         }
         if let Some(vapp) = i.vapp_mut() {
             vapp.document = None;
@@ -166,6 +167,7 @@ impl Group {
     }
 
     fn step_refused(&mut self, key: Key, kind: Kind, error: &VcdError) {
+        let now = self.now;
         self.over(key);
         let Some(i) = self.instances.get_mut(&key) else { return };
         match error.kind {
@@ -174,9 +176,11 @@ impl Group {
                 i.vapp_mut().into_iter().for_each(|vapp| vapp.document = None);
                 self.change_failed(key, error);
             }
-            // Its VM is gone, or the whole vApp.
-            ErrorKind::NotFound => {
+            // Its VM is gone, or the whole vApp, or VCD lags.
+            ErrorKind::NotFound if !i.attempts.change.is_last() => {
                 i.vapp_mut().into_iter().for_each(|vapp| vapp.document = None);
+                i.attempts.change.note(now);
+                i.attempts.change.next = now + LOOK_PAUSE;
                 self.blame(key, error, "a lookup follows");
             }
             // A template may have a TPM that VCD does not show.
@@ -189,28 +193,31 @@ impl Group {
     fn busy(&mut self, key: Key) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
-        let until = now + doubled(BUSY_PAUSE, i.attempts.busy, RETRY_MAX);
-        i.attempts.busy += 1;
-        i.attempts.change.since.get_or_insert(now);
-        (i.attempts.change.next, i.attempts.look.next) = (until, until);
+        let goes = i.goes();
+        let most = if goes { DELETE_RETRY_MAX } else { RETRY_MAX };
+        let until = now + busy_pause(&mut i.attempts, most);
+        let backoff = if goes { &mut i.attempts.delete } else { &mut i.attempts.change };
+        backoff.since.get_or_insert(now);
+        (backoff.next, i.attempts.look.next) = (until, until);
         if let Some(vapp) = i.vapp_mut() {
             vapp.document = None;
-            vapp.doubt |= vapp.guest.has_run();
+            vapp.doubt |= goes || vapp.guest != Guest::New;
         }
     }
 
     pub(super) fn no_tpm(&mut self, key: Key, error: &VcdError) {
-        if let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) {
-            (vapp.build.tpm, vapp.document) = (true, None);
+        if let Some(i) = self.instances.get_mut(&key) {
+            i.attempts.change.reset();
+            i.vapp_mut().into_iter().for_each(|vapp| (vapp.build.tpm, vapp.document) = (true, None));
         }
         self.blame(key, error, "powered on without a new TPM");
     }
 
     fn change_refused(&mut self, key: Key, kind: Kind, error: &VcdError) {
+        let now = self.now;
         self.over(key);
         let Some(i) = self.instances.get_mut(&key) else { return };
         match error.kind {
-            ErrorKind::NotFound => self.vanished(key),
             ErrorKind::Unavailable | ErrorKind::Auth => self.change_failed(key, error),
             ErrorKind::Busy => self.busy(key),
             _ if kind == Kind::Mark(Mark::Running) => self.not_unmarked(key, error),
@@ -232,6 +239,13 @@ impl Group {
                 self.not_suspended(key, error);
             }
         }
+        if error.kind == ErrorKind::NotFound
+            && let Some(i) = self.instances.get_mut(&key)
+        {
+            // It is gone, or VCD lags.
+            i.attempts.look.next = now;
+            i.vapp_mut().into_iter().for_each(|vapp| vapp.doubt = true);
+        }
     }
 
     /// A suspend failed finally: the instance keeps running, or is not usable for the standby pool.
@@ -249,6 +263,13 @@ impl Group {
             error,
             if is_suspended { "not suspended, the VM is resumed" } else { "not suspended, the VM keeps running" },
         );
+    }
+
+    /// A suspend of its vApp would suspend another VM, too.
+    pub(super) fn kept_on(&mut self, key: Key) {
+        let Some(i) = self.instances.get(&key) else { return };
+        let what = format!("suspend vApp {}", i.name);
+        self.not_suspended(key, &VcdError::own(ErrorKind::State, what, "it contains another VM"));
     }
 
     /// A resume failed: the plugin retries. A VM that nobody has used is created again instead.
@@ -278,20 +299,17 @@ impl Group {
     }
 
     fn delete_refused(&mut self, key: Key, removal: Removal, error: &VcdError) {
+        if error.kind == ErrorKind::NotFound {
+            // It is gone, or VCD lags.
+            return self.look_what_became(key, self.now);
+        }
         self.over(key);
-        let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
         let Some(vapp) = i.vapp_mut() else { return };
         match (error.kind, removal) {
-            (ErrorKind::NotFound, _) => self.vanished(key),
             (ErrorKind::Busy, _) => {
-                (vapp.doubt, vapp.document) = (true, None);
-                let pause = doubled(BUSY_PAUSE, i.attempts.busy, DELETE_RETRY_MAX);
-                i.attempts.busy += 1;
-                i.attempts.delete.since.get_or_insert(now);
-                i.attempts.delete.next = now + pause;
-                let text = format!("{error}; next lookup in {} s", pause.as_secs());
-                self.blame_quietly(key, error, text);
+                self.busy(key);
+                self.blame_quietly(key, error, format!("{error}; a lookup follows"));
             }
             (ErrorKind::Forbidden | ErrorKind::Invalid | ErrorKind::State, Removal::Force) => {
                 vapp.removal = Removal::Stop;
@@ -333,10 +351,15 @@ impl Group {
         let (now, seen) = (self.now, self.sight.at(self.now));
         match answer {
             // A second request to cancel does no harm.
-            Err(error) if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::State) => {
+            Err(error)
+                if !matches!(
+                    error.kind,
+                    ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::State | ErrorKind::Forbidden
+                ) && self.instances.get(&key).is_some_and(|i| !i.attempts.change.is_last()) =>
+            {
                 self.change_failed(key, &error);
             }
-            // VCD accepted it, or rejected it because the task has already ended: wait for the end of the task.
+            // VCD accepted it, or rejects it, as it does when the task has already ended: wait for the end of the task.
             _ => {
                 let Some(i) = self.instances.get_mut(&key) else { return };
                 if let Some(Operation { stage: Stage::Task { cancelled, .. }, watch, stuck, .. }) =
@@ -375,6 +398,13 @@ impl Group {
         let level = if unasked { Level::Debug } else { Level::Warn };
         self.say_of(level, key, format!("metadata entry not written: {error}; {follows}"));
     }
+}
+
+/// The pause before the next lookup of a busy vApp.
+pub(super) fn busy_pause(attempts: &mut Attempts, most: Duration) -> Duration {
+    let pause = doubled(BUSY_PAUSE, attempts.busy, most);
+    attempts.busy += 1;
+    pause
 }
 
 /// What VCD does now, for the log.

@@ -7,6 +7,7 @@ use super::vapp::{CHECKS, Guest, Label, Record};
 use super::{Group, Instance, Key, Time};
 use crate::cloud::{ErrorKind, VcdError};
 use log::Level;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Pause between two probes of a login port after customization has ended.
@@ -24,22 +25,23 @@ impl Group {
         self.instances.get_mut(&key)?.vapp_mut()?.guest.watch()
     }
 
-    pub(super) fn probe_answered(&mut self, key: Key, result: Result<(), String>) {
+    pub(super) fn probe_answered(&mut self, key: Key, address: IpAddr, result: Result<(), String>) {
         let (now, labels) = (self.now, self.labels);
         let Some(i) = self.instances.get_mut(&key) else { return };
         let stands_by = i.desired == Desired::Standby;
-        let wanted = i.desired == Desired::Running || stands_by;
+        let wanted = (i.desired == Desired::Running || stands_by) && !i.goes();
         let Some(vapp) = i.vapp_mut() else { return };
         let record = vapp.record.clone();
         let silent = record.as_ref().is_some_and(Record::silent);
         let complete = record.as_ref().is_some_and(Record::complete);
+        let probed = record.as_ref().is_some_and(|record| record.address == Some(address));
         let returns = vapp.guest.has_run();
         let late = !silent && now - *vapp.probed.get_or_insert(now) >= PROBE_PATIENCE;
         let Some((_, answers, probing)) = vapp.guest.watch() else { return };
         *probing = false;
         match result {
             // Polls have shown a change since the probe was sent.
-            Ok(()) if !wanted || !(silent || complete) => {}
+            Ok(()) if !wanted || !probed || !(silent || complete) => {}
             // A poll must have shown this at the end of that time: polls may have failed meanwhile.
             Ok(()) if silent && record.is_some_and(|r| r.seen < *answers.get_or_insert(now) + r.grace()) => {
                 i.attempts.look.next = now + STEADY_PROBE_PAUSE;

@@ -1,12 +1,13 @@
 //! The end of an operation: the state of an instance after VCD's task has succeeded or failed, or VCD no longer knows it.
 
-use super::answers::wrong_reply;
+use super::answers::{busy_pause, wrong_reply};
 use super::instance::{Desired, Kind, Mark, Stage};
+use super::limits::RETRY_MAX;
 use super::pace::Course;
 use super::polls::watch_backoff;
 use super::time::Stopwatch;
 use super::vapp::{Guest, Removal};
-use super::{Group, Instance, Key};
+use super::{Group, Instance, Key, Time};
 use crate::cloud::{Answer, ErrorKind, Power, Reply, TaskState, VcdError};
 use log::Level;
 
@@ -40,7 +41,11 @@ impl Group {
         // The answer to a request that is on the wire is older than this.
         let Some(operation) = &i.operation else { return };
         let kind = operation.kind;
-        let found = matches!(operation.stage, Stage::Task { found: true, .. });
+        let Stage::Task { found, cancelled, .. } = operation.stage else { return };
+        if found && cancelled && *state == TaskState::Unknown {
+            // A lookup follows when its time is over.
+            return;
+        }
         if *state == TaskState::Success && !found {
             self.pace.learn(Course::Task(kind), self.now - operation.began);
         }
@@ -50,9 +55,16 @@ impl Group {
         }
         match state {
             TaskState::Running => {}
+            TaskState::Unknown if found => {
+                // It may run, and VCD does not show it.
+                let at = self.now + busy_pause(&mut i.attempts, RETRY_MAX);
+                self.look_what_became(key, at);
+            }
             // A lookup shows whether it did what the plugin requested. A mark is written again.
-            _ if found && matches!(kind, Kind::Suspend | Kind::Resume | Kind::PowerOn) => self.look_what_became(key),
-            _ if found && matches!(kind, Kind::Mark(_)) => self.over(key),
+            _ if found && matches!(kind, Kind::Suspend | Kind::Resume | Kind::PowerOn) => {
+                self.look_what_became(key, self.now)
+            }
+            _ if found && matches!(kind, Kind::Mark(_)) => self.without_effect(key, kind),
             TaskState::Success => self.succeeded(key, kind),
             TaskState::Failed(error) => self.failed(key, kind, error),
             TaskState::Unknown => self.forgotten(key, kind),
@@ -63,21 +75,22 @@ impl Group {
     pub(super) fn done(&mut self, key: Key, kind: Kind) {
         match kind {
             // Or it was never started: a lookup shows it.
-            Kind::Suspend | Kind::Resume | Kind::Delete(Removal::Stop) => self.look_what_became(key),
+            Kind::PowerOn | Kind::Suspend | Kind::Resume | Kind::Delete(Removal::Stop) => {
+                self.look_what_became(key, self.now);
+            }
             Kind::Delete(_) => self.vanished(key),
-            Kind::PowerOn => self.over(key),
             _ => self.succeeded(key, kind),
         }
     }
 
-    /// A lookup shows how it ended.
-    pub(super) fn look_what_became(&mut self, key: Key) {
-        let now = self.now;
+    /// A lookup at this time shows how it ended.
+    pub(super) fn look_what_became(&mut self, key: Key, at: Time) {
+        let until = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
-        i.attempts.look.next = now;
+        i.attempts.look.next = at;
         if let Some(operation) = &mut i.operation {
             // No late effect is expected any more.
-            operation.stage = Stage::Unknown { until: now, looks: 0 };
+            operation.stage = Stage::Unknown { until, looks: 0 };
         }
     }
 
@@ -115,12 +128,12 @@ impl Group {
                     self.came_to_rest(key);
                 }
             }
-            Kind::Delete(_) => self.look_what_became(key),
+            Kind::Delete(_) => self.look_what_became(key, self.now),
             Kind::Other => self.over(key),
         }
     }
 
-    fn failed(&mut self, key: Key, kind: Kind, error: &VcdError) {
+    pub(super) fn failed(&mut self, key: Key, kind: Kind, error: &VcdError) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         match kind {
             Kind::Create { whole: true } if i.desired == Desired::Running && error.kind != ErrorKind::Quota => {
@@ -164,8 +177,9 @@ impl Group {
     fn forgotten(&mut self, key: Key, kind: Kind) {
         match kind {
             Kind::Create { .. } | Kind::PowerOn => self.succeeded(key, kind),
-            Kind::Suspend | Kind::Resume | Kind::Delete(_) => self.look_what_became(key),
-            Kind::Configure | Kind::AddTpm | Kind::Mark(_) | Kind::Other => self.over(key),
+            Kind::Suspend | Kind::Resume | Kind::Delete(_) => self.look_what_became(key, self.now),
+            Kind::Mark(_) => self.without_effect(key, kind),
+            Kind::Configure | Kind::AddTpm | Kind::Other => self.over(key),
         }
     }
 
@@ -211,8 +225,9 @@ impl Group {
         match vapp.guest {
             Guest::Returning { since: None, .. } => vapp.guest = Guest::Ready,
             Guest::Standby if wanted => vapp.first_use(now, seen),
-            _ => {}
+            _ => return,
         }
+        i.attempts.change.reset();
     }
 }
 

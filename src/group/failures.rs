@@ -2,7 +2,7 @@
 
 use super::instance::{Attempts, Cause, Desired, Observed, Origin};
 use super::limits::{Backoff, DELETE_RETRY_MAX, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
-use super::{Command, Group, Key, MAX_PAST, PRUNE_AFTER, Time};
+use super::{Command, Group, Instance, Key, MAX_PAST, PRUNE_AFTER, Time};
 use crate::cloud::{ErrorKind, VcdError};
 use log::Level;
 use std::time::Duration;
@@ -70,7 +70,8 @@ impl Group {
 
     /// A create that VCD rejected because of a quota may succeed now that an owned vApp is deleted.
     fn quota_freed(&mut self) {
-        for i in self.instances.values_mut().filter(|i| i.refused == Some(ErrorKind::Quota) && i.operation.is_none()) {
+        let waits = |i: &Instance| i.vapp().is_none() && i.operation.is_none() && !i.desired.is_deleted();
+        for i in self.instances.values_mut().filter(|i| i.refused == Some(ErrorKind::Quota) && waits(i)) {
             i.attempts.create.next = self.now;
             self.breaker.try_now(self.now);
         }
@@ -98,6 +99,7 @@ impl Group {
         }
         // The pauses belonged to what was desired before.
         (instance.attempts.look.next, instance.attempts.change.next) = (self.now, self.now);
+        instance.attempts.change.reset();
         instance.attempts.not_busy();
         let (level, text) = cause.words();
         let event = instance.event(level, text.to_string() + &why);

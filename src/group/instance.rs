@@ -336,7 +336,12 @@ impl Instance {
             return None;
         }
         let hangs = self.operation.as_ref().and_then(|operation| operation.stuck);
-        let fails = if self.goes() { self.attempts.delete.since } else { self.attempts.change.since };
+        let fails = match () {
+            _ if self.goes() => self.attempts.delete.since,
+            // It needs no change.
+            _ if self.is_running() => None,
+            _ => self.attempts.change.since,
+        };
         hangs.into_iter().chain(fails).min()
     }
 

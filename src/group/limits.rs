@@ -30,6 +30,9 @@ pub const THROTTLE_PAUSE: Duration = Duration::from_secs(15);
 /// Longest pause at the organization's operation limit.
 pub const THROTTLE_PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
 
+/// A change that VCD did not carry out, or did not find, this many times in a row has failed.
+pub const LOST_TRIES: u32 = 3;
+
 /// SplitMix64: sufficient for names and jitter.
 pub(super) struct Rng(u64);
 
@@ -88,6 +91,11 @@ impl Backoff {
     pub fn note(&mut self, now: Time) {
         self.tries = self.tries.saturating_add(1);
         self.since.get_or_insert(now);
+    }
+
+    /// If this try fails too, nothing is tried again.
+    pub fn is_last(&self) -> bool {
+        self.tries + 1 >= LOST_TRIES
     }
 
     /// It succeeded.

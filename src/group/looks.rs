@@ -2,7 +2,7 @@
 
 use super::answers::{LOOK_PAUSE, wrong_reply};
 use super::instance::{Desired, Kind, Observed, Operation, Origin, Stage};
-use super::limits::{DELETE_RETRY_MAX, RETRY_MAX, doubled};
+use super::limits::{DELETE_RETRY_MAX, Lane, RETRY_MAX, doubled};
 use super::polls::down;
 use super::vapp::{CHECKS, Guest, MISSED_POLLS, Removal, Vapp};
 use super::{Cause, Group, Instance, Key, Time};
@@ -60,8 +60,23 @@ impl Group {
         if is_over {
             self.over(key);
             self.say_of(Level::Info, key, "not found in VCD: the create did not work".into());
+            self.lost_create(key);
         } else {
             self.look_again(key);
+        }
+    }
+
+    /// A create whose answer was lost did not work. It is tried again at once. If that is lost, too, it has failed.
+    fn lost_create(&mut self, key: Key) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        if i.attempts.create.tries == 0 {
+            return i.attempts.create.note(now);
+        }
+        let (error, wanted) = (unseen("create", i), !i.desired.is_deleted());
+        self.create_failed(key, Some(&error));
+        if wanted {
+            self.count_create_failure(key, false);
         }
     }
 
@@ -201,7 +216,7 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let (had_run, of_pool) = (i.has_run() || i.origin == Origin::Adopted, i.desired == Desired::Standby);
         if let Some(vapp) = i.vapp_mut() {
-            vapp.doomed = true;
+            (vapp.doomed, vapp.build.slot) = (true, None);
         }
         i.operation = None;
         self.say_of(Level::Warn, key, why.into());
@@ -226,7 +241,10 @@ impl Group {
             i.operation = None;
             i.attempts.look.reset();
             return match kind {
-                Kind::Suspend | Kind::Resume if !i.goes() => self.settled_seen(key, seen),
+                Kind::Suspend | Kind::Resume if !i.goes() => {
+                    i.vapp_mut().into_iter().for_each(|vapp| vapp.doubt = true);
+                    self.settled_seen(key, seen);
+                }
                 Kind::Delete(_) => self.still_there(key, began),
                 _ => {}
             };
@@ -268,7 +286,7 @@ impl Group {
             }
             // It is deleted in any state.
             _ if going => self.over(key),
-            (Kind::PowerOn, Power::On) => {
+            (kind, Power::On) if kind.lane() == Some(Lane::Create) => {
                 self.over(key);
                 self.on_for_the_first_time(key);
             }
@@ -276,12 +294,24 @@ impl Group {
             (Kind::Suspend, Power::Suspended) => self.asleep(key),
             (Kind::Resume, Power::On) => self.woke(key),
             _ if may_come => self.look_again(key),
-            (Kind::Suspend, Power::On) => {
-                self.over(key);
-                self.stayed_on(key);
-            }
-            _ => self.over(key),
+            // The next step is decided by what the lookup shows.
+            (Kind::Create { .. } | Kind::Other, _) => self.over(key),
+            _ => self.without_effect(key, kind),
         }
+    }
+
+    /// VCD has not carried out a change whose answer or task was lost. It is requested again, and has failed after
+    /// [`LOST_TRIES`].
+    pub(super) fn without_effect(&mut self, key: Key, kind: Kind) {
+        let now = self.now;
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        if i.attempts.change.is_last() {
+            let error = unseen("change", i);
+            return self.failed(key, kind, &error);
+        }
+        i.operation = None;
+        i.attempts.change.note(now);
+        self.stayed_on(key);
     }
 
     /// VCD has accepted its delete, or that answer was lost, and it still exists. `began`: the time of the request.
@@ -320,6 +350,7 @@ impl Group {
         let (now, clock) = (self.now, self.sight.at(self.now));
         let Some((i, task)) = self.instances.get_mut(&key).zip(seen.tasks.first()) else { return false };
         i.operation = Some(Operation::new(Kind::Other, Stage::found(task), None, now, clock));
+        i.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
         true
     }
 
@@ -332,7 +363,7 @@ impl Group {
         let doubt = std::mem::take(&mut vapp.doubt);
         // Its suspend mark is written before each suspend.
         let by_us = doubt && seen.mark == cloud::Mark::Suspended;
-        if doubt && vapp.guest.has_run() && !seen.tasks.is_empty() {
+        if doubt && !seen.tasks.is_empty() {
             vapp.doubt = true;
             self.found_task(key, seen);
             return;
@@ -340,6 +371,11 @@ impl Group {
         match (&vapp.guest, seen.power) {
             (Guest::New, power) => self.new_seen(key, power, seen),
             (Guest::Standby, power) => self.looked_at_standby(key, power, seen.busy),
+            (Guest::Ready | Guest::Returning { since: None, .. }, Power::Suspended)
+                if vapp.power != Power::Suspended && (by_us || wants_suspended) =>
+            {
+                self.asleep(key)
+            }
             (Guest::Returning { since: Some(_), .. }, power) if doubt && power != Power::On && !seen.busy => {
                 self.boot_failed(key, "it is powered off after its resume");
             }
@@ -349,11 +385,6 @@ impl Group {
             (Guest::Booting { .. }, _) if vapp.is_unchecked() => {
                 let differs = seen.made.as_ref().and_then(|made| made.differs.clone());
                 self.compare(key, differs);
-            }
-            (Guest::Ready | Guest::Returning { since: None, .. }, Power::Suspended)
-                if vapp.power != Power::Suspended && (by_us || wants_suspended) =>
-            {
-                self.asleep(key)
             }
             (Guest::Ready | Guest::Returning { since: None, .. }, Power::On) if vapp.power == Power::Suspended => {
                 if doubt {
@@ -408,8 +439,13 @@ impl Group {
 
     fn on_for_the_first_time(&mut self, key: Key) {
         let (now, seen) = (self.now, self.sight.at(self.now));
-        if let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) {
-            vapp.boots(now, seen);
-        }
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        i.attempts.change.reset();
+        i.vapp_mut().into_iter().for_each(|vapp| vapp.boots(now, seen));
     }
+}
+
+/// The error of a request whose answer or task was lost, and that had no effect.
+fn unseen(what: &str, i: &Instance) -> VcdError {
+    VcdError::own(ErrorKind::Failed, format!("{what} vApp {}", i.name), "VCD does not show that it carried it out")
 }

@@ -60,6 +60,8 @@ pub(super) enum Step {
     Stick,
     /// It was about to be suspended, is still powered on, and is wanted now.
     Use,
+    /// It cannot be suspended: its vApp contains another VM.
+    Keep,
     Ask(Question),
     Begin(Kind),
     Probe(IpAddr),
@@ -158,11 +160,10 @@ impl From<'_> {
 
     /// An operation is in VCD, or may be.
     fn operation(&mut self, i: &Instance, operation: &Operation) -> Step {
-        let holds = operation.slot.is_some();
         match &operation.stage {
             Stage::Sent => Step::Wait,
             Stage::Unknown { .. } => {
-                if holds && self.seen(operation.watch.end(SLOT_PATIENCE)) {
+                if operation.stuck.is_none() && self.seen(operation.watch.end(SLOT_PATIENCE)) {
                     return Step::Stick;
                 }
                 let question = if i.vapp().is_some() { Question::Look } else { Question::Find };
@@ -307,6 +308,9 @@ impl From<'_> {
         match self.rest(i, vapp) {
             Some(step) => step,
             None if vapp.power == Power::Suspended && vapp.mark == Some(Mark::Suspended) => Step::Wait,
+            // A poll may be out of date.
+            None if vapp.shared && vapp.power == Power::On && vapp.document(self.at.now).is_none() => self.look(i),
+            None if vapp.shared && vapp.power == Power::On => Step::Keep,
             None if vapp.mark != Some(Mark::Suspended) => self.change(i, vapp, Kind::Mark(Mark::Suspended)),
             None => self.change(i, vapp, Kind::Suspend),
         }

@@ -22,14 +22,14 @@ pub struct Owner {
 }
 
 /// Who owns a vApp.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ownership {
-    /// This group: name and description match.
-    Ours,
-    /// The name matches. Only the vApp's own document shows the owner.
-    Unsure,
     /// Foreign: never touched.
     Foreign,
+    /// The name matches. Only the vApp's own document shows the owner.
+    Unsure,
+    /// This group: name and description match.
+    Ours,
 }
 
 impl Owner {
@@ -53,6 +53,11 @@ impl Owner {
     /// True if this program wrote the description, for any manager and group.
     pub(super) fn is_marked(description: Option<&str>) -> bool {
         description.is_some_and(|text| text.trim().starts_with(MARK))
+    }
+
+    /// True if this program wrote it for the vApp `name`, for any manager and group.
+    fn tells_of(name: &str, text: &str) -> bool {
+        text.starts_with(MARK) && text.split(' ').any(|word| word.strip_prefix("id=") == Some(name))
     }
 
     /// The credentials' fingerprint, if the description carries the tag of `name`.
@@ -86,8 +91,8 @@ impl Owner {
         match description.map(str::trim) {
             _ if !self.could_name(name) => Ownership::Foreign,
             Some(text) if self.credentials(name, text).is_some() => Ownership::Ours,
-            marked if Owner::is_marked(marked) => Ownership::Foreign,
-            // Somebody may have edited the VM's text: its vApp's document shows the owner.
+            Some(text) if Owner::tells_of(name, text) && !text.starts_with(&self.tag(name)) => Ownership::Foreign,
+            // Somebody may have edited the VM's text, or moved the VM: its vApp's document shows the owner.
             None | Some(_) => Ownership::Unsure,
         }
     }

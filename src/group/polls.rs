@@ -5,7 +5,7 @@ use super::adopt::by_href;
 use super::answers::wrong_reply;
 use super::instance::{Desired, Observed, Origin};
 use super::limits::doubled;
-use super::owner::Ownership;
+use super::owner::{Owner, Ownership};
 use super::pace::Course;
 use super::time::Stopwatch;
 use super::vapp::{Guest, Record, Unhealthy};
@@ -95,6 +95,7 @@ impl Group {
             Ok(Reply::Poll(poll)) => poll,
             other => {
                 self.poll_some.fails += 1;
+                self.sight.close(self.now);
                 let error = other.err().unwrap_or_else(|| wrong_reply("a poll", &Reply::Done));
                 self.poll_some.not_before = self.now + watch_backoff(self.poll_some.fails, &error);
                 return self.say_plain(Level::Debug, format!("{error}; the next full poll follows soon"));
@@ -140,7 +141,7 @@ impl Group {
                 if let Some(own) = &mut vapp.vm {
                     own.clone_from(&vm.vm);
                 }
-                self.seen(key, vm, vcd_now);
+                self.seen(key, vm, sent, vcd_now);
             }
             // A poll that was sent before the vApp was known does not show it.
             _ if vapp.known < sent => {
@@ -155,7 +156,7 @@ impl Group {
         }
     }
 
-    fn seen(&mut self, key: Key, vm: &Vm, vcd_now: Option<UnixMs>) {
+    fn seen(&mut self, key: Key, vm: &Vm, sent: Time, vcd_now: Option<UnixMs>) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
         let going = i.goes();
@@ -164,7 +165,7 @@ impl Group {
         (vapp.missed, vapp.patience) = (0, super::vapp::MISSED_POLLS);
         let judged = self.owner.judge_record(&vm.vapp_name, Some(&vm.description));
         // A foreign text may mean that the vApp has another owner now.
-        let untold = vapp.labelled || vm.description.trim().is_empty();
+        let untold = (vapp.labelled && !Owner::is_marked(Some(&vm.description))) || vm.description.trim().is_empty();
         if judged == Ownership::Ours {
             vapp.vm.get_or_insert_with(|| vm.vm.clone());
         }
@@ -172,7 +173,7 @@ impl Group {
         let lease = [vm.undeploy_at, vm.delete_at].into_iter().flatten().min().zip(vcd_now);
         vapp.lease_end = lease.map(|(end, vcd_now)| now + Duration::from_millis(end.saturating_sub(vcd_now)));
         let ready = matches!(vapp.guest, Guest::Ready);
-        let mut record = Record::of(vm, vapp.is_customized(), now);
+        let mut record = Record::of(vm, vapp.is_customized(), sent);
         let old = vapp.record.take();
         let mut lost_address = false;
         if ready && record.address.is_none() {
@@ -213,14 +214,16 @@ impl Group {
             return;
         }
         let failed = vm.customization == Customization::Failed;
-        let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) else { return };
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let adopted = i.origin == Origin::Adopted;
+        let Some(vapp) = i.vapp_mut() else { return };
         match (&vapp.guest, desired) {
             (Guest::New, _) => {}
             (Guest::Standby, _) => self.seen_standby(key),
             (Guest::Booting { .. }, _) => {
                 let down = down(power, busy);
                 vapp.against = if down.is_some() { vapp.against + 1 } else { 0 };
-                if failed {
+                if failed && first {
                     let hint = match is_windows(&vm.guest_os) {
                         true => "often the password policy of the guest rejects the password".into(),
                         false => format!("often the template needs `{ALLOW_SCRIPTS}`"),
@@ -236,8 +239,10 @@ impl Group {
                 vapp.against = if down(power, busy).is_some() { vapp.against + 1 } else { 0 };
                 vapp.doubt |= vapp.against >= AGAINST_POLLS;
             }
-            // It is being resumed: polls may show the earlier state.
-            (Guest::Returning { since: None, .. }, _) => {}
+            // It is being resumed: polls may show the earlier state. One that showed it down does not decide.
+            (Guest::Returning { since: None, .. }, _) => {
+                vapp.doubt |= matches!(power, Power::On | Power::Suspended) && vapp.unhealthy.take().is_some();
+            }
             (Guest::Ready, Desired::Suspended) if vapp.power == Power::Suspended => {
                 vapp.against = if power == Power::On && !busy { vapp.against + 1 } else { 0 };
                 match (power, down(power, busy)) {
@@ -266,8 +271,10 @@ impl Group {
                 vapp.held = if held && power != Power::On { vapp.held.saturating_add(1) } else { 0 };
                 match held && vapp.held <= AGAINST_BUSY {
                     true => vapp.against = 0,
-                    // The poll that it was adopted from may have lagged: its suspend mark shows who suspended it.
-                    false if power == Power::Suspended && !vapp.proven => vapp.doubt = true,
+                    // What it was adopted from may be older: its suspend mark shows who suspended it.
+                    false if power == Power::Suspended && adopted && !busy && vapp.unhealthy.is_none() => {
+                        vapp.doubt = true;
+                    }
                     false => self.judge(key, power, failed),
                 }
             }

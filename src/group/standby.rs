@@ -24,8 +24,8 @@ impl Group {
     /// Hands out up to `n` VMs of the pool: first the VMs in standby, then those in preparation, the oldest first.
     pub(super) fn hand_out(&mut self, n: usize) -> usize {
         let sound = |vapp: &Vapp| !vapp.doubt && !vapp.shared && vapp.unhealthy.is_none();
-        // A VM whose create has not started would be slower than a new one.
-        let usable = |i: &Instance| !i.goes() && i.vapp().map_or(i.operation.is_some(), sound);
+        // A VM whose create has not started, or that is stuck, would be slower than a new one.
+        let usable = |i: &Instance| !i.goes() && i.stuck().is_none() && i.vapp().map_or(i.operation.is_some(), sound);
         let pool = self.instances.iter().filter(|(_, i)| i.desired == Desired::Standby && usable(i));
         // Keys do not tell the age of what was adopted: polls are sorted by name.
         let mut pool: Vec<_> = pool.map(|(key, i)| (!i.stands_by(), Reverse(i.age(self.now)), *key)).collect();
@@ -71,7 +71,7 @@ impl Group {
         let pool = || self.instances.iter().filter(|(_, i)| i.origin == Origin::Standby && i.ended.is_none());
         let wanted = |i: &Instance| !i.desired.is_deleted();
         let size = pool().filter(|(_, i)| wanted(i)).count();
-        let busy = pool().filter(|(_, i)| wanted(i) && !i.stands_by()).count();
+        let busy = pool().filter(|(_, i)| wanted(i) && !i.stands_by() && i.stuck().is_none()).count();
         if busy >= STANDBY_AT_A_TIME {
             return;
         }
@@ -89,7 +89,7 @@ impl Group {
         let differs = |vapp: &Vapp| vapp.source != Source::default() && vapp.source != self.source;
         let old = |vapp: &Vapp| self.now - vapp.known >= STANDBY_RENEWAL;
         let outdated = |i: &Instance| i.stands_by() && i.vapp().is_some_and(|vapp| differs(vapp) && old(vapp));
-        let goes = pool().any(|(_, i)| i.desired == Desired::Deleted(Cause::Outdated));
+        let goes = pool().any(|(_, i)| i.desired == Desired::Deleted(Cause::Outdated) && i.stuck().is_none());
         if let Some(key) = pool().find(|(_, i)| outdated(i)).map(|(key, _)| *key).filter(|_| !goes) {
             self.delete_for(key, Cause::Outdated);
         }
@@ -143,7 +143,6 @@ impl Group {
 
     /// The result of a poll for a VM that is ready for the pool, or in it.
     pub(super) fn seen_standby(&mut self, key: Key) {
-        let now = self.now;
         let Some(i) = self.instances.get_mut(&key).filter(|i| i.desired == Desired::Standby) else { return };
         // A mark changes no power state, and its request may take minutes.
         let at_work = i.does(|kind| !matches!(kind, Kind::Mark(_)));
@@ -151,7 +150,7 @@ impl Group {
         let Some(vapp) = i.vapp_mut() else { return };
         let Some(record) = &vapp.record else { return };
         let woken = vapp.power == Power::Suspended && matches!(record.power, Power::On | Power::Off);
-        if woken && !at_work && now - vapp.known > STANDBY_LAG {
+        if woken && !at_work && record.seen - vapp.known > STANDBY_LAG {
             return self.spoil(key, "it is no longer suspended");
         }
         if marks || record.busy {

@@ -142,14 +142,12 @@ impl Group {
             match next.step {
                 Step::Wait => return,
                 Step::Forget => return self.forget(key),
-                Step::End => {
-                    self.end(key);
-                    return;
-                }
+                Step::End => return self.end(key),
                 Step::GiveUp(cause) => self.give_up(key, cause),
                 Step::NotReady => self.not_ready(key),
                 Step::Stick => self.stick(key),
                 Step::Use => self.stayed_on(key),
+                Step::Keep => self.kept_on(key),
                 Step::Ask(question) => return self.ask_question(key, question, load),
                 Step::Begin(kind) => {
                     if let Some(lane) = lane {
@@ -163,7 +161,7 @@ impl Group {
                     {
                         *probing = true;
                         load.probes += 1;
-                        let ticket = self.fly(Purpose::Probe(key));
+                        let ticket = self.fly(Purpose::Probe(key, address));
                         self.commands.push_back(Command::Probe { ticket, address });
                     }
                     return;

@@ -211,11 +211,18 @@ impl Group {
         }
     }
 
+    /// The instance of a request or probe is wanted.
+    pub fn wants(&self, ticket: Ticket) -> bool {
+        self.about(ticket).and_then(|key| self.instances.get(&key)).is_some_and(|i| !i.goes())
+    }
+
     /// The instance of a request or probe on the wire ([`View::key`]).
     pub fn about(&self, ticket: Ticket) -> Option<u64> {
         let (_, purpose) = self.flights.iter().find(|(flight, _)| *flight == ticket)?;
         match *purpose {
-            Purpose::Label(key) | Purpose::Probe(key) | Purpose::Operation(key) | Purpose::Question(key) => Some(key),
+            Purpose::Label(key) | Purpose::Probe(key, _) | Purpose::Operation(key) | Purpose::Question(key) => {
+                Some(key)
+            }
             Purpose::Poll { .. } | Purpose::PollSome { .. } | Purpose::Tasks => None,
         }
     }

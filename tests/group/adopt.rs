@@ -170,7 +170,8 @@ fn an_instance_that_others_suspend_is_unhealthy_and_not_reported_as_suspended() 
     (document.power, document.busy) = (Power::Suspended, true);
     play.to(15 * SECOND).show(Power::Suspended, false).to(21 * SECOND);
     assert_eq!((play.times("look").len(), play.health()), (1, Ok(())), "it may be resumed now");
-    play.to(30 * SECOND);
+    play.documents.get_mut(&href(1)).unwrap().busy = false;
+    play.to(31 * SECOND);
     assert_eq!((play.states(), play.health()), (vec![State::Running], Err("it is suspended".into())));
     let mut play = Play::booting(|_| {});
     assert_eq!(play.to(10 * SECOND).states(), [State::Running]);
@@ -871,13 +872,77 @@ fn a_vapp_that_only_a_record_shows_as_owned_is_not_touched() {
     assert_eq!((changes(&play), play.times("look").len(), play.said("plugin ignores it")), (vec![], 1, 1));
 }
 
+#[test]
+fn a_guest_that_has_failed_is_not_ready_whatever_its_last_probe_says() {
+    let mut play = Play::booting(|play| play.holds = vec!["probe", "delete"]);
+    play.until("probe", 1);
+    play.vms[0].customization = Customization::Failed;
+    play.until("delete", 1);
+    play.probed();
+    assert_eq!((play.states(), play.said("running, ")), (vec![State::Creating], 0), "{:?}", play.said);
+}
+
+/// A person has added a note to its VM's text, or has moved a VM of another manager into the vApp.
+#[test]
+fn only_the_vapps_document_shows_the_owner_if_the_text_of_its_vm_is_odd() {
+    let noted = Vm { description: format!("{}, be careful", tag(&name(1))).into(), ..vm(1) };
+    let text = "fleeting-plugin-vcd/1 manager=x group=g id=ci-00000009";
+    let others = Vm { vm: "m/other".into(), description: text.into(), ..vm(1) };
+    for vms in [
+        vec![noted.clone()],
+        vec![noted.clone(), others.clone()],
+        vec![others.clone(), noted],
+        vec![others.clone(), vm(1)],
+        vec![vm(1), others.clone()],
+    ] {
+        let mut play = Play::holding(policy(), vms, &["look"]);
+        play.documents.insert(href(1), vapp(&vm(1)));
+        if !play.held.is_empty() {
+            play.release("look", None);
+        }
+        assert_eq!(play.states(), [State::Running], "{:?}", play.said);
+    }
+    // Polls do not show its own VM yet.
+    let mut play = Play::holding(policy(), vec![others], &["look"]);
+    assert_eq!(play.states(), []);
+    play.documents.insert(href(1), vapp(&vm(1)));
+    play.release("look", None);
+    assert_eq!(play.states(), [State::Running], "{:?}", play.said);
+}
+
+/// The process of which the host requested it has died. VCD carries out its suspend after the next process has looked it up.
+#[test]
+fn an_instance_that_a_dead_process_suspends_late_is_resumed() {
+    let mut play = Play::new(policy(), vec![Vm { busy: true, ..vm(1) }]);
+    assert_eq!((play.states(), play.times("look")), (vec![State::Running], vec![0]));
+    let document = play.documents.get_mut(&href(1)).unwrap();
+    (document.power, document.mark) = (Power::Suspended, Mark::Suspended);
+    play.show(Power::Suspended, false).to(11 * SECOND);
+    assert_eq!((play.states(), play.times("power_on").len()), (vec![State::Resuming], 1), "{:?}", play.said);
+}
+
+#[test]
+fn a_vapp_with_a_persons_vm_is_not_suspended() {
+    let mut play = Play::running();
+    play.vms.push(Vm { vm: "m/other".into(), description: "a person's".into(), ..vm(1) });
+    let mut moved = Play::running();
+    moved.vms.clone_from(&play.vms);
+    play.documents.get_mut(&href(1)).unwrap().vms.push("m/other".into());
+    play.to(11 * SECOND).suspend();
+    assert_eq!((play.states(), play.times("suspend"), play.said("another VM")), (vec![State::Running], vec![], 1));
+    // It is no longer there.
+    moved.to(11 * SECOND).suspend();
+    assert_eq!((moved.states(), moved.times("suspend")), (vec![State::Suspending], vec![11 * SECOND]));
+}
+
 /// Created here and looked up; then a poll shows it as foreign.
 #[test]
 fn an_instance_that_a_poll_shows_as_foreign_is_looked_up_before_its_delete() {
-    let taken: [fn(&mut Vm); 3] = [
+    let taken: [fn(&mut Vm); 4] = [
         |vm| vm.description = tag(&name(7)).into(),
         |vm| vm.description = "a person's".into(),
         |vm| vm.vapp_name = "ci-of-another-pattern".into(),
+        |vm| vm.vapp_name = "ci-keep1234".into(),
     ];
     for (at, take) in taken.iter().enumerate() {
         for kept in [true, false] {
@@ -896,6 +961,18 @@ fn an_instance_that_a_poll_shows_as_foreign_is_looked_up_before_its_delete() {
             assert_eq!(play.states(), [State::Deleted]);
         }
     }
+}
+
+#[test]
+fn a_vapp_with_the_metadata_entry_that_a_person_renames_is_not_touched() {
+    let mut play = Play::booting(|_| {});
+    assert_eq!((play.to(60 * SECOND).states(), play.times("label").len()), (vec![State::Running], 1));
+    let id = play.vms[0].vapp_name.clone();
+    play.vms[0].vapp_name = name(7);
+    play.documents.values_mut().for_each(|vapp| vapp.name = name(7));
+    play.to(80 * SECOND).decrease(&[id]);
+    play.to(90 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Deleted], vec![]));
 }
 
 #[test]
@@ -1515,8 +1592,11 @@ fn shutdown_waits_for_the_answer_to_a_request_about_a_kept_instance() {
 #[test]
 fn a_limited_number_of_existing_foreign_vapps_is_remembered() {
     let others = |from: u32, count: usize| -> Vec<Vm> {
-        let theirs = "fleeting-plugin-vcd/1 manager=x group=g id=ci-00000001";
-        (from..from + count as u32).map(|n| Vm { description: theirs.into(), ..vm(n) }).collect()
+        let theirs = |vm: Vm| {
+            let description = format!("fleeting-plugin-vcd/1 manager=x group=g id={}", vm.vapp_name).into();
+            Vm { description, ..vm }
+        };
+        (from..from + count as u32).map(|n| theirs(vm(n))).collect()
     };
     for (count, again) in [(MAX_FOREIGN, false), (MAX_FOREIGN + 1, true)] {
         let rare = Duration::from_secs(30);

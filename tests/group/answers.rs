@@ -175,6 +175,18 @@ impl Play {
         self
     }
 
+    /// The answer is lost, and a minute of lookups shows that it had no effect.
+    fn without_effect(self) -> Play {
+        let mut play = self.lost();
+        play.quiet(59_000);
+        play.shows(false, false);
+        play
+    }
+
+    fn standing(&self) -> fleeting_plugin_vcd::group::Standing {
+        self.group.standing(Time(self.now))
+    }
+
     /// The host deletes it while a task works on it: the group cancels the task.
     fn gives_up(&mut self) -> Request {
         self.decrease();
@@ -393,7 +405,7 @@ fn a_failed_reconfigure_is_looked_up() {
         (Unavailable, [BACKOFF, BACKOFF_TWICE]),
         (Auth, [BACKOFF, BACKOFF_TWICE]),
         (Limit, [THROTTLED, 15_000..=45_000]),
-        (NotFound, [AT_ONCE, AT_ONCE]),
+        (NotFound, [5_000..=5_000, 5_000..=5_000]),
     ] {
         let mut play = Play::composed();
         for pause in pauses {
@@ -434,7 +446,7 @@ fn a_delete_is_repeated_or_done_without_force() {
         (Protocol, "look", 1_000..=1_000),
         (Unavailable, "look", BACKOFF),
         (Quota, "look", LONG),
-        (NotFound, "create", BACKOFF),
+        (NotFound, "look", AT_ONCE),
         (Forbidden, "undeploy", AT_ONCE),
         (Invalid, "undeploy", AT_ONCE),
         (State, "undeploy", AT_ONCE),
@@ -578,7 +590,15 @@ fn a_failed_suspend_is_repeated_looked_up_or_given_up() {
     }
     let mut play = Play::tired();
     play.answer(failed(NotFound));
+    play.expect("look", AT_ONCE);
+    play.sees_nothing();
     assert_eq!(play.state(), State::Deleted);
+    // VCD lags: it exists.
+    let mut play = Play::tired();
+    play.answer(failed(NotFound));
+    play.expect("look", AT_ONCE);
+    play.shows(false, false);
+    assert_eq!(play.state(), State::Running);
 
     let mut play = Play::tired();
     play.answer(started(None));
@@ -586,6 +606,226 @@ fn a_failed_suspend_is_repeated_looked_up_or_given_up() {
     play.power = Power::Suspended;
     play.shows(false, false);
     assert_eq!(play.state(), State::Suspended);
+}
+
+/// VCD answers each of them with 500, and does nothing.
+#[test]
+fn a_change_that_is_lost_three_times_has_failed() {
+    let twice = |mut play: Play, operation: &str| {
+        for _ in 0..2 {
+            play = play.without_effect();
+            play.expect(operation, AT_ONCE);
+        }
+        play
+    };
+    let mut play = twice(Play::tired(), "suspend").without_effect();
+    assert_eq!((play.state(), play.standing().stuck), (State::Running, 0), "{:?}", play.said);
+    play.quiet(20_000);
+
+    let mut play = twice(Play::roused(), "power_on").without_effect();
+    assert_eq!((play.state(), play.standing().stuck), (State::Resuming, 1));
+    play.expect("power_on", 30_000..=50_000);
+
+    let mut play = Play::composed();
+    play.shows(false, false);
+    play.expect("power_on", AT_ONCE);
+    let mut play = twice(play, "power_on").without_effect();
+    play.expect("delete", AT_ONCE);
+    assert_eq!((play.failures(), play.state()), (1, State::Creating));
+}
+
+/// Each operation has three tries of its own.
+#[test]
+fn lost_answers_count_only_for_the_operation_that_was_requested() {
+    // VCD does not add a TPM.
+    let mut play = Play::composed();
+    for _ in 0..3 {
+        play.shows(false, true);
+        play.expect("tpm", AT_ONCE);
+        play = play.lost();
+        play.quiet(59_000);
+    }
+    play.shows(false, true);
+    play.expect("look", AT_ONCE);
+    play.shows(false, true);
+    play.expect("power_on", AT_ONCE);
+    let mut play = play.without_effect();
+    play.expect("power_on", AT_ONCE);
+    // A resume is accepted at the third try, and cancelled.
+    let mut play = Play::roused();
+    for pause in [BACKOFF, BACKOFF_TWICE] {
+        play.answer(failed(ErrorKind::Unavailable));
+        play.expect("power_on", pause);
+    }
+    play.task = TaskState::Running;
+    play.answer(started(Some("t/1")));
+    play.decrease();
+    play.expect("cancel", AT_ONCE);
+    play.answer(failed(ErrorKind::Unavailable));
+    play.expect("cancel", BACKOFF);
+}
+
+#[test]
+fn a_power_on_that_is_done_at_once_and_has_no_effect_is_not_repeated_without_end() {
+    let mut play = Play::composed();
+    play.shows(false, false);
+    for _ in 0..3 {
+        play.expect("power_on", AT_ONCE);
+        play.answer(started(None));
+        play.expect("look", AT_ONCE);
+        play.shows(false, false);
+    }
+    play.expect("delete", AT_ONCE);
+    assert_eq!(play.failures(), 1);
+}
+
+#[test]
+fn a_create_that_is_lost_twice_has_failed() {
+    let mut play = Play::new();
+    play.expect("create", AT_ONCE);
+    for (pause, failures) in [(AT_ONCE, 0), (BACKOFF_TWICE, 1)] {
+        play.answer(failed(ErrorKind::Ambiguous));
+        play.expect("find", 1_000..=1_000);
+        for _ in 0..12 {
+            play.sees_nothing();
+            play.expect("find", 5_000..=5_000);
+        }
+        play.sees_nothing();
+        assert_eq!(play.failures(), failures);
+        play.expect("create", pause);
+    }
+}
+
+#[test]
+fn a_running_instance_is_not_stuck() {
+    // It was powered on by a request whose answer was lost, after another one.
+    let mut play = Play::composed();
+    play.shows(false, false);
+    play.expect("power_on", AT_ONCE);
+    play = play.without_effect();
+    play.expect("power_on", AT_ONCE);
+    play = play.lost();
+    assert_eq!(play.standing().stuck, 1);
+    play.power = Power::On;
+    play.shows(false, false);
+    assert_eq!(play.standing().stuck, 0);
+    // It was to be suspended while a task worked on it, and no longer is.
+    let mut play = Play::tired();
+    play.answer(failed(ErrorKind::Busy));
+    assert_eq!(play.standing().stuck, 1);
+    play.resume();
+    assert_eq!((play.state(), play.standing().stuck), (State::Running, 0));
+}
+
+#[test]
+fn a_step_that_vcd_does_not_find_three_times_has_failed() {
+    let mut play = Play::composed();
+    for _ in 0..2 {
+        play.shows(true, false);
+        play.expect("configure", AT_ONCE);
+        play.answer(failed(ErrorKind::NotFound));
+        play.expect("look", 5_000..=5_000);
+    }
+    play.shows(true, false);
+    play.expect("configure", AT_ONCE);
+    play.answer(failed(ErrorKind::NotFound));
+    play.expect("delete", AT_ONCE);
+    assert_eq!(play.failures(), 1);
+}
+
+#[test]
+fn lookups_of_a_task_that_vcd_does_not_show_come_at_growing_intervals() {
+    let mut play = Play::composed();
+    play.task = TaskState::Unknown;
+    // In addition, the task is queried after up to 5 s.
+    for pause in [3_000, 6_000, 12_000, 24_000] {
+        play.held("t/2");
+        play.expect("look", pause..=pause + 5_000);
+    }
+    // It is looked up for as long as it hangs, and counts as stuck.
+    while play.standing().stuck == 0 {
+        play.held("t/2");
+        play.expect("look", 48_000..=305_000);
+    }
+    assert!((600_000..1_200_000).contains(&play.now), "{}", play.now);
+}
+
+#[test]
+fn a_task_that_vcd_does_not_show_is_cancelled_once_and_then_waited_for() {
+    let mut play = Play::tired();
+    play.task = TaskState::Unknown;
+    play.answer(started(Some("t/1")));
+    play.expect("look", 0..=1_000);
+    play.decrease();
+    play.held("t/1");
+    play.expect("cancel", AT_ONCE);
+    play.answer(failed(ErrorKind::NotFound));
+    play.quiet(119_000);
+    play.expect("look", 0..=1_000);
+    assert_eq!(play.standing().stuck, 1);
+}
+
+#[test]
+fn a_create_whose_vm_is_taken_away_between_two_steps_holds_no_slot() {
+    let mut play = Play::composed();
+    play.shows(true, false);
+    play.expect("configure", AT_ONCE);
+    play.answer(started(None));
+    play.expect("look", AT_ONCE);
+    assert_eq!(play.standing().creates.used, 1, "the next step has it");
+    play.sees(|vapp| (vapp.made, vapp.vms) = (None, Vec::new()));
+    assert_eq!(play.standing().creates.used, 0);
+}
+
+#[test]
+fn a_task_of_a_person_between_two_steps_holds_no_slot() {
+    let mut play = Play::composed();
+    assert_eq!(play.standing().creates.used, 1, "the next step has it");
+    play.task = TaskState::Running;
+    play.held("t/2");
+    assert_eq!(play.standing().creates.used, 0);
+}
+
+#[test]
+fn a_stop_of_a_vapp_that_vcd_does_not_find_is_looked_up() {
+    let stopped = || {
+        let mut play = Play::scrapped();
+        play.answer(failed(ErrorKind::Forbidden));
+        play.expect("undeploy", AT_ONCE);
+        play.answer(failed(ErrorKind::NotFound));
+        play.expect("look", AT_ONCE);
+        play
+    };
+    let mut play = stopped();
+    play.sees_nothing();
+    play.expect("create", BACKOFF);
+    // VCD lags: it exists.
+    let mut play = stopped();
+    play.power = Power::On;
+    play.shows(false, false);
+    play.expect("look", BACKOFF);
+}
+
+/// Its slot is free two minutes later.
+#[test]
+fn a_cancel_that_vcd_rejects_is_waited_for() {
+    use ErrorKind::{Forbidden, Unavailable};
+    for (kind, pauses) in [(Forbidden, vec![]), (Unavailable, vec![BACKOFF, BACKOFF_TWICE])] {
+        let mut play = Play::new();
+        play.task = TaskState::Running;
+        play.expect("create", AT_ONCE);
+        play.answer(started(Some("t/1")));
+        play.gives_up();
+        for pause in pauses {
+            play.answer(failed(kind));
+            play.expect("cancel", pause);
+        }
+        play.answer(failed(kind));
+        play.quiet(119_000);
+        assert_eq!(play.standing().creates.used, 1, "{kind:?}");
+        play.expect("look", 0..=1_000);
+        assert_eq!((play.standing().creates.used, play.standing().stuck), (0, 1), "{kind:?}");
+    }
 }
 
 #[test]
@@ -684,14 +924,10 @@ fn a_failed_resume_is_repeated_or_looked_up() {
         (Unavailable, "power_on", BACKOFF),
         (Auth, "power_on", BACKOFF),
         (Failed, "look", BACKOFF),
-        (NotFound, "", AT_ONCE),
+        (NotFound, "look", AT_ONCE),
     ] {
         let mut play = Play::roused();
         play.answer(failed(kind));
-        if kind == NotFound {
-            assert_eq!(play.state(), State::Deleted);
-            continue;
-        }
         assert_eq!(play.state(), State::Resuming, "{kind:?}");
         assert_eq!(play.group.standing(Time(play.now)).throttled, u64::from(kind == Limit), "{kind:?}");
         play.expect(next, pause);

@@ -3,12 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use crate::lives::{MINUTE, SECOND, count, play, states, vapps, world};
-use crate::play::{self, Play, START};
+use crate::play::{self, Play, START, href, shown, vapp};
 use crate::world::World;
 use crate::world::plan::{Act, Admin, Stuck, Suspends, Tuning};
 use fleeting_plugin_vcd::cloud::*;
 use fleeting_plugin_vcd::group::*;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// GitLab Runner may not suspend. The pool works nevertheless.
 fn pool(standby: u32) -> Tuning {
@@ -224,6 +225,35 @@ fn a_vcd_that_does_not_suspend_leaves_the_pool_empty_and_creates_go_on() {
     assert_eq!(play.states(), [State::Running, State::Running]);
 }
 
+/// VCD accepts its suspend, and the task never ends.
+#[test]
+fn a_stuck_vm_of_the_pool_is_neither_waited_for_nor_handed_out() {
+    let policy = Policy { standby_count: 2, create_timeout: Duration::from_secs(3600), ..standby_policy() };
+    let mut play = Play::new(policy, Vec::new());
+    play.before(10 * MINUTE);
+    assert_eq!((play.times("create").len(), play.times("suspend").len()), (1, 1));
+    play.to(12 * MINUTE);
+    assert_eq!((play.times("create").len(), play.times("suspend").len()), (2, 2), "the next one is prepared");
+    play.to(23 * MINUTE);
+    assert_eq!(play.times("create").len(), 2, "not without end");
+    play.increase(1);
+    assert_eq!((play.times("create").len(), play.said("to be suspended for standby")), (3, 2), "{:?}", play.said);
+}
+
+/// VCD carries out its first create late, while the second one is in progress.
+#[test]
+fn a_late_vapp_of_a_vm_of_the_pool_is_deleted() {
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["create"]);
+    play.fail("create", ErrorKind::Ambiguous);
+    play.until("create", 2);
+    let late = shown(href(1), play.created());
+    play.begin("create", Some(href(2)), "t/1");
+    play.documents.insert(href(1), vapp(&late));
+    play.vms.push(Vm { created: Some(START + 6 * MINUTE), ..late });
+    play.to(play.now + 20 * SECOND);
+    assert_eq!(play.deleted(), ["v/1"], "{:?}", play.said);
+}
+
 #[test]
 fn shutdown_keeps_or_deletes_the_pool() {
     for keep in [false, true] {
@@ -399,6 +429,45 @@ fn a_vm_whose_suspend_for_standby_fails_is_used_as_it_is_if_it_was_handed_out() 
     play.fail("suspend", ErrorKind::Unavailable);
     play.to(25 * SECOND);
     assert_eq!((play.states(), play.times("power_on")), (vec![State::Running], vec![]), "{:?}", play.said);
+}
+
+#[test]
+fn a_vm_that_is_handed_out_while_its_suspend_is_lost_is_not_stuck_later() {
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["suspend"]);
+    play.to(20 * SECOND).increase(1);
+    play.fail("suspend", ErrorKind::Ambiguous);
+    play.to(120 * SECOND);
+    assert_eq!(play.states(), [State::Running], "{:?}", play.said);
+    play.suspend();
+    assert_eq!(play.group.standing(Time(play.now)).stuck, 0);
+}
+
+/// Its pages took long, and the first was read before the suspend.
+#[test]
+fn a_poll_that_was_sent_before_the_suspend_spoils_no_standby_vm() {
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["suspend"]);
+    play.tasks = TaskState::Success;
+    play.to(20 * SECOND).holds.push("poll");
+    play.until("poll", play.times("poll").len() + 1);
+    let old = Poll { now: Some(START), vms: play.vms.clone(), ..Poll::default() };
+    come_to_rest(&mut play);
+    play.to(play.now + 70 * SECOND);
+    play.holds.clear();
+    play.release("poll", Some(Ok(Reply::Poll(old))));
+    play.to(play.now + 60 * SECOND);
+    assert_eq!((play.deleted().len(), play.said("without use")), (0, 0), "{:?}", play.said);
+}
+
+/// VCD shows GC_FAILED late, after the guest was ready.
+#[test]
+fn a_customization_that_fails_after_a_guest_was_ready_does_not_matter_at_its_first_use() {
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["suspend"]);
+    play.to(20 * SECOND);
+    play.vms[0].customization = Customization::Failed;
+    play.increase(1);
+    play.fail("suspend", ErrorKind::Unavailable);
+    play.to(45 * SECOND);
+    assert_eq!((play.states(), play.deleted().len()), (vec![State::Running], 0), "{:?}", play.said);
 }
 
 #[test]

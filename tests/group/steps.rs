@@ -6,6 +6,7 @@
 use crate::play::*;
 use fleeting_plugin_vcd::cloud::*;
 use fleeting_plugin_vcd::group::*;
+use std::net::IpAddr;
 use std::time::Duration;
 
 const MINUTE: u64 = 60 * SECOND;
@@ -653,6 +654,16 @@ fn a_task_that_does_not_end_is_cancelled_after_half_an_hour_and_ignored_after_an
     play.to(33 * MINUTE);
     assert_eq!((play.states(), play.times("suspend")), (vec![State::Suspended], vec![0]));
 
+    // It has to run again: it is resumed.
+    let mut play = Play::new(lone(), fleet(1));
+    play.suspend();
+    play.to(5 * MINUTE).resume();
+    let document = play.documents.get_mut(&href(1)).unwrap();
+    (document.power, document.mark) = (Power::Suspended, Mark::Suspended);
+    play.show(Power::Suspended, true);
+    play.first("power_on", 32 * MINUTE);
+    assert_eq!(play.states(), [State::Resuming]);
+
     // The deadline of a resume does not run while VCD works on it.
     let mut play = Play::new(lone(), vec![Vm { power: Power::Suspended, ..vm(1) }]);
     play.resume();
@@ -922,6 +933,97 @@ fn the_delete_of_an_instance_whose_first_create_was_over_a_quota_frees_it_too() 
     let gone = play.now + SECOND;
     play.to(gone).decrease(&running);
     assert_eq!((play.times("delete"), play.times("create")[3..].to_vec()), (vec![gone], vec![gone]));
+}
+
+#[test]
+fn one_poll_does_not_keep_an_instance_from_its_resume() {
+    let mut play = Play::suspended();
+    play.show(Power::Off, false).to(10 * SECOND).resume();
+    assert!(play.times("power_on").is_empty());
+    play.show(Power::Suspended, false).to(21 * SECOND);
+    assert_eq!((play.states(), play.times("power_on").len()), (vec![State::Resuming], 1), "{:?}", play.said);
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_the_pause_of_a_delete() {
+    let mut play = Play::holding(lone(), fleet(1), &["delete"]);
+    let names = play.names();
+    play.decrease(&names);
+    for failures in 1..=6 {
+        play.fail("delete", ErrorKind::Failed);
+        play.until("delete", failures + 1);
+    }
+    play.fail("delete", ErrorKind::Failed);
+    play.holds.clear();
+    play.to(play.now + MINUTE);
+    assert_eq!(play.times("delete").len(), 7);
+    play.shutdown();
+    play.to(play.now + 5 * SECOND);
+    assert_eq!((play.times("delete").len(), play.group.stopped()), (8, true));
+}
+
+#[test]
+fn a_probe_of_an_address_that_has_changed_does_not_count() {
+    let mut play = Play::booting(|play| play.holds = vec!["probe"]);
+    play.until("probe", 1);
+    play.vms[0].address = Some(IpAddr::from([10, 0, 0, 9]));
+    play.to(play.now + 5 * SECOND).probed();
+    assert_eq!(play.states(), [State::Creating]);
+    play.probed();
+    assert_eq!(play.states(), [State::Running]);
+}
+
+/// It is polled by name while it boots, and rarely with all others.
+#[test]
+fn a_guest_is_not_given_up_while_polls_by_name_fail() {
+    let rare = Policy { reconcile_interval: Duration::from_secs(1800), ..policy() };
+    let mut play = Play::holding(rare, fleet(3), &["probe"]);
+    play.increase(1);
+    play.to(20 * SECOND).deaf = true;
+    play.to(20 * MINUTE);
+    assert_eq!((play.states().len(), play.times("delete")), (4, vec![]), "{:?}", play.said);
+}
+
+/// VCD carries out each mark, and its answers are unusable.
+#[test]
+fn a_mark_whose_answer_is_lost_three_times_has_failed() {
+    let mut play = Play::holding(lone(), fleet(1), &["mark"]);
+    play.tasks = TaskState::Success;
+    play.suspend();
+    for _ in 0..3 {
+        let document = play.documents.get_mut(&href(1)).unwrap();
+        (document.busy, document.tasks) = (true, vec!["t/9".into()]);
+        play.fail("mark", ErrorKind::Ambiguous);
+        play.until("tasks", play.times("tasks").len() + 1);
+    }
+    let written = play.asked.iter().filter_map(|(_, _, request)| match request {
+        Some(Request::Mark { mark, .. }) => Some(mark.clone()),
+        _ => None,
+    });
+    assert_eq!(written.filter(|mark| *mark == Mark::Suspended).count(), 3);
+    assert_eq!((play.states(), play.times("suspend")), (vec![State::Running], vec![]), "{:?}", play.said);
+}
+
+/// Once an instance runs, it no longer matters that its first create was over the quota.
+#[test]
+fn an_old_quota_does_not_shorten_the_pause_of_the_breaker() {
+    let mut play = Play::holding(policy(), fleet(1), &["create"]);
+    play.increase(1);
+    play.fail("create", ErrorKind::Quota);
+    play.until("create", 2);
+    play.release("create", None);
+    play.to(play.now + 10 * SECOND).increase(1);
+    for _ in 0..2 {
+        play.fail("create", ErrorKind::Failed);
+        play.until("create", play.times("create").len() + 1);
+    }
+    play.fail("create", ErrorKind::Failed);
+    assert_eq!(play.said("creates fail: no VM is created for 60 s"), 1);
+    let creates = play.times("create").len();
+    play.to(play.now + SECOND).decrease(&[name(1)]);
+    assert_eq!(play.times("delete").len(), 1);
+    play.to(play.now + 50 * SECOND);
+    assert_eq!(play.times("create").len(), creates);
 }
 
 #[test]

@@ -55,6 +55,26 @@ fn if_hardware_in_a_create_is_rejected_vms_are_created_in_steps() {
     });
 }
 
+/// VCD takes a second for each create request, and the plugin sends three at the same time.
+#[test]
+fn creates_that_have_not_been_sent_are_not_sent_after_a_decrease() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        let rule = json!({"op": "instantiate", "times": 0, "delay_before_ms": 1_000});
+        assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
+        let more = json!({"max_concurrent_creates": 8, "max_concurrent_operations": 8});
+        let plugin = start(&server, guest_port, more).await;
+        plugin.increase(8).await.unwrap();
+        until("three create requests", || server.requests("instantiate") == 3).await;
+        let names: Vec<String> = plugin.update().await.unwrap().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        plugin.decrease(&names).await.unwrap();
+        end(plugin).await;
+        assert_eq!(server.requests("instantiate"), 3);
+        assert!(fleet::vapps(&server).is_empty());
+    });
+}
+
 #[test]
 fn if_hardware_in_a_create_is_ignored_the_first_vm_is_created_again() {
     block_on(async {

@@ -137,9 +137,27 @@ impl World {
             Stuck::ForceFails => faults.force_fails = true,
             Stuck::Locked => faults.locked = true,
             Stuck::Hangs => faults.hangs = true,
+            Stuck::Breaks => faults.breaks = true,
+            Stuck::Unfound => faults.unfound = true,
+            Stuck::KeepsTasks => (faults.hangs, faults.keeps_tasks) = (true, true),
+            Stuck::HidesTasks => {
+                self.occupy_vapp(id, which);
+                faults.hides_tasks = true;
+                // The plugin cannot know that a task still runs.
+                self.plugins.iter_mut().for_each(|plugin| plugin.audit.came_late(id));
+            }
         }
         self.say(|| format!("== {stuck:?} {}", super::vcd::href(id)));
         self.model.admin_faults(id, faults);
+    }
+
+    /// A person's task works on a vApp for up to 20 minutes.
+    fn occupy_vapp(&mut self, id: VappId, which: u64) {
+        let seconds = 30 + which * 20;
+        self.model.inject.slow = Some((seconds * 1000) as f64 / self.model.durations.metadata as f64);
+        let note = vec![("note".into(), Some(("MetadataStringValue".into(), "by a person".into())))];
+        self.model.set_metadata(self.who, model::Target::Vapp(id), note).ok();
+        self.model.inject = model::Inject::default();
     }
 
     /// A foreign vApp: no plugin may change it.
@@ -156,7 +174,7 @@ impl World {
             Admin::OtherManager => format!("fleeting-plugin-vcd/1 manager=runner-9 group={GROUP} id={name}"),
             _ => {
                 if let Some(id) = self.target_of(n, admin, which) {
-                    self.admin_of(n, admin, id, &name);
+                    self.admin_of(n, admin, id, which);
                 }
                 return;
             }
@@ -185,7 +203,8 @@ impl World {
 
     /// An action on an owned vApp. If a person changes the vApp, its instance may be lost. If only its records change, it
     /// may not.
-    fn admin_of(&mut self, n: usize, admin: Admin, id: VappId, name: &str) {
+    fn admin_of(&mut self, n: usize, admin: Admin, id: VappId, which: u64) {
+        let name = &format!("{PREFIX}-{which:08}");
         self.say(|| format!("== {admin:?} {}", super::vcd::href(id)));
         let ours = |vm: &VmId| !self.plugins[n].audit.foreign_vms.contains_key(vm);
         let vm = self.model.vapps[&id].vms.iter().copied().find(ours);
@@ -231,8 +250,16 @@ impl World {
                 audit.taken.insert(id);
                 self.model.admin_describe_vapp(id, "kept for an inspection");
             }
-            Admin::AddVm => {
-                if let Some(vm) = self.model.admin_add_vm(id, "somebodys", "somebody's") {
+            Admin::Task => {
+                audit.pace.disturbed(self.now);
+                self.occupy_vapp(id, which);
+            }
+            Admin::AddVm | Admin::AddOtherVm => {
+                let text = match admin {
+                    Admin::AddVm => "somebody's".to_string(),
+                    _ => format!("fleeting-plugin-vcd/1 manager=runner-9 group={GROUP} id={name}"),
+                };
+                if let Some(vm) = self.model.admin_add_vm(id, "somebodys", &text) {
                     audit.foreign_vms.insert(vm, audit.pace.seen_clearly);
                 }
             }
@@ -249,10 +276,14 @@ impl World {
                     _ => self.model.admin_host_down(vm, admin == Admin::HostDown),
                 }
             }
-            Admin::DescribeVm | Admin::NewAddress | Admin::HideAddress | Admin::CustomizationFails => {
+            Admin::DescribeVm | Admin::NoteVm | Admin::NewAddress | Admin::HideAddress | Admin::CustomizationFails => {
                 let Some(vm) = vm else { return };
                 match admin {
                     Admin::DescribeVm => self.model.admin_describe_vm(vm, "number 5, be careful"),
+                    Admin::NoteVm => {
+                        let text = format!("{}, be careful", self.model.vms[&vm].description);
+                        self.model.admin_describe_vm(vm, &text);
+                    }
                     Admin::NewAddress => self.model.admin_new_address(vm),
                     Admin::HideAddress => self.model.admin_hide_address(vm, true),
                     _ if self.model.vms[&vm].gc == model::GcStatus::Complete => {

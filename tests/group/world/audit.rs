@@ -2,7 +2,7 @@
 
 use super::pace::Pace;
 use super::plan::{MINUTE, Tuning};
-use super::vcd::{href, mark, task_of, vapp_id};
+use super::vcd::{href, mark, task_id, task_of, vapp_id};
 use fleeting_plugin_vcd::cloud::{Mark, Request};
 use fleeting_plugin_vcd::group::{Group, Name, Phase, State, Ticket, Time};
 use std::collections::{BTreeMap, BTreeSet};
@@ -281,6 +281,7 @@ impl Audit {
             self.rested.insert(name.clone());
         }
         match request {
+            Request::Cancel { task } => _ = self.cancelled.entry(task_id(task)).or_insert(now),
             Request::Create { name, .. } => {
                 let made = self.ours.iter().filter(|(id, (of, _))| of == name && model.vapps.contains_key(id));
                 if let Some((id, _)) = made.into_iter().next()
@@ -293,6 +294,10 @@ impl Audit {
             }
             Request::Suspend { vapp } | Request::PowerOn { vapp } => {
                 let id = vapp_id(vapp);
+                let shared = self.somebodys(id, model).filter(|_| !is_like_the_go_plugins(id, model));
+                if let (Request::Suspend { .. }, Some(vm)) = (request, shared) {
+                    return Err(format!("3: suspend of {vapp}, which contains the foreign VM {vm:?}"));
+                }
                 let done = match request {
                     Request::Suspend { .. } => Power::Suspended,
                     _ => Power::On,
@@ -424,10 +429,6 @@ impl Audit {
             let standing = group.standing(time);
             standing.operations.used >= standing.operations.most || standing.hold.is_some()
         }
-    }
-
-    pub fn cancelled(&mut self, task: TaskId, now: u64) {
-        self.cancelled.entry(task).or_insert(now);
     }
 
     /// It was suspended before: a power-on is no part of a create.
@@ -617,6 +618,11 @@ impl Audit {
     pub fn is_stuck(&self, name: &Name, model: &Model) -> bool {
         let mut vapps = self.by_name.get(name).into_iter().flatten().filter_map(|id| model.vapps.get(id));
         vapps.any(|vapp| self.is_stuck_vapp(vapp))
+    }
+
+    /// A task works on it.
+    pub fn is_busy(&self, name: &Name, model: &Model) -> bool {
+        self.by_name.get(name).into_iter().flatten().any(|id| task_of(model, *id).is_some())
     }
 
     pub fn any_stuck(&self, model: &Model) -> bool {

@@ -670,17 +670,30 @@ impl World {
     fn instance_rests(&self, plugin: &Plugin, name: &Name, state: State) -> bool {
         // Nothing is suspended or resumed during shutdown.
         let stays = plugin.audit.shutdown && matches!(state, State::Suspending | State::Resuming);
-        rests(state) || stays || plugin.audit.is_stuck(name, &self.model)
+        let audit = &plugin.audit;
+        match audit.is_stuck(name, &self.model) {
+            true => rests(state) || stays || self.is_reported_stuck(plugin, name),
+            false if state == State::Running && !audit.is_busy(name, &self.model) => {
+                !self.is_reported_stuck(plugin, name)
+            }
+            false => rests(state) || stays,
+        }
+    }
+
+    /// The group says that it is stuck.
+    fn is_reported_stuck(&self, plugin: &Plugin, name: &Name) -> bool {
+        let views = plugin.group.as_ref().map(|group| group.views(Time(self.now - plugin.began))).unwrap_or_default();
+        views.iter().any(|view| view.name == *name && view.stuck.is_some())
     }
 
     /// The standby pool is full.
     fn pool_rests(&self, plugin: &Plugin) -> bool {
-        let rests = |group: &Group| {
-            let glances = group.glances(Time(self.now - plugin.began));
-            glances.iter().filter(|glance| glance.phase == Phase::Standby).count()
-        };
-        let full = plugin.group.as_ref().is_some_and(|group| rests(group) == self.plan.policy.standby as usize);
-        full || plugin.audit.shutdown || plugin.audit.any_stuck(&self.model)
+        let Some(group) = &plugin.group else { return false };
+        let time = Time(self.now - plugin.began);
+        let rest = group.glances(time).iter().filter(|glance| glance.phase == Phase::Standby).count();
+        // A stuck VM of the pool is counted in it.
+        let stuck = group.views(time).iter().filter(|view| !view.reported && view.stuck.is_some()).count();
+        rest + stuck >= self.plan.policy.standby as usize || plugin.audit.shutdown
     }
 
     fn host_rests(&self, plugin: &Plugin) -> bool {

@@ -30,6 +30,8 @@ const SLOW: u64 = 40_000;
 /// Requests about one instance in one hour.
 const CHANGES_AN_HOUR: usize = 60;
 const LOOKS_AN_HOUR: usize = 500;
+/// The same in one minute, of any kind.
+const ASKED_A_MINUTE: usize = 30;
 const HOUR: u64 = 60 * MINUTE;
 
 /// Times of the requests about one instance in the last hour.
@@ -147,6 +149,12 @@ impl Pace {
         {
             self.create_failed(now, now, name);
         }
+        if let (Request::Find { .. }, Ok(Reply::Vapps(vapps))) = (request, answer)
+            && vapps.is_empty()
+        {
+            // A create whose answer was lost may have failed.
+            self.failed = Some(now);
+        }
         if request.changes() && answer.is_err() {
             let locked = matches!(request, Request::Delete { .. } | Request::DeleteStopped { .. });
             if !locked {
@@ -216,13 +224,17 @@ impl Audit {
         while times.front().is_some_and(|at| at + HOUR < now) {
             times.pop_front();
         }
-        if times.len() > most {
+        let too_many = times.len() > most;
+        let count = times.len();
+        let recent = |times: &VecDeque<u64>| times.iter().rev().take_while(|at| **at + MINUTE > now).count();
+        let in_a_minute = recent(&asked.changes) + recent(&asked.looks);
+        if in_a_minute > ASKED_A_MINUTE {
+            let what = request.operation();
+            return Err(format!("10: {in_a_minute} requests about {key} in one minute, the last is {what}"));
+        }
+        if too_many {
             let what = if request.changes() { "changes" } else { "lookups" };
-            return Err(format!(
-                "10: {} {what} of {key} in one hour, the last is {}",
-                times.len(),
-                request.operation()
-            ));
+            return Err(format!("10: {} {what} of {key} in one hour, the last is {}", count, request.operation()));
         }
         Ok(())
     }

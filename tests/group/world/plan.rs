@@ -115,6 +115,12 @@ pub enum Admin {
     HideAddress,
     /// GC_FAILED is shown late.
     CustomizationFails,
+    /// A task of a person works on it for minutes.
+    Task,
+    /// The VM's description gets a note after the tag.
+    NoteVm,
+    /// A VM of another manager is moved into it.
+    AddOtherVm,
     /// A foreign vApp whose name matches the prefix.
     Foreign,
     /// The same, of another manager of the same group.
@@ -156,6 +162,14 @@ pub enum Stuck {
     Locked,
     /// Its tasks never end, and ignore a cancel.
     Hangs,
+    /// Its changes have no effect, and their answers do not show that.
+    Breaks,
+    /// VCD says that it does not know what is to be changed.
+    Unfound,
+    /// Its tasks never end, and VCD rejects a cancel.
+    KeepsTasks,
+    /// A person's task works on it for long, and the plugin may not read its tasks.
+    HidesTasks,
 }
 
 /// Faults.
@@ -197,6 +211,8 @@ pub enum Fault {
     QueryPartial,
     /// VCD does not show its time.
     NoDate,
+    /// A poll shows one VM in another power state.
+    QueryOdd,
 }
 
 pub const FAULTS: [Fault; 24] = [
@@ -350,6 +366,7 @@ pub fn plan(seed: u64) -> Plan {
     swarm.starts();
     swarm.administrators();
     swarm.one_alone();
+    swarm.odd_ones(Dice(seed ^ 0x0ddb_a115));
     if policy.standby > 0 && pool.percent(30) {
         swarm.steps.push(Step { at: pool.below(swarm.length), to: 0, act: Act::NewSource });
     }
@@ -481,6 +498,28 @@ impl Swarm {
                 let (admin, n) = (self.dice.pick(&ADMINS), self.dice.roll() % 64);
                 self.add_somewhen(Act::Admin(admin, n));
             }
+        }
+    }
+
+    /// Rare faults of single vApps, with dice of their own.
+    fn odd_ones(&mut self, mut dice: Dice) {
+        if !dice.percent(15) {
+            return;
+        }
+        for _ in 0..dice.between(1, 3) {
+            let n = dice.roll() % 64;
+            let act = match dice.below(8) {
+                0 => Act::Stuck(Stuck::Breaks, n),
+                1 => Act::Stuck(Stuck::Unfound, n),
+                2 => Act::Stuck(Stuck::KeepsTasks, n),
+                3 => Act::Stuck(Stuck::HidesTasks, n),
+                4 => Act::Admin(Admin::Task, n),
+                5 => Act::Admin(Admin::NoteVm, n),
+                6 => Act::Fault(Fault::QueryOdd, self.length, dice.pick(&[2, 10])),
+                _ => Act::Admin(Admin::AddOtherVm, n),
+            };
+            let to = dice.below(self.managers as u64) as usize;
+            self.steps.push(Step { at: dice.below(self.length), to, act });
         }
     }
 

@@ -78,6 +78,12 @@ impl World {
             return wire.waiting.push_back(sending);
         }
         wire.busy += 1;
+        let wanted = self.plugins[n].group.as_ref().is_some_and(|group| group.wants(sending.ticket));
+        if let (Request::Create { .. }, false) = (&sending.request, wanted) {
+            // It has waited here, and was given up meanwhile.
+            let (to, answer) = (self.process(n), Err(error(ErrorKind::Unavailable, sending.request.operation())));
+            return self.at(self.now, Happening::Answer { to, sending, answer, truth: false });
+        }
         let (from, fate) = (self.process(n), self.fate(&sending.request));
         if fate != Fate::Normal {
             self.plugins[n].audit.pace.thwarted(self.now, &sending.request);
@@ -240,8 +246,15 @@ impl World {
     /// VCD carries out a request of a process. Also returns whether the answer shows the real state.
     pub fn execute(&mut self, from: Process, request: &Request, late: bool) -> Result<(Answer, bool), String> {
         let fault = if request.changes() { None } else { self.query_fault() };
-        let answer = self.carry_out(from, request, late, fault)?;
-        Ok((answer, fault.is_none()))
+        let mut answer = self.carry_out(from, request, late, fault)?;
+        let odd = matches!(request, Request::Poll { .. }) && !self.calm && self.has(Fault::QueryOdd);
+        if let (true, Ok(Reply::Poll(poll))) = (odd, &mut answer)
+            && !poll.vms.is_empty()
+        {
+            let at = self.dice.below(poll.vms.len() as u64) as usize;
+            poll.vms[at].power = self.dice.pick(&[cloud::Power::Off, cloud::Power::On, cloud::Power::Other]);
+        }
+        Ok((answer, fault.is_none() && !odd))
     }
 
     fn carry_out(
@@ -340,10 +353,7 @@ impl World {
                 }
             }
             Request::Cancel { task } => match self.model.cancel_task(self.who, task_id(task)) {
-                Ok(()) => {
-                    self.plugins[n].audit.cancelled(task_id(task), self.now);
-                    Ok(Reply::Done)
-                }
+                Ok(()) => Ok(Reply::Done),
                 Err(refusal) => Err(refused(&refusal, what)),
             },
             Request::Configure { vm } | Request::AddTpm { vm } => {
@@ -693,6 +703,7 @@ fn refused(refusal: &Refusal, what: &str) -> VcdError {
     let kind = match (refusal.status, &*refusal.minor) {
         _ if refusal.message.contains("does not exist") => ErrorKind::NotFound,
         (404, _) => ErrorKind::NotFound,
+        (500, _) => ErrorKind::Ambiguous,
         (400, "BUSY_ENTITY") => ErrorKind::Busy,
         _ if refusal.message.contains("quota") => ErrorKind::Quota,
         (400, "DUPLICATE_NAME") => ErrorKind::Duplicate,

@@ -603,6 +603,29 @@ fn the_control_port_shows_and_changes_the_world() {
     }
 }
 
+/// Faults of one vApp: changes that break or are not found, tasks that nobody may cancel or read.
+#[test]
+fn changes_and_tasks_of_one_vapp_fail_alone() {
+    let c = Client::start(22_218);
+    let (vapp, other) = (c.create("ci-faulty"), c.create("ci-fine"));
+    let faults = |names: &str| {
+        let body = format!(r#"{{"action": "set_faults", "vapp": "ci-faulty", "faults": [{names}]}}"#);
+        c.control("POST", "/admin", &body);
+    };
+    let suspend = |vapp: &str| c.call("POST", &format!("{vapp}/power/action/suspend"), "", "");
+    for (name, status) in [("breaks", 500), ("unfound", 404)] {
+        faults(&format!("{name:?}"));
+        assert_eq!((suspend(&vapp).status, c.get(&vapp).status), (status, 200), "{name}");
+    }
+    faults(r#""hangs", "keeps_tasks""#);
+    let task = suspend(&vapp).root("href");
+    assert_eq!(c.call("POST", &format!("{task}/action/cancel"), "", "").status, 403);
+    assert_eq!(c.get(&task).status, 200);
+    faults(r#""hangs", "hides_tasks""#);
+    assert_eq!(c.get(&task).status, 403);
+    assert_eq!(c.finish(&suspend(&other).root("href")), "success");
+}
+
 #[test]
 fn a_request_is_carried_out_even_if_its_client_disconnects() {
     let c = Client::start(22_217);

@@ -160,7 +160,6 @@ impl Group {
         // A vApp that is being suspended counts as suspended: its mark says for whom.
         let power = if seen.suspending { Power::Suspended } else { seen.power };
         let adopted = match power {
-            Power::Suspended if seen.suspending && seen.mark != cloud::Mark::Suspended => false,
             Power::On => found && self.adopt(key, Power::On),
             Power::Suspended if seen.mark == cloud::Mark::Suspended => {
                 found && suspends && self.adopt(key, Power::Suspended)

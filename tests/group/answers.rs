@@ -778,6 +778,20 @@ fn a_create_whose_vm_is_taken_away_between_two_steps_holds_no_slot() {
 }
 
 #[test]
+fn after_a_create_whose_task_vcd_does_not_show_the_lookup_decides() {
+    let mut play = Play::new();
+    play.expect("create", AT_ONCE);
+    play.answer(failed(ErrorKind::Ambiguous));
+    play.expect("find", 1_000..=1_000);
+    (play.task, play.power) = (TaskState::Unknown, Power::Off);
+    play.held("t/1");
+    play.expect("look", 3_000..=8_000);
+    play.shows(false, false);
+    play.expect("power_on", AT_ONCE);
+    assert_eq!(play.standing().stuck, 0);
+}
+
+#[test]
 fn a_task_of_a_person_between_two_steps_holds_no_slot() {
     let mut play = Play::composed();
     assert_eq!(play.standing().creates.used, 1, "the next step has it");

@@ -155,6 +155,10 @@ impl Pace {
             // A create whose answer was lost may have failed.
             self.failed = Some(now);
         }
+        if let (true, Err(VcdError { kind: ErrorKind::Ambiguous, .. })) = (request.changes(), answer) {
+            // The outcome is unknown, and that keeps a slot: for longer than a task that hung before.
+            self.excused = self.excused.max(now + MINUTE + SLOT_PATIENCE);
+        }
         if request.changes() && answer.is_err() {
             let locked = matches!(request, Request::Delete { .. } | Request::DeleteStopped { .. });
             if !locked {

@@ -873,7 +873,7 @@ pub struct Faults {
     pub hangs: bool,
     /// Its changes, except deletes, are answered with 500, and nothing is done.
     pub breaks: bool,
-    /// The same with 404, as by a cell that lags.
+    /// Its changes and deletes are answered with 404, as by a cell that lags.
     pub unfound: bool,
     /// Nobody may cancel its tasks.
     pub keeps_tasks: bool,

@@ -124,10 +124,10 @@ impl Model {
         vapp.and_then(|id| self.vapps.get(&id)).map(|vapp| vapp.faults).unwrap_or_default()
     }
 
-    /// The faults that concern changes, except deletes.
-    pub(super) fn check_faults(&self, target: Target) -> Result<(), Refusal> {
+    /// The faults that concern all changes, or only those that are no deletes.
+    pub(super) fn check_faults(&self, target: Target, deletes: bool) -> Result<(), Refusal> {
         match self.faults_of(target) {
-            Faults { breaks: true, .. } => {
+            Faults { breaks: true, .. } if !deletes => {
                 Err(Refusal::new(500, "INTERNAL_SERVER_ERROR", "An unexpected error occurred."))
             }
             Faults { unfound: true, .. } => {

@@ -592,7 +592,7 @@ impl Model {
     pub fn update_vm(&mut self, who: UserId, id: VmId, mut change: VmChange) -> Result<TaskId, Refusal> {
         self.need(who, Right::Edit)?;
         let vm = self.get_vm(who, id)?.clone();
-        self.check_faults(Target::Vm(id))?;
+        self.check_faults(Target::Vm(id), false)?;
         self.check_free(Target::Vm(id))?;
         if let Some(guest) = &mut change.guest {
             check::guest_section(guest)?;
@@ -742,9 +742,7 @@ impl Model {
     fn enter(&self, who: UserId, right: Right, target: Target) -> Result<(), Refusal> {
         self.need(who, right)?;
         self.get_target(who, target)?;
-        if right != Right::Delete {
-            self.check_faults(target)?;
-        }
+        self.check_faults(target, right == Right::Delete)?;
         self.check_free(target)
     }
 

@@ -365,7 +365,7 @@ pub struct Started {
     pub vapp: Option<Href>,
     /// What it is created from, for a create.
     pub source: Source,
-    /// Its task. `None` if it was done at once (a delete of a vApp that no longer exists).
+    /// Its task. `None` if it was done at once.
     pub task: Option<Href>,
 }
 

@@ -153,8 +153,8 @@ pub struct Group {
     swept: bool,
     /// Failures to create VMs for the standby pool.
     pool_backoff: Backoff,
-    /// VCD rejected a forced delete because of a missing right: VMs are stopped first.
-    no_force: bool,
+    /// VCD rejected a forced delete because of a right: until then, VMs are stopped first.
+    no_force_until: Time,
     /// What new VMs are created from.
     source: Source,
     /// When the group started, by VCD's clock.
@@ -218,7 +218,7 @@ impl Group {
             stopping_since: now,
             swept: false,
             pool_backoff: Backoff::default(),
-            no_force: false,
+            no_force_until: Time(0),
             source: first.source,
             vcd_start: first.now,
             foreign: HashSet::new(),

@@ -22,6 +22,8 @@ pub const FIND_PAUSE: Duration = Duration::from_secs(1);
 pub const LABEL_DELAY: Duration = Duration::from_secs(30);
 /// Attempts to write data that nothing depends on: the metadata entry, and the end of a suspend mark.
 pub const LABEL_TRIES: u32 = 3;
+/// After VCD rejected a forced delete because of a right, VMs are stopped first for this long. The reason may concern one vApp.
+pub const FORCE_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 impl Group {
     /// VCD's answer to a request that starts an operation.
@@ -80,9 +82,9 @@ impl Group {
             i.refused = None;
         }
         if let Some(vapp) = i.vapp_mut() {
-            vapp.document = None;
+            let document = vapp.document.take();
             match kind {
-                Kind::Configure => vapp.build.configured = true,
+                Kind::Configure => vapp.build.configured = document.and_then(|document| document.made?.differs),
                 Kind::AddTpm => vapp.build.tpm = true,
                 _ => {}
             }
@@ -304,6 +306,7 @@ impl Group {
             return self.look_what_became(key, self.now);
         }
         self.over(key);
+        let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
         let Some(vapp) = i.vapp_mut() else { return };
         match (error.kind, removal) {
@@ -313,7 +316,9 @@ impl Group {
             }
             (ErrorKind::Forbidden | ErrorKind::Invalid | ErrorKind::State, Removal::Force) => {
                 vapp.removal = Removal::Stop;
-                self.no_force |= error.kind == ErrorKind::Forbidden;
+                if error.kind == ErrorKind::Forbidden {
+                    self.no_force_until = now + FORCE_AGAIN;
+                }
                 self.say_of(Level::Warn, key, format!("{error}; the plugin stops the vApp first, then deletes it"));
             }
             // A powered-off vApp may still need a stop, if its guest shut down by itself: only VCD knows.

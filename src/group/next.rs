@@ -265,7 +265,7 @@ impl From<'_> {
         let document = vapp.document(self.at.now).filter(|document| !document.busy);
         let Some(made) = document.and_then(|document| document.made.as_ref()) else { return self.look(i) };
         Step::Begin(match () {
-            _ if made.differs.is_some() && !vapp.build.configured => Kind::Configure,
+            _ if made.differs.is_some() && made.differs != vapp.build.configured => Kind::Configure,
             _ if made.lacks_tpm && !vapp.build.tpm => Kind::AddTpm,
             _ => Kind::PowerOn,
         })

@@ -129,7 +129,7 @@ impl Group {
                 sight: &self.sight,
                 policy: &self.policy,
                 stopping: self.stopping,
-                no_force: self.no_force,
+                no_force: self.now < self.no_force_until,
             };
             let next = next::next(i, &at);
             let lane = match next.step {

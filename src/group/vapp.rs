@@ -122,8 +122,9 @@ impl Guest {
 pub(super) struct Build {
     /// The create used the combined request, with power-on.
     pub whole: bool,
-    /// A separate request has set its hardware.
-    pub configured: bool,
+    /// How it differed from the request when the last reconfigure began: the next one sets another part, or VCD does not
+    /// change that.
+    pub configured: Option<String>,
     /// It got a TPM, or VCD rejected one.
     pub tpm: bool,
     /// Its guest has been ready before.

@@ -62,13 +62,10 @@ impl Client {
         self.begin(call, Method::POST, &format!("{vapp}/action/undeploy"), Some(content))
     }
 
-    /// With `force` it also deletes a running vApp. A vApp that no longer exists counts as deleted.
+    /// With `force` it also deletes a running vApp.
     pub(super) fn delete(&self, call: &Call, vapp: &str, force: bool) -> Result<Reply, VcdError> {
         let url = if force { format!("{vapp}?force=true") } else { vapp.to_owned() };
-        match self.begin(call, Method::DELETE, &url, None) {
-            Err(e) if e.kind == ErrorKind::NotFound => Ok(Reply::Started(Started::default())),
-            other => other,
-        }
+        self.begin(call, Method::DELETE, &url, None)
     }
 
     /// Sends a request that starts a task, or is done at once.

@@ -53,15 +53,14 @@ impl Said {
     pub(super) fn of_body(body: &str) -> Option<Self> {
         if body.trim_start().starts_with('{') {
             let json: serde_json::Value = serde_json::from_str(body).ok()?;
-            let field = |names: [&str; 2]| names.iter().find_map(|n| json.get(n)?.as_str());
-            let code = field(["minorErrorCode", "error"]);
-            let text = field(["message", "error_description"]);
-            code.or(text)?;
-            return Some(Self {
-                major: None,
-                code: code.unwrap_or_default().into(),
-                text: tidy(text.unwrap_or_default()),
-            });
+            let field = |name| json.get(name).and_then(|value| value.as_str());
+            // Gateways use other keys, or only the name of the error.
+            let (code, text) = match (field("minorErrorCode"), field("error").zip(field("error_description"))) {
+                (Some(code), _) => (code, field("message").unwrap_or_default()),
+                (None, Some(of_login)) => of_login,
+                (None, None) => return None,
+            };
+            return Some(Self { major: None, code: code.into(), text: tidy(text) });
         }
         let document = xml::read(body).ok()?;
         let root = document.root_element();

@@ -50,7 +50,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 pub(super) const USER_AGENT: &str = concat!("fleeting-plugin-vcd/", env!("CARGO_PKG_VERSION"));
 
 /// The operations that are counted: those of `Request`, and those of the client itself.
-const OPERATIONS: [&str; 19] = [
+const OPERATIONS: [&str; 20] = [
     "versions",
     "login",
     "logout",
@@ -64,6 +64,7 @@ const OPERATIONS: [&str; 19] = [
     "tpm",
     "power_on",
     "suspend",
+    "mark",
     "delete",
     "undeploy",
     "delete_stopped",

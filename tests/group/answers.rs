@@ -386,6 +386,21 @@ fn a_vm_created_without_hardware_gets_each_part_once() {
     play.expect("look", 1_000..=1_000);
 }
 
+/// One request sets the hardware, the next one what the first did not: the guest properties.
+#[test]
+fn a_vm_is_reconfigured_for_as_long_as_what_it_lacks_changes() {
+    let mut play = Play::composed();
+    for differs in ["1 CPU, no user data", "no user data"] {
+        play.sees(|vapp| vapp.made.as_mut().unwrap().differs = Some(differs.into()));
+        play.expect("configure", AT_ONCE);
+        play.answer(started(None));
+        play.expect("look", AT_ONCE);
+    }
+    // VCD does not change that.
+    play.sees(|vapp| vapp.made.as_mut().unwrap().differs = Some("no user data".into()));
+    play.expect("power_on", AT_ONCE);
+}
+
 #[test]
 fn a_vm_that_somebody_powers_on_between_its_steps_frees_its_slot() {
     let used = |play: &Play| play.group.standing(Time(play.now)).creates.used;

@@ -1007,11 +1007,23 @@ fn a_mark_whose_answer_is_lost_three_times_has_failed() {
 /// Once an instance runs, it no longer matters that its first create was over the quota.
 #[test]
 fn an_old_quota_does_not_shorten_the_pause_of_the_breaker() {
+    // It runs now, or was deleted.
+    for runs in [true, false] {
+        an_old_quota(runs);
+    }
+}
+
+fn an_old_quota(runs: bool) {
     let mut play = Play::holding(policy(), fleet(1), &["create"]);
     play.increase(1);
     play.fail("create", ErrorKind::Quota);
-    play.until("create", 2);
-    play.release("create", None);
+    if runs {
+        play.until("create", 2);
+        play.release("create", None);
+    } else {
+        let names = play.names();
+        play.decrease(&names[1..]);
+    }
     play.to(play.now + 10 * SECOND).increase(1);
     for _ in 0..2 {
         play.fail("create", ErrorKind::Failed);
@@ -1376,6 +1388,20 @@ fn after_vcd_has_forbidden_one_forced_delete_no_other_is_forced() {
         play.decrease(&names);
         play.to(2 * SECOND);
         assert_eq!(play.counts(["delete", "undeploy"]), [sent, 3]);
+    }
+}
+
+/// The reason may have concerned one vApp, or the role.
+#[test]
+fn force_is_tried_again_an_hour_after_it_was_rejected() {
+    for (after, forced) in [(59 * MINUTE, 1), (61 * MINUTE, 2)] {
+        let mut play = Play::holding(lone(), fleet(2), &["delete", "undeploy"]);
+        let names = play.names();
+        play.decrease(&names[..1]);
+        play.fail("delete", ErrorKind::Forbidden);
+        play.to(after).decrease(&names[1..]);
+        play.to(after + SECOND);
+        assert_eq!(play.times("delete").len(), forced);
     }
 }
 

@@ -252,7 +252,7 @@ fn a_busy_vapp_is_not_deleted_and_its_task_can_be_cancelled() {
 }
 
 #[test]
-fn deleting_a_missing_vapp_succeeds_immediately() {
+fn a_missing_vapp_is_not_found() {
     for gone_is_404 in [false, true] {
         let server = server();
         server.with_model(|m| m.settings.gone_is_404 = gone_is_404);
@@ -262,14 +262,17 @@ fn deleting_a_missing_vapp_succeeds_immediately() {
             let id = m.vapps_named("ci-1")[0];
             m.admin_delete_vapp(id);
         });
-        assert_eq!(delete(&client, &vapp), Ok(Started::default()));
+        assert_eq!(delete(&client, &vapp).unwrap_err().kind, ErrorKind::NotFound);
         assert_eq!(look(&client, &vapp), Ok(vec![]));
         // A proxy's 404 proves nothing.
-        fault(
-            &server,
-            serde_json::json!({"op": "delete", "answer_before": {"status": 404, "body": "<html>nginx</html>"}}),
-        );
-        assert_eq!(delete(&client, &vapp).unwrap_err().kind, ErrorKind::Ambiguous);
+        for body in [
+            "<html>nginx</html>",
+            r#"{"message": "no Route matched with those values"}"#,
+            r#"{"status": 404, "error": "Not Found", "path": "/api"}"#,
+        ] {
+            fault(&server, serde_json::json!({"op": "delete", "answer_before": {"status": 404, "body": body}}));
+            assert_eq!(delete(&client, &vapp).unwrap_err().kind, ErrorKind::Ambiguous, "{body}");
+        }
         fault(
             &server,
             serde_json::json!({"op": "vapp", "answer_before": {"status": 404, "body": "<html>nginx</html>"}}),

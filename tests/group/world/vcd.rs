@@ -346,10 +346,7 @@ impl World {
                     Ok(task) => {
                         Ok(Reply::Started(cloud::Started { task: Some(task_href(task)), ..cloud::Started::default() }))
                     }
-                    Err(refusal) => match refused(&refusal, what) {
-                        error if error.kind == ErrorKind::NotFound => Ok(Reply::Started(cloud::Started::default())),
-                        error => Err(error),
-                    },
+                    Err(refusal) => Err(refused(&refusal, what)),
                 }
             }
             Request::Cancel { task } => match self.model.cancel_task(self.who, task_id(task)) {

@@ -12,6 +12,7 @@ pub struct Time(pub u64);
 impl Add<Duration> for Time {
     type Output = Time;
 
+    #[inline(never)]
     fn add(self, duration: Duration) -> Time {
         Time(self.0.saturating_add(duration.as_millis() as u64))
     }

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
+use vcd_sim::Server;
 use vcd_sim::model::Wording;
 use vcd_sim::xml::Prefixes;
 
@@ -524,22 +525,24 @@ fn vapps_without_vms_and_metadata_are_read_if_requested() {
     assert_eq!((told.len(), told.iter().any(|v| v.labelled)), (2, false));
 }
 
+/// VCD answers each of these requests with this status.
+fn refuse(server: &Server, op: &str, status: u16) {
+    let body = format!("<Error majorErrorCode='{status}' minorErrorCode='X' message='m'/>");
+    let answer = serde_json::json!({"status": status, "body": body});
+    fault(server, serde_json::json!({"op": op, "times": 0, "answer_before": answer}));
+}
+
 /// Else a process that starts in that moment would take each VM that the queries lag behind for one that came later.
 #[test]
 fn a_poll_of_vapps_fails_if_the_vdcs_document_cannot_be_read_now() {
     let server = server();
     let client = open(&server);
-    let fault_of = |status: u16| {
-        let body = format!("<Error majorErrorCode='{status}' minorErrorCode='X' message='m'/>");
-        let answer = serde_json::json!({"status": status, "body": body});
-        fault(&server, serde_json::json!({"op": "vdc", "times": 0, "answer_before": answer}));
-    };
-    fault_of(503);
+    refuse(&server, "vdc", 503);
     assert_eq!(poll(&client, true).unwrap_err().kind, ErrorKind::Unavailable);
     assert!(poll(&client, false).is_ok());
     // A user without the right to read it.
     server.clear_faults();
-    fault_of(403);
+    refuse(&server, "vdc", 403);
     assert_eq!(poll(&client, true).unwrap().vapps, Some(vec![]));
 }
 
@@ -558,9 +561,7 @@ fn a_lookup_fails_if_the_suspend_mark_cannot_be_read_now() {
     let mark = || vapps(&client, &Request::Look { vapp: vapp.clone(), guest: false }).map(|mut all| all.remove(0).mark);
     assert_eq!(mark(), Ok(Mark::Suspended));
     for (status, shown) in [(500, None), (400, None), (503, None), (403, Some(Mark::Running))] {
-        let body = format!("<Error majorErrorCode='{status}' minorErrorCode='X' message='m'/>");
-        let answer = serde_json::json!({"status": status, "body": body});
-        fault(&server, serde_json::json!({"op": "metadata", "times": 0, "answer_before": answer}));
+        refuse(&server, "metadata", status);
         assert_eq!(mark().ok(), shown, "{status}");
         server.clear_faults();
     }
@@ -589,15 +590,10 @@ fn a_lookup_shows_the_state_of_a_guest_if_requested() {
     assert_eq!((seen(false), server.requests("section:gcstatus")), (None, asked));
 
     // A user without this right sees everything else. An error of VCD fails the whole lookup.
-    let body = "<Error majorErrorCode='403' minorErrorCode='X' message='m'/>";
-    let fault_of = |status: u16| {
-        let answer = serde_json::json!({"status": status, "body": body});
-        fault(&server, serde_json::json!({"op": "section:gcstatus", "times": 0, "answer_before": answer}));
-    };
-    fault_of(403);
+    refuse(&server, "section:gcstatus", 403);
     assert_eq!(seen(true).unwrap().customization, Customization::Unknown);
     server.clear_faults();
-    fault_of(503);
+    refuse(&server, "section:gcstatus", 503);
     assert!(vapps(&client, &Request::Look { vapp: vapp.clone(), guest: true }).is_err());
 }
 

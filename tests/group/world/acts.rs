@@ -171,7 +171,7 @@ impl World {
         let name = format!("{PREFIX}-{which:08}");
         let text = match admin {
             Admin::Foreign => "somebody's".to_string(),
-            Admin::OtherManager => format!("fleeting-plugin-vcd/1 manager=runner-9 group={GROUP} id={name}"),
+            Admin::OtherManager => tag_of_another(&name),
             _ => {
                 if let Some(id) = self.target_of(n, admin, which) {
                     self.admin_of(n, admin, id, which);
@@ -257,7 +257,7 @@ impl World {
             Admin::AddVm | Admin::AddOtherVm => {
                 let text = match admin {
                     Admin::AddVm => "somebody's".to_string(),
-                    _ => format!("fleeting-plugin-vcd/1 manager=runner-9 group={GROUP} id={name}"),
+                    _ => tag_of_another(name),
                 };
                 if let Some(vm) = self.model.admin_add_vm(id, "somebodys", &text) {
                     audit.foreign_vms.insert(vm, audit.pace.seen_clearly);
@@ -294,4 +294,9 @@ impl World {
             }
         }
     }
+}
+
+/// The owner tag of another manager of the same group.
+fn tag_of_another(name: &str) -> String {
+    format!("fleeting-plugin-vcd/1 manager=runner-9 group={GROUP} id={name}")
 }

@@ -228,7 +228,6 @@ impl Audit {
         while times.front().is_some_and(|at| at + HOUR < now) {
             times.pop_front();
         }
-        let too_many = times.len() > most;
         let count = times.len();
         let recent = |times: &VecDeque<u64>| times.iter().rev().take_while(|at| **at + MINUTE > now).count();
         let in_a_minute = recent(&asked.changes) + recent(&asked.looks);
@@ -236,9 +235,9 @@ impl Audit {
             let what = request.operation();
             return Err(format!("10: {in_a_minute} requests about {key} in one minute, the last is {what}"));
         }
-        if too_many {
+        if count > most {
             let what = if request.changes() { "changes" } else { "lookups" };
-            return Err(format!("10: {} {what} of {key} in one hour, the last is {}", count, request.operation()));
+            return Err(format!("10: {count} {what} of {key} in one hour, the last is {}", request.operation()));
         }
         Ok(())
     }

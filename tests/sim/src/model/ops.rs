@@ -852,10 +852,11 @@ impl Model {
 
     /// `action/cancel` of a task: it ends as `canceled` a little later, unless it ends before.
     pub fn cancel_task(&mut self, who: UserId, id: TaskId) -> Result<(), Refusal> {
-        if self.get_task(who, id)?.status != TaskStatus::Running {
+        let task = self.get_task(who, id)?;
+        if task.status != TaskStatus::Running {
             return Err(Refusal::bad("The task has ended already and cannot be canceled."));
         }
-        if self.tasks.get(&id).is_some_and(|task| self.faults_of(task.target).keeps_tasks) {
+        if self.faults_of(task.target).keeps_tasks {
             let message = "Either you need some or all of the following rights [Task: Cancel] to perform operations.";
             return Err(Refusal::new(403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", message));
         }

@@ -188,6 +188,8 @@ fn admin(model: &mut Model, body: &Value) -> Result<Value, String> {
                     Some("unfound") => faults.unfound = true,
                     Some("keeps_tasks") => faults.keeps_tasks = true,
                     Some("hides_tasks") => faults.hides_tasks = true,
+                    Some("unread") => faults.unread = true,
+                    Some("unlisted") => faults.unlisted = true,
                     _ => return Err(format!("unknown fault {name}")),
                 }
             }

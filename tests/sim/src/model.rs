@@ -879,6 +879,10 @@ pub struct Faults {
     pub keeps_tasks: bool,
     /// Nobody may read its tasks.
     pub hides_tasks: bool,
+    /// Its own document is answered with 500.
+    pub unread: bool,
+    /// Queries do not show it.
+    pub unlisted: bool,
 }
 
 /// A vApp.

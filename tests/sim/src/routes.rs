@@ -163,7 +163,7 @@ const ROUTES: &[Route] = &[
 
     ("POST", "/api/vdc/*/action/instantiateVAppTemplate", "instantiate", Bearer, "instantiateVAppTemplateParams", instantiate),
     ("POST", "/api/vdc/*/action/composeVApp", "compose", Bearer, "composeVAppParams", compose),
-    ("GET", "/api/vApp/vapp-*", "vapp", Bearer, "", |c| c.show("vApp", |v, who, id| v.model.get_vapp(who, id).map(|a| v.vapp(id, a)))),
+    ("GET", "/api/vApp/vapp-*", "vapp", Bearer, "", |c| c.show("vApp", |v, who, id| v.model.read_vapp(who, id).map(|a| v.vapp(id, a)))),
     ("PUT", "/api/vApp/vapp-*", "update:vapp", Bearer, "vApp", |c| update_vapp(c, "VApp", body::vapp_change)),
     ("DELETE", "/api/vApp/vapp-*", "delete", Bearer, "", delete_vapp),
     ("POST", "/api/vApp/vapp-*/action/recomposeVApp", "recompose", Bearer, "recomposeVAppParams", recompose),

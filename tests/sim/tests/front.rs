@@ -603,7 +603,8 @@ fn the_control_port_shows_and_changes_the_world() {
     }
 }
 
-/// Faults of one vApp: changes that break or are not found, tasks that nobody may cancel or read.
+/// Faults of one vApp: changes that break or are not found, tasks that nobody may cancel or read, a document that cannot be read, records
+/// that queries leave out.
 #[test]
 fn changes_and_tasks_of_one_vapp_fail_alone() {
     let c = Client::start(22_218);
@@ -623,6 +624,12 @@ fn changes_and_tasks_of_one_vapp_fail_alone() {
     assert_eq!(c.get(&task).status, 200);
     faults(r#""hangs", "hides_tasks""#);
     assert_eq!(c.get(&task).status, 403);
+    faults(r#""unread""#);
+    assert_eq!((c.get(&vapp).status, c.get(&other).status), (500, 200));
+    let listed = || c.get("/api/query?type=vm&filter=containerName==ci-*").xml_href().len();
+    assert_eq!(listed(), 2);
+    faults(r#""unlisted""#);
+    assert_eq!((c.get(&vapp).status, listed()), (200, 1));
     assert_eq!(c.finish(&suspend(&other).root("href")), "success");
 }
 

@@ -100,6 +100,12 @@ impl Model {
         found.ok_or_else(|| self.gone(id))
     }
 
+    /// The same, for its own document.
+    pub fn read_vapp(&self, who: UserId, id: VappId) -> Result<&Vapp, Refusal> {
+        let found = self.get_vapp(who, id)?;
+        if found.faults.unread { Err(internal_error()) } else { Ok(found) }
+    }
+
     /// A VM of the user's org that VCD already shows.
     pub fn get_vm(&self, who: UserId, id: VmId) -> Result<&Vm, Refusal> {
         let found = self.vms.get(&id).filter(|vm| vm.shows_at <= self.now && self.get_vapp(who, vm.vapp).is_ok());
@@ -127,9 +133,7 @@ impl Model {
     /// The faults that concern all changes, or only those that are no deletes.
     pub(super) fn check_faults(&self, target: Target, deletes: bool) -> Result<(), Refusal> {
         match self.faults_of(target) {
-            Faults { breaks: true, .. } if !deletes => {
-                Err(Refusal::new(500, "INTERNAL_SERVER_ERROR", "An unexpected error occurred."))
-            }
+            Faults { breaks: true, .. } if !deletes => Err(internal_error()),
             Faults { unfound: true, .. } => {
                 Err(Refusal::new(404, "RESOURCE_NOT_FOUND", "The entity could not be found."))
             }
@@ -336,4 +340,8 @@ impl Model {
         }
         Ok(())
     }
+}
+
+fn internal_error() -> Refusal {
+    Refusal::new(500, "INTERNAL_SERVER_ERROR", "An unexpected error occurred.")
 }

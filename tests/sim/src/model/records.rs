@@ -121,7 +121,7 @@ impl Model {
 
     pub(super) fn records_now(&self) -> Records {
         let mut records = Records::default();
-        for (id, vapp) in &self.vapps {
+        for (id, vapp) in self.vapps.iter().filter(|(_, vapp)| !vapp.faults.unlisted) {
             let (undeploy_at, delete_at) = Self::lease_dates(vapp);
             let status = self.vapp_status(vapp);
             let mut record = VappRecord {

@@ -8,6 +8,7 @@ use crate::common::{PATIENCE, PluginProcess, command, until};
 use crate::fleet;
 use crate::relay::{Answer, Relay, Request, Watch};
 use fleeting_plugin_vcd::host::proto::fleeting::State;
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use smol::channel::{Receiver, Sender, bounded};
@@ -15,6 +16,7 @@ use smol::future::or;
 use smol::{Timer, block_on};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -529,7 +531,8 @@ impl Watch for Trap {
 fn is_gone(process: i32) -> bool {
     match fs::read_to_string(format!("/proc/{process}/stat")) {
         Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
-        Err(_) => true,
+        // Other errors, such as too many open files, say nothing about the process.
+        Err(error) => error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error()),
     }
 }
 
@@ -549,7 +552,8 @@ async fn try_point(point: Point) -> bool {
     let running = fs::read_to_string(world.dir.join("running")).unwrap_or_default();
     let running: BTreeSet<String> = running.lines().map(str::to_owned).collect();
     let left = world.sockets_left();
-    assert_eq!(left, usize::from(point.kill != Kill::Host), "socket directories after the kill");
+    let log = fs::read_to_string(world.dir.join("log")).unwrap_or_default();
+    assert_eq!(left, usize::from(point.kill != Kill::Host), "socket directories after the kill, {log}");
 
     let mut next = Host::start(&world.config, world.guest_port, &control, &world.dir).await;
     until("the end of the old socket", || world.sockets_left() == 1).await;

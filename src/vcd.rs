@@ -41,7 +41,7 @@ use names::Names;
 use session::{Pass, Session};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use ureq::http::Method;
@@ -54,6 +54,8 @@ pub const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 pub const PATTERN_LIFE: Duration = Duration::from_secs(5 * 60);
 /// The same for a template with a full name: its name may belong to another template by now.
 pub const TEMPLATE_LIFE: Duration = Duration::from_secs(60 * 60);
+/// A query that VCD rejects is sent again after this time, unless VCD does not know it.
+pub const QUERY_AGAIN: Duration = Duration::from_secs(60 * 60);
 /// Shorter lines of a script are not secret: `exit 0`.
 const MIN_SECRET_LINE: usize = 8;
 /// The XML namespaces of VCD's documents, of OVF in them, and of `nil` and `type`.
@@ -176,12 +178,13 @@ pub struct Client {
     /// Locked while names are looked up again, so that one thread does it for all.
     resolving: Mutex<()>,
     last_pages: Mutex<Vec<watch::Page>>,
-    /// VCD rejects the query for tasks.
-    no_task_query: AtomicBool,
-    /// VCD rejects the query for the VMs with several names.
-    no_names_filter: AtomicBool,
-    /// VCD rejects metadata fields in vApp records.
-    no_metadata_field: AtomicBool,
+    began: Instant,
+    /// VCD rejects the query for tasks until this second after `began`.
+    no_task_query: AtomicU64,
+    /// The same for the query for the VMs with several names.
+    no_names_filter: AtomicU64,
+    /// The same for metadata fields in vApp records.
+    no_metadata_field: AtomicU64,
     /// VCD rejects a create with guest properties.
     no_properties_in_create: AtomicBool,
     /// The log line about links of VCD to another address was written.
@@ -268,9 +271,10 @@ impl Client {
             session: Session::new(),
             resolving: Mutex::new(()),
             last_pages: Mutex::default(),
-            no_task_query: AtomicBool::new(false),
-            no_names_filter: AtomicBool::new(false),
-            no_metadata_field: AtomicBool::new(false),
+            began: Instant::now(),
+            no_task_query: AtomicU64::new(0),
+            no_names_filter: AtomicU64::new(0),
+            no_metadata_field: AtomicU64::new(0),
             no_properties_in_create: AtomicBool::new(false),
             told_alias: AtomicBool::new(false),
             settings,
@@ -562,6 +566,27 @@ impl Client {
         known.stale |= Arc::ptr_eq(&known.names, names);
     }
 
+    /// VCD rejects this query: others replace it.
+    fn is_off(&self, query: &AtomicU64) -> bool {
+        self.began.elapsed().as_secs() < query.load(Ordering::Relaxed)
+    }
+
+    /// Replaces a query that VCD rejected. Other errors are returned.
+    fn turn_off(&self, call: &Call, query: &AtomicU64, e: VcdError) -> Result<(), VcdError> {
+        if !watch::is_dispensable(call, &e) {
+            return Err(e);
+        }
+        let again = match e.kind {
+            // It may be temporary.
+            _ if e.status >= 500 => return Ok(()),
+            ErrorKind::Invalid => u64::MAX,
+            // A right may be granted.
+            _ => self.began.elapsed().as_secs() + QUERY_AGAIN.as_secs(),
+        };
+        query.store(again, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// The last step of every error: it takes out secrets and cuts the text.
     fn finish(&self, error: VcdError, guest: Option<&Guest>) -> VcdError {
         let shown = self.http.shown().clone();
@@ -588,6 +613,29 @@ fn last_part(href: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A token whose role gets a right does not change.
+    #[test]
+    fn a_query_that_vcd_forbids_is_sent_again_after_an_hour() {
+        use ErrorKind::{Forbidden, Invalid, NotFound, Unavailable};
+        let hour = QUERY_AGAIN.as_secs();
+        for (kind, status, off_until) in
+            [(Invalid, 400, u64::MAX), (Forbidden, 403, hour), (NotFound, 404, hour), (Unavailable, 500, 0)]
+        {
+            let mut client = Client::new(create::tests::example()).unwrap();
+            let call = Call::lookup(String::new(), client.began);
+            let refusal = VcdError { status, ..VcdError::own(kind, "", "") };
+            client.turn_off(&call, &client.no_task_query, refusal).unwrap();
+            for passed in [0, hour - 60, hour + 60, 1_000 * hour] {
+                client.began = Instant::now() - Duration::from_secs(passed);
+                assert_eq!(client.is_off(&client.no_task_query), passed < off_until, "{status}, {passed} s later");
+            }
+        }
+        let client = Client::new(create::tests::example()).unwrap();
+        let call = Call::lookup(String::new(), client.began);
+        let lost = VcdError { status: 503, ..VcdError::own(Unavailable, "", "") };
+        assert!(client.turn_off(&call, &client.no_task_query, lost).is_err());
+    }
 
     #[test]
     fn a_call_ends_and_so_does_each_of_its_requests() {

@@ -507,12 +507,13 @@ impl Client {
     }
 
     /// Reads the facts that a template's document omits: of the VM from its own document, of the guest OS from its
-    /// record.
+    /// record. If VCD does not show one of them now, what was known of the same VM stays: it does not change.
     fn look_closer(&self, call: &Call, template: &mut Template, vm: Node) -> Search<()> {
         let body = match self.send(call, Method::GET, &template.vm, None) {
             Err(e) if is_refusal(&e) => None,
             other => Some(other?.body),
         };
+        let mut unread = body.is_none();
         let document = body.as_deref().map(|body| self.document(call, body)).transpose()?;
         let vm = document.as_ref().map_or(vm, |document| document.root_element());
         if template.guest_os.is_empty() {
@@ -524,11 +525,15 @@ impl Client {
             let same = |record: &Found| last_part(record.get("href")) == last_part(&template.vm);
             match self.search(call, "vm", &filter, &same) {
                 Ok(found) => template.guest_os = found.first().map_or("", |vm| vm.get("guestOs")).to_owned(),
-                Err(e) if is_refusal(&e) => {}
+                Err(e) if is_refusal(&e) => unread = true,
                 Err(e) => return Err(e),
             }
         }
         template.hardware = Hardware::read(vm, &template.guest_os);
+        let known = self.names();
+        if unread && known.template.vm == template.vm {
+            template.clone_from(&known.template);
+        }
         Ok(())
     }
 

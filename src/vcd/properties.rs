@@ -3,7 +3,7 @@
 //! Their values are secret: errors and logs show only the keys.
 
 use super::errors::{self, Stage};
-use super::watch::is_refusal;
+use super::watch::is_dispensable;
 use super::xml::{self, Writer};
 use super::{Call, Client, NAMESPACE, OVF, Settings};
 use crate::cloud::{Secret, VcdError};
@@ -120,7 +120,7 @@ pub(super) fn body(settings: &Settings, mut sections: Vec<Section>) -> Result<St
 
 impl Client {
     /// A VM's sections, from its own document or a separate request; `None` if no property is set, or VCD does not show
-    /// them.
+    /// them to this user. After a 500 they are read again: the VM may lack its user data.
     pub(super) fn product_sections(&self, call: &Call, href: &str, vm: Node) -> Result<Option<Vec<Section>>, VcdError> {
         if !are_wished(&self.settings) {
             return Ok(None);
@@ -136,10 +136,7 @@ impl Client {
                     xml::read(&got.body).map_err(|why| errors::unusable(&call.what, Stage::Read, got.status, why))?;
                 Ok(Some(read(document.root_element())))
             }
-            Err(e) if is_refusal(&e) => {
-                log::debug!("{}: VCD does not show guest properties: {}", call.what, e.status);
-                Ok(None)
-            }
+            Err(e) if e.status < 500 && is_dispensable(call, &e) => Ok(None),
             Err(e) => Err(e),
         }
     }

@@ -2,11 +2,9 @@
 
 use super::errors::{self, Said, Stage};
 use super::query::{self, has_prefix};
-use super::watch::is_refusal;
 use super::{Call, Client, last_part, xml};
 use crate::cloud::{ErrorKind, Href, MAX_TASKS_ASKED, Task, TaskState, VcdError};
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use ureq::http::Method;
 
 /// True for a final status. An unknown status counts as running.
@@ -33,7 +31,7 @@ impl Client {
                 _ => match self.task(call, href) {
                     Ok(state) => state,
                     // One document that VCD does not return must not hide the results of the others.
-                    Err(e) if e.kind == ErrorKind::Protocol || (e.status >= 500 && !told.is_empty()) => {
+                    Err(e) if e.kind == ErrorKind::Protocol || e.status >= 500 => {
                         // Without the error text: texts must not leave the client before the secrets are taken out.
                         log::debug!("{}: one cannot be read ({}): it counts as running", call.what, e.status);
                         unread.push(e);
@@ -52,11 +50,10 @@ impl Client {
         Ok(all)
     }
 
-    /// Status by task id: the latest tasks of the group's vApps. Empty if VCD rejects the query, which is then not sent
-    /// again.
+    /// Status by task id: the latest tasks of the group's vApps. Empty if VCD rejects the query.
     fn task_records(&self, call: &Call) -> Result<HashMap<String, String>, VcdError> {
         let mut told = HashMap::new();
-        if self.no_task_query.load(Ordering::Relaxed) {
+        if self.is_off(&self.no_task_query) {
             return Ok(told);
         }
         let prefix = &self.settings.vapp_prefix;
@@ -70,20 +67,10 @@ impl Client {
             }
             Ok(())
         });
-        match result {
-            Ok(_) => Ok(told),
-            Err(e) if is_refusal(&e) => {
-                log::debug!(
-                    "{}: VCD rejects the task query; the plugin reads tasks one by one: {}",
-                    call.what,
-                    e.status
-                );
-                // A 500 may be temporary.
-                self.no_task_query.fetch_or(e.status < 500, Ordering::Relaxed);
-                Ok(HashMap::new())
-            }
-            Err(e) => Err(e),
+        if let Err(e) = result {
+            self.turn_off(call, &self.no_task_query, e)?;
         }
+        Ok(told)
     }
 
     fn task(&self, call: &Call, href: &Href) -> Result<TaskState, VcdError> {

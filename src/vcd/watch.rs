@@ -13,7 +13,6 @@ use crate::cloud::{
 use roxmltree::Node;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use ureq::http::Method;
 
@@ -62,18 +61,10 @@ impl Client {
             let why = format!("{} vApps, but at most {MAX_NAMES_ASKED} are allowed in one request", names.len());
             return Err(VcdError::own(ErrorKind::Invalid, call.what.clone(), why));
         }
-        if !names.is_empty() && !self.no_names_filter.load(Ordering::Relaxed) {
+        if !names.is_empty() && !self.is_off(&self.no_names_filter) {
             match self.poll_where(call, false, &mut Vec::new(), &|attribute| query::any_of(attribute, names)) {
-                Err(e) if is_refusal(&e) => {
-                    log::debug!(
-                        "{}: VCD rejects a filter with several names; the plugin reads all: {}",
-                        call.what,
-                        e.status
-                    );
-                    // A 500 may be temporary.
-                    self.no_names_filter.fetch_or(e.status < 500, Ordering::Relaxed);
-                }
-                other => return other,
+                Err(e) => self.turn_off(call, &self.no_names_filter, e)?,
+                poll => return poll,
             }
         }
         self.poll(call, false)
@@ -195,20 +186,11 @@ impl Client {
         wanted: &dyn Fn(&str) -> bool,
     ) -> Result<Vec<Vapp>, VcdError> {
         let mut all = None;
-        if !self.no_metadata_field.load(Ordering::Relaxed) {
+        if !self.is_off(&self.no_metadata_field) {
             match self.vapp_records(call, filter, Some(VAPP_FIELDS), wanted) {
                 Ok((vapps, has_metadata)) if has_metadata || vapps.is_empty() => return Ok(vapps),
                 Ok((vapps, _)) => all = Some(vapps),
-                Err(e) if is_refusal(&e) => {
-                    log::debug!(
-                        "{}: VCD rejects metadata in records; the plugin reads it separately: {}",
-                        call.what,
-                        e.status
-                    );
-                    // A 500 may be temporary.
-                    self.no_metadata_field.fetch_or(e.status < 500, Ordering::Relaxed);
-                }
-                Err(e) => return Err(e),
+                Err(e) => self.turn_off(call, &self.no_metadata_field, e)?,
             }
         }
         let mut all = match all {
@@ -432,25 +414,24 @@ impl Client {
         Ok((all, has_metadata))
     }
 
-    /// The vApps with the group's metadata entry. None for a user without the right to search by metadata.
+    /// The vApps with the group's metadata entry. None for a user without the right to search by metadata. A search that
+    /// fails with 500 is repeated once: without its entry, a vApp of the Go plugin would be foreign as long as it exists.
     fn labelled(&self, call: &Call, filter: &str) -> Result<HashSet<Href>, VcdError> {
         let filter = format!("{filter};metadata:{LABEL_KEY}==STRING:{}", query::value(&self.settings.label));
         let mut all = HashSet::new();
-        let result = self.records(call, "vApp", &filter, &mut |record| {
-            all.insert(self.link(call, xml::attribute(record, "href"))?);
-            Ok(())
-        });
+        let mut search = || {
+            self.records(call, "vApp", &filter, &mut |record| {
+                all.insert(self.link(call, xml::attribute(record, "href"))?);
+                Ok(())
+            })
+        };
+        let result = match search() {
+            Err(e) if e.status == 500 => search(),
+            other => other,
+        };
         match result {
-            Ok(_) => Ok(all),
-            Err(e) if is_refusal(&e) => {
-                log::debug!(
-                    "{}: VCD rejects the search for the metadata entry; the plugin cannot see it: {}",
-                    call.what,
-                    e.status
-                );
-                Ok(HashSet::new())
-            }
-            Err(e) => Err(e),
+            Err(e) if !is_dispensable(call, &e) => Err(e),
+            _ => Ok(all),
         }
     }
 }
@@ -482,4 +463,14 @@ fn external(vm: Node) -> Option<IpAddr> {
 pub(super) fn is_refusal(e: &VcdError) -> bool {
     let refused = matches!(e.kind, ErrorKind::Invalid | ErrorKind::Forbidden | ErrorKind::NotFound | ErrorKind::State);
     (refused && e.status != 0) || e.status == 500
+}
+
+/// The same for a request that the plugin can do without: this is logged.
+pub(super) fn is_dispensable(call: &Call, e: &VcdError) -> bool {
+    let refused = is_refusal(e);
+    if refused {
+        // Without the error text: texts must not leave the client before the secrets are taken out.
+        log::debug!("{}: VCD rejects a request that the plugin can do without: {}", call.what, e.status);
+    }
+    refused
 }

@@ -347,6 +347,21 @@ fn metadata_is_queried_separately_if_records_show_none() {
     assert_eq!(queries(&client), 3);
     assert_eq!(queries(&client), 2, "a rejected query is not repeated");
 
+    // One search that fails must not hide the entry: the group would ignore the vApp for good.
+    let search = |status: u16, times: u64| {
+        let answer = json!({"status": status, "body": error(status, "X", "m")});
+        fault(&server, json!({"op": "query:vApp", "path": "==STRING", "times": times, "answer_before": answer}));
+    };
+    search(500, 1);
+    assert_eq!(queries(&client), 3, "the search is repeated");
+    for (status, asked) in [(500, 3), (403, 2), (400, 2)] {
+        server.clear_faults();
+        search(status, 0);
+        let before = server.requests("query:vApp");
+        assert!(!labelled(&client), "{status}");
+        assert_eq!(server.requests("query:vApp") - before, asked, "{status}");
+    }
+
     let client = open(&server);
     server.clear_faults();
     let href = server.with_model(|m| m.uuid(m.vapps_named("ci-1")[0]));

@@ -708,6 +708,52 @@ fn hardware_missing_in_a_template_is_read_from_its_vms_document() {
     assert!(e.kind == ErrorKind::TooMuch && e.text.contains("does not show its disk"), "{e}");
 }
 
+/// Else VMs would be created in steps, and the standby pool would replace its VMs.
+#[test]
+fn the_hardware_of_a_template_stays_known_if_it_cannot_be_read_again() {
+    let server = server();
+    seed_template(&server, |vm| (vm.shows, vm.tpm) = (HardwareShown::Apart, true));
+    let by = Settings { template_life: Duration::ZERO, standby: true, ..settings(&server) };
+    let client = Client::open(by.clone()).unwrap().0;
+    let source = poll(&client, true).unwrap().source;
+    for status in [500, 403] {
+        refuse(&server, "/api/vAppTemplate/vm-", status);
+        assert_eq!(poll(&client, true).unwrap().source, source, "{status}");
+        ends_well(&client, &create(&client, &format!("ci-{status}")).unwrap());
+        server.clear_faults();
+    }
+    // The guest OS, which only its record shows, says that it needs a TPM.
+    seed_template(&server, |vm| (vm.shows, vm.tpm, vm.guest_os) = (HardwareShown::Nothing, false, "Windows 11".into()));
+    let client = Client::open(Settings { disk_gb: 0, ..by }).unwrap().0;
+    for status in [200, 500] {
+        if status == 500 {
+            refuse(&server, "type=vm&", status);
+        }
+        let e = create(&client, "ci-1").unwrap_err();
+        assert!(e.kind == ErrorKind::TooMuch && e.text.contains("TPM"), "{status}: {e}");
+    }
+    // What another template has is read once it can be read.
+    server.clear_faults();
+    refuse(&server, "/api/vAppTemplate/vm-", 500);
+    let by = Settings { template: "golden-*".into(), template_life: Duration::ZERO, ..settings(&server) };
+    template(&server, "ci-catalog", "golden-1", 1_000);
+    let client = Client::open(by).unwrap().0;
+    template(&server, "ci-catalog", "golden-2", 2_000);
+    server.with_model(|m| m.template_vms.values_mut().for_each(|vm| vm.shows = HardwareShown::Apart));
+    let e = create(&client, "ci-2").unwrap_err();
+    assert!(e.kind == ErrorKind::TooMuch && e.text.contains("does not show its disk"), "{e}");
+    server.clear_faults();
+    ends_well(&client, &create(&client, "ci-2").unwrap());
+    assert_eq!(&*vm(&server, "ci-2").guest_os, "golden-2");
+}
+
+/// VCD answers each request for such a path with this status.
+fn refuse(server: &Server, path: &str, status: u16) {
+    let body = format!("<Error majorErrorCode='{status}' minorErrorCode='X' message='m'/>");
+    let answer = serde_json::json!({"status": status, "body": body});
+    fault(server, serde_json::json!({"path": path, "times": 0, "answer_before": answer}));
+}
+
 #[test]
 fn a_template_without_hardware_does_not_fail_the_start() {
     let server = server();
@@ -769,6 +815,23 @@ fn guest_properties_that_a_create_ignored_are_set_before_the_first_boot() {
     assert_eq!(made(&client, &vapp).differs, None);
     let set: Vec<String> = vm(&server, "ci-steps").properties.iter().map(|(key, _)| key.to_string()).collect();
     assert_eq!(set, ["proxy", "user-data"]);
+
+    // While they cannot be read, they are not known to be right. A user without the right to read them goes on.
+    let vapp = ends_well(&client, &compose(&client, "ci-unread").unwrap());
+    let vm = made(&client, &vapp).vm;
+    let begun = started(&client, &Request::Configure { vm: vm.clone() }, None).unwrap();
+    assert_eq!(ended(&client, &begun), TaskState::Success);
+    refuse(&server, "/productSections", 500);
+    assert_eq!(look(&client, &vapp).unwrap_err().kind, ErrorKind::Unavailable);
+    let e = client.call(&Request::Configure { vm }, None).unwrap_err();
+    assert_eq!((e.kind, e.status), (ErrorKind::Unavailable, 500), "{e}");
+    server.clear_faults();
+    for status in [400, 403, 404] {
+        refuse(&server, "/productSections", status);
+        assert_eq!(made(&client, &vapp).differs, None, "{status}");
+        server.clear_faults();
+    }
+    assert!(made(&client, &vapp).differs.unwrap().contains("proxy"));
 
     server.with_model(|m| m.settings.properties_in_create = HardwareInCreate::Refuse);
     let e = create(&client, "ci-refused").unwrap_err();

@@ -628,6 +628,15 @@ fn many_tasks_are_one_query_and_failures_say_why() {
         }
     }
 
+    // Neither does it if the query shows none of them. If none can be read, the request fails.
+    fault(&server, serde_json::json!({"op": "query:task", "times": 2, "query": "empty"}));
+    fault(&server, serde_json::json!({"op": "task", "nth": 2, "times": 4, "answer_before": {"status": 500}}));
+    assert_eq!(states(&client, &tasks), Ok(vec![told[0].clone(), TaskState::Running, TaskState::Running]));
+    server.clear_faults();
+    fault(&server, serde_json::json!({"op": "query:task", "query": "empty"}));
+    fault(&server, serde_json::json!({"op": "task", "times": 3, "answer_before": {"status": 503}}));
+    assert_eq!(states(&client, &tasks).unwrap_err().status, 503);
+
     // A failed query is repeated, a rejected one is not.
     fault(&server, serde_json::json!({"op": "query:task", "answer_before": {"status": 500}}));
     let queries = server.requests("query:task");

@@ -39,13 +39,14 @@ pub use view::{Glance, Limit, Standing, View};
 
 use crate::cloud::{Answer, Href, Poll, Source, UnixMs};
 use instance::{Desired, Instance, Observed, Origin, Stage};
-use limits::{Backoff, Breaker, Rng, Slots, Throttle};
+use limits::{Backoff, Breaker, LOST_TRIES, Rng, Slots, Throttle};
 use pace::Pace;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use time::{Seen, Sight};
+use vapp::Vapp;
 
 /// The id that the host sees: the vApp's name.
 pub type Name = Arc<str>;
@@ -55,7 +56,8 @@ pub type Ticket = u64;
 
 /// A deleted instance is reported for this long, then forgotten.
 pub const PRUNE_AFTER: Duration = Duration::from_secs(5 * 60);
-/// The group deletes an instance that polls show powered off or failed for this long, if the plugin did not do that.
+/// The group deletes an instance that polls show powered off or failed for this long, if the plugin did not do that. A lookup
+/// has to confirm it, or fail for as long.
 pub const UNHEALTHY_GRACE: Duration = Duration::from_secs(10 * 60);
 /// An instance that is stuck for this long is reported as a failure of the whole plugin.
 pub const STUCK_ALERT: Duration = Duration::from_secs(60 * 60);
@@ -133,6 +135,8 @@ pub struct Group {
     unreachable: bool,
     /// The last instance whose task was queried, if one request cannot contain all tasks.
     task_cursor: Key,
+    /// The last instance whose login port was probed.
+    probe_cursor: Key,
     /// Recent durations of tasks and boots.
     pace: Pace,
     /// When VCD last showed a change: polls are more frequent after it.
@@ -147,8 +151,7 @@ pub struct Group {
     /// All deletes but one wait until then: an Increase may follow the last Decrease.
     spare_until: Time,
     stopping: bool,
-    /// When the shutdown began, and whether a poll that was sent after that has been answered: owned vApps in it are
-    /// deleted too.
+    /// When the shutdown began, and whether a poll that was sent after that has been answered: all in it is deleted, too.
     stopping_since: Time,
     swept: bool,
     /// Failures to create VMs for the standby pool.
@@ -207,6 +210,7 @@ impl Group {
             tasks: Watch::default(),
             unreachable: false,
             task_cursor: 0,
+            probe_cursor: Key::MAX,
             pace: Pace::default(),
             progress: now,
             next_gc: now + GC_INTERVAL,
@@ -292,17 +296,18 @@ impl Group {
                 i.wake_up();
                 Ok(Some("GitLab Runner requested a resume"))
             }
-            Desired::Running if i.has_run() => Ok(None),
+            Desired::Running if i.vapp().is_some_and(|vapp| vapp.guest.has_run()) => Ok(None),
             _ => Err("resumed"),
         })
     }
 
     /// Applies `change` to each named instance and logs its text. Instances that cannot change are errors.
+    #[inline(never)]
     fn for_each_named(
         &mut self,
         now: Time,
         names: &[Name],
-        change: impl Fn(&mut Instance) -> Result<Option<&'static str>, &'static str>,
+        change: fn(&mut Instance) -> Result<Option<&'static str>, &'static str>,
     ) -> Outcome {
         self.now = now;
         let mut outcome = Outcome::default();
@@ -358,32 +363,25 @@ impl Group {
             return Ok(());
         };
         let vapp = instance.vapp();
-        if let Some(unhealthy) = vapp.and_then(|vapp| vapp.unhealthy) {
-            return Err(format!("instance {name}: {}", unhealthy.why));
-        }
-        if instance.lease_ends(now) {
-            return Err(format!("instance {name}: its lease in VCD ends soon"));
-        }
-        if instance.desired != Desired::Running {
-            return Err(format!("instance {name} is {}", instance.phase().name()));
-        }
-        if instance.locked_out {
-            return Err(format!(
-                "instance {name} was created with other credentials than the current ones (token, credentials_seed or \
-                 username)"
-            ));
+        let unread = instance.attempts.look.tries >= LOST_TRIES;
+        let why = match vapp.and_then(|vapp| vapp.unhealthy) {
+            Some(unhealthy) => unhealthy.why,
+            None if unread && vapp.is_some_and(Vapp::is_missing) => "VCD does not show it",
+            None if instance.lease_ends(now) => "its lease in VCD ends soon",
+            None if instance.desired != Desired::Running => instance.phase().name(),
+            None if instance.locked_out => {
+                "created with other credentials than the current ones (token, credentials_seed or username)"
+            }
+            None => "",
+        };
+        if !why.is_empty() {
+            return Err(format!("instance {name}: {why}"));
         }
         let limit = self.policy.max_instance_age;
         if !limit.is_zero() && instance.age(now) >= limit {
             return Err(format!("instance {name} is older than max_instance_age ({} s)", limit.as_secs()));
         }
         Ok(())
-    }
-
-    /// True if garbage collection deletes a running instance of this age.
-    pub fn too_old(&self, age: Duration) -> bool {
-        let limit = self.policy.max_instance_age * 2;
-        !limit.is_zero() && age >= limit
     }
 
     /// Shutdown: starts nothing new and deletes everything, or with `on_shutdown = "keep"` everything that has not been

@@ -79,10 +79,10 @@ impl Group {
         let after_start = created.zip(self.vcd_start).map(|(created, start)| i128::from(created) - i128::from(start));
         let is_of_this_life = self.past.contains(found.name)
             || self.instances.values().any(|i| !i.is_leftover() && i.name == *found.name);
-        if !is_of_this_life && after_start.is_some_and(|ms| ms > EARLIER_CREATES.as_millis() as i128) {
+        let adopting = self.adopt_until.is_some();
+        if !adopting && !is_of_this_life && after_start.is_some_and(|ms| ms > EARLIER_CREATES.as_millis() as i128) {
             return self.left_to_another(found.vapp, found.name, verdict);
         }
-        let adopting = self.adopt_until.is_some();
         let origin = if adopting { Origin::Found } else { Origin::Leftover };
         let mut i = Instance::new(found.name.clone(), origin, now, seen);
         i.desired = Desired::Deleted(Cause::Leftover);
@@ -148,14 +148,10 @@ impl Group {
             if seen.mark == cloud::Mark::Suspended {
                 vapp.mark = Some(Mark::Suspended);
             }
-            let made = seen.made.as_ref();
             let any = vapp.labelled && !Owner::is_marked(seen.description.as_deref());
             // The Go plugin, and programs that use its metadata entry, may return.
             self.labels |= any && self.policy.labels == Labels::Found;
             found &= any || vapp.vm.is_some();
-            if let (Power::On, Some(guest)) = (seen.power, made.and_then(|made| made.guest.as_ref())) {
-                vapp.record = Some(Record::of_look(guest, seen.busy, vapp.record.as_ref(), now));
-            }
         }
         // A vApp that is being suspended counts as suspended: its mark says for whom.
         let power = if seen.suspending { Power::Suspended } else { seen.power };
@@ -183,15 +179,20 @@ impl Group {
         let (name, age) = (i.name.clone(), i.age(now));
         let timeless = timeless && i.age_before.is_zero();
         let Observed::Vapp(vapp) = &mut i.observed else { return false };
-        let complete = vapp.record.as_ref().is_some_and(|record| {
-            // Old VMware Tools may never report the end of customization: an earlier process may have accepted such a guest
-            // without it.
-            let old = Record { customization: Customization::Unknown, ..record.clone() };
-            record.complete() || (age >= CUSTOMIZATION_USUAL + record.grace() && old.complete())
-        });
-        let customized = vapp.record.as_ref().is_some_and(|record| record.customization == Customization::Complete);
-        let late = timeless || age >= CUSTOMIZATION_USUAL;
-        let silent = late && vapp.record.as_ref().is_some_and(Record::silent);
+        let record = vapp.record.as_ref();
+        let up = record.is_some_and(|record| record.power == Power::On && record.address.is_some());
+        let customization = record.map_or(Customization::Pending, |record| record.customization);
+        let usual = age >= CUSTOMIZATION_USUAL;
+        let long = record.is_some_and(|record| age >= CUSTOMIZATION_USUAL + record.grace());
+        let (complete, silent) = match customization {
+            Customization::Complete | Customization::Unknown => (up, false),
+            // Old VMware Tools may never report the end of customization, and a late failure says nothing: an earlier
+            // process may have accepted such a guest.
+            Customization::Pending | Customization::Failed if long => (up, false),
+            Customization::Pending | Customization::Working => (false, up && (timeless || usual)),
+            Customization::Failed => (false, false),
+        };
+        let customized = customization == Customization::Complete;
         if !(complete || customized || silent || power == Power::Suspended) || self.names.contains_key(&name) {
             return false;
         }
@@ -217,6 +218,9 @@ impl Group {
             let text =
                 "created with other credentials than the current ones (token, credentials_seed or username): unhealthy";
             self.say_of(Level::Warn, key, text.into());
+        }
+        if complete && customization == Customization::Failed {
+            self.judge(key, power, true);
         }
         true
     }

@@ -1,7 +1,7 @@
 //! Handles VCD's answer to a request that starts an operation. `changes.rs` handles the end of an operation, and
 //! `failures.rs` the consequences of a failure.
 
-use super::failures::will_not_pass;
+use super::failures::{WHOLE_AGAIN, will_not_pass};
 use super::instance::{Attempts, Desired, Kind, Mark, Operation, Question, Stage};
 use super::limits::{DELETE_RETRY_MAX, Lane, RETRY_BASE, RETRY_MAX, doubled};
 use super::next::{CANCEL_PATIENCE, UNKNOWN_WINDOW};
@@ -144,7 +144,8 @@ impl Group {
             ErrorKind::Duplicate => self.lost(key, Kind::Create { whole }, error),
             ErrorKind::TooMuch if whole => {
                 self.over(key);
-                self.take_apart(&error.to_string(), None);
+                // VCD may not have shown the disk, for a moment.
+                self.take_apart(&error.to_string(), Some(self.now + WHOLE_AGAIN));
             }
             // VCD was not available: this is no failure of the create.
             ErrorKind::Unavailable | ErrorKind::Auth | ErrorKind::Busy => {

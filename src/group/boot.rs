@@ -1,7 +1,7 @@
 //! Checks whether a guest becomes ready: the result of its login port, and the consequences if it fails.
 
 use super::answers::LABEL_DELAY;
-use super::instance::{Cause, Desired, Origin};
+use super::instance::{Cause, Desired};
 use super::time::Stopwatch;
 use super::vapp::{CHECKS, Guest, Label, Record};
 use super::{Group, Instance, Key, Time};
@@ -44,7 +44,7 @@ impl Group {
             Ok(()) if !wanted || !probed || !(silent || complete) => {}
             // A poll must have shown this at the end of that time: polls may have failed meanwhile.
             Ok(()) if silent && record.is_some_and(|r| r.seen < *answers.get_or_insert(now) + r.grace()) => {
-                i.attempts.look.next = now + STEADY_PROBE_PAUSE;
+                i.attempts.probe = now + STEADY_PROBE_PAUSE;
             }
             Ok(()) if stands_by => {
                 (vapp.guest, vapp.document) = (Guest::Standby, None);
@@ -77,7 +77,7 @@ impl Group {
             Err(seen) => {
                 *answers = None;
                 i.error = Some(format!("login port: {seen}").into());
-                i.attempts.look.next = now
+                i.attempts.probe = now
                     + match silent {
                         true => STEADY_PROBE_PAUSE,
                         false if late => PROBE_PAUSE_LONG,
@@ -99,7 +99,7 @@ impl Group {
     pub(super) fn boot_failed(&mut self, key: Key, why: &str) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let what = format!("VM {}", i.name);
-        if i.has_run() || i.origin == Origin::Adopted {
+        if i.has_run() {
             i.error = Some(why.into());
             self.say_of(Level::Warn, key, format!("{why}: the plugin gives it up"));
             return self.delete_for(key, Cause::Unhealthy);
@@ -120,6 +120,7 @@ impl Group {
             vapp.doomed = true;
             i.attempts.create.next = now;
             self.say_of(Level::Warn, key, format!("{differs}: the plugin creates the VM again"));
+            self.whole_failures = 0;
             self.take_apart(&format!("VCD ignores a part of the create request ({differs})"), None);
         } else {
             self.say_of(Level::Warn, key, format!("{differs}: VCD does not change that, the VM is used as it is"));

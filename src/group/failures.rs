@@ -1,15 +1,16 @@
 //! The consequences of a failure or loss: retries, the breaker's count, and the end of an instance.
 
 use super::instance::{Attempts, Cause, Desired, Observed, Origin};
-use super::limits::{Backoff, DELETE_RETRY_MAX, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
-use super::{Command, Group, Instance, Key, MAX_PAST, PRUNE_AFTER, Time};
+use super::limits::{Backoff, DELETE_RETRY_MAX, LOST_TRIES, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
+use super::{Command, GC_INTERVAL, Group, Instance, Key, MAX_PAST, PRUNE_AFTER, Time};
 use crate::cloud::{ErrorKind, VcdError};
 use log::Level;
 use std::time::Duration;
 
 /// After this many failed combined creates, VMs are created in steps.
 pub const WHOLE_FAILURES: u32 = 2;
-/// Steps stay in use for this long if they work. If they fail, they are not tried again for this long.
+/// Steps stay in use for this long if they work, or if the combined request is too much. If they fail, they are not
+/// tried again for this long.
 pub const WHOLE_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 impl Group {
@@ -46,13 +47,14 @@ impl Group {
         let now = self.now;
         self.progress = now;
         let Some(i) = self.instances.get_mut(&key) else { return };
+        let lost = i.has_run();
         let Observed::Vapp(was) = std::mem::replace(&mut i.observed, Observed::Nothing) else { return };
         i.operation = None;
         i.attempts.delete.reset();
         i.attempts.change.reset();
+        i.attempts.look.reset();
         i.attempts.not_busy();
         (i.attempts.look.next, i.attempts.change.next) = (now, now);
-        let lost = was.guest.has_run() || i.origin == Origin::Adopted;
         let wanted = !i.desired.is_deleted() && !was.doomed;
         let left_over_quota = was.doomed && i.refused == Some(ErrorKind::Quota);
         let of_pool = i.desired == Desired::Standby;
@@ -61,7 +63,7 @@ impl Group {
             _ if of_pool => self.delete_for(key, Cause::Spoiled),
             _ if wanted && lost => self.delete_for(key, Cause::Lost),
             // It disappeared during its create. The plugin did not delete it.
-            _ if wanted => self.create_failed(key, None),
+            _ if wanted => self.create_ended(key, was.build.failed),
             // It frees only what it used itself, and that was not enough.
             _ if left_over_quota => {}
             _ => self.quota_freed(),
@@ -105,6 +107,31 @@ impl Group {
         let (level, text) = cause.words();
         let event = instance.event(level, text.to_string() + &why);
         self.commands.push_back(Command::Say(event));
+    }
+
+    /// True if garbage collection deletes a running instance of this age.
+    pub fn too_old(&self, age: Duration) -> bool {
+        let limit = self.policy.max_instance_age * 2;
+        !limit.is_zero() && age >= limit
+    }
+
+    /// Garbage collection: deletes instances past twice max_instance_age. The poll with vApps at the same time finds
+    /// leftovers.
+    pub(super) fn collect(&mut self) {
+        self.next_gc = self.now + GC_INTERVAL;
+        let longest = self.policy.suspended_max_age;
+        let old = |i: &Instance| {
+            let Some(vapp) = i.vapp() else { return false };
+            match (i.desired, &vapp.guest) {
+                (Desired::Suspended, _) if i.is_suspended() => !longest.is_zero() && self.now - vapp.known >= longest,
+                (Desired::Running | Desired::Suspended, guest) if guest.has_run() => self.too_old(i.age(self.now)),
+                _ => false,
+            }
+        };
+        let keys: Vec<Key> = self.instances.iter().filter(|(_, i)| old(i)).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.delete_for(key, Cause::Aged);
+        }
     }
 
     // Failures.
@@ -158,6 +185,13 @@ impl Group {
         }
     }
 
+    /// A create left nothing of use. `error`: why its task failed, if it did.
+    pub(super) fn create_ended(&mut self, key: Key, error: Option<Box<VcdError>>) {
+        let Some(error) = error else { return self.create_failed(key, None) };
+        let counts = self.whole_failed(&error);
+        self.create_left(key, &error, counts);
+    }
+
     /// A create failed in its steps or at its guest, and left a vApp.
     pub(super) fn made_badly(&mut self, key: Key, error: &VcdError) {
         let steps = self.instances.get(&key).and_then(|i| i.vapp()).is_some_and(|vapp| !vapp.build.whole);
@@ -170,7 +204,7 @@ impl Group {
     /// A create in steps failed. If steps were tried because the combined request failed, the combined request is used
     /// again.
     pub(super) fn steps_failed(&mut self) {
-        self.whole |= self.steps_until.is_some();
+        self.whole |= self.whole_failures >= WHOLE_FAILURES;
     }
 
     /// A combined create failed for a reason that may not apply to steps. If that happens again, VMs are created in steps
@@ -219,6 +253,10 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
         self.try_later(key, error, |attempts| &mut attempts.look, RETRY_MAX);
+        let spoiled = |i: &Instance| i.desired == Desired::Standby && i.attempts.look.tries >= LOST_TRIES;
+        if self.instances.get(&key).is_some_and(|i| spoiled(i)) {
+            self.pool_failed(key, Some(error));
+        }
     }
 
     /// A delete failed: the next one waits. It uses the other way if VCD was available and failed at this one.

@@ -1,7 +1,7 @@
 //! The data of an instance: its desired state, its observed state in VCD, and its one operation in VCD. `next.rs` decides
 //! the next step, `view.rs` shows the instance to others.
 
-use super::limits::{Backoff, Lane, Slot};
+use super::limits::{Backoff, LOST_TRIES, Lane, Slot};
 use super::time::{Seen, Stopwatch};
 use super::vapp::{Guest, Removal, Vapp};
 use super::{LEASE_MARGIN, Name, Time};
@@ -174,6 +174,8 @@ pub(super) struct Attempts {
     /// Deletes and changes in a row that VCD rejected because a task works on the vApp.
     pub busy: u32,
     pub look: Backoff,
+    /// No probe of the login port before this time.
+    pub probe: Time,
 }
 
 impl Attempts {
@@ -295,9 +297,10 @@ impl Instance {
         }
     }
 
-    /// Its guest was ready once: it is kept if running instances are kept, and lost if it disappears.
+    /// Its guest was ready once, perhaps for an earlier process: it is kept if running instances are kept, and lost if it
+    /// disappears.
     pub fn has_run(&self) -> bool {
-        self.vapp().is_some_and(|vapp| vapp.guest.has_run())
+        self.origin == Origin::Adopted || self.vapp().is_some_and(|vapp| vapp.guest.has_run())
     }
 
     /// It is powered on and wanted, and its login port has not answered yet: only polls show its progress.
@@ -330,17 +333,19 @@ impl Instance {
         })
     }
 
-    /// Since when it is stuck: its operation hangs, or it cannot be deleted, suspended or resumed.
+    /// Since when it is stuck: its operation hangs, or it cannot be deleted, suspended, resumed or looked up.
     pub fn stuck(&self) -> Option<Time> {
         if self.ended.is_some() {
             return None;
         }
         let hangs = self.operation.as_ref().and_then(|operation| operation.stuck);
+        let Attempts { change, delete, look, .. } = &self.attempts;
+        let unread = look.since.filter(|_| look.tries >= LOST_TRIES);
         let fails = match () {
-            _ if self.goes() => self.attempts.delete.since,
+            _ if self.goes() => delete.since.or(unread),
             // It needs no change.
             _ if self.is_running() => None,
-            _ => self.attempts.change.since,
+            _ => change.since.or(unread),
         };
         hangs.into_iter().chain(fails).min()
     }

@@ -30,7 +30,8 @@ pub const THROTTLE_PAUSE: Duration = Duration::from_secs(15);
 /// Longest pause at the organization's operation limit.
 pub const THROTTLE_PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// A change that VCD did not carry out, or did not find, this many times in a row has failed.
+/// A change that VCD did not carry out, or did not find, this many times in a row has failed. An instance that cannot be looked
+/// up this many times in a row is stuck.
 pub const LOST_TRIES: u32 = 3;
 
 /// SplitMix64: sufficient for names and jitter.

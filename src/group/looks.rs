@@ -1,18 +1,35 @@
-//! The results of a lookup of a vApp or of a name, and the consequences.
+//! Lookups of a vApp or of a name, their results, and the consequences.
 
 use super::answers::{LOOK_PAUSE, wrong_reply};
-use super::instance::{Desired, Kind, Observed, Operation, Origin, Stage};
+use super::instance::{Desired, Kind, Observed, Operation, Origin, Question, Stage};
 use super::limits::{DELETE_RETRY_MAX, Lane, RETRY_MAX, doubled};
-use super::polls::down;
+use super::polls::{AGAINST_POLLS, down};
 use super::vapp::{CHECKS, Guest, MISSED_POLLS, Removal, Vapp};
-use super::{Cause, Group, Instance, Key, Time};
-use crate::cloud::{self, Answer, ErrorKind, Href, Power, Reply, VcdError};
+use super::{Cause, Group, Instance, Key, Purpose, Time, next};
+use crate::cloud::{self, Answer, ErrorKind, Href, Power, Reply, Request, VcdError};
 use log::Level;
 
 /// A create whose answer was lost counts as not carried out if lookups did not find its name this often.
 pub const UNKNOWN_LOOKS: u32 = 4;
 
 impl Group {
+    /// Sends a lookup of an instance, or a request to cancel its task.
+    pub(super) fn question(&mut self, key: Key, question: Question) {
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        let request = match question {
+            Question::Find => Some(Request::Find { name: i.name.clone() }),
+            // Of a guest that polls do not show, only lookups show the progress.
+            Question::Look => i.vapp().map(|vapp| Request::Look {
+                vapp: vapp.href.clone(),
+                guest: i.origin == Origin::Found || (vapp.guest.boots() && vapp.is_missing()),
+            }),
+            Question::Cancel => next::task(i).map(|task| Request::Cancel { task }),
+        };
+        let Some(request) = request else { return };
+        i.question = Some(question);
+        self.ask(Purpose::Question(key), request);
+    }
+
     // Lookup by name, for a create whose answer was lost.
 
     pub(super) fn find_answered(&mut self, key: Key, answer: Answer) {
@@ -85,7 +102,7 @@ impl Group {
         let (now, seen) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
         let mut vapp = super::vapp::Vapp::new(found.href.clone(), now);
-        vapp.build.whole = whole;
+        (vapp.build.whole, vapp.source) = (whole, self.source);
         vapp.show(found, now);
         match found.tasks.first() {
             Some(task) => {
@@ -214,8 +231,10 @@ impl Group {
     /// Its vApp exists and is of no use any more, for the reason `why`.
     fn unusable(&mut self, key: Key, why: &str) {
         let Some(i) = self.instances.get_mut(&key) else { return };
-        let (had_run, of_pool) = (i.has_run() || i.origin == Origin::Adopted, i.desired == Desired::Standby);
+        let (had_run, of_pool) = (i.has_run(), i.desired == Desired::Standby);
+        let mut failed = None;
         if let Some(vapp) = i.vapp_mut() {
+            failed = vapp.build.failed.take();
             (vapp.doomed, vapp.build.slot) = (true, None);
         }
         i.operation = None;
@@ -223,7 +242,7 @@ impl Group {
         match had_run {
             true => self.delete_for(key, Cause::Lost),
             false if of_pool => self.delete_for(key, Cause::Spoiled),
-            false => self.create_failed(key, None),
+            false => self.create_ended(key, failed),
         }
     }
 
@@ -235,7 +254,7 @@ impl Group {
         let Some(operation) = &mut i.operation else { return };
         let hangs = operation.stuck.is_some();
         let (kind, began) = (operation.kind, operation.began);
-        let Stage::Task { task, cancelled, .. } = &mut operation.stage else { return };
+        let Stage::Task { task, cancelled, found } = &mut operation.stage else { return };
         let Some(this) = seen.tasks.first() else {
             // VCD no longer knows it.
             i.operation = None;
@@ -249,12 +268,13 @@ impl Group {
                 _ => {}
             };
         };
-        *task = this.clone();
+        *found |= task != this;
+        task.clone_from(this);
         if hangs && *cancelled {
             // Repeat the request to cancel, with growing pauses.
             let pause = doubled(RETRY_MAX, i.attempts.look.tries, DELETE_RETRY_MAX);
             i.attempts.look.fail(now, &mut self.rng, pause);
-            self.question(key, super::instance::Question::Cancel);
+            self.question(key, Question::Cancel);
         }
     }
 
@@ -359,11 +379,14 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let wants_suspended = i.desired == Desired::Suspended;
         let Observed::Vapp(vapp) = &mut i.observed else { return };
-        let missing = vapp.is_found();
-        let doubt = std::mem::take(&mut vapp.doubt);
+        let contradicted = std::mem::take(&mut vapp.doubt);
+        let unclear = vapp.is_found() || vapp.unhealthy.is_some();
+        let doubt = contradicted || (unclear && !seen.busy);
+        // The state of a vApp with several VMs says little about one of them.
+        let fails = doubt && !seen.busy && seen.power != Power::On && (contradicted || seen.power != Power::Other);
         // Its suspend mark is written before each suspend.
         let by_us = doubt && seen.mark == cloud::Mark::Suspended;
-        if doubt && !seen.tasks.is_empty() {
+        if contradicted && !seen.tasks.is_empty() {
             vapp.doubt = true;
             self.found_task(key, seen);
             return;
@@ -376,10 +399,10 @@ impl Group {
             {
                 self.asleep(key)
             }
-            (Guest::Returning { since: Some(_), .. }, power) if doubt && power != Power::On && !seen.busy => {
+            (Guest::Returning { since: Some(_), .. }, _) if fails => {
                 self.boot_failed(key, "it is powered off after its resume");
             }
-            (Guest::Booting { .. }, power) if doubt && power != Power::On && !seen.busy => {
+            (Guest::Booting { .. }, power) if fails => {
                 self.boot_failed(key, down(power, false).unwrap_or("it is not powered on"));
             }
             (Guest::Booting { .. }, _) if vapp.is_unchecked() => {
@@ -400,8 +423,9 @@ impl Group {
             }
             (Guest::Returning { since: None, .. }, Power::On) if !seen.busy => self.stayed_on(key),
             _ => {
-                vapp.against = 0;
-                if (missing || vapp.guest == Guest::Ready) && !seen.busy {
+                // What polls do not show well is decided now.
+                vapp.against = if doubt && !vapp.shared { AGAINST_POLLS } else { 0 };
+                if (doubt || vapp.guest == Guest::Ready) && (!seen.busy || seen.power == Power::On) {
                     self.judge(key, seen.power, false);
                 }
             }
@@ -425,11 +449,15 @@ impl Group {
                     "VCD created the VM but did not power it on: the plugin powers it on".into(),
                 );
             }
-            let counts = self.whole_failed(&error);
-            return self.create_left(key, &error, counts);
+            return self.create_ended(key, Some(error));
         }
-        if power == Power::On {
-            return self.on_for_the_first_time(key);
+        match power {
+            Power::On => return self.on_for_the_first_time(key),
+            Power::Failed if seen.made.is_none() => {
+                let error = self.instances.get(&key).map(|i| Box::new(unseen("create", i)));
+                return self.create_ended(key, error);
+            }
+            _ => {}
         }
         if seen.made.is_none() || seen.busy {
             // The VM appears later than the vApp, or a task works on it. The deadline limits this.

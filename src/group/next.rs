@@ -2,7 +2,7 @@
 //! changes nothing. `turn.rs` decides whether the limits allow the step now.
 
 use super::instance::{Cause, Desired, Instance, Kind, Mark, Observed, Operation, Origin, Question, Stage};
-use super::limits::Lane;
+use super::limits::{LOST_TRIES, Lane};
 use super::time::{Seen, Sight, Time};
 use super::vapp::{Guest, Label, Removal, Vapp};
 use super::{PRUNE_AFTER, Policy, UNHEALTHY_GRACE};
@@ -72,18 +72,21 @@ pub(super) enum Step {
 pub(super) struct Next {
     pub step: Step,
     pub wake: Option<Time>,
+    /// A lookup is to decide, now or after a pause.
+    pub looks: bool,
 }
 
 pub(super) fn next(i: &Instance, at: &At<'_>) -> Next {
-    let mut from = From { at, wake: None };
+    let mut from = From { at, wake: None, looks: false };
     let step = from.step(i);
-    Next { step, wake: from.wake }
+    Next { step, wake: from.wake, looks: from.looks }
 }
 
 /// Decides for one moment, and collects the time of the next decision.
 struct From<'a> {
     at: &'a At<'a>,
     wake: Option<Time>,
+    looks: bool,
 }
 
 impl From<'_> {
@@ -155,7 +158,9 @@ impl From<'_> {
     }
 
     fn look(&mut self, i: &Instance) -> Step {
-        if self.reached(i.attempts.look.next) { Step::Ask(Question::Look) } else { Step::Wait }
+        self.looks = true;
+        let question = if i.vapp().is_some() { Question::Look } else { Question::Find };
+        if self.reached(i.attempts.look.next) { Step::Ask(question) } else { Step::Wait }
     }
 
     /// An operation is in VCD, or may be.
@@ -166,8 +171,7 @@ impl From<'_> {
                 if operation.stuck.is_none() && self.seen(operation.watch.end(SLOT_PATIENCE)) {
                     return Step::Stick;
                 }
-                let question = if i.vapp().is_some() { Question::Look } else { Question::Find };
-                if self.reached(i.attempts.look.next) { Step::Ask(question) } else { Step::Wait }
+                self.look(i)
             }
             Stage::Task { cancelled: true, .. } => {
                 if operation.stuck.is_none() && self.seen(operation.watch.end(CANCEL_PATIENCE)) {
@@ -185,17 +189,23 @@ impl From<'_> {
                             Step::Ask(Question::Cancel)
                         }
                         Some(vapp) if vapp.proven => Step::Wait,
+                        _ if operation.stuck.is_none()
+                            && i.attempts.look.tries >= LOST_TRIES
+                            && self.seen(operation.watch.end(SLOT_PATIENCE)) =>
+                        {
+                            Step::Stick
+                        }
                         _ => self.look(i),
                     };
+                }
+                let making = operation.kind.lane() == Some(Lane::Create) && !i.goes();
+                if operation.stuck.is_none() && !making && self.seen(operation.watch.end(SLOT_PATIENCE)) {
+                    return Step::Stick;
                 }
                 // Such a task says nothing about the VM.
                 let aside = matches!(operation.kind, Kind::Mark(_) | Kind::Other) && !i.goes();
                 if aside && i.vapp().is_some_and(Vapp::is_missing) {
                     return self.look(i);
-                }
-                let making = operation.kind.lane() == Some(Lane::Create) && !i.goes();
-                if operation.stuck.is_none() && !making && self.seen(operation.watch.end(SLOT_PATIENCE)) {
-                    return Step::Stick;
                 }
                 Step::Wait
             }
@@ -283,12 +293,13 @@ impl From<'_> {
             _ if vapp.is_customized() => RESUME_SETTLE,
             _ => Duration::ZERO,
         };
-        if !self.reached(vapp.known + settles) {
+        let settled = vapp.known + settles;
+        if !self.reached(settled) || (settles == RESUME_REPORT && record.seen < settled) {
             return Step::Wait;
         }
         let usual = vapp.known + CUSTOMIZATION_USUAL;
         let ready = record.complete() || (record.silent() && self.reached(usual));
-        if ready && !probing && self.reached(i.attempts.look.next) { Step::Probe(address) } else { Step::Wait }
+        if ready && !probing && self.reached(i.attempts.probe) { Step::Probe(address) } else { Step::Wait }
     }
 
     /// Running or suspended: handles an unexpected state.
@@ -297,10 +308,17 @@ impl From<'_> {
             return Some(self.look(i));
         }
         let unhealthy = vapp.unhealthy.as_ref()?;
-        match unhealthy.ends && self.seen(unhealthy.since.end(UNHEALTHY_GRACE)) {
+        if !unhealthy.ends {
+            return None;
+        }
+        if !self.seen(unhealthy.since.end(UNHEALTHY_GRACE)) {
+            return Some(Step::Wait);
+        }
+        // Polls may be wrong about it: a lookup decides, if VCD answers one.
+        let unread = i.attempts.look.since.is_some_and(|since| self.reached(since + UNHEALTHY_GRACE));
+        match unread || vapp.document(self.at.now).is_some() {
             true => Some(Step::GiveUp(Cause::Unhealthy)),
-            false if unhealthy.ends => Some(Step::Wait),
-            false => None,
+            false => Some(self.look(i)),
         }
     }
 

@@ -59,19 +59,14 @@ impl Pace {
 
     /// When to query these next, all together, by their starts. The last query was at `last`. `blind`: when to query what has
     /// no expected end.
-    pub fn due(
-        &self,
-        all: impl Iterator<Item = Option<(Course, Time)>> + Clone,
-        last: Time,
-        blind: Time,
-    ) -> Option<Time> {
+    pub fn due(&self, all: &[Option<(Course, Time)>], last: Time, blind: Time) -> Option<Time> {
         let is_close = |(course, began): &(Course, Time)| {
             let age = last - *began;
             self.end(*course).is_some_and(|(from, to)| (from..to).contains(&age))
         };
-        let close = all.clone().flatten().filter(is_close).count();
+        let close = all.iter().filter(|one| one.as_ref().is_some_and(is_close)).count();
         let due = |(course, began): (Course, Time)| Some(began + self.next(course, last - began, close)?);
-        all.map(|one| one.and_then(due).unwrap_or(blind)).min()
+        all.iter().map(|one| one.and_then(due).unwrap_or(blind)).min()
     }
 
     /// The age at which to query next, if `age` was the age at the last query. `None` if no duration of this kind is known,
@@ -152,12 +147,12 @@ mod tests {
         }
         // Four that are not close to their ends do not count.
         for (began, due) in [(0, 31_000), (3_000, 31_000), (3_001, 30_001), (20_000, 30_500)] {
-            let others = std::iter::repeat_n(Some((CREATE, Time(began))), 4);
-            let all = others.chain([Some((CREATE, Time(0)))]);
-            assert_eq!(pace.due(all, Time(30_000), Time(90_000)), Some(Time(due)), "{began}");
+            let mut all = [Some((CREATE, Time(began))); 5];
+            all[4] = Some((CREATE, Time(0)));
+            assert_eq!(pace.due(&all, Time(30_000), Time(90_000)), Some(Time(due)), "{began}");
         }
         let boot = Some((Course::Boot, Time(0)));
-        assert_eq!(pace.due([boot, None].into_iter(), Time(1), Time(90_000)), Some(Time(90_000)), "none has ended yet");
+        assert_eq!(pace.due(&[boot, None], Time(1), Time(90_000)), Some(Time(90_000)), "none has ended yet");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use super::adopt::by_href;
 use super::answers::wrong_reply;
 use super::instance::{Desired, Observed, Origin};
-use super::limits::doubled;
+use super::limits::{LOST_TRIES, RETRY_MAX, doubled};
 use super::owner::{Owner, Ownership};
 use super::pace::Course;
 use super::time::Stopwatch;
@@ -113,7 +113,8 @@ impl Group {
         self.sight.close(self.now);
         self.poll.fails += 1;
         if vapps {
-            self.next_gc = self.now;
+            // Only this query may fail: the polls until then are plain. During a shutdown, it is what counts.
+            self.next_gc = if self.stopping { self.now } else { self.now + RETRY_MAX };
         }
         if let Some(error) = error {
             self.unreachable = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Auth);
@@ -160,8 +161,12 @@ impl Group {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
         let going = i.goes();
-        let (desired, busy_with) = (i.desired, i.operation.is_some());
+        let (desired, busy_with, unread) = (i.desired, i.operation.is_some(), i.attempts.look.tries >= LOST_TRIES);
         let Observed::Vapp(vapp) = &mut i.observed else { return };
+        if sent < vapp.record.as_ref().map_or(vapp.known, |record| record.seen.max(vapp.known)) {
+            // What is known is newer.
+            return;
+        }
         (vapp.missed, vapp.patience) = (0, super::vapp::MISSED_POLLS);
         let judged = self.owner.judge_record(&vm.vapp_name, Some(&vm.description));
         // A foreign text may mean that the vApp has another owner now.
@@ -169,10 +174,14 @@ impl Group {
         if judged == Ownership::Ours {
             vapp.vm.get_or_insert_with(|| vm.vm.clone());
         }
-        vapp.proven = vapp.proven && (judged == Ownership::Ours || (judged == Ownership::Unsure && untold));
+        let unsure = judged == Ownership::Unsure && vm.vapp_name == i.name;
+        // A lookup since the last poll has proven it in spite of the same text.
+        let noted = vapp.noted.as_ref() == Some(&vm.description);
+        vapp.proven = vapp.proven && (judged == Ownership::Ours || (unsure && (untold || noted)));
+        vapp.noted = unsure.then(|| vm.description.clone());
         let lease = [vm.undeploy_at, vm.delete_at].into_iter().flatten().min().zip(vcd_now);
         vapp.lease_end = lease.map(|(end, vcd_now)| now + Duration::from_millis(end.saturating_sub(vcd_now)));
-        let ready = matches!(vapp.guest, Guest::Ready);
+        let ready = matches!(vapp.guest, Guest::Ready | Guest::Returning { since: None, .. });
         let mut record = Record::of(vm, vapp.is_customized(), sent);
         let old = vapp.record.take();
         let mut lost_address = false;
@@ -196,7 +205,7 @@ impl Group {
             }
             if record.complete() && old.as_ref().is_some_and(Record::silent) {
                 // The pause was for the slow probes before.
-                i.attempts.look.next = now;
+                i.attempts.probe = now;
             }
         }
         let (power, busy) = (record.power, record.busy);
@@ -231,13 +240,13 @@ impl Group {
                     self.boot_failed(key, &format!("guest customization failed (GC_FAILED); {hint}"));
                 } else {
                     // Polls that lag show an earlier state: a lookup follows.
-                    vapp.doubt |= vapp.against >= AGAINST_POLLS;
+                    vapp.doubt = vapp.against >= AGAINST_POLLS;
                 }
             }
             (Guest::Returning { since: Some(_), .. }, _) => {
                 // Polls that lag show an earlier state.
                 vapp.against = if down(power, busy).is_some() { vapp.against + 1 } else { 0 };
-                vapp.doubt |= vapp.against >= AGAINST_POLLS;
+                vapp.doubt = vapp.against >= AGAINST_POLLS;
             }
             // It is being resumed: polls may show the earlier state. One that showed it down does not decide.
             (Guest::Returning { since: None, .. }, _) => {
@@ -272,7 +281,7 @@ impl Group {
                 match held && vapp.held <= AGAINST_BUSY {
                     true => vapp.against = 0,
                     // What it was adopted from may be older: its suspend mark shows who suspended it.
-                    false if power == Power::Suspended && adopted && !busy && vapp.unhealthy.is_none() => {
+                    false if power == Power::Suspended && adopted && !busy && !unread && vapp.unhealthy.is_none() => {
                         vapp.doubt = true;
                     }
                     false => self.judge(key, power, failed),
@@ -300,9 +309,9 @@ impl Group {
                 vapp.unhealthy = Some(Unhealthy { since, why, ends });
                 self.say_of(Level::Warn, key, format!("{why}, not by the plugin: unhealthy"));
             }
-            (None, Some(_)) if power == Power::On => {
+            (None, Some(_)) if power != Power::Other => {
                 vapp.unhealthy = None;
-                self.say_of(Level::Info, key, "powered on again".into());
+                self.say_of(Level::Info, key, "healthy again".into());
             }
             _ => {}
         }

@@ -23,7 +23,7 @@ pub const STANDBY_AT_A_TIME: usize = 1;
 impl Group {
     /// Hands out up to `n` VMs of the pool: first the VMs in standby, then those in preparation, the oldest first.
     pub(super) fn hand_out(&mut self, n: usize) -> usize {
-        let sound = |vapp: &Vapp| !vapp.doubt && !vapp.shared && vapp.unhealthy.is_none();
+        let sound = |vapp: &Vapp| !vapp.doubt && !vapp.is_missing() && !vapp.shared && vapp.unhealthy.is_none();
         // A VM whose create has not started, or that is stuck, would be slower than a new one.
         let usable = |i: &Instance| !i.goes() && i.stuck().is_none() && i.vapp().map_or(i.operation.is_some(), sound);
         let pool = self.instances.iter().filter(|(_, i)| i.desired == Desired::Standby && usable(i));
@@ -171,8 +171,8 @@ impl Group {
         let Some(vapp) = i.vapp_mut() else { return };
         vapp.against = 0;
         match (vapp.power, power) {
+            (was, is) if was == is => vapp.unhealthy = None,
             _ if busy || power == Power::Other => {}
-            (was, is) if was == is => {}
             (Power::Suspended, Power::On) if wanted => self.woke(key),
             (Power::Suspended, _) => self.spoil(key, "it is no longer suspended"),
             _ => self.spoil(key, "it is no longer running"),

@@ -69,6 +69,11 @@ impl Sight {
         self.since = None;
     }
 
+    /// No poll has succeeded since the last one that failed.
+    pub fn is_closed(&self) -> bool {
+        self.since.is_none()
+    }
+
     /// Its value.
     #[inline(never)]
     pub fn at(&self, now: Time) -> Seen {

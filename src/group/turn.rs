@@ -2,14 +2,15 @@
 //! `next.rs` decides the steps.
 
 use super::instance::{Cause, Desired, Kind, Mark, Operation, Origin, Question, Stage};
-use super::limits::Lane;
+use super::limits::{Lane, RETRY_BASE};
 use super::next::{self, At, Step};
 use super::pace::Course;
 use super::standby::STANDBY_AT_A_TIME;
-use super::vapp::{Guest, Label, Removal, Vapp};
-use super::{Command, GC_INTERVAL, Group, Instance, Key, MAX_LOOKS, MAX_PROBES, Purpose, Time};
+use super::vapp::{Label, Removal, Vapp};
+use super::{Command, Group, Instance, Key, MAX_LOOKS, MAX_PROBES, Purpose, Time};
 use crate::cloud::{self, Href, MAX_NAMES_ASKED, MAX_TASKS_ASKED, Request};
 use log::Level;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Pauses between task queries, by the age of the youngest task: small tasks take seconds, a create half a minute, and a
@@ -36,7 +37,9 @@ const MAX_STEPS: u32 = 8;
 #[derive(Default)]
 struct Load {
     looks: usize,
-    probes: usize,
+    probing: usize,
+    /// Login ports that are to be probed.
+    probes: Vec<(Key, IpAddr)>,
     /// Metadata entries on the wire.
     labels: usize,
     /// A create or delete has not started yet.
@@ -74,6 +77,7 @@ impl Group {
             self.step(this, &mut load, &mut wishes);
             key = self.instances.range(this + 1..).next().map(|(key, _)| *key);
         }
+        self.probe(&load);
         self.begin(&load, &wishes);
         // Steps of this turn change what polls are due.
         let load = self.load();
@@ -88,10 +92,10 @@ impl Group {
             load.wanted += u32::from(i.desired == Desired::Running && i.vapp().is_none());
             if let Some(vapp) = i.vapp() {
                 load.labels += usize::from(matches!(vapp.label, Label::OnWire { .. }));
-                load.probes += usize::from(vapp.guest.is_probed());
+                load.probing += usize::from(vapp.guest.is_probed());
                 let boots = i.boots();
                 load.boots += usize::from(boots);
-                load.guests += u32::from(boots && !i.has_run());
+                load.guests += u32::from(boots && !i.has_run() && !vapp.is_missing());
             }
             if let Some(operation) = i.operation.as_ref().filter(|operation| operation.task().is_some()) {
                 match operation.stuck {
@@ -139,6 +143,11 @@ impl Group {
             if let Some(wake) = next.wake {
                 self.wake_by(wake);
             }
+            let goes_on = matches!(next.step, Step::Wait | Step::Begin(_) | Step::Probe(_));
+            if let Some(i) = self.instances.get_mut(&key).filter(|i| goes_on && !next.looks && i.question.is_none()) {
+                // What the failed lookups were for is over.
+                i.attempts.look.reset();
+            }
             match next.step {
                 Step::Wait => return,
                 Step::Forget => return self.forget(key),
@@ -155,17 +164,7 @@ impl Group {
                     }
                     return;
                 }
-                Step::Probe(address) => {
-                    if load.probes < MAX_PROBES
-                        && let Some((_, _, probing)) = self.guest_watch(key)
-                    {
-                        *probing = true;
-                        load.probes += 1;
-                        let ticket = self.fly(Purpose::Probe(key, address));
-                        self.commands.push_back(Command::Probe { ticket, address });
-                    }
-                    return;
-                }
+                Step::Probe(address) => return load.probes.push((key, address)),
                 Step::Label => {
                     // Its task takes time in VCD, as creates and deletes do.
                     if load.waits && load.labels > 0 {
@@ -202,24 +201,13 @@ impl Group {
 
     fn ask_question(&mut self, key: Key, question: Question, load: &mut Load) {
         let looks = matches!(question, Question::Look | Question::Find);
-        if looks && load.looks >= MAX_LOOKS {
+        // While VCD is not available, a second try says nothing about the vApp.
+        let again = self.instances.get(&key).is_some_and(|i| i.attempts.look.tries > 0);
+        if looks && (load.looks >= MAX_LOOKS || (again && self.unreachable && !self.stopping)) {
             return;
         }
         load.looks += usize::from(looks);
         self.question(key, question);
-    }
-
-    /// Sends a lookup of an instance, or a request to cancel its task.
-    pub(super) fn question(&mut self, key: Key, question: Question) {
-        let Some(i) = self.instances.get_mut(&key) else { return };
-        let request = match question {
-            Question::Find => Some(Request::Find { name: i.name.clone() }),
-            Question::Look => i.href().cloned().map(|vapp| Request::Look { vapp, guest: i.origin == Origin::Found }),
-            Question::Cancel => next::task(i).map(|task| Request::Cancel { task }),
-        };
-        let Some(request) = request else { return };
-        i.question = Some(question);
-        self.ask(Purpose::Question(key), request);
     }
 
     /// Starts what the limits allow: first urgent operations, then the others. Each group leaves one slot to the other.
@@ -383,8 +371,13 @@ impl Group {
                 true => self.boot_pause(),
                 false => self.policy.reconcile_interval,
             };
-            // The last poll does not wait.
-            let interval = if self.stopping && !self.swept { Duration::ZERO } else { interval };
+            let interval = match () {
+                // The last poll does not wait.
+                _ if self.stopping && !self.swept => Duration::ZERO,
+                // The last one failed.
+                _ if self.sight.is_closed() => interval.min(RETRY_BASE),
+                _ => interval,
+            };
             let due = (self.poll.last + interval).max(self.poll.not_before);
             if self.now >= due {
                 let vapps = self.now >= self.next_gc;
@@ -422,7 +415,7 @@ impl Group {
         let operations = self.instances.values().filter_map(|i| i.operation.as_ref());
         let tasks = operations.filter(|operation| operation.stuck.is_none() && operation.task().is_some());
         let tasks = tasks.map(|operation| Some((Course::Task(operation.kind), operation.began)));
-        self.pace.due(tasks, last, last + task_pause(self.now - load.youngest))
+        self.pace.due(&tasks.collect::<Vec<_>>(), last, last + task_pause(self.now - load.youngest))
     }
 
     /// When the next poll of instances that boot is due. No poll before something can have changed: full polls continue.
@@ -433,8 +426,8 @@ impl Group {
             let ended = vapp.record.as_ref().is_some_and(|record| record.is_final());
             (!ended).then_some((Course::Boot, vapp.known))
         };
-        let boots = self.instances.values().filter(|i| i.boots());
-        self.pace.due(boots.map(|i| awaited(i)), last, blind).unwrap_or(blind)
+        let boots = self.instances.values().filter(|i| i.boots()).map(|i| awaited(i));
+        self.pace.due(&boots.collect::<Vec<_>>(), last, blind).unwrap_or(blind)
     }
 
     /// Pause between two polls of instances that boot.
@@ -451,22 +444,21 @@ impl Group {
         self.ask(Purpose::PollSome { sent: self.now }, Request::PollSome { names });
     }
 
-    /// Garbage collection: deletes instances past twice max_instance_age. The poll with vApps at the same time finds
-    /// leftovers.
-    fn collect(&mut self) {
-        self.next_gc = self.now + GC_INTERVAL;
-        let longest = self.policy.suspended_max_age;
-        let old = |i: &Instance| {
-            let Some(vapp) = i.vapp() else { return false };
-            match (i.desired, &vapp.guest) {
-                (Desired::Suspended, _) if i.is_suspended() => !longest.is_zero() && self.now - vapp.known >= longest,
-                (Desired::Running | Desired::Suspended, Guest::Ready) => self.too_old(i.age(self.now)),
-                _ => false,
+    /// All login ports get their turn, even if many do not answer.
+    fn probe(&mut self, load: &Load) {
+        let (last, mut free) = (self.probe_cursor, MAX_PROBES.saturating_sub(load.probing));
+        for before in [false, true] {
+            for &(key, address) in load.probes.iter().filter(|(key, _)| (*key <= last) == before) {
+                if free > 0
+                    && let Some((.., probing)) = self.guest_watch(key)
+                {
+                    *probing = true;
+                    free -= 1;
+                    self.probe_cursor = key;
+                    let ticket = self.fly(Purpose::Probe(key, address));
+                    self.commands.push_back(Command::Probe { ticket, address });
+                }
             }
-        };
-        let keys: Vec<Key> = self.instances.iter().filter(|(_, i)| old(i)).map(|(key, _)| *key).collect();
-        for key in keys {
-            self.delete_for(key, Cause::Aged);
         }
     }
 

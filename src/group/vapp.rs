@@ -46,6 +46,8 @@ pub(super) struct Vapp {
     pub doubt: bool,
     /// It contains a foreign VM.
     pub shared: bool,
+    /// The text of its VM in the last poll, if it is not the instance's tag.
+    pub noted: Option<Arc<str>>,
     /// Polls in a row, sent after `known`, that did not show it.
     pub missed: u32,
     /// A lookup follows after this many missed polls. Doubles when the lookup finds it.
@@ -251,6 +253,7 @@ impl Vapp {
             document: None,
             doubt: false,
             shared: false,
+            noted: None,
             missed: 0,
             patience: MISSED_POLLS,
             against: 0,
@@ -281,6 +284,9 @@ impl Vapp {
         let ours = self.vm.as_ref().is_some_and(|vm| seen.vms.contains(vm));
         self.shared = seen.vms.len() > usize::from(ours);
         self.document = Some(Document::of(seen, now));
+        if let (Power::On, Some(guest)) = (seen.power, seen.made.as_ref().and_then(|made| made.guest.as_ref())) {
+            self.record = Some(Record::of_look(guest, seen.busy, self.record.as_ref(), now));
+        }
         ours
     }
 

@@ -53,7 +53,7 @@ pub struct View {
     pub error: Option<Arc<str>>,
     /// Why VCD rejected its create, if the reason stays until somebody changes something.
     pub refused: Option<ErrorKind>,
-    /// How long it has been stuck: its operation hangs, or it cannot be deleted, suspended or resumed.
+    /// How long it has been stuck: its operation hangs, or it cannot be deleted, suspended, resumed or looked up.
     pub stuck: Option<Duration>,
 }
 

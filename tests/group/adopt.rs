@@ -140,7 +140,7 @@ fn a_poll_decides_whether_a_running_instance_is_healthy() {
         }
         let next = play.now + 10 * SECOND;
         play.show(Power::On, false).to(next);
-        assert_eq!((play.health(), play.said("powered on again")), (Ok(()), usize::from(ill.is_some())));
+        assert_eq!((play.health(), play.said("healthy again")), (Ok(()), usize::from(ill.is_some())));
     }
 }
 
@@ -155,12 +155,44 @@ fn an_instance_is_unhealthy_when_three_polls_do_not_know_its_power_state() {
 
 #[test]
 fn ten_unhealthy_minutes_end_an_instance() {
-    let mut play = Play::running();
-    play.to(5 * SECOND).show(Power::Off, false);
-    play.before(610 * SECOND);
-    assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec![]));
-    play.to(610 * SECOND);
+    let ill = |power: Power| {
+        let mut play = Play::running();
+        play.documents.get_mut(&href(1)).unwrap().power = power;
+        play.to(5 * SECOND).show(Power::Off, false);
+        play.before(610 * SECOND);
+        assert_eq!((play.states(), play.deleted()), (vec![State::Running], vec![]));
+        play.to(610 * SECOND);
+        play
+    };
+    let play = ill(Power::Off);
     assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some(Cause::Unhealthy)));
+    // A lookup shows that the polls are wrong.
+    let play = ill(Power::On);
+    assert_eq!((play.states(), play.times("look").len(), play.said("healthy again")), (vec![State::Running], 1, 1));
+    // So does one that shows a task as well.
+    let mut play = Play::running();
+    play.documents.get_mut(&href(1)).unwrap().busy = true;
+    play.to(5 * SECOND).show(Power::Off, false).to(610 * SECOND);
+    assert_eq!((play.states(), play.said("healthy again")), (vec![State::Running], 1));
+    // What cannot be looked up is not kept for ever.
+    let mut play = Play::running();
+    play.fails = vec![("look", ErrorKind::Unavailable)];
+    play.to(5 * SECOND).show(Power::Off, false).before(1210 * SECOND);
+    assert_eq!((play.states(), play.times("look")[0]), (vec![State::Running], 610 * SECOND));
+    play.to(1210 * SECOND);
+    assert_eq!((play.states(), play.view().cause), (vec![State::Deleting], Some(Cause::Unhealthy)));
+}
+
+#[test]
+fn failed_lookups_do_not_count_when_nothing_is_to_be_looked_up_any_more() {
+    let mut play = Play::suspended();
+    (play.hidden, play.fails) = (true, vec![("look", ErrorKind::Unavailable)]);
+    play.to(80 * SECOND);
+    assert!(play.times("look").len() > 3);
+    assert_eq!(play.view().stuck, Some(Duration::from_millis(80 * SECOND - play.times("look")[1])));
+    play.hidden = false;
+    play.to(90 * SECOND);
+    assert_eq!(play.view().stuck, None, "polls show it again");
 }
 
 #[test]
@@ -220,7 +252,7 @@ fn an_instance_to_suspend_is_looked_up_if_it_is_already_suspended() {
         play.show(power, busy).to(20 * SECOND);
         let asked = (play.times("look").len() - 1, play.times("suspend").len());
         assert_eq!(asked, (looks, suspends), "{power:?} {busy}");
-        assert_eq!(play.health().unwrap_err().contains("is Suspending"), !ill, "{power:?} {busy}");
+        assert_eq!(play.health().unwrap_err().contains("Suspending"), !ill, "{power:?} {busy}");
     }
 }
 
@@ -321,11 +353,16 @@ fn a_suspended_instance_that_is_off_has_lost_its_memory() {
         play.show(Power::Suspended, false).to(40 * SECOND);
         assert_eq!((play.health().err(), play.states()), (healthy, vec![State::Suspended]));
     }
-    let mut play = Play::suspended();
-    play.show(Power::Off, false).before(610 * SECOND);
-    assert_eq!(play.states(), [State::Suspended]);
-    play.to(610 * SECOND);
-    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some(Cause::Unhealthy)));
+    let lost = |power: Power| {
+        let mut play = Play::suspended();
+        play.documents.get_mut(&href(1)).unwrap().power = power;
+        play.show(Power::Off, false).before(610 * SECOND);
+        assert_eq!(play.states(), [State::Suspended]);
+        play.to(610 * SECOND);
+        (play.states(), play.view().cause)
+    };
+    assert_eq!(lost(Power::Off), (vec![State::Deleted], Some(Cause::Unhealthy)));
+    assert_eq!(lost(Power::Suspended), (vec![State::Suspended], None), "the polls are wrong");
 }
 
 #[test]
@@ -506,6 +543,26 @@ fn a_lookup_decides_even_if_more_polls_contradict_before_its_answer() {
         play.release("look", None);
         assert_eq!(play.times("mark"), [0; 0], "{polls}");
     }
+}
+
+#[test]
+fn an_old_guest_is_adopted_by_what_its_customization_reports() {
+    for (customization, state, healthy) in [
+        (Customization::Complete, State::Running, true),
+        (Customization::Pending, State::Running, true),
+        (Customization::Failed, State::Running, false),
+        (Customization::Working, State::Creating, true),
+    ] {
+        let created = Some(START - 300 * SECOND);
+        let mut play = Play::new(policy(), vec![Vm { customization, created, ..vm(1) }]);
+        assert_eq!((play.states(), play.health().is_ok()), (vec![state], healthy), "{customization:?}");
+    }
+}
+
+#[test]
+fn a_vm_of_the_first_poll_is_adopted_even_if_vcds_dates_are_ahead() {
+    let play = Play::new(policy(), vec![Vm { created: Some(START + 600 * SECOND), ..vm(1) }]);
+    assert_eq!(play.states(), [State::Running]);
 }
 
 #[test]
@@ -960,6 +1017,25 @@ fn an_instance_that_a_poll_shows_as_foreign_is_looked_up_before_its_delete() {
             assert_eq!((play.times("look").len(), play.deleted().len()), (looks + 1, usize::from(kept)), "{at}");
             assert_eq!(play.states(), [State::Deleted]);
         }
+    }
+}
+
+#[test]
+fn a_text_that_a_lookup_has_seen_through_is_not_looked_up_again_until_it_changes() {
+    for (text, looks) in [("a person's", 1), ("another person's", 2)] {
+        let mut play = Play::booting(|_| {});
+        play.vms[0].description = "a person's".into();
+        assert_eq!(play.to(20 * SECOND).states(), [State::Running]);
+        let before = play.times("look").len();
+        play.suspend();
+        play.to(30 * SECOND).resume();
+        play.vms[0].description = text.into();
+        play.to(60 * SECOND);
+        let names = play.names();
+        play.fails = vec![("tasks", ErrorKind::Unavailable)];
+        play.decrease(&names);
+        play.to(120 * SECOND);
+        assert_eq!(play.times("look").len() - before, looks, "{text}");
     }
 }
 
@@ -1429,10 +1505,17 @@ fn the_own_vm_is_known_from_its_record() {
 /// The outcome of a create was lost, and lookups did not find the vApp. Then polls show it while a second create and the
 /// lookup of that vApp are on the wire.
 fn late() -> Play {
-    let mut play = Play::booting(|play| play.holds = vec!["create"]);
+    let mut play = Play::booting(|play| play.holds = vec!["create", "find"]);
     play.release("create", Some(Err(error(ErrorKind::Ambiguous))));
+    while play.now < 60 * SECOND {
+        let looks = play.times("find").len();
+        play.until("find", looks + 1);
+        if play.now < 60 * SECOND {
+            play.release("find", None);
+        }
+    }
     play.deaf = true;
-    play.to(100 * SECOND);
+    play.to(80 * SECOND).release("find", None);
     assert_eq!((play.said("the create did not work"), play.times("create").len()), (1, 1));
     let late = shown(href(1), play.view().name);
     play.documents.insert(href(1), vapp(&late));

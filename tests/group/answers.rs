@@ -1262,19 +1262,27 @@ fn a_failed_create_counts_unless_it_was_no_longer_wanted() {
 
 #[test]
 fn hardware_is_compared_once_and_never_after_a_resume() {
-    let mut play = Play::new();
-    play.expect("create", AT_ONCE);
-    play.answer(started(None));
-    play.expect("look", AT_ONCE);
-    play.answer(failed(ErrorKind::Unavailable));
-    play.after(5_000, "look");
-    assert!(play.said("the lookup is repeated") && !play.said("not checked"));
-    play.answer(failed(ErrorKind::Unavailable));
-    play.after(5_000, "look");
-    assert!(!play.said("not checked"));
-    play.answer(failed(ErrorKind::Unavailable));
+    let unchecked = |made: bool| {
+        let mut play = Play::new();
+        play.expect("create", AT_ONCE);
+        play.answer(started(None));
+        play.made = made;
+        play.expect("look", AT_ONCE);
+        play.answer(failed(ErrorKind::Unavailable));
+        play.after(5_000, "look");
+        assert!(play.said("the lookup is repeated") && !play.said("not checked"));
+        play.answer(failed(ErrorKind::Unavailable));
+        play.after(5_000, "look");
+        assert!(!play.said("not checked"));
+        play.answer(failed(ErrorKind::Unavailable));
+        play
+    };
+    let mut play = unchecked(true);
+    play.quiet(20_000);
+    assert!(play.said("its hardware is not checked"));
+    assert_eq!(play.state(), State::Running);
     // Polls do not show it: the following lookups have another reason.
-    play.made = false;
+    let mut play = unchecked(false);
     play.expect("look", 2_000..=10_000);
     assert!(play.said("its hardware is not checked"));
     play.answer(failed(ErrorKind::Unavailable));

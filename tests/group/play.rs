@@ -28,13 +28,17 @@ pub struct Play {
     pub source: Source,
     /// Polls fail.
     pub deaf: bool,
+    /// Only polls that ask for vApps, too, fail.
+    pub deaf_to_vapps: bool,
+    /// These operations always fail.
+    pub fails: Vec<(&'static str, ErrorKind)>,
     /// The result of a probe.
     pub port: bool,
     pub tasks: TaskState,
     /// Operations whose requests are not answered until [`Play::release`]. Probes can be held too.
     pub holds: Vec<&'static str>,
     pub held: Vec<(Ticket, Request)>,
-    pub probes: Vec<Ticket>,
+    pub probes: Vec<(Ticket, IpAddr)>,
     /// All requests, and probes, with their times.
     pub asked: Vec<(u64, &'static str, Option<Request>)>,
     pub said: Vec<String>,
@@ -178,10 +182,10 @@ impl Passing for Play {
     fn command(&mut self, command: Command) -> bool {
         match command {
             Command::Say(event) => self.said.push(event.text),
-            Command::Probe { ticket, .. } => {
+            Command::Probe { ticket, address } => {
                 self.asked.push((self.now, "probe", None));
                 if self.holds.contains(&"probe") {
-                    self.probes.push(ticket);
+                    self.probes.push((ticket, address));
                 } else {
                     let result = if self.port { Ok(()) } else { Err("refused".into()) };
                     self.group.probed(Time(self.now), ticket, result);
@@ -218,6 +222,8 @@ impl Play {
             hidden: false,
             source: Source(1),
             deaf: false,
+            deaf_to_vapps: false,
+            fails: Vec::new(),
             port: true,
             tasks: TaskState::Running,
             holds: holds.to_vec(),
@@ -274,7 +280,11 @@ impl Play {
     }
 
     pub fn answer(&mut self, request: Request) -> Answer {
+        if let Some((_, kind)) = self.fails.iter().find(|(failing, _)| *failing == request.operation()) {
+            return Err(error(*kind));
+        }
         match request {
+            Request::Poll { vapps: true } if self.deaf_to_vapps => Err(error(ErrorKind::Unavailable)),
             Request::Poll { .. } | Request::PollSome { .. } if self.deaf => Err(error(ErrorKind::Unavailable)),
             Request::PollSome { .. } if self.hidden => Ok(Reply::Poll(Poll::default())),
             Request::PollSome { names } => Ok(Reply::Poll(Poll {
@@ -288,7 +298,13 @@ impl Play {
                 vapps: vapps.then(|| self.records.clone()),
                 source: self.source,
             })),
-            Request::Look { vapp, .. } => Ok(Reply::Vapps(self.documents.get(&vapp).cloned().into_iter().collect())),
+            Request::Look { vapp, guest } => {
+                let mut documents: Vec<Vapp> = self.documents.get(&vapp).cloned().into_iter().collect();
+                if !guest {
+                    documents.iter_mut().filter_map(|vapp| vapp.made.as_mut()).for_each(|made| made.guest = None);
+                }
+                Ok(Reply::Vapps(documents))
+            }
             Request::Find { name } => {
                 Ok(Reply::Vapps(self.documents.values().filter(|vapp| vapp.name == name).cloned().collect()))
             }
@@ -326,8 +342,13 @@ impl Play {
 
     /// Answers the oldest held probe.
     pub fn probed(&mut self) {
-        let ticket = self.probes.remove(0);
-        self.group.probed(Time(self.now), ticket, Ok(()));
+        self.probe(Ok(()));
+    }
+
+    /// The same, with this result.
+    pub fn probe(&mut self, result: Result<(), String>) {
+        let (ticket, _) = self.probes.remove(0);
+        self.group.probed(Time(self.now), ticket, result);
         self.serve();
     }
 

@@ -195,7 +195,7 @@ fn an_instance_stopped_outside_the_plugin_is_unhealthy_and_then_deleted() {
     assert_eq!(running(calm.at(12 * MINUTE)), 3, "ten minutes of grace");
     assert_eq!(running(calm.at(13 * MINUTE + 10 * SECOND)), 2);
     let gone = calm.heartbeat(&ill[0]).unwrap_err();
-    assert!(gone.starts_with(&format!("instance {} is Delet", ill[0])), "{gone}");
+    assert!(gone.starts_with(&format!("instance {}: Delet", ill[0])), "{gone}");
 }
 
 #[test]

@@ -320,6 +320,41 @@ fn come_to_rest(play: &mut Play) {
 }
 
 #[test]
+fn a_standby_vm_that_vcd_does_not_show_is_not_handed_out_and_replaced() {
+    let missing = || {
+        let mut play = at_rest();
+        (play.hidden, play.fails) = (true, vec![("look", ErrorKind::Unavailable)]);
+        play.until("look", play.times("look").len() + 1);
+        play
+    };
+    let mut play = missing();
+    play.increase(1);
+    assert_eq!((play.times("power_on").len(), play.times("create").len()), (0, 2));
+    let mut play = missing();
+    play.until("look", play.times("look").len() + 2);
+    assert_eq!((play.said("it cannot be used for standby"), play.times("create").len()), (1, 1));
+    play.until("create", 2);
+}
+
+#[test]
+fn a_standby_vm_whose_create_was_found_again_has_the_current_source() {
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["create"]);
+    let made = shown(href(1), play.created());
+    play.documents.insert(href(1), vapp(&made));
+    play.vms.push(made);
+    play.to(15 * SECOND).tasks = TaskState::Success;
+    play.fail("create", ErrorKind::Ambiguous);
+    play.holds = vec!["suspend"];
+    play.to(40 * SECOND);
+    come_to_rest(&mut play);
+    let mut marks = play.asked.iter().filter_map(|(.., request)| match request {
+        Some(Request::Mark { mark, .. }) => Some(mark.clone()),
+        _ => None,
+    });
+    assert_eq!(marks.next_back(), Some(Mark::Standby { source: Source(1) }));
+}
+
+#[test]
 fn a_standby_vm_is_marked_after_its_suspend_and_again_before_its_resume() {
     let mut play = at_rest();
     assert_eq!(marks(&play), [Mark::Standby { source: Source(1) }]);

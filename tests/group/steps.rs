@@ -128,10 +128,13 @@ fn an_increase_right_after_a_decrease_finds_slots() {
 fn suspends_have_one_slot_while_creates_wait_unless_it_is_the_only_one() {
     for (max_operations, begun) in [(4, [1, 3]), (2, [1, 1]), (1, [0, 1])] {
         let policy = Policy { max_creates: 9, max_operations, ..policy() };
-        let mut play = Play::holding(policy, fleet(9), &["mark", "create"]);
+        let mut play = Play::holding(policy, fleet(9), &["mark", "create", "look"]);
+        play.to(8 * SECOND).suspend();
         play.deaf = true;
-        play.to(15 * SECOND).suspend();
-        play.increase(9);
+        play.to(15 * SECOND).increase(9);
+        for _ in 0..4 {
+            play.release("look", None);
+        }
         play.deaf = false;
         play.to(20 * SECOND);
         assert_eq!(play.counts(["mark", "create"]), begun);
@@ -322,6 +325,32 @@ fn at_most_sixteen_concurrent_probes() {
         play.probed();
         assert_eq!(play.times("probe").len(), left, "one by one: {answered}");
     }
+}
+
+#[test]
+fn all_login_ports_are_probed_however_many_do_not_answer() {
+    let policy = Policy { max_creates: 20, max_operations: 30, ..lone() };
+    let mut play = Play::holding(policy, Vec::new(), &["probe"]);
+    play.increase(20);
+    for (vm, n) in play.vms.iter_mut().zip(1..) {
+        vm.address = Some([10, 0, 0, n].into());
+    }
+    let next = |play: &Play| play.probes.iter().map(|(_, address)| address.to_string()).collect::<Vec<String>>();
+    play.to(2 * SECOND);
+    assert_eq!(next(&play), (1..17).map(|n| format!("10.0.0.{n}")).collect::<Vec<_>>());
+    for _ in 0..16 {
+        play.probe(Err("no answer".into()));
+    }
+    assert_eq!(next(&play), (17..21).map(|n| format!("10.0.0.{n}")).collect::<Vec<_>>());
+    // Twelve more, after a pause.
+    play.to(3 * SECOND);
+    let last = ["10.0.0.11", "10.0.0.12"];
+    assert_eq!((play.probes.len(), &next(&play)[14..]), (16, &last.map(String::from)[..]));
+    for _ in 0..16 {
+        play.probe(Err("no answer".into()));
+    }
+    play.to(4 * SECOND);
+    assert_eq!(next(&play)[0], "10.0.0.13", "the first ones wait for their turn");
 }
 
 #[test]
@@ -614,7 +643,7 @@ fn a_resumed_guest_that_no_poll_shows_is_not_given_up() {
 fn ten_unhealthy_minutes_end_an_instance_at_that_moment() {
     let policy = Policy { reconcile_interval: secs(7), ..policy() };
     let mut play = Play::new(policy, fleet(1));
-    play.show(Power::Off, false);
+    play.show(Power::Off, false).documents.get_mut(&href(1)).unwrap().power = Power::Off;
     play.before(607 * SECOND);
     assert_eq!((play.states(), play.times("look")), (vec![State::Running], vec![]));
     play.to(607 * SECOND);
@@ -893,6 +922,25 @@ fn combined_creates_that_vcd_rejects_are_tried_in_steps_once() {
     assert_eq!(play.group.standing(Time(play.now)).failures, 2, "the create in steps, and the one after it");
 }
 
+/// The template's disk or a part of the request may have been unreadable for a moment.
+#[test]
+fn a_combined_create_that_is_too_much_is_tried_again_after_an_hour() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
+    play.increase(1);
+    play.fail("create", ErrorKind::TooMuch);
+    let again = play.now + HOUR;
+    // Steps that fail do not make it less.
+    play.fail("create", ErrorKind::Failed);
+    play.until("create", 3);
+    play.release("create", None);
+    for at in [again - SECOND, again] {
+        play.to(at).increase(1);
+        play.release("create", None);
+    }
+    assert_eq!(whole(&play), [true, false, false, false, true]);
+    assert_eq!(play.said("VMs are now created in three steps"), 1);
+}
+
 #[test]
 fn combined_creates_are_used_again_however_many_creates_in_steps_fail() {
     let mut play = Play::holding(policy(), Vec::new(), &["create"]);
@@ -1135,7 +1183,209 @@ fn failed_polls_of_booting_vms_are_repeated_with_growing_pauses() {
     play.deaf = true;
     play.increase(1);
     play.to(100 * SECOND);
-    assert_eq!(in_seconds(&play.times("poll")), [2, 4, 8, 16, 32, 64, 96]);
+    let full = [10, 20, 30, 40, 56, 88];
+    let mut all = [vec![2, 4, 8, 16, 32, 64, 96], full.to_vec()].concat();
+    all.sort_unstable();
+    assert_eq!(in_seconds(&play.times("poll")), all, "a full poll shows whether VCD is available");
+    // However long the configured pause is.
+    let mut play = Play::new(Policy { reconcile_interval: secs(3600), ..lone() }, Vec::new());
+    play.to(3599 * SECOND).deaf = true;
+    play.to(3607 * SECOND).deaf = false;
+    assert_eq!(in_seconds(&play.to(8000 * SECOND).times("poll")), [3600, 3610, 7210]);
+}
+
+#[test]
+fn a_poll_of_vapps_that_fails_is_repeated_later_and_plain_polls_continue() {
+    let mut play = Play::new(policy(), fleet(1));
+    play.deaf_to_vapps = true;
+    play.to(HOUR + SECOND).increase(1);
+    assert_eq!(play.times("create").len(), 0, "the last poll failed");
+    play.to(HOUR + MINUTE);
+    assert_eq!(play.times("create"), [HOUR + 10 * SECOND]);
+    let with_vapps = |play: &Play| -> Vec<u64> {
+        let asked = play.asked.iter();
+        let polls = asked.filter(|(.., request)| matches!(request, Some(Request::Poll { vapps: true })));
+        polls.map(|(at, ..)| at / SECOND).collect()
+    };
+    play.to(HOUR + 11 * MINUTE);
+    assert_eq!(with_vapps(&play), [3600, 3900, 4200]);
+    // During a shutdown, only this poll shows that nothing is left.
+    play.shutdown();
+    play.to(HOUR + 12 * MINUTE);
+    assert_eq!(with_vapps(&play)[3..], [4260, 4270, 4280, 4290, 4306]);
+    play.deaf_to_vapps = false;
+    play.to(HOUR + 13 * MINUTE);
+    assert!(play.group.stopped());
+}
+
+#[test]
+fn a_create_that_is_given_up_and_cannot_be_looked_up_is_stuck() {
+    let policy = Policy { max_creates: 1, ..policy() };
+    let mut play = Play::holding(policy, Vec::new(), &["create"]);
+    play.increase(1);
+    play.begin("create", Some(href(1)), "t/1");
+    play.fails = vec![("look", ErrorKind::Unavailable)];
+    let names = play.names();
+    play.to(SECOND).decrease(&names);
+    play.increase(1);
+    let since = play.times("look")[0];
+    assert_eq!((since, play.times("create").len()), (SECOND, 1), "it has the slot");
+    play.until("create", 2);
+    assert_eq!(play.now, 10 * MINUTE);
+    let view = play.group.views(Time(play.now)).remove(0);
+    assert_eq!(view.stuck, Some(Duration::from_millis(play.now - since)));
+}
+
+#[test]
+fn a_failed_lookup_is_not_repeated_while_vcd_is_not_available() {
+    let mut play = Play::new(policy(), fleet(1));
+    (play.hidden, play.fails) = (true, vec![("look", ErrorKind::Unavailable)]);
+    play.to(35 * SECOND).deaf = true;
+    play.to(HOUR);
+    assert_eq!(in_seconds(&play.times("look")), [30]);
+    play.deaf = false;
+    let polls = play.times("poll").len();
+    play.to(HOUR + MINUTE);
+    assert_eq!(play.times("look")[1], play.times("poll")[polls]);
+}
+
+#[test]
+fn lookups_show_that_a_guest_is_down_that_polls_do_not_show() {
+    for (power, ended) in [(Power::Off, true), (Power::Other, false), (Power::On, false)] {
+        let mut play = Play::booting(|_| {});
+        play.hidden = true;
+        play.documents.values_mut().for_each(|vapp| vapp.power = power);
+        play.to(20 * SECOND);
+        assert_eq!(play.said("it is powered off: the plugin") + play.said("it is powered off; "), usize::from(ended));
+    }
+}
+
+#[test]
+fn a_leftover_that_cannot_be_looked_up_holds_up_no_create() {
+    let mut play = Play::holding(policy(), vec![Vm { power: Power::Off, ..vm(1) }], &["look"]);
+    play.fails = vec![("look", ErrorKind::Unavailable)];
+    play.holds.clear();
+    play.fail("look", ErrorKind::Unavailable);
+    play.increase(1);
+    play.until("create", 1);
+    assert!(play.times("look").len() <= 4, "{:?}", in_seconds(&play.times("look")));
+    assert!(play.times("create")[0] < 2 * MINUTE, "{:?}", play.times("create"));
+}
+
+#[test]
+fn a_booting_guest_that_polls_showed_down_is_probed_when_they_show_it_on() {
+    let mut play = Play::booting(|play| play.fails = vec![("look", ErrorKind::Unavailable)]);
+    play.show(Power::Off, false).to(20 * SECOND);
+    assert_eq!((play.times("look").len() > 3, play.states()), (true, vec![State::Creating]));
+    play.show(Power::On, false).to(24 * SECOND);
+    assert_eq!(play.states(), [State::Running]);
+}
+
+#[test]
+fn an_instance_whose_resume_vcd_rejects_for_ever_ends_by_its_age() {
+    let policy = Policy { max_instance_age: secs(30 * 60), suspend_resume: true, ..policy() };
+    let mut play = Play::new(policy, vec![Vm { power: Power::Suspended, ..vm(1) }]);
+    assert_eq!(play.states(), [State::Suspended]);
+    play.fails = vec![("power_on", ErrorKind::Forbidden)];
+    play.resume();
+    play.before(HOUR);
+    assert_eq!(play.states(), [State::Resuming]);
+    play.to(HOUR);
+    assert_eq!((play.states(), play.view().cause), (vec![State::Deleted], Some(Cause::Aged)));
+}
+
+#[test]
+fn lookups_show_the_progress_of_a_guest_that_polls_do_not_show() {
+    let mut play = Play::booting(|play| play.hidden = true);
+    play.to(MINUTE);
+    assert_eq!(play.states(), [State::Running]);
+    let guests = play.asked.iter().filter(|(.., request)| matches!(request, Some(Request::Look { guest: true, .. })));
+    assert_eq!(guests.count(), 1, "only they need more requests");
+}
+
+#[test]
+fn a_poll_that_was_sent_before_a_resume_ended_does_not_count() {
+    let mut play = Play::suspended();
+    play.to(9 * SECOND).resume();
+    play.holds = vec!["poll"];
+    play.to(10 * SECOND).tasks = TaskState::Success;
+    let before = Poll { vms: play.vms.clone(), ..Poll::default() };
+    play.show(Power::On, false).until("poll_some", 1);
+    play.release("poll_some", None);
+    play.to(play.now + SECOND);
+    assert_eq!((play.states(), play.health()), (vec![State::Running], Ok(())));
+    play.release("poll", Some(Ok(Reply::Poll(before))));
+    assert_eq!(play.health(), Ok(()));
+}
+
+#[test]
+fn with_dhcp_a_poll_after_a_resume_shows_the_address_before_it_is_used() {
+    let policy = Policy { dhcp: true, suspend_resume: true, ..policy() };
+    let mut play = Play::new(policy, vec![Vm { power: Power::Suspended, ..vm(1) }]);
+    play.tasks = TaskState::Success;
+    play.to(4 * SECOND).show(Power::On, false).resume();
+    play.to(20 * SECOND).deaf = true;
+    play.to(3 * MINUTE);
+    assert_eq!(play.states(), [State::Resuming]);
+    play.deaf = false;
+    play.to(4 * MINUTE);
+    assert_eq!(play.states(), [State::Running]);
+}
+
+#[test]
+fn a_failed_create_is_reported_as_such_if_its_vm_was_seen_before() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
+    play.increase(1);
+    play.begin("create", Some(href(1)), "t/1");
+    let made = Vm { power: Power::Other, busy: true, ..shown(href(1), play.created()) };
+    play.vms.push(made.clone());
+    play.documents.insert(href(1), Vapp { power: Power::Failed, vms: Vec::new(), made: None, ..vapp(&made) });
+    play.documents.get_mut(&href(1)).unwrap().busy = false;
+    play.to(15 * SECOND).tasks = TaskState::Failed(error(ErrorKind::Failed));
+    play.to(20 * SECOND);
+    assert_eq!(play.view().error.as_deref(), Some("it: no"), "{:?}", play.said);
+    // VCD may remove it.
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
+    play.increase(1);
+    play.begin("create", Some(href(1)), "t/1");
+    play.to(5 * SECOND).tasks = TaskState::Failed(error(ErrorKind::Failed));
+    play.to(10 * SECOND);
+    assert_eq!(play.view().error.as_deref(), Some("it: no"), "{:?}", play.said);
+}
+
+#[test]
+fn what_is_found_of_a_create_that_failed_is_deleted_at_once() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
+    play.increase(1);
+    let made = Vm { power: Power::Failed, ..shown(href(1), play.created()) };
+    play.documents.insert(href(1), Vapp { vms: Vec::new(), made: None, ..vapp(&made) });
+    play.fail("create", ErrorKind::Ambiguous);
+    play.to(10 * SECOND);
+    assert_eq!(play.deleted(), ["v/1"], "{:?}", play.said);
+}
+
+#[test]
+fn a_running_instance_that_vcd_does_not_show_is_unhealthy() {
+    let mut play = Play::new(policy(), fleet(1));
+    (play.hidden, play.fails) = (true, vec![("look", ErrorKind::Unavailable)]);
+    play.to(35 * SECOND);
+    assert_eq!((play.times("look").len(), play.health()), (1, Ok(())));
+    play.until("look", 3);
+    assert_eq!(play.health(), Err("VCD does not show it".into()));
+    play.hidden = false;
+    play.to(play.now + 10 * SECOND);
+    assert_eq!(play.health(), Ok(()));
+}
+
+#[test]
+fn an_adopted_instance_without_an_address_is_kept_by_a_shutdown_that_keeps() {
+    let policy = Policy { on_shutdown: OnShutdown::Keep, ..policy() };
+    let mut play = Play::new(policy, vec![Vm { address: None, ..vm(1) }]);
+    play.to(15 * SECOND);
+    assert_eq!(play.states(), [State::Creating]);
+    play.shutdown();
+    play.to(30 * SECOND);
+    assert_eq!((play.deleted().len(), play.group.stopped()), (0, true));
 }
 
 #[test]

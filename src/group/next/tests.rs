@@ -190,7 +190,7 @@ fn an_operation_prevents_all_others() {
                         Stage::Unknown { .. } if has_vapp => Step::Ask(Question::Look),
                         Stage::Unknown { .. } => Step::Ask(Question::Find),
                         Stage::Task { cancelled: false, .. } if stops && has_vapp => Step::Ask(Question::Cancel),
-                        Stage::Task { cancelled: false, .. } if stops => Step::Ask(Question::Look),
+                        Stage::Task { cancelled: false, .. } if stops => Step::Ask(Question::Find),
                         _ => Step::Wait,
                     };
                     assert_eq!(step_of(&i), expected, "{observed} {desired:?} {kind:?} {stage:?}");

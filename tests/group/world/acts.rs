@@ -139,6 +139,8 @@ impl World {
             Stuck::Hangs => faults.hangs = true,
             Stuck::Breaks => faults.breaks = true,
             Stuck::Unfound => faults.unfound = true,
+            Stuck::Unread => faults.unread = true,
+            Stuck::Unlisted => faults.unlisted = true,
             Stuck::KeepsTasks => (faults.hangs, faults.keeps_tasks) = (true, true),
             Stuck::HidesTasks => {
                 self.occupy_vapp(id, which);

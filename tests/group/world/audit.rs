@@ -2,17 +2,18 @@
 
 use super::pace::Pace;
 use super::plan::{MINUTE, Tuning};
-use super::vcd::{href, mark, task_id, task_of, vapp_id};
+use super::vcd::{href, mark, task_id, task_of, vapp_id, works};
 use fleeting_plugin_vcd::cloud::{Mark, Request};
 use fleeting_plugin_vcd::group::{Group, Name, Phase, State, Ticket, Time};
 use std::collections::{BTreeMap, BTreeSet};
-use vcd_sim::model::{Faults, GcStatus, Model, Operation, Power, TaskId, TaskStatus, Vapp, VappId, Vm, VmId};
+use vcd_sim::model::{Faults, GcStatus, Model, Operation, Power, Target, TaskId, TaskStatus, Vapp, VappId, Vm, VmId};
 
 /// A task is stuck when it has run for this long. A create's task is stuck this long after it was cancelled.
 pub const SLOT_PATIENCE: u64 = 10 * MINUTE;
 pub const CANCEL_PATIENCE: u64 = 2 * MINUTE;
-/// The group has to know within this time that an owned vApp contains a foreign VM: polls may lag.
+/// The group has to know within this time, or this many polls, that an owned vApp contains a foreign VM: polls may lag.
 const NOTICE: u64 = 2 * MINUTE;
+const NOTICE_POLLS: u64 = 12;
 
 /// It has the metadata entry and another description, like the Go plugin's vApps. Their VMs can have any name.
 pub(super) fn is_like_the_go_plugins(id: VappId, model: &Model) -> bool {
@@ -101,6 +102,13 @@ pub struct Audit {
 }
 
 impl Audit {
+    /// `interval`: the pause between two polls.
+    pub fn new(interval: u64) -> Audit {
+        let mut audit = Audit::default();
+        audit.pace.interval = interval;
+        audit
+    }
+
     pub fn start(&mut self, life: u32, now: u64, suspends: bool) {
         (self.life, self.suspends) = (life, suspends);
         self.shutdown = false;
@@ -132,7 +140,9 @@ impl Audit {
             let asleep = |vm: &VmId| model.vms.get(vm).is_some_and(|vm| vm.power == Power::Suspended);
             let is_suspended = ids.iter().filter_map(|id| model.vapps.get(id)).any(|vapp| vapp.vms.iter().any(asleep));
             let suspended = (state != State::Running || is_suspended) && (!self.suspends || shared);
-            let for_cause = suspended || busy || self.shutdown;
+            // Nothing shows its suspend mark.
+            let unread = ids.iter().filter_map(|id| model.vapps.get(id)).any(|vapp| vapp.faults.unread);
+            let for_cause = suspended || busy || unread || self.shutdown;
             if could && !for_cause && self.there(&name, model) && !self.gone_for_cause(&name, group, model, time) {
                 return Err(format!(
                     "6: {name} ran and still exists, but the first Update of the next process does not report it"
@@ -179,9 +189,13 @@ impl Audit {
         self.accepted.extend(new.into_iter().map(|name| (name, State::Creating)));
     }
 
+    fn notice(&self) -> u64 {
+        NOTICE.max(NOTICE_POLLS * self.pace.interval)
+    }
+
     /// Polls have shown for long enough that it is powered on.
     fn is_known_to_be_woken(&self, id: VappId) -> bool {
-        self.woken.get(&id).is_some_and(|at| self.pace.seen_clearly >= at + NOTICE)
+        self.woken.get(&id).is_some_and(|at| self.pace.seen_clearly >= at + self.notice())
     }
 
     /// A standby VM was not powered on after its suspend.
@@ -202,7 +216,8 @@ impl Audit {
         let glances = group.glances(time);
         for glance in glances.iter().filter(|glance| glance.phase == Phase::Standby) {
             let mut ids = self.by_name.get(glance.name).into_iter().flatten();
-            if ids.any(|id| self.is_known_to_be_woken(*id) && model.vapps.contains_key(id)) {
+            let fine = |id: &VappId| model.vapps.get(id).is_some_and(|vapp| !is_faulty(vapp));
+            if ids.any(|id| self.is_known_to_be_woken(*id) && fine(id)) {
                 return Err(format!("15: {} was powered on after its suspend, and stays in standby", glance.name));
             }
         }
@@ -411,7 +426,10 @@ impl Audit {
         let Some(task) = model.tasks.get(&id) else { return true };
         let cancelled = self.cancelled.get(&id).is_some_and(|at| now >= at + CANCEL_PATIENCE);
         let creates = matches!(task.operation, Operation::Instantiate | Operation::Compose);
-        cancelled || (!creates && now >= task.start + SLOT_PATIENCE)
+        // A create is cancelled only after a lookup.
+        let unread = matches!(task.target, Target::Vapp(id) if model.vapps.get(&id).is_some_and(|vapp| vapp.faults.unread))
+            || self.pace.look_failed.is_some_and(|at| at > task.start);
+        cancelled || ((!creates || unread) && now >= task.start + SLOT_PATIENCE)
     }
 
     /// A foreign VM in an owned vApp that has been there for long enough to be seen.
@@ -477,7 +495,7 @@ impl Audit {
 
     /// An error if the vApp is foreign.
     fn is_noticed(&self, vm: VmId) -> bool {
-        self.foreign_vms.get(&vm).is_none_or(|came| self.pace.seen_clearly >= came + NOTICE)
+        self.foreign_vms.get(&vm).is_none_or(|came| self.pace.seen_clearly >= came + self.notice())
     }
 
     /// A request to change a VM. The group may not know that a VM was moved just now.
@@ -530,6 +548,17 @@ impl Audit {
                 return Err(format!(
                     "13: {name} is {state:?}, an earlier process created it, and the first Update did not report it"
                 ));
+            }
+            if state == State::Running && before.is_none() {
+                let ids = self.by_name.get(name).into_iter().flatten().filter(|id| !self.taken.contains(id));
+                let vms = ids
+                    .filter_map(|id| model.vapps.get(id))
+                    .flat_map(|vapp| &vapp.vms)
+                    .filter(|vm| !self.foreign_vms.contains_key(vm));
+                let mut vms = vms.filter_map(|id| Some((*id, model.vms.get(id)?.gc)));
+                if vms.any(|(id, gc)| works(id, gc)) {
+                    return Err(format!("11: {name} is running while its customization works"));
+                }
             }
             if state == State::Running && before.is_none() && self.own.contains(name) {
                 self.pace.create_succeeded();
@@ -646,7 +675,10 @@ impl Audit {
     pub fn left(&self, model: &Model, group: Option<&Group>) -> Vec<Name> {
         let mut running: BTreeSet<&Name> = group
             .iter()
-            .flat_map(|group| group.update().filter(|(_, state)| has_run(*state)).map(|(name, _)| name))
+            .flat_map(|group| group.update())
+            // One that an earlier process created may have run.
+            .filter(|(name, state)| has_run(*state) || (*state == State::Creating && !self.own.contains(*name)))
+            .map(|(name, _)| name)
             .collect();
         let glances = group.map(|group| group.glances(Time(0))).unwrap_or_default();
         running.extend(glances.iter().filter(|glance| glance.phase == Phase::Standby).map(|glance| glance.name));

@@ -38,6 +38,8 @@ const EMPTY: u64 = 65 * MINUTE;
 const STOP: u64 = SETTLE + LONGEST_BACKOFF;
 /// Init answers at the latest this long after its start.
 const ADOPTION: u64 = 20_000;
+/// Maximum duration of a probe.
+const PROBE_TIMEOUT: u64 = 5_000;
 /// ready_timeout.
 pub const READY: u64 = 10 * MINUTE;
 /// Maximum number of events in one run. More means that the group never comes to rest.
@@ -228,7 +230,7 @@ impl World {
             wake_at: None,
             wire: Wire::default(),
             host: plan.policy.fleeting.map(|keeps| Host::new(plan.seed ^ 0xf1ee, keeps)),
-            audit: Audit::default(),
+            audit: Audit::new(plan.policy.interval * 1_000),
         };
         let mut world = World {
             now: 0,
@@ -334,7 +336,12 @@ impl World {
         // One after another, each may take two minutes: in steps, after a failure.
         let queue = u64::from(tuning.max_size) * 2 * MINUTE / u64::from(tuning.max_creates.min(tuning.max_operations));
         let empty = if self.model.vapps.values().any(|vapp| vapp.vms.is_empty()) { EMPTY } else { 0 };
-        SETTLE + LONGEST_BACKOFF + hung + queue + empty
+        // A lookup follows after several polls that do not show it.
+        let polls = 30 * tuning.interval * 1_000;
+        // A create that polls never show is given up late.
+        let unlisted = self.model.vapps.values().any(|vapp| vapp.faults.unlisted);
+        let unseen = if unlisted { 6 * tuning.create_timeout * MINUTE } else { 0 };
+        SETTLE + LONGEST_BACKOFF + hung + queue + empty + polls + unseen
     }
 
     /// An orderly shutdown of the hosts.
@@ -517,12 +524,12 @@ impl World {
             create_timeout: Duration::from_secs(tuning.create_timeout * 60),
             ready_timeout: Duration::from_millis(READY),
             startup_cleanup_timeout: Duration::from_secs(30 * 60),
-            reconcile_interval: Duration::from_secs(10),
+            reconcile_interval: Duration::from_secs(tuning.interval),
             max_instance_age: Duration::from_secs(tuning.max_age * 60),
             suspended_max_age: Duration::from_secs(tuning.max_age * 180),
             suspend_resume: self.may_suspend(n),
             standby_count: tuning.standby,
-            dhcp: false,
+            dhcp: tuning.dhcp,
             standby_max_age: Duration::from_secs(tuning.max_age * 120),
             on_shutdown: if tuning.keep { OnShutdown::Keep } else { OnShutdown::Delete },
             credentials: String::new(),
@@ -603,7 +610,12 @@ impl World {
                     self.say(|| format!("{:5} {} {}", event.level, event.name.as_deref().unwrap_or("-"), event.text))
                 }
                 Command::Probe { ticket, address } => {
-                    let at = self.now + self.dice.between(1, 300);
+                    let silent = self.model.vms.values().any(|vm| {
+                        vm.guest_fault == Some(model::GuestFault::NoSsh)
+                            && vm.address().map(IpAddr::V4) == Some(address)
+                    });
+                    // A port that drops packets is known as silent only after the probe's whole time.
+                    let at = self.now + if silent { PROBE_TIMEOUT } else { self.dice.between(1, 300) };
                     let to = self.process(n);
                     self.at(at, Happening::Probe { to, ticket, address });
                 }

@@ -10,12 +10,15 @@ use fleeting_plugin_vcd::group::{Group, Name, State, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
-use vcd_sim::model::{GcStatus, Model, Operation, Power, Target, VappId, Vm, VmId};
+use vcd_sim::model::{GcStatus, Model, Operation, Power, Target, Vapp, VappId, Vm, VmId};
 
-/// A pause of up to this length between two answered polls counts as time with polls.
+/// A pause of up to this length between two answered polls counts as time with polls, in addition to the planned pause.
 const SEEN: u64 = MINUTE;
-/// Maximum time that the host may see a wrong state of an instance while polls show the right one.
+/// Maximum time that the host may see a wrong state of an instance while polls show the right one, and the same in polls.
 const MISTAKEN: u64 = 5 * MINUTE;
+const MISTAKEN_POLLS: u64 = 30;
+/// Maximum time until a guest that answers is reported as running: its hardware may be looked up in vain before.
+const UNNOTICED: u64 = 3 * MINUTE;
 /// Maximum time that creates may wait while none is in progress.
 const IDLE: u64 = MINUTE / 2;
 /// The same after an event that pauses creates for long: the longest pause is 5 minutes, plus or minus a quarter.
@@ -48,6 +51,8 @@ pub struct Pace {
     pub seen: u64,
     /// The same without polls that showed a wrong state.
     pub seen_clearly: u64,
+    /// Pause between two polls.
+    pub interval: u64,
     /// When this process started, and the time without a failed poll.
     began: u64,
     seen_without_fail: u64,
@@ -65,6 +70,10 @@ pub struct Pace {
     tries: BTreeMap<Name, (u32, u64)>,
     /// Since when the host sees a wrong state.
     mistaken: BTreeMap<Name, u64>,
+    /// Since when a guest is ready that is not reported as running, in time with polls that show the real state.
+    unnoticed: BTreeMap<Name, u64>,
+    /// Since when an instance is too old, in time with polls.
+    old: BTreeMap<Name, u64>,
     idle: Option<u64>,
     /// Creates have a reason to wait until then.
     pub excused: u64,
@@ -82,13 +91,14 @@ impl Pace {
     pub fn start(&mut self, now: u64) {
         let (seen, seen_clearly) = (self.seen, self.seen_clearly);
         let (began, good, polled, blind, excused) = (now, now, now, now, now + ADOPTION);
-        *self = Pace { seen, seen_clearly, began, good, polled, blind, excused, ..Pace::default() };
+        let interval = self.interval;
+        *self = Pace { seen, seen_clearly, interval, began, good, polled, blind, excused, ..Pace::default() };
     }
 
     /// A poll was answered, and may show the real state.
     pub fn polled(&mut self, now: u64, answered: bool, truth: bool) {
         if answered {
-            let since = (now - self.good).min(SEEN);
+            let since = (now - self.good).min(SEEN + self.interval);
             self.seen += since;
             self.seen_clearly += if truth { since } else { 0 };
             if self.good == self.polled {
@@ -118,6 +128,8 @@ impl Pace {
     /// Lookups are late or never answered, and slots are freed late.
     pub fn delayed(&mut self, now: u64, request: &Request) {
         self.excused = self.excused.max(now + SLOW);
+        // The end of a create is noticed late.
+        self.unnoticed.clear();
         if matches!(request, Request::Look { .. } | Request::Find { .. }) {
             self.look_failed = Some(now);
         }
@@ -231,7 +243,8 @@ impl Audit {
         let count = times.len();
         let recent = |times: &VecDeque<u64>| times.iter().rev().take_while(|at| **at + MINUTE > now).count();
         let in_a_minute = recent(&asked.changes) + recent(&asked.looks);
-        if in_a_minute > ASKED_A_MINUTE {
+        // Each poll can be the reason for one.
+        if in_a_minute > ASKED_A_MINUTE.max((MINUTE / self.pace.interval) as usize) {
             let what = request.operation();
             return Err(format!("10: {in_a_minute} requests about {key} in one minute, the last is {what}"));
         }
@@ -258,7 +271,7 @@ impl Audit {
         self.pace.create_failed(now, there.created, name);
         let seen = self.pace.seen - tried;
         let limit = READY.min(tuning.create_timeout * MINUTE) - 30_000;
-        if !touched && self.own_vms(there, model).any(well) && seen < limit {
+        if !touched && self.own_vms(there, model).any(well) && seen + 2 * self.pace.interval < limit {
             return Err(format!("12: {name} is healthy and given up, after {} s of successful polls", seen / 1000));
         }
         Ok(())
@@ -294,6 +307,8 @@ impl Audit {
             return Ok(());
         }
         self.check_told(group, model, time, now)?;
+        self.check_unnoticed(group, model)?;
+        self.check_old(group, tuning, time)?;
         self.check_idle(group, model, tuning, time, now)
     }
 
@@ -303,7 +318,13 @@ impl Audit {
             group.update().filter(|(_, state)| *state == State::Running).map(|(name, _)| name.clone()).collect();
         let mut mistaken = BTreeMap::new();
         for name in running {
-            if group.heartbeat(time, &name).is_err() {
+            if let Err(why) = group.heartbeat(time, &name) {
+                let fine = self.by_name.get(&name).into_iter().flatten().filter(|id| !self.touched.contains(id));
+                let fine = fine.filter_map(|id| model.vapps.get(id)).filter(|vapp| !is_faulty(vapp));
+                let ill = why.contains(": it is ") || why.contains(": VCD ");
+                if ill && now > self.pace.blind + MISTAKEN && fine.flat_map(|v| self.own_vms(v, model)).any(well) {
+                    return Err(format!("11: {why}, but it is well"));
+                }
                 continue;
             }
             let told = group.reach(&name).map(|reach| reach.address);
@@ -312,12 +333,53 @@ impl Audit {
             // A VM with a task is in transition, or seems to be.
             let task = self.by_name.get(&name).into_iter().flatten().find_map(|id| task_of(model, *id));
             let held = task.and_then(|task| model.tasks.get(&task)).map_or(0, |task| task.start + SLOT_PATIENCE);
-            if now > since.max(self.pace.blind).max(held) + MISTAKEN {
+            if now > since.max(self.pace.blind).max(held) + MISTAKEN.max(MISTAKEN_POLLS * self.pace.interval) {
                 return Err(format!("11: {name} is reported as running and healthy at {told:?}, but {wrong}"));
             }
             mistaken.insert(name, since);
         }
         self.pace.mistaken = mistaken;
+        Ok(())
+    }
+
+    /// 9: a guest that answers is reported as running, however many others do not answer.
+    fn check_unnoticed(&mut self, group: &Group, model: &Model) -> Result<(), String> {
+        let mut unnoticed = BTreeMap::new();
+        for (name, _) in group.update().filter(|(name, state)| *state == State::Creating && !self.asked.contains(*name))
+        {
+            let ids = self.by_name.get(name).into_iter().flatten();
+            let vapps = ids.filter(|id| !self.touched.contains(id)).filter_map(|id| model.vapps.get(id));
+            let fine = |vapp: &&Vapp| !is_faulty(vapp);
+            // A VM for the pool may be in the middle of its suspend.
+            if self.is_busy(name, model) || !vapps.filter(fine).any(|vapp| self.own_vms(vapp, model).any(well)) {
+                continue;
+            }
+            let since = *self.pace.unnoticed.get(name).unwrap_or(&self.pace.seen_clearly);
+            let seconds = (self.pace.seen_clearly - since) / 1000;
+            if seconds * 1000 > UNNOTICED.max(MISTAKEN_POLLS * self.pace.interval) {
+                return Err(format!("9: {name} has been ready for {seconds} s, and is reported as creating"));
+            }
+            unnoticed.insert(name.clone(), since);
+        }
+        self.pace.unnoticed = unnoticed;
+        Ok(())
+    }
+
+    /// 10: what is too old is given up, whatever VCD answers to its changes.
+    fn check_old(&mut self, group: &Group, tuning: &Tuning, time: Time) -> Result<(), String> {
+        if tuning.max_age == 0 {
+            return Ok(());
+        }
+        let kept = |state| matches!(state, State::Running | State::Resuming | State::Suspending);
+        let mut old = BTreeMap::new();
+        for view in group.views(time).iter().filter(|view| kept(view.state) && group.too_old(view.age)) {
+            let since = *self.pace.old.get(&view.name).unwrap_or(&self.pace.seen);
+            if self.pace.seen > since + HOUR + 10 * MINUTE {
+                return Err(format!("10: {} is {:?} for {} s", view.name, view.state, view.age.as_secs()));
+            }
+            old.insert(view.name.clone(), since);
+        }
+        self.pace.old = old;
         Ok(())
     }
 
@@ -364,7 +426,7 @@ impl Audit {
             self.pace.excused = self.pace.excused.max(now);
         }
         let since = *self.pace.idle.get_or_insert(now);
-        if now > since.max(self.pace.excused) + IDLE {
+        if now > since.max(self.pace.excused) + IDLE.max(3 * self.pace.interval) {
             let since = since.max(self.pace.excused);
             return Err(format!(
                 "9: {waiting} creates wait and none has been in progress for {} s",
@@ -405,6 +467,15 @@ impl Audit {
         let resuming = group.update().filter(|(_, state)| *state == State::Resuming);
         let resumes = resuming.filter(|(name, _)| vapp_of(name).any(is_deployed)).count();
         if self.waits_for_deletes(group, time) || resumes >= tuning.max_operations as usize {
+            return true;
+        }
+        // Nothing shows what became of the last operation: it keeps its slot for a while.
+        let unread = |target: Target| match target {
+            Target::Vapp(id) => model.vapps.get(&id).is_some_and(|vapp| vapp.faults.unread),
+            Target::Vm(_) => false,
+        };
+        let lately = |end: Option<u64>| end.is_some_and(|end| now < end + SLOT_PATIENCE + MINUTE);
+        if model.tasks.values().any(|task| lately(task.end) && unread(task.target)) {
             return true;
         }
         let left = self.orphans(group, model).len();

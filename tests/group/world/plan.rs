@@ -170,6 +170,10 @@ pub enum Stuck {
     KeepsTasks,
     /// A person's task works on it for long, and the plugin may not read its tasks.
     HidesTasks,
+    /// Its own document cannot be read.
+    Unread,
+    /// Queries do not show it.
+    Unlisted,
 }
 
 /// Faults.
@@ -213,6 +217,14 @@ pub enum Fault {
     NoDate,
     /// A poll shows one VM in another power state.
     QueryOdd,
+    /// Polls that ask for vApps, too, fail.
+    VappsFail,
+    /// The login ports of new guests drop packets.
+    NoSsh,
+    /// Full polls take long, and other requests do not.
+    SlowPolls,
+    /// All requests of this operation fail, and no others.
+    OneFails(&'static str),
 }
 
 pub const FAULTS: [Fault; 24] = [
@@ -291,6 +303,9 @@ pub struct Tuning {
     pub skew: i64,
     /// Number of plugins of different managers that share the VDC.
     pub managers: usize,
+    /// Seconds between two polls.
+    pub interval: u64,
+    pub dhcp: bool,
     /// The host behaves like fleeting, and whether it uses what it finds after a start. Otherwise the plan contains all
     /// calls.
     pub fleeting: Option<bool>,
@@ -317,6 +332,8 @@ impl Default for Tuning {
             lease_powers_off: false,
             skew: 0,
             managers: 1,
+            interval: 10,
+            dhcp: false,
             fleeting: None,
         }
     }
@@ -327,6 +344,8 @@ pub fn plan(seed: u64) -> Plan {
     let mut dice = Dice(seed ^ 0x5eed_91a1);
     let mut pool = Dice(seed ^ 0x57a9_db7c);
     let mut leases = Dice(seed ^ 0x1ea5_e000);
+    let mut odd = Dice(seed ^ 0x0ddb_a115);
+    let mut late = Dice(seed ^ 0x01a7_e0f0);
     let large = dice.percent(3);
     let fleeting = dice.pick(&[None, None, None, Some(false), Some(true)]);
     // With a host that replaces old instances, the run would never come to rest.
@@ -356,6 +375,8 @@ pub fn plan(seed: u64) -> Plan {
         lease_powers_off: leases.percent(50),
         skew: if dice.percent(20) { dice.between(0, 360) as i64 - 180 } else { 0 },
         managers: if dice.percent(10) { 2 } else { 1 },
+        interval: if late.percent(8) { late.pick(&[1, 60, 300]) } else { 10 },
+        dhcp: late.percent(10),
         fleeting,
     };
     let minutes = dice.pick(&[3, 10, 30]);
@@ -366,7 +387,11 @@ pub fn plan(seed: u64) -> Plan {
     swarm.starts();
     swarm.administrators();
     swarm.one_alone();
-    swarm.odd_ones(Dice(seed ^ 0x0ddb_a115));
+    swarm.odd_ones(&mut odd);
+    swarm.unread_ones(&mut odd);
+    swarm.silent_ports(&mut odd, large);
+    swarm.late_ones(&mut late);
+    swarm.one_operation(&mut late);
     if policy.standby > 0 && pool.percent(30) {
         swarm.steps.push(Step { at: pool.below(swarm.length), to: 0, act: Act::NewSource });
     }
@@ -502,13 +527,13 @@ impl Swarm {
     }
 
     /// Rare faults of single vApps, with dice of their own.
-    fn odd_ones(&mut self, mut dice: Dice) {
+    fn odd_ones(&mut self, dice: &mut Dice) {
         if !dice.percent(15) {
             return;
         }
         for _ in 0..dice.between(1, 3) {
             let n = dice.roll() % 64;
-            let act = match dice.below(8) {
+            let act = match dice.below(10) {
                 0 => Act::Stuck(Stuck::Breaks, n),
                 1 => Act::Stuck(Stuck::Unfound, n),
                 2 => Act::Stuck(Stuck::KeepsTasks, n),
@@ -516,10 +541,89 @@ impl Swarm {
                 4 => Act::Admin(Admin::Task, n),
                 5 => Act::Admin(Admin::NoteVm, n),
                 6 => Act::Fault(Fault::QueryOdd, self.length, dice.pick(&[2, 10])),
+                7 => Act::Stuck(Stuck::Unread, n),
+                8 => Act::Stuck(Stuck::Unlisted, n),
                 _ => Act::Admin(Admin::AddOtherVm, n),
             };
             let to = dice.below(self.managers as u64) as usize;
             self.steps.push(Step { at: dice.below(self.length), to, act });
+        }
+    }
+
+    /// A vApp whose document cannot be read, when its instance is created, hangs, is deleted, or is left over.
+    fn unread_ones(&mut self, dice: &mut Dice) {
+        if !dice.percent(3) {
+            return;
+        }
+        let (mut at, n) = (self.after_an_increase(0, 120_000).min(self.length), dice.roll() % 64);
+        self.add(at, Act::Stuck(Stuck::Unread, n));
+        if dice.percent(30) {
+            self.add(at, Act::Stuck(Stuck::Hangs, n));
+        }
+        if dice.percent(30) {
+            self.add(at, Act::Fault(Fault::QueryStale, 2 * MINUTE, 100));
+        }
+        at += dice.between(1_000, 2 * MINUTE);
+        self.add(at, if dice.percent(50) { Act::Crash(2_000) } else { Act::Decrease(n) });
+        self.add(at + MINUTE, Act::Increase(2));
+    }
+
+    /// Many guests whose login port drops packets, and others after them.
+    fn silent_ports(&mut self, dice: &mut Dice, large: bool) {
+        if !dice.percent(if large { 50 } else { 2 }) {
+            return;
+        }
+        let (at, percent) = (self.after_an_increase(0, 30_000), dice.pick(&[50, 90]));
+        let long = dice.between(1, 6) * MINUTE;
+        self.add(at, Act::Fault(Fault::NoSsh, long, percent));
+        if large {
+            self.add(at, Act::Increase(25));
+            self.add(at + long, Act::Increase(4));
+        }
+    }
+
+    /// Requests of one operation fail for long, and no others. Or full polls are slow.
+    fn one_operation(&mut self, dice: &mut Dice) {
+        if dice.percent(5) {
+            let long = dice.between(self.length / 4, self.length);
+            self.add_somewhen(Act::Fault(Fault::SlowPolls, long, dice.pick(&[30, 100])));
+        }
+        if dice.percent(5) {
+            let operation = dice.pick(&[
+                "poll_some",
+                "tasks",
+                "look",
+                "find",
+                "cancel",
+                "mark",
+                "configure",
+                "suspend",
+                "power_on",
+                "undeploy",
+                "delete",
+            ]);
+            let long = dice.between(self.length / 4, self.length);
+            self.add_somewhen(Act::Fault(Fault::OneFails(operation), long, 100));
+        }
+    }
+
+    /// What happens when the first hour is over, and the poll with vApps is due again.
+    fn late_ones(&mut self, dice: &mut Dice) {
+        if !dice.percent(3) {
+            return;
+        }
+        if dice.percent(70) {
+            let (at, long) = (dice.between(50, 60) * MINUTE, dice.between(5, 60) * MINUTE);
+            self.add(at, Act::Fault(Fault::VappsFail, long, dice.pick(&[50, 100])));
+        }
+        for _ in 0..dice.between(2, 6) {
+            let act = match dice.below(6) {
+                0..3 => Act::Increase(dice.between(1, 3) as u32),
+                3 => Act::Suspend(dice.roll() % 64),
+                4 => Act::Resume(dice.roll() % 64),
+                _ => Act::Decrease(dice.roll() % 64),
+            };
+            self.add(dice.between(40, 140) * MINUTE, act);
         }
     }
 

@@ -85,7 +85,9 @@ impl World {
             return self.at(self.now, Happening::Answer { to, sending, answer, truth: false });
         }
         let (from, fate) = (self.process(n), self.fate(&sending.request));
-        if fate != Fate::Normal {
+        // After these polls, a plain one follows soon.
+        let replaced = matches!(sending.request, Request::Poll { vapps: true } | Request::PollSome { .. });
+        if fate != Fate::Normal && !replaced {
             self.plugins[n].audit.pace.thwarted(self.now, &sending.request);
         }
         let at = self.now + self.delay(n, &sending.request);
@@ -109,6 +111,9 @@ impl World {
     }
 
     fn delay(&mut self, n: usize, request: &Request) -> u64 {
+        if matches!(request, Request::Poll { .. }) && self.has(Fault::SlowPolls) {
+            return self.dice.between(500, 10_000);
+        }
         if !self.has(Fault::Slow) {
             return self.dice.between(20, 200);
         }
@@ -136,6 +141,10 @@ impl World {
         }
         if self.has(Fault::Expired) {
             return Fate::Refused(ErrorKind::Auth);
+        }
+        let fails = self.has(Fault::OneFails(request.operation()));
+        if fails || (matches!(request, Request::Poll { vapps: true }) && self.has(Fault::VappsFail)) {
+            return Fate::Refused(ErrorKind::Unavailable);
         }
         if !request.changes() {
             return if self.has(Fault::ReadFails) { Fate::Refused(ErrorKind::Protocol) } else { Fate::Normal };
@@ -222,7 +231,9 @@ impl World {
         let (now, plugin) = (self.now, &mut self.plugins[n]);
         let polled = matches!(sending.request, Request::Poll { .. });
         if polled {
-            plugin.audit.pace.polled(now, answer.is_ok(), truth);
+            if answer.is_ok() || sending.request != (Request::Poll { vapps: true }) {
+                plugin.audit.pace.polled(now, answer.is_ok(), truth);
+            }
         } else {
             plugin.audit.pace.answered(now, &sending.request, &answer);
             plugin.audit.tasks_ended(&answer, &self.model, now);
@@ -247,12 +258,14 @@ impl World {
     pub fn execute(&mut self, from: Process, request: &Request, late: bool) -> Result<(Answer, bool), String> {
         let fault = if request.changes() { None } else { self.query_fault() };
         let mut answer = self.carry_out(from, request, late, fault)?;
-        let odd = matches!(request, Request::Poll { .. }) && !self.calm && self.has(Fault::QueryOdd);
+        let polls = matches!(request, Request::Poll { .. } | Request::PollSome { .. });
+        let odd = polls && !self.calm && self.has(Fault::QueryOdd);
         if let (true, Ok(Reply::Poll(poll))) = (odd, &mut answer)
             && !poll.vms.is_empty()
         {
             let at = self.dice.below(poll.vms.len() as u64) as usize;
-            poll.vms[at].power = self.dice.pick(&[cloud::Power::Off, cloud::Power::On, cloud::Power::Other]);
+            use cloud::Power::{Failed, Off, On, Other, Suspended};
+            poll.vms[at].power = self.dice.pick(&[Off, On, Other, Suspended, Failed]);
         }
         Ok((answer, fault.is_none() && !odd))
     }
@@ -301,9 +314,18 @@ impl World {
                 if found.is_empty() {
                     found = self.model.vapps_named(name);
                 }
-                Ok(Reply::Vapps(found.into_iter().filter_map(|id| self.document(id)).collect()))
+                if found.iter().any(|id| self.model.vapps.get(id).is_some_and(|vapp| vapp.faults.unread)) {
+                    return Ok(Err(error(ErrorKind::Unavailable, what)));
+                }
+                Ok(Reply::Vapps(found.into_iter().filter_map(|id| self.document(id, false)).collect()))
             }
-            Request::Look { vapp, .. } => Ok(Reply::Vapps(self.document(vapp_id(vapp)).into_iter().collect())),
+            Request::Look { vapp, guest } => match self.model.read_vapp(self.who, vapp_id(vapp)) {
+                Err(refusal) if refusal.status == 500 => Err(error(ErrorKind::Unavailable, what)),
+                _ => {
+                    let document = self.document(vapp_id(vapp), *guest);
+                    Ok(Reply::Vapps(document.into_iter().collect()))
+                }
+            },
             Request::Tasks { tasks } => {
                 let state = |task: &Href| cloud::Task { href: task.clone(), state: self.task_state(task) };
                 Ok(Reply::Tasks(tasks.iter().map(state).collect()))
@@ -455,6 +477,8 @@ impl World {
                 model::GuestFault::NoSsh,
                 model::GuestFault::ShutsDown,
             ]));
+        } else if create && self.has(Fault::NoSsh) {
+            inject.guest = Some(model::GuestFault::NoSsh);
         } else if create && self.has(Fault::BadHost) {
             inject.guest = Some(model::GuestFault::ShutsDown);
         }
@@ -514,7 +538,7 @@ impl World {
             power: power(vm.status),
             busy: vm.busy,
             address: vm.address.map(IpAddr::V4),
-            customization: customization(vm.gc),
+            customization: customization(vm.id, vm.gc),
             guest_os: vm.guest_os.clone(),
             created: Some(self.model.unix(vm.created)),
             cpus: vm.cpus,
@@ -543,7 +567,7 @@ impl World {
         }
     }
 
-    fn document(&self, id: VappId) -> Option<cloud::Vapp> {
+    fn document(&self, id: VappId, guest: bool) -> Option<cloud::Vapp> {
         let vapp = self.model.get_vapp(self.who, id).ok()?;
         let task = task_of(&self.model, id);
         let suspending = task.is_some_and(|task| self.model.tasks[&task].operation == model::Operation::Suspend);
@@ -555,9 +579,9 @@ impl World {
             differs: (vm.memory_mb != MEMORY_MB).then(|| "another size of memory".into()),
             lacks_tpm: self.plan.policy.tpm && !vm.tpm,
             external: None,
-            guest: Some(cloud::SeenGuest {
+            guest: guest.then(|| cloud::SeenGuest {
                 address: vm.address().map(IpAddr::V4),
-                customization: customization(vm.gc),
+                customization: customization(id, vm.gc),
                 guest_os: "".into(),
             }),
         });
@@ -584,17 +608,30 @@ impl World {
     }
 
     fn task_state(&self, task: &Href) -> cloud::TaskState {
-        match self.model.get_task(self.who, task_id(task)) {
+        let id = task_id(task);
+        match self.model.get_task(self.who, id) {
             Err(_) => cloud::TaskState::Unknown,
             Ok(task) => match task.status {
                 model::TaskStatus::Running => cloud::TaskState::Running,
                 model::TaskStatus::Success => cloud::TaskState::Success,
                 model::TaskStatus::Aborted => cloud::TaskState::Failed(error(ErrorKind::Aborted, "task")),
-                _ => cloud::TaskState::Failed(error(ErrorKind::Failed, "task")),
+                _ => cloud::TaskState::Failed(error(FAILURES[id.number() as usize % FAILURES.len()], "task")),
             },
         }
     }
 }
+
+/// Why tasks fail.
+const FAILURES: [ErrorKind; 8] = [
+    ErrorKind::Failed,
+    ErrorKind::Quota,
+    ErrorKind::Failed,
+    ErrorKind::Busy,
+    ErrorKind::Failed,
+    ErrorKind::State,
+    ErrorKind::NotFound,
+    ErrorKind::Unavailable,
+];
 
 /// The suspend mark on a vApp.
 pub fn mark(vapp: &model::Vapp) -> cloud::Mark {
@@ -602,12 +639,18 @@ pub fn mark(vapp: &model::Vapp) -> cloud::Mark {
     cloud::Mark::read(value(cloud::SUSPEND_KEY), value(cloud::STANDBY_KEY))
 }
 
-fn customization(gc: model::GcStatus) -> Customization {
+fn customization(id: VmId, gc: model::GcStatus) -> Customization {
     match gc {
         model::GcStatus::Complete => Customization::Complete,
         model::GcStatus::Failed => Customization::Failed,
+        _ if works(id, gc) => Customization::Working,
         _ => Customization::Pending,
     }
+}
+
+/// Its customization reports that it is in progress. That of other VMs reports only its end.
+pub fn works(id: VmId, gc: model::GcStatus) -> bool {
+    gc == model::GcStatus::Pending && id.number() % 4 < 2
 }
 
 /// A vApp that the query service does not show.

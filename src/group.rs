@@ -401,7 +401,8 @@ impl Group {
                 operation.slot = None;
             }
             // Undecided vApps follow when they are decided.
-            let kept = keep && (i.has_run() || i.stands_by() || i.origin == Origin::Found);
+            let runs = i.has_run() && !i.desired.is_deleted();
+            let kept = keep && (runs || i.stands_by() || i.origin == Origin::Found);
             if !kept {
                 if first {
                     // There is no time for pauses.

@@ -47,7 +47,7 @@ impl Group {
                 i.attempts.probe = now + STEADY_PROBE_PAUSE;
             }
             Ok(()) if stands_by => {
-                (vapp.guest, vapp.document) = (Guest::Standby, None);
+                (vapp.guest, vapp.document, vapp.unhealthy) = (Guest::Standby, None, None);
                 (i.error, self.progress) = (None, now);
                 self.breaker.success(now);
                 i.attempts.create.reset();
@@ -55,7 +55,7 @@ impl Group {
             }
             Ok(()) => {
                 // A lookup during its create says nothing about it now.
-                (vapp.guest, vapp.document) = (Guest::Ready, None);
+                (vapp.guest, vapp.document, vapp.unhealthy) = (Guest::Ready, None, None);
                 if !returns && labels {
                     vapp.label = Label::Wanted { tries: 0, not_before: now + LABEL_DELAY };
                 }

@@ -49,6 +49,7 @@ impl Group {
         if *state == TaskState::Success && !found {
             self.pace.learn(Course::Task(kind), self.now - operation.began);
         }
+        i.attempts.look.reset();
         i.attempts.look.next = self.now;
         if let Some(vapp) = i.vapp_mut() {
             vapp.document = None;

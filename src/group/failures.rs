@@ -253,7 +253,12 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
         self.try_later(key, error, |attempts| &mut attempts.look, RETRY_MAX);
-        let spoiled = |i: &Instance| i.desired == Desired::Standby && i.attempts.look.tries >= LOST_TRIES;
+        // While VCD is not available, this says nothing about the VM.
+        let polled = |since: Option<Time>| self.poll.fails == 0 && !self.poll.on_wire && since < Some(self.poll.last);
+        let spoiled = |i: &Instance| {
+            let look = &i.attempts.look;
+            i.desired == Desired::Standby && look.tries >= LOST_TRIES && polled(look.since)
+        };
         if self.instances.get(&key).is_some_and(|i| spoiled(i)) {
             self.pool_failed(key, Some(error));
         }

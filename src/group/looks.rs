@@ -423,9 +423,10 @@ impl Group {
             }
             (Guest::Returning { since: None, .. }, Power::On) if !seen.busy => self.stayed_on(key),
             _ => {
-                // What polls do not show well is decided now.
-                vapp.against = if doubt && !vapp.shared { AGAINST_POLLS } else { 0 };
+                vapp.against = 0;
                 if (doubt || vapp.guest == Guest::Ready) && (!seen.busy || seen.power == Power::On) {
+                    // What polls do not show well is decided now.
+                    vapp.against = if doubt && !vapp.shared { AGAINST_POLLS } else { 0 };
                     self.judge(key, seen.power, false);
                 }
             }
@@ -454,8 +455,8 @@ impl Group {
         match power {
             Power::On => return self.on_for_the_first_time(key),
             Power::Failed if seen.made.is_none() => {
-                let error = self.instances.get(&key).map(|i| Box::new(unseen("create", i)));
-                return self.create_ended(key, error);
+                let error = self.instances.get(&key).map(|i| unseen("create", i));
+                return error.iter().for_each(|error| self.made_badly(key, error));
             }
             _ => {}
         }

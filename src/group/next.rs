@@ -304,21 +304,17 @@ impl From<'_> {
 
     /// Running or suspended: handles an unexpected state.
     fn rest(&mut self, i: &Instance, vapp: &Vapp) -> Option<Step> {
-        if vapp.wants_look() {
-            return Some(self.look(i));
-        }
-        let unhealthy = vapp.unhealthy.as_ref()?;
-        if !unhealthy.ends {
-            return None;
-        }
-        if !self.seen(unhealthy.since.end(UNHEALTHY_GRACE)) {
-            return Some(Step::Wait);
-        }
+        let ends = vapp.unhealthy.filter(|unhealthy| unhealthy.ends);
+        let over = ends.is_some_and(|unhealthy| self.seen(unhealthy.since.end(UNHEALTHY_GRACE)));
         // Polls may be wrong about it: a lookup decides, if VCD answers one.
-        let unread = i.attempts.look.since.is_some_and(|since| self.reached(since + UNHEALTHY_GRACE));
-        match unread || vapp.document(self.at.now).is_some() {
-            true => Some(Step::GiveUp(Cause::Unhealthy)),
-            false => Some(self.look(i)),
+        let look = &i.attempts.look;
+        let unread = look.tries >= LOST_TRIES && look.since.is_some_and(|since| self.reached(since + UNHEALTHY_GRACE));
+        match () {
+            _ if over && (unread || (!vapp.wants_look() && vapp.document(self.at.now).is_some())) => {
+                Some(Step::GiveUp(Cause::Unhealthy))
+            }
+            _ if over || vapp.wants_look() => Some(self.look(i)),
+            _ => ends.map(|_| Step::Wait),
         }
     }
 

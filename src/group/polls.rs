@@ -8,7 +8,7 @@ use super::limits::{LOST_TRIES, RETRY_MAX, doubled};
 use super::owner::{Owner, Ownership};
 use super::pace::Course;
 use super::time::Stopwatch;
-use super::vapp::{Guest, Record, Unhealthy};
+use super::vapp::{Guest, MISSED_POLLS, Record, Unhealthy};
 use super::{Group, Key, Time};
 use crate::cloud::{ALLOW_SCRIPTS, Answer, Customization, ErrorKind, Power, Reply, UnixMs, VcdError, Vm, is_windows};
 use log::Level;
@@ -88,7 +88,7 @@ impl Group {
         self.claim_all(&poll, |href| shown.is_known(href));
     }
 
-    /// The result of a poll of instances that boot. Only full polls show that VCD is unavailable or that a vApp is missing.
+    /// The result of a poll of instances that boot. Only full polls show that VCD is unavailable.
     pub(super) fn some_polled(&mut self, sent: Time, answer: Answer) {
         self.poll_some.on_wire = false;
         let poll = match answer {
@@ -167,7 +167,7 @@ impl Group {
             // What is known is newer.
             return;
         }
-        (vapp.missed, vapp.patience) = (0, super::vapp::MISSED_POLLS);
+        (vapp.missed, vapp.patience) = (0, MISSED_POLLS);
         let judged = self.owner.judge_record(&vm.vapp_name, Some(&vm.description));
         // A foreign text may mean that the vApp has another owner now.
         let untold = (vapp.labelled && !Owner::is_marked(Some(&vm.description))) || vm.description.trim().is_empty();

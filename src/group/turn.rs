@@ -95,7 +95,7 @@ impl Group {
                 load.probing += usize::from(vapp.guest.is_probed());
                 let boots = i.boots();
                 load.boots += usize::from(boots);
-                load.guests += u32::from(boots && !i.has_run() && !vapp.is_missing());
+                load.guests += u32::from(boots && !i.has_run() && i.stuck().is_none());
             }
             if let Some(operation) = i.operation.as_ref().filter(|operation| operation.task().is_some()) {
                 match operation.stuck {

@@ -284,8 +284,13 @@ impl Vapp {
         let ours = self.vm.as_ref().is_some_and(|vm| seen.vms.contains(vm));
         self.shared = seen.vms.len() > usize::from(ours);
         self.document = Some(Document::of(seen, now));
-        if let (Power::On, Some(guest)) = (seen.power, seen.made.as_ref().and_then(|made| made.guest.as_ref())) {
-            self.record = Some(Record::of_look(guest, seen.busy, self.record.as_ref(), now));
+        let made = seen.made.as_ref().filter(|made| self.vm.as_ref() == Some(&made.vm));
+        if let (Power::On, Some(guest)) = (seen.power, made.and_then(|made| made.guest.as_ref())) {
+            let mut record = Record::of_look(guest, seen.busy, self.record.as_ref(), now);
+            if self.is_customized() {
+                record.customization = Customization::Complete;
+            }
+            self.record = Some(record);
         }
         ours
     }

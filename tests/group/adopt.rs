@@ -184,6 +184,32 @@ fn ten_unhealthy_minutes_end_an_instance() {
 }
 
 #[test]
+fn an_outage_does_not_end_an_unhealthy_instance() {
+    let mut play = Play::running();
+    play.documents.get_mut(&href(1)).unwrap().power = Power::Off;
+    play.to(5 * SECOND).show(Power::Off, false).before(610 * SECOND);
+    play.fails = vec![("look", ErrorKind::Unavailable)];
+    play.to(610 * SECOND).deaf = true;
+    play.to(7200 * SECOND);
+    assert_eq!((play.states(), play.times("look").len()), (vec![State::Running], 1));
+    // An HA cluster has restarted it meanwhile.
+    play.documents.get_mut(&href(1)).unwrap().power = Power::On;
+    (play.deaf, play.fails) = (false, Vec::new());
+    play.show(Power::On, false).to(7300 * SECOND);
+    assert_eq!((play.states(), play.health()), (vec![State::Running], Ok(())));
+}
+
+#[test]
+fn an_adopted_instance_that_is_suspended_and_cannot_be_looked_up_ends() {
+    let mut play = Play::running();
+    play.fails = vec![("look", ErrorKind::Unavailable)];
+    play.show(Power::Suspended, false).to(60 * SECOND);
+    assert_eq!((play.states(), play.health()), (vec![State::Running], Err("it is suspended".into())));
+    play.to(1500 * SECOND);
+    assert_eq!(play.states(), [State::Deleting]);
+}
+
+#[test]
 fn failed_lookups_do_not_count_when_nothing_is_to_be_looked_up_any_more() {
     let mut play = Play::suspended();
     (play.hidden, play.fails) = (true, vec![("look", ErrorKind::Unavailable)]);

@@ -334,6 +334,15 @@ fn a_standby_vm_that_vcd_does_not_show_is_not_handed_out_and_replaced() {
     play.until("look", play.times("look").len() + 2);
     assert_eq!((play.said("it cannot be used for standby"), play.times("create").len()), (1, 1));
     play.until("create", 2);
+    // While polls fail, failed lookups say nothing.
+    let mut play = at_rest_with(Policy { reconcile_interval: Duration::from_secs(120), ..standby_policy() });
+    (play.hidden, play.fails) = (true, vec![("look", ErrorKind::Unavailable)]);
+    let looks = play.times("look").len();
+    play.until("look", looks + 1);
+    let polls = play.times("poll").len();
+    play.to(play.now + 100 * SECOND);
+    assert!(play.times("look").len() >= looks + 3 && play.times("poll").len() == polls);
+    assert_eq!(play.said("it cannot be used for standby"), 0);
 }
 
 #[test]

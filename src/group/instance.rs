@@ -299,6 +299,7 @@ impl Instance {
 
     /// Its guest was ready once, perhaps for an earlier process: it is kept if running instances are kept, and lost if it
     /// disappears.
+    #[inline(never)]
     pub fn has_run(&self) -> bool {
         self.origin == Origin::Adopted || self.vapp().is_some_and(|vapp| vapp.guest.has_run())
     }

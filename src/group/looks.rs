@@ -399,10 +399,7 @@ impl Group {
             {
                 self.asleep(key)
             }
-            (Guest::Returning { since: Some(_), .. }, _) if fails => {
-                self.boot_failed(key, "it is powered off after its resume");
-            }
-            (Guest::Booting { .. }, power) if fails => {
+            (Guest::Booting { .. } | Guest::Returning { since: Some(_), .. }, power) if fails => {
                 self.boot_failed(key, down(power, false).unwrap_or("it is not powered on"));
             }
             (Guest::Booting { .. }, _) if vapp.is_unchecked() => {

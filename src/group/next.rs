@@ -168,6 +168,7 @@ impl From<'_> {
         match &operation.stage {
             Stage::Sent => Step::Wait,
             Stage::Unknown { .. } => {
+                self.looks = true;
                 if operation.stuck.is_none() && self.seen(operation.watch.end(SLOT_PATIENCE)) {
                     return Step::Stick;
                 }
@@ -193,6 +194,7 @@ impl From<'_> {
                             && i.attempts.look.tries >= LOST_TRIES
                             && self.seen(operation.watch.end(SLOT_PATIENCE)) =>
                         {
+                            self.looks = true;
                             Step::Stick
                         }
                         _ => self.look(i),

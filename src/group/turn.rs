@@ -143,8 +143,7 @@ impl Group {
             if let Some(wake) = next.wake {
                 self.wake_by(wake);
             }
-            let goes_on = matches!(next.step, Step::Wait | Step::Begin(_) | Step::Probe(_));
-            if let Some(i) = self.instances.get_mut(&key).filter(|i| goes_on && !next.looks && i.question.is_none()) {
+            if let Some(i) = self.instances.get_mut(&key).filter(|i| !next.looks && i.question.is_none()) {
                 // What the failed lookups were for is over.
                 i.attempts.look.reset();
             }

@@ -495,7 +495,7 @@ fn a_resumed_instance_is_looked_up_when_three_polls_show_it_down() {
     play.until("poll", first + 5);
     assert_eq!(play.times("look").len(), 2);
     play.until("poll", first + 6);
-    assert_eq!((play.view().cause, play.said("it is powered off after its resume")), (Some(Cause::Unhealthy), 1));
+    assert_eq!((play.view().cause, play.said("it is powered off")), (Some(Cause::Unhealthy), 1));
 }
 
 #[test]

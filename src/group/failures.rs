@@ -1,7 +1,7 @@
 //! The consequences of a failure or loss: retries, the breaker's count, and the end of an instance.
 
 use super::instance::{Attempts, Cause, Desired, Observed, Origin};
-use super::limits::{Backoff, DELETE_RETRY_MAX, LOST_TRIES, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
+use super::limits::{Backoff, DELETE_RETRY_MAX, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
 use super::{Command, GC_INTERVAL, Group, Instance, Key, MAX_PAST, PRUNE_AFTER, Time};
 use crate::cloud::{ErrorKind, VcdError};
 use log::Level;
@@ -248,19 +248,16 @@ impl Group {
         self.try_later(key, error, |attempts| &mut attempts.change, RETRY_MAX);
     }
 
-    /// A lookup failed: the next one waits.
+    /// A lookup failed: the next one waits. A VM of the pool is not worth many.
     pub(super) fn look_failed(&mut self, key: Key, error: &VcdError) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         i.vapp_mut().into_iter().for_each(|vapp| vapp.build.slot = None);
-        self.try_later(key, error, |attempts| &mut attempts.look, RETRY_MAX);
+        let (poll, look) = (&self.poll, &i.attempts.look);
         // While VCD is not available, this says nothing about the VM.
-        let polled = |since: Option<Time>| self.poll.fails == 0 && !self.poll.on_wire && since < Some(self.poll.last);
-        let spoiled = |i: &Instance| {
-            let look = &i.attempts.look;
-            i.desired == Desired::Standby && look.tries >= LOST_TRIES && polled(look.since)
-        };
-        if self.instances.get(&key).is_some_and(|i| spoiled(i)) {
-            self.pool_failed(key, Some(error));
+        let polled = poll.fails == 0 && !poll.on_wire && look.since < Some(poll.last);
+        match i.desired == Desired::Standby && look.is_last() && polled {
+            true => self.pool_failed(key, Some(error)),
+            false => self.try_later(key, error, |attempts| &mut attempts.look, RETRY_MAX),
         }
     }
 

@@ -38,8 +38,6 @@ const MAX_STEPS: u32 = 8;
 struct Load {
     looks: usize,
     probing: usize,
-    /// Login ports that are to be probed.
-    probes: Vec<(Key, IpAddr)>,
     /// Metadata entries on the wire.
     labels: usize,
     /// A create or delete has not started yet.
@@ -71,13 +69,13 @@ impl Group {
         self.end_adoption_in_time();
         self.refill();
         let mut load = self.load();
-        let mut wishes = Vec::new();
+        let (mut wishes, mut probes) = (Vec::new(), Vec::new());
         let mut key = self.instances.keys().next().copied();
         while let Some(this) = key {
-            self.step(this, &mut load, &mut wishes);
+            self.step(this, &mut load, &mut wishes, &mut probes);
             key = self.instances.range(this + 1..).next().map(|(key, _)| *key);
         }
-        self.probe(&load);
+        self.probe(load.probing, &probes);
         self.begin(&load, &wishes);
         // Steps of this turn change what polls are due.
         let load = self.load();
@@ -124,7 +122,7 @@ impl Group {
     }
 
     /// The steps of one instance, up to the first that needs a slot or an answer.
-    fn step(&mut self, key: Key, load: &mut Load, wishes: &mut Vec<Wish>) {
+    fn step(&mut self, key: Key, load: &mut Load, wishes: &mut Vec<Wish>, probes: &mut Vec<(Key, IpAddr)>) {
         for _ in 0..MAX_STEPS {
             let Some(i) = self.instances.get(&key) else { return };
             let at = At {
@@ -163,7 +161,7 @@ impl Group {
                     }
                     return;
                 }
-                Step::Probe(address) => return load.probes.push((key, address)),
+                Step::Probe(address) => return probes.push((key, address)),
                 Step::Label => {
                     // Its task takes time in VCD, as creates and deletes do.
                     if load.waits && load.labels > 0 {
@@ -444,10 +442,10 @@ impl Group {
     }
 
     /// All login ports get their turn, even if many do not answer.
-    fn probe(&mut self, load: &Load) {
-        let (last, mut free) = (self.probe_cursor, MAX_PROBES.saturating_sub(load.probing));
+    fn probe(&mut self, probing: usize, probes: &[(Key, IpAddr)]) {
+        let (last, mut free) = (self.probe_cursor, MAX_PROBES.saturating_sub(probing));
         for before in [false, true] {
-            for &(key, address) in load.probes.iter().filter(|(key, _)| (*key <= last) == before) {
+            for &(key, address) in probes.iter().filter(|(key, _)| (*key <= last) == before) {
                 if free > 0
                     && let Some((.., probing)) = self.guest_watch(key)
                 {

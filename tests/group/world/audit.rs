@@ -205,7 +205,8 @@ impl Audit {
         }
         for (id, (name, _)) in &self.ours {
             let Some(vapp) = model.vapps.get(id).filter(|vapp| is_marked_standby(vapp)) else { continue };
-            let on = |vm: &Vm| vm.power == Power::On && !vm.host_down;
+            // What VCD does not show does not count.
+            let on = |vm: &Vm| vm.power == Power::On && !vm.host_down && !is_faulty(vapp);
             if !self.told.contains(name) && self.own_vms(vapp, model).any(on) {
                 self.woken.entry(*id).or_insert(self.pace.seen_clearly);
             } else if !self.is_known_to_be_woken(*id) {

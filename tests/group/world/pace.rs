@@ -171,6 +171,9 @@ impl Pace {
             // The outcome is unknown, and that keeps a slot: for longer than a task that hung before.
             self.excused = self.excused.max(now + MINUTE + SLOT_PATIENCE);
         }
+        if let (Request::Look { .. } | Request::Find { .. }, Err(_)) = (request, answer) {
+            self.look_failed = Some(now);
+        }
         if request.changes() && answer.is_err() {
             let locked = matches!(request, Request::Delete { .. } | Request::DeleteStopped { .. });
             if !locked {
@@ -389,13 +392,14 @@ impl Audit {
         let own = |id: VappId, vm: &VmId| !self.foreign_vms.contains_key(vm) || is_like_the_go_plugins(id, model);
         let vms = vapps.flat_map(|(id, vapp)| vapp.vms.iter().filter(move |vm| own(id, vm)));
         let vms: Vec<&Vm> = vms.filter_map(|vm| model.vms.get(vm)).collect();
+        let unlisted = |vm: &Vm| model.vapps.get(&vm.vapp).is_some_and(|vapp| vapp.faults.unlisted);
         let wrong = |vm: &&Vm| {
             let address = vm.address().map(IpAddr::V4);
             match () {
                 _ if vm.host_down => Some("its ESXi host is down".into()),
                 _ if vm.power != Power::On => Some(format!("it is {:?}", vm.power)),
                 // Nobody can know a new address that VCD does not show.
-                _ if vm.address_hidden && told.is_ok() => None,
+                _ if (vm.address_hidden || unlisted(vm)) && told.is_ok() => None,
                 _ if told.as_ref().ok() != address.as_ref() => Some(format!("its address is {address:?}")),
                 _ => None,
             }

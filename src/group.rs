@@ -39,7 +39,7 @@ pub use view::{Glance, Limit, Standing, View};
 
 use crate::cloud::{Answer, Href, Poll, Source, UnixMs};
 use instance::{Desired, Instance, Observed, Origin, Stage};
-use limits::{Backoff, Breaker, LOST_TRIES, Rng, Slots, Throttle};
+use limits::{Backoff, Breaker, Rng, Slots, Throttle};
 use pace::Pace;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::net::IpAddr;
@@ -363,7 +363,7 @@ impl Group {
             return Ok(());
         };
         let vapp = instance.vapp();
-        let unread = instance.attempts.look.tries >= LOST_TRIES;
+        let unread = instance.attempts.look.has_failed();
         let why = match vapp.and_then(|vapp| vapp.unhealthy) {
             Some(unhealthy) => unhealthy.why,
             None if unread && vapp.is_some_and(Vapp::is_missing) => "VCD does not show it",

@@ -1,7 +1,7 @@
 //! The data of an instance: its desired state, its observed state in VCD, and its one operation in VCD. `next.rs` decides
 //! the next step, `view.rs` shows the instance to others.
 
-use super::limits::{Backoff, LOST_TRIES, Lane, Slot};
+use super::limits::{Backoff, Lane, Slot};
 use super::time::{Seen, Stopwatch};
 use super::vapp::{Guest, Removal, Vapp};
 use super::{LEASE_MARGIN, Name, Time};
@@ -341,7 +341,7 @@ impl Instance {
         }
         let hangs = self.operation.as_ref().and_then(|operation| operation.stuck);
         let Attempts { change, delete, look, .. } = &self.attempts;
-        let unread = look.since.filter(|_| look.tries >= LOST_TRIES);
+        let unread = look.since.filter(|_| look.has_failed());
         let fails = match () {
             _ if self.goes() => delete.since.or(unread),
             // It needs no change.

@@ -99,6 +99,11 @@ impl Backoff {
         self.tries + 1 >= LOST_TRIES
     }
 
+    /// It has failed [`LOST_TRIES`] times.
+    pub fn has_failed(&self) -> bool {
+        self.tries >= LOST_TRIES
+    }
+
     /// It succeeded.
     pub fn reset(&mut self) {
         (self.tries, self.since) = (0, None);

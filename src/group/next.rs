@@ -2,7 +2,7 @@
 //! changes nothing. `turn.rs` decides whether the limits allow the step now.
 
 use super::instance::{Cause, Desired, Instance, Kind, Mark, Observed, Operation, Origin, Question, Stage};
-use super::limits::{LOST_TRIES, Lane};
+use super::limits::Lane;
 use super::time::{Seen, Sight, Time};
 use super::vapp::{Guest, Label, Removal, Vapp};
 use super::{PRUNE_AFTER, Policy, UNHEALTHY_GRACE};
@@ -191,7 +191,7 @@ impl From<'_> {
                         }
                         Some(vapp) if vapp.proven => Step::Wait,
                         _ if operation.stuck.is_none()
-                            && i.attempts.look.tries >= LOST_TRIES
+                            && i.attempts.look.has_failed()
                             && self.seen(operation.watch.end(SLOT_PATIENCE)) =>
                         {
                             self.looks = true;
@@ -310,7 +310,7 @@ impl From<'_> {
         let over = ends.is_some_and(|unhealthy| self.seen(unhealthy.since.end(UNHEALTHY_GRACE)));
         // Polls may be wrong about it: a lookup decides, if VCD answers one.
         let look = &i.attempts.look;
-        let unread = look.tries >= LOST_TRIES && look.since.is_some_and(|since| self.reached(since + UNHEALTHY_GRACE));
+        let unread = look.has_failed() && look.since.is_some_and(|since| self.reached(since + UNHEALTHY_GRACE));
         match () {
             _ if over && (unread || (!vapp.wants_look() && vapp.document(self.at.now).is_some())) => {
                 Some(Step::GiveUp(Cause::Unhealthy))

@@ -4,7 +4,7 @@
 use super::adopt::by_href;
 use super::answers::wrong_reply;
 use super::instance::{Desired, Observed, Origin};
-use super::limits::{LOST_TRIES, RETRY_MAX, doubled};
+use super::limits::{RETRY_MAX, doubled};
 use super::owner::{Owner, Ownership};
 use super::pace::Course;
 use super::time::Stopwatch;
@@ -161,7 +161,7 @@ impl Group {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
         let going = i.goes();
-        let (desired, busy_with, unread) = (i.desired, i.operation.is_some(), i.attempts.look.tries >= LOST_TRIES);
+        let (desired, busy_with, unread) = (i.desired, i.operation.is_some(), i.attempts.look.has_failed());
         let Observed::Vapp(vapp) = &mut i.observed else { return };
         if sent < vapp.record.as_ref().map_or(vapp.known, |record| record.seen.max(vapp.known)) {
             // What is known is newer.

@@ -1339,8 +1339,8 @@ fn a_failed_create_is_reported_as_such_if_its_vm_was_seen_before() {
     play.begin("create", Some(href(1)), "t/1");
     let made = Vm { power: Power::Other, busy: true, ..shown(href(1), play.created()) };
     play.vms.push(made.clone());
-    play.documents.insert(href(1), Vapp { power: Power::Failed, vms: Vec::new(), made: None, ..vapp(&made) });
-    play.documents.get_mut(&href(1)).unwrap().busy = false;
+    let left = Vapp { power: Power::Failed, busy: false, vms: Vec::new(), made: None, ..vapp(&made) };
+    play.documents.insert(href(1), left);
     play.to(15 * SECOND).tasks = TaskState::Failed(error(ErrorKind::Failed));
     play.to(20 * SECOND);
     assert_eq!(play.view().error.as_deref(), Some("it: no"), "{:?}", play.said);

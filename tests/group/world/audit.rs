@@ -43,6 +43,11 @@ pub fn is_faulty(vapp: &Vapp) -> bool {
     Faults { force_fails: false, ..vapp.faults } != Faults::default()
 }
 
+/// A vApp whose own document cannot be read.
+pub fn is_unread(target: Target, model: &Model) -> bool {
+    matches!(target, Target::Vapp(id) if model.vapps.get(&id).is_some_and(|vapp| vapp.faults.unread))
+}
+
 /// What the audit knows in addition to the group and the model.
 #[derive(Default)]
 pub struct Audit {
@@ -428,8 +433,7 @@ impl Audit {
         let cancelled = self.cancelled.get(&id).is_some_and(|at| now >= at + CANCEL_PATIENCE);
         let creates = matches!(task.operation, Operation::Instantiate | Operation::Compose);
         // A create is cancelled only after a lookup.
-        let unread = matches!(task.target, Target::Vapp(id) if model.vapps.get(&id).is_some_and(|vapp| vapp.faults.unread))
-            || self.pace.look_failed.is_some_and(|at| at > task.start);
+        let unread = is_unread(task.target, model) || self.pace.look_failed.is_some_and(|at| at > task.start);
         cancelled || ((!creates || unread) && now >= task.start + SLOT_PATIENCE)
     }
 

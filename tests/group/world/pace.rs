@@ -1,7 +1,7 @@
 //! Maximum durations, the frequency of requests, and how long the host may see a wrong state: invariants 9 to 12 of the
 //! list in `ARCHITECTURE.md`. All durations count only the time in which VCD could be seen.
 
-use super::audit::{Audit, CANCEL_PATIENCE, SLOT_PATIENCE, is_create, is_faulty, is_like_the_go_plugins};
+use super::audit::{Audit, CANCEL_PATIENCE, SLOT_PATIENCE, is_create, is_faulty, is_like_the_go_plugins, is_unread};
 use super::plan::{MINUTE, Tuning};
 use super::vcd::{CHANGE_TIMEOUT, MEMORY_MB, task_id, task_of, vapp_id};
 use super::{ADOPTION, READY};
@@ -10,7 +10,7 @@ use fleeting_plugin_vcd::group::{Group, Name, State, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
-use vcd_sim::model::{GcStatus, Model, Operation, Power, Target, Vapp, VappId, Vm, VmId};
+use vcd_sim::model::{GcStatus, Model, Operation, Power, Target, VappId, Vm, VmId};
 
 /// A pause of up to this length between two answered polls counts as time with polls, in addition to the planned pause.
 const SEEN: u64 = MINUTE;
@@ -322,10 +322,8 @@ impl Audit {
         let mut mistaken = BTreeMap::new();
         for name in running {
             if let Err(why) = group.heartbeat(time, &name) {
-                let fine = self.by_name.get(&name).into_iter().flatten().filter(|id| !self.touched.contains(id));
-                let fine = fine.filter_map(|id| model.vapps.get(id)).filter(|vapp| !is_faulty(vapp));
                 let ill = why.contains(": it is ") || why.contains(": VCD ");
-                if ill && now > self.pace.blind + MISTAKEN && fine.flat_map(|v| self.own_vms(v, model)).any(well) {
+                if ill && now > self.pace.blind + MISTAKEN && self.is_well(&name, model) {
                     return Err(format!("11: {why}, but it is well"));
                 }
                 continue;
@@ -345,16 +343,20 @@ impl Audit {
         Ok(())
     }
 
+    /// A job can run on its VM, and neither a person nor a fault of its vApp concerns it.
+    fn is_well(&self, name: &Name, model: &Model) -> bool {
+        let ids = self.by_name.get(name).into_iter().flatten().filter(|id| !self.touched.contains(id));
+        let mut vapps = ids.filter_map(|id| model.vapps.get(id)).filter(|vapp| !is_faulty(vapp));
+        vapps.any(|vapp| self.own_vms(vapp, model).any(well))
+    }
+
     /// 9: a guest that answers is reported as running, however many others do not answer.
     fn check_unnoticed(&mut self, group: &Group, model: &Model) -> Result<(), String> {
         let mut unnoticed = BTreeMap::new();
         for (name, _) in group.update().filter(|(name, state)| *state == State::Creating && !self.asked.contains(*name))
         {
-            let ids = self.by_name.get(name).into_iter().flatten();
-            let vapps = ids.filter(|id| !self.touched.contains(id)).filter_map(|id| model.vapps.get(id));
-            let fine = |vapp: &&Vapp| !is_faulty(vapp);
             // A VM for the pool may be in the middle of its suspend.
-            if self.is_busy(name, model) || !vapps.filter(fine).any(|vapp| self.own_vms(vapp, model).any(well)) {
+            if self.is_busy(name, model) || !self.is_well(name, model) {
                 continue;
             }
             let since = *self.pace.unnoticed.get(name).unwrap_or(&self.pace.seen_clearly);
@@ -474,12 +476,8 @@ impl Audit {
             return true;
         }
         // Nothing shows what became of the last operation: it keeps its slot for a while.
-        let unread = |target: Target| match target {
-            Target::Vapp(id) => model.vapps.get(&id).is_some_and(|vapp| vapp.faults.unread),
-            Target::Vm(_) => false,
-        };
         let lately = |end: Option<u64>| end.is_some_and(|end| now < end + SLOT_PATIENCE + MINUTE);
-        if model.tasks.values().any(|task| lately(task.end) && unread(task.target)) {
+        if model.tasks.values().any(|task| lately(task.end) && is_unread(task.target, model)) {
             return true;
         }
         let left = self.orphans(group, model).len();

@@ -4,7 +4,7 @@
 use super::errors::{self, Stage};
 use super::hardware::{self, Hardware};
 use super::query::{self, fits, unix_ms};
-use super::watch::is_refusal;
+use super::watch::{is_denied, is_refusal};
 use super::{Call, Client, Settings, last_part, xml};
 use crate::cloud::{ErrorKind, Href, VcdError};
 use roxmltree::Node;
@@ -413,7 +413,7 @@ impl Client {
                 let owner = json.get("ownerRef").and_then(|owner| owner.get("id")).and_then(|id| id.as_str());
                 Ok(owner.is_some_and(|id| id.to_lowercase().starts_with("urn:vcloud:vdcgroup:")))
             }
-            Err(e) if is_refusal(&e) => Ok(false),
+            Err(e) if is_denied(&e) => Ok(false),
             Err(e) => Err(e),
         }
     }
@@ -546,7 +546,7 @@ impl Client {
         if all.is_empty() && !query::is_pattern(name) {
             // A template may have another name than its catalog item.
             all = match self.templates(call, &catalogs, "catalogItem") {
-                Err(e) if is_refusal(&e) => Vec::new(),
+                Err(e) if is_denied(&e) => Vec::new(),
                 other => other?,
             };
         }
@@ -630,7 +630,7 @@ impl Client {
         let wanted = |record: &Found| record.get("orgName") == org && fits(name, record.name());
         let found = match self.search(call, "catalog", &filter, &wanted) {
             // A name may contain a slash.
-            Err(e) if is_refusal(&e) => Vec::new(),
+            Err(e) if is_denied(&e) => Vec::new(),
             other => other?,
         };
         let read = |found: &Found| {
@@ -660,7 +660,7 @@ impl Client {
                     Ok(())
                 });
             match page {
-                Err(e) if !is_refusal(&e) => return Err(e),
+                Err(e) if !is_denied(&e) => return Err(e),
                 _ if any => return Ok(true),
                 _ if value == query::bare_value(catalog) => break,
                 _ => {}

@@ -8,7 +8,8 @@ use super::query::{self, has_prefix, unix_ms};
 use super::tasks::is_over;
 use super::{Call, Client, Settings, hardware, last_part, names, properties, record, xml};
 use crate::cloud::{
-    ErrorKind, Href, MAX_NAMES_ASKED, Made, Mark, Poll, Power, STANDBY_KEY, SUSPEND_KEY, SeenGuest, Vapp, VcdError, Vm,
+    Customization, ErrorKind, Href, MAX_NAMES_ASKED, Made, Mark, Poll, Power, STANDBY_KEY, SUSPEND_KEY, SeenGuest,
+    Vapp, VcdError, Vm,
 };
 use roxmltree::Node;
 use std::collections::{HashMap, HashSet};
@@ -313,22 +314,21 @@ impl Client {
     }
 
     fn seen_guest(&self, call: &Call, vm: Node, href: &Href) -> Result<SeenGuest, VcdError> {
-        let status = match self.send(call, Method::GET, &format!("{href}/guestcustomizationstatus"), None) {
-            Err(e) if is_refusal(&e) => None,
-            other => Some(other?),
-        };
-        let document = match &status {
-            Some(got) => {
+        let customization = match self.send(call, Method::GET, &format!("{href}/guestcustomizationstatus"), None) {
+            Err(e) if is_denied(&e) => Customization::Unknown,
+            // The guest may be in the middle of it: its login port decides.
+            Err(e) if is_refusal(&e) => Customization::Pending,
+            got => {
+                let got = got?;
                 let unusable = |why: String| errors::unusable(&call.what, Stage::Read, got.status, why);
-                Some(xml::read(&got.body).map_err(unusable)?)
+                let document = xml::read(&got.body).map_err(unusable)?;
+                query::customization(xml::text(document.root_element(), "GuestCustStatus"))
             }
-            None => None,
         };
-        let status = document.as_ref().and_then(|document| xml::text(document.root_element(), "GuestCustStatus"));
         let primary = hardware::primary_adapter(vm);
         Ok(SeenGuest {
             address: primary.and_then(|adapter| xml::text(adapter, "IpAddress")?.parse().ok()),
-            customization: query::customization(status),
+            customization,
             guest_os: names::guest_os(vm).into(),
         })
     }
@@ -461,8 +461,13 @@ fn external(vm: Node) -> Option<IpAddr> {
 
 /// VCD rejects a query that it answers in another form, or fails with 500. Not a lost connection.
 pub(super) fn is_refusal(e: &VcdError) -> bool {
-    let refused = matches!(e.kind, ErrorKind::Invalid | ErrorKind::Forbidden | ErrorKind::NotFound | ErrorKind::State);
-    (refused && e.status != 0) || e.status == 500
+    is_denied(e) || e.status == 500
+}
+
+/// The same without 500: it says for certain that this user cannot read it.
+pub(super) fn is_denied(e: &VcdError) -> bool {
+    let denied = matches!(e.kind, ErrorKind::Invalid | ErrorKind::Forbidden | ErrorKind::NotFound | ErrorKind::State);
+    denied && e.status != 0
 }
 
 /// The same for a request that the plugin can do without: this is logged.

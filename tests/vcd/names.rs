@@ -209,6 +209,19 @@ fn the_error_for_two_catalogs_with_one_name_gives_values_that_work() {
     assert_eq!(Client::open(by("images-org/ci-*", "ubuntu-22.04")).unwrap().1.guest_os, "Theirs");
     let e = errors_of(by("images-org/no-such", "ubuntu-22.04")).remove(0);
     assert_eq!((e.kind, e.what.as_str()), (ErrorKind::NotFound, "find catalog with templates \"images-org/no-such\""));
+    // A query that VCD fails does not mean that there is none. Without the right to use it, only the names count.
+    for (catalog, template, path) in [
+        ("ci-catalog", "no-such", "type=catalogItem"),
+        ("images-org/ci-catalog", "ubuntu-22.04", "type=catalog&"),
+        ("no-such", "ubuntu-22.04", "filter=catalogName=="),
+    ] {
+        for (status, kind) in [(500, ErrorKind::Unavailable), (403, ErrorKind::NotFound)] {
+            refuse(&server, path, status);
+            let e = errors_of(by(catalog, template)).remove(0);
+            assert_eq!((e.kind, e.status == 500), (kind, status == 500), "{path}: {e}");
+            server.clear_faults();
+        }
+    }
     // A name can contain a slash.
     server.with_model(|m| m.catalogs.values_mut().for_each(|c| c.name = format!("{}/v2", c.name).into()));
     assert_eq!(errors_of(by("ci-catalog/v2", "ubuntu-22.04")).remove(0).what, "find catalog \"ci-catalog/v2\"");

@@ -213,7 +213,12 @@ impl Client {
         let (records, _) = self.vapp_records(call, &filter, None, &|n| n == name)?;
         let mut found: Vec<Href> = records.into_iter().map(|vapp| vapp.href).collect();
         if found.is_empty() {
-            found = self.entities(call, &vdc, |n| n == name)?.into_iter().map(|(_, href)| href).collect();
+            let entities = match self.entities(call, &vdc, |n| n == name) {
+                // Without the right to read it, only the query counts.
+                Err(e) if is_denied(&e) => Vec::new(),
+                other => other?,
+            };
+            found = entities.into_iter().map(|(_, href)| href).collect();
         }
         if found.len() > MAX_FOUND {
             log::warn!("{}: {} vApps have this name; the plugin looks up {MAX_FOUND}", call.what, found.len());

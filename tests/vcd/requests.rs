@@ -544,6 +544,13 @@ fn a_poll_of_vapps_fails_if_the_vdcs_document_cannot_be_read_now() {
     server.clear_faults();
     refuse(&server, "vdc", 403);
     assert_eq!(poll(&client, true).unwrap().vapps, Some(vec![]));
+    // The same for the search of a name. With 500, it may be there.
+    for (status, found) in [(403, Ok(vec![])), (500, Err(ErrorKind::Unavailable))] {
+        server.clear_faults();
+        refuse(&server, "vdc", status);
+        let name = "ci-1".into();
+        assert_eq!(vapps(&client, &Request::Find { name }).map_err(|e| e.kind), found, "{status}");
+    }
 }
 
 /// A suspended VM without its mark is deleted.

@@ -326,7 +326,7 @@ pub const KEYS: &[ConfigKey] = {
             "max_instance_age",
             span(0, 366 * DAY),
             Some("24h"),
-            "Age at which a VM becomes unhealthy and gets no new jobs. At twice this age the plugin deletes it. 0: never.",
+            "Age at which a VM becomes unhealthy and gets no new jobs. At twice this age the plugin deletes it. The age counts from the create, or from the last resume. 0: never.",
         ),
         key("suspend_resume", Kind::Flag, Some("true"), "Offer suspend and resume to GitLab Runner."),
         key(

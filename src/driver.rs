@@ -25,7 +25,7 @@ use std::time::{Duration, Instant, SystemTime};
 /// Maximum number of changing requests in progress, so that there is always a thread for a read.
 const MAX_CHANGES_ON_WIRE: usize = THREADS - 1;
 /// The group itself ends adoption. Init waits this much longer for that.
-const ADOPTION_MARGIN: Duration = Duration::from_secs(2);
+const ADOPTION_MARGIN: Duration = Duration::from_secs(6);
 /// Maximum time for a probe of a guest.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for Shutdown if the host sets none.
@@ -348,8 +348,12 @@ impl Driver {
         match Driver::begin(executor, config, presence, pool.clone(), client.clone(), environment).await {
             Ok(driver) => {
                 unless_serving.driver = Some(driver.clone());
-                // Instances that are not known to be complete by then are leftovers.
-                driver.wait(ADOPTION_TIMEOUT + ADOPTION_MARGIN, Group::knows_its_own).await;
+                // Instances that are not known to be complete by then are leftovers, unless VCD is not available.
+                if !driver.wait(ADOPTION_TIMEOUT + ADOPTION_MARGIN, Group::knows_its_own).await {
+                    let text =
+                        "VCD does not answer lookups of the VMs of an earlier process; no VM was created or deleted";
+                    return Err(CallError::Unavailable(text.into()));
+                }
                 unless_serving.done = true;
                 Ok(driver)
             }
@@ -481,8 +485,15 @@ impl Driver {
     /// The same with the kind of the input, and the facts about the operations that it ended.
     fn turn<T>(self: &Rc<Self>, shown: Shown, notes: Vec<Note>, feed: impl FnOnce(&mut Group, Time) -> T) -> T {
         let now = self.now();
+        let result = feed(&mut self.group.borrow_mut(), now);
+        self.execute(now, shown, notes);
+        result
+    }
+
+    /// Executes the group's commands, and notes what has changed. One copy for all kinds of input.
+    #[inline(never)]
+    fn execute(self: &Rc<Self>, now: Time, shown: Shown, notes: Vec<Note>) {
         let mut group = self.group.borrow_mut();
-        let result = feed(&mut group, now);
         let mut said = Vec::new();
         while let Some(command) = group.next_command() {
             match command {
@@ -506,7 +517,6 @@ impl Driver {
         for waiter in self.waiting.borrow_mut().drain(..) {
             let _ = waiter.try_send(());
         }
-        result
     }
 
     async fn ask(self: Rc<Self>, ticket: Ticket, about: Option<u64>, request: Request) {

@@ -323,6 +323,9 @@ impl Group {
                     i.attempts.not_busy();
                     outcome.succeeded.push(name.clone());
                     if let Some(said) = said {
+                        if i.state() == State::Resuming {
+                            i.renew(now);
+                        }
                         self.say_of(log::Level::Info, key, said.into());
                     }
                 }

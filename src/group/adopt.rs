@@ -2,6 +2,7 @@
 //! such a vApp is complete when Init answers, it is adopted. An owned vApp that appears later is deleted, because GitLab
 //! Runner would treat it as new.
 
+use super::answers::LOOK_PAUSE;
 use super::instance::{Cause, Desired, Mark, Observed, Origin};
 use super::next::CUSTOMIZATION_USUAL;
 use super::owner::{Owner, Ownership};
@@ -241,9 +242,14 @@ impl Group {
         }
     }
 
-    /// Ends adoption at its deadline: a vApp that was not looked up by then is a leftover if the group owns it.
+    /// Ends adoption at its deadline: a vApp that was not looked up by then is a leftover if the group owns it. If VCD is
+    /// not available, that says nothing about the vApp: Init fails instead.
     pub(super) fn end_adoption_in_time(&mut self) {
-        let Some(until) = self.adopt_until else { return };
+        let Some(mut until) = self.adopt_until else { return };
+        if self.unreachable {
+            until = until.max(self.now + LOOK_PAUSE);
+            self.adopt_until = Some(until);
+        }
         // During shutdown nothing is adopted, unless instances are kept.
         let sweeping = self.stopping && self.policy.on_shutdown == OnShutdown::Delete;
         if self.now < until && !sweeping {

@@ -114,7 +114,7 @@ impl Group {
     /// The outcome is unknown: it was carried out, may be carried out later, or never.
     fn lost(&mut self, key: Key, kind: Kind, error: &VcdError) {
         if let Kind::Delete(_) = kind {
-            self.delete_failed(key, error);
+            self.delete_failed(key, error, false);
         }
         let (now, seen, stopping) = (self.now, self.sight.at(self.now), self.stopping);
         let Some(i) = self.instances.get_mut(&key) else { return };
@@ -329,10 +329,9 @@ impl Group {
             }
             // A vApp that cannot be deleted may be running, or needs force after all.
             (ErrorKind::Invalid | ErrorKind::State, Removal::Stopped) => {
-                vapp.removal = Removal::Force;
-                self.delete_failed(key, &VcdError { kind: ErrorKind::State, ..error.clone() });
+                self.delete_failed(key, &VcdError { kind: ErrorKind::State, ..error.clone() }, true);
             }
-            _ => self.delete_failed(key, error),
+            _ => self.delete_failed(key, error, false),
         }
     }
 

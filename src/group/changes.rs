@@ -137,7 +137,7 @@ impl Group {
     pub(super) fn failed(&mut self, key: Key, kind: Kind, error: &VcdError) {
         let Some(i) = self.instances.get_mut(&key) else { return };
         match kind {
-            Kind::Create { whole: true } if i.desired == Desired::Running && error.kind != ErrorKind::Quota => {
+            Kind::Create { whole: true } if !i.desired.is_deleted() && error.kind != ErrorKind::Quota => {
                 // VCD may have created it and failed at the power-on.
                 i.operation = None;
                 if let Some(vapp) = i.vapp_mut() {
@@ -163,12 +163,9 @@ impl Group {
                 self.over(key);
                 self.not_resumed(key, error);
             }
-            Kind::Delete(removal) => {
+            Kind::Delete(_) => {
                 i.operation = None;
-                if let Some(vapp) = i.vapp_mut() {
-                    vapp.removal = if removal == Removal::Force { Removal::Stop } else { Removal::Force };
-                }
-                self.delete_failed(key, error);
+                self.delete_failed(key, error, true);
             }
             Kind::Other => self.over(key),
         }

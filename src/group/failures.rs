@@ -1,7 +1,9 @@
 //! The consequences of a failure or loss: retries, the breaker's count, and the end of an instance.
 
+use super::answers::LOOK_PAUSE;
 use super::instance::{Attempts, Cause, Desired, Observed, Origin};
 use super::limits::{Backoff, DELETE_RETRY_MAX, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
+use super::vapp::{Guest, Removal};
 use super::{Command, GC_INTERVAL, Group, Instance, Key, MAX_PAST, PRUNE_AFTER, Time};
 use crate::cloud::{ErrorKind, VcdError};
 use log::Level;
@@ -9,8 +11,7 @@ use std::time::Duration;
 
 /// After this many failed combined creates, VMs are created in steps.
 pub const WHOLE_FAILURES: u32 = 2;
-/// Steps stay in use for this long if they work, or if the combined request is too much. If they fail, they are not
-/// tried again for this long.
+/// Steps stay in use for this long if they work, or if the combined request is too much.
 pub const WHOLE_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 impl Group {
@@ -60,7 +61,7 @@ impl Group {
         let of_pool = i.desired == Desired::Standby;
         match () {
             // Another VM with a new id replaces it.
-            _ if of_pool => self.delete_for(key, Cause::Spoiled),
+            _ if of_pool && (was.doomed || was.guest == Guest::Standby) => self.delete_for(key, Cause::Spoiled),
             _ if wanted && lost => self.delete_for(key, Cause::Lost),
             // It disappeared during its create. The plugin did not delete it.
             _ if wanted => self.create_ended(key, was.build.failed),
@@ -159,13 +160,13 @@ impl Group {
     pub(super) fn create_failed(&mut self, key: Key, error: Option<&VcdError>) {
         let (now, timeout, seen) = (self.now, self.policy.create_timeout, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
+        let tries = i.attempts.create.tries;
+        let kind = error.map(|error| error.kind);
+        i.refused = kind;
         if i.desired == Desired::Standby {
             // Another VM with a new id replaces it.
             return self.pool_failed(key, error);
         }
-        let tries = i.attempts.create.tries;
-        let kind = error.map(|error| error.kind);
-        i.refused = kind;
         let pause = match kind {
             Some(ErrorKind::Quota) => doubled(QUOTA_RETRY_BASE, tries, RETRY_MAX),
             kind => pause(kind, tries, RETRY_MAX),
@@ -194,8 +195,9 @@ impl Group {
 
     /// A create failed in its steps or at its guest, and left a vApp.
     pub(super) fn made_badly(&mut self, key: Key, error: &VcdError) {
-        let steps = self.instances.get(&key).and_then(|i| i.vapp()).is_some_and(|vapp| !vapp.build.whole);
-        if steps {
+        // A task that was cancelled or aborted says nothing.
+        let counts = |i: &Instance| !i.goes() && i.vapp().is_some_and(|vapp| !vapp.build.whole);
+        if error.kind != ErrorKind::Aborted && self.instances.get(&key).is_some_and(|i| counts(i)) {
             self.steps_failed();
         }
         self.create_left(key, error, true);
@@ -204,20 +206,23 @@ impl Group {
     /// A create in steps failed. If steps were tried because the combined request failed, the combined request is used
     /// again.
     pub(super) fn steps_failed(&mut self) {
-        self.whole |= self.whole_failures >= WHOLE_FAILURES;
+        if self.whole_failures >= WHOLE_FAILURES {
+            (self.whole, self.whole_failures) = (true, 0);
+        }
     }
 
     /// A combined create failed for a reason that may not apply to steps. If that happens again, VMs are created in steps
     /// for a while. Returns whether the failure counts against VCD: not before steps were tried.
     pub(super) fn whole_failed(&mut self, error: &VcdError) -> bool {
-        if !self.whole || self.steps_until.is_some() || error.kind == ErrorKind::Aborted {
+        if !self.whole || error.kind == ErrorKind::Aborted {
             return true;
         }
+        let tried = self.steps_until.is_some();
         self.whole_failures += 1;
         if self.whole_failures >= WHOLE_FAILURES {
             self.take_apart(&error.to_string(), Some(self.now + WHOLE_AGAIN));
         }
-        false
+        tried
     }
 
     /// VCD does not create a VM with the combined request: use three steps, until `until` if it is set.
@@ -255,19 +260,29 @@ impl Group {
         let (poll, look) = (&self.poll, &i.attempts.look);
         // While VCD is not available, this says nothing about the VM.
         let polled = poll.fails == 0 && !poll.on_wire && look.since < Some(poll.last);
-        match i.desired == Desired::Standby && look.is_last() && polled {
-            true => self.pool_failed(key, Some(error)),
-            false => self.try_later(key, error, |attempts| &mut attempts.look, RETRY_MAX),
+        if i.desired == Desired::Standby && look.is_last() && polled {
+            return self.pool_failed(key, Some(error));
         }
+        // Init waits for it.
+        let most = if i.origin == Origin::Found { LOOK_PAUSE } else { RETRY_MAX };
+        self.try_later(key, error, |attempts| &mut attempts.look, most);
     }
 
-    /// A delete failed: the next one waits. It uses the other way if VCD was available and failed at this one.
-    pub(super) fn delete_failed(&mut self, key: Key, error: &VcdError) {
+    /// A delete failed: the next one waits. It uses the other way if this one `cannot` work, or has failed several times.
+    pub(super) fn delete_failed(&mut self, key: Key, error: &VcdError, cannot: bool) {
         let Some(i) = self.instances.get_mut(&key) else { return };
-        // The result of a lookup may be outdated after the pause.
-        i.vapp_mut().into_iter().for_each(|vapp| vapp.document = None);
         // VCD was not available: this says nothing about the vApp.
         let unasked = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Auth);
+        let flips = cannot || i.attempts.delete.is_last();
+        if let Some(vapp) = i.vapp_mut() {
+            // The result of a lookup may be outdated after the pause.
+            vapp.document = None;
+            if flips {
+                // What is used now is not force if that was forbidden.
+                let force = vapp.removal == Removal::Force && self.now >= self.no_force_until;
+                vapp.removal = if force { Removal::Stop } else { Removal::Force };
+            }
+        }
         let most = if unasked { RETRY_MAX } else { DELETE_RETRY_MAX };
         self.try_later(key, error, |attempts| &mut attempts.delete, most);
     }

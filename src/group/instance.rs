@@ -361,4 +361,9 @@ impl Instance {
     pub fn age(&self, now: Time) -> Duration {
         self.age_before + (now - self.since)
     }
+
+    /// Its age counts from now: a suspended VM does nothing.
+    pub fn renew(&mut self, now: Time) {
+        (self.since, self.age_before) = (now, Duration::ZERO);
+    }
 }

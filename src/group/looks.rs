@@ -77,20 +77,25 @@ impl Group {
         if is_over {
             self.over(key);
             self.say_of(Level::Info, key, "not found in VCD: the create did not work".into());
-            self.lost_create(key);
+            self.lost_create(key, whole);
         } else {
             self.look_again(key);
         }
     }
 
-    /// A create whose answer was lost did not work. It is tried again at once. If that is lost, too, it has failed.
-    fn lost_create(&mut self, key: Key) {
+    /// A create whose answer was lost did not work. It is tried again at once. If that is lost, too, it has failed: VCD may
+    /// answer only the combined request in this way.
+    fn lost_create(&mut self, key: Key, whole: bool) {
         let now = self.now;
         let Some(i) = self.instances.get_mut(&key) else { return };
         if i.attempts.create.tries == 0 {
             return i.attempts.create.note(now);
         }
         let (error, wanted) = (unseen("create", i), !i.desired.is_deleted());
+        match whole {
+            true => _ = self.whole_failed(&error),
+            false => self.steps_failed(),
+        }
         self.create_failed(key, Some(&error));
         if wanted {
             self.count_create_failure(key, false);
@@ -231,9 +236,10 @@ impl Group {
     /// Its vApp exists and is of no use any more, for the reason `why`.
     fn unusable(&mut self, key: Key, why: &str) {
         let Some(i) = self.instances.get_mut(&key) else { return };
-        let (had_run, of_pool) = (i.has_run(), i.desired == Desired::Standby);
+        let (had_run, mut of_pool) = (i.has_run(), i.desired == Desired::Standby);
         let mut failed = None;
         if let Some(vapp) = i.vapp_mut() {
+            of_pool &= vapp.guest == Guest::Standby;
             failed = vapp.build.failed.take();
             (vapp.doomed, vapp.build.slot) = (true, None);
         }
@@ -293,10 +299,9 @@ impl Group {
             (Kind::Delete(Removal::Stop), power) => {
                 self.over(key);
                 let stopped = power == Power::Off;
-                if let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) {
-                    vapp.removal = if stopped { Removal::Stopped } else { Removal::Stop };
-                }
-                if !stopped {
+                if let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()).filter(|_| stopped) {
+                    vapp.removal = Removal::Stopped;
+                } else {
                     self.still_there(key, began);
                 }
             }
@@ -344,7 +349,7 @@ impl Group {
         }
         let what = format!("delete vApp {}", i.name);
         let error = VcdError::own(ErrorKind::Failed, what, "VCD has ended its task, and the vApp still exists");
-        self.delete_failed(key, &error);
+        self.delete_failed(key, &error, false);
     }
 
     /// A lookup of a vApp that is to be deleted: wait for a task that works on it. A foreign VM in it prevents the delete.

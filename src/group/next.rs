@@ -163,19 +163,24 @@ impl From<'_> {
         if self.reached(i.attempts.look.next) { Step::Ask(question) } else { Step::Wait }
     }
 
+    /// It has taken too long, and is not reported as stuck yet.
+    fn hangs(&mut self, operation: &Operation, patience: Duration) -> bool {
+        operation.stuck.is_none() && self.seen(operation.watch.end(patience))
+    }
+
     /// An operation is in VCD, or may be.
     fn operation(&mut self, i: &Instance, operation: &Operation) -> Step {
         match &operation.stage {
             Stage::Sent => Step::Wait,
             Stage::Unknown { .. } => {
                 self.looks = true;
-                if operation.stuck.is_none() && self.seen(operation.watch.end(SLOT_PATIENCE)) {
+                if self.hangs(operation, SLOT_PATIENCE) {
                     return Step::Stick;
                 }
                 self.look(i)
             }
             Stage::Task { cancelled: true, .. } => {
-                if operation.stuck.is_none() && self.seen(operation.watch.end(CANCEL_PATIENCE)) {
+                if self.hangs(operation, CANCEL_PATIENCE) {
                     return Step::Stick;
                 }
                 // VCD may have forgotten it, or it cancels it on a second request.
@@ -190,10 +195,7 @@ impl From<'_> {
                             Step::Ask(Question::Cancel)
                         }
                         Some(vapp) if vapp.proven => Step::Wait,
-                        _ if operation.stuck.is_none()
-                            && i.attempts.look.has_failed()
-                            && self.seen(operation.watch.end(SLOT_PATIENCE)) =>
-                        {
+                        _ if i.attempts.look.has_failed() && self.hangs(operation, SLOT_PATIENCE) => {
                             self.looks = true;
                             Step::Stick
                         }
@@ -201,7 +203,7 @@ impl From<'_> {
                     };
                 }
                 let making = operation.kind.lane() == Some(Lane::Create) && !i.goes();
-                if operation.stuck.is_none() && !making && self.seen(operation.watch.end(SLOT_PATIENCE)) {
+                if !making && self.hangs(operation, SLOT_PATIENCE) {
                     return Step::Stick;
                 }
                 // Such a task says nothing about the VM.

@@ -4,7 +4,7 @@
 use super::adopt::by_href;
 use super::answers::wrong_reply;
 use super::instance::{Desired, Observed, Origin};
-use super::limits::{RETRY_MAX, doubled};
+use super::limits::{LOST_TRIES, RETRY_MAX, doubled};
 use super::owner::{Owner, Ownership};
 use super::pace::Course;
 use super::time::Stopwatch;
@@ -63,7 +63,9 @@ impl<'a> Shown<'a> {
 impl Group {
     pub(super) fn polled(&mut self, sent: Time, vapps: bool, answer: Answer) {
         self.poll.on_wire = false;
-        self.swept |= self.stopping && sent >= self.stopping_since;
+        // If VCD is not available, nobody waits for long.
+        let counts = answer.is_ok() || self.poll.fails + 1 >= LOST_TRIES;
+        self.swept |= self.stopping && sent >= self.stopping_since && counts;
         let poll = match answer {
             Ok(Reply::Poll(poll)) => poll,
             other => return self.poll_failed(vapps, other.err()),
@@ -144,8 +146,8 @@ impl Group {
                 }
                 self.seen(key, vm, sent, vcd_now);
             }
-            // A poll that was sent before the vApp was known does not show it.
-            _ if vapp.known < sent => {
+            // A poll that was sent before it was known, or last seen, says nothing.
+            _ if vapp.last_seen() < sent => {
                 vapp.missed = vapp.missed.saturating_add(1);
                 // Nobody saw the progress of its guest.
                 let boots = vapp.guest.watch().map(|(since, ..)| since.hold(unseen)).is_some();
@@ -163,7 +165,7 @@ impl Group {
         let going = i.goes();
         let (desired, busy_with, unread) = (i.desired, i.operation.is_some(), i.attempts.look.has_failed());
         let Observed::Vapp(vapp) = &mut i.observed else { return };
-        if sent < vapp.record.as_ref().map_or(vapp.known, |record| record.seen.max(vapp.known)) {
+        if sent < vapp.last_seen() {
             // What is known is newer.
             return;
         }

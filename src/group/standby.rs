@@ -41,8 +41,8 @@ impl Group {
         let (now, seen) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
         (i.origin, i.desired) = (Origin::Requested, Desired::Running);
-        // Its age counts from now: a suspended VM does nothing.
-        (i.since, i.age_before, i.error) = (now, Duration::ZERO, None);
+        i.renew(now);
+        i.error = None;
         (i.accepted, i.create_began) = (Stopwatch::start(seen), now);
         i.creating = i.creating.map(|_| i.accepted).or_else(|| i.vapp().map(|_| i.accepted));
         (i.attempts.change.next, i.attempts.look.next) = (now, now);

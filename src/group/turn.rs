@@ -1,6 +1,7 @@
 //! One turn: every instance takes its next step if limits and pauses allow it, and due polls and task queries are sent.
 //! `next.rs` decides the steps.
 
+use super::answers::LOOK_PAUSE;
 use super::instance::{Cause, Desired, Kind, Mark, Operation, Origin, Question, Stage};
 use super::limits::{Lane, RETRY_BASE};
 use super::next::{self, At, Step};
@@ -251,8 +252,8 @@ impl Group {
             return false;
         }
         let create = matches!(wish.kind, Kind::Create { .. });
-        if self.unreachable && !(self.stopping && wish.lane == Lane::Delete) {
-            // It continues after the next successful poll.
+        if self.adopt_until.is_some() || (self.unreachable && !(self.stopping && wish.lane == Lane::Delete)) {
+            // It continues when Init has answered, or after the next successful poll.
             return false;
         }
         if create && let Some(until) = self.breaker.until(self.now).max(held) {
@@ -371,6 +372,8 @@ impl Group {
             let interval = match () {
                 // The last poll does not wait.
                 _ if self.stopping && !self.swept => Duration::ZERO,
+                // Init must know whether VCD is available.
+                _ if self.adopt_until.is_some() => interval.min(LOOK_PAUSE),
                 // The last one failed.
                 _ if self.sight.is_closed() => interval.min(RETRY_BASE),
                 _ => interval,

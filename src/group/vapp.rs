@@ -274,7 +274,6 @@ impl Vapp {
     /// Its own document, which shows the owner tag and all its VMs. True if one of them is the instance's.
     pub fn show(&mut self, seen: &cloud::Vapp, now: Time) -> bool {
         self.proven = true;
-        self.external = seen.made.as_ref().and_then(|made| made.external).or(self.external);
         if self.vm.is_none() {
             // The Go plugin's VMs have names of their own.
             let any = self.labelled && !Owner::is_marked(seen.description.as_deref());
@@ -285,6 +284,7 @@ impl Vapp {
         self.shared = seen.vms.len() > usize::from(ours);
         self.document = Some(Document::of(seen, now));
         let made = seen.made.as_ref().filter(|made| self.vm.as_ref() == Some(&made.vm));
+        self.external = made.and_then(|made| made.external).or(self.external);
         if let (Power::On, Some(guest)) = (seen.power, made.and_then(|made| made.guest.as_ref())) {
             let mut record = Record::of_look(guest, seen.busy, self.record.as_ref(), now);
             if self.is_customized() {
@@ -309,6 +309,11 @@ impl Vapp {
     /// Its customization has ended, whatever records show.
     pub fn is_customized(&self) -> bool {
         self.build.customized || self.guest == Guest::Standby || self.guest.has_run()
+    }
+
+    /// When it became known, or a poll or lookup last showed its VM. Earlier polls say nothing.
+    pub fn last_seen(&self) -> Time {
+        self.record.as_ref().map_or(self.known, |record| record.seen.max(self.known))
     }
 
     /// Polls do not show it, and a lookup is due.

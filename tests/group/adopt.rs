@@ -67,6 +67,23 @@ fn a_poll_sent_before_a_vapp_was_known_does_not_count() {
 }
 
 #[test]
+fn a_poll_that_is_older_than_the_last_record_does_not_count() {
+    let mut play = Play::booting(|play| play.port = false);
+    play.to(9 * SECOND).holds = vec!["poll"];
+    while play.held.len() < 2 {
+        play.to(play.now + SECOND);
+    }
+    // The one by name is answered first.
+    let full = play.held.remove(0);
+    assert_eq!((full.1.operation(), play.held[0].1.operation()), ("poll", "poll_some"));
+    play.release("poll", None);
+    play.held.push(full);
+    play.hidden = true;
+    play.release("poll", None);
+    assert_eq!(play.view().missed, 0);
+}
+
+#[test]
 fn failed_polls_are_repeated_with_growing_pauses_and_the_recovery_is_logged_once() {
     let mut play = Play::running();
     play.to(25 * SECOND);
@@ -1265,6 +1282,63 @@ fn a_vapp_without_a_lookup_in_time_is_a_leftover() {
     assert_eq!(play.said("1 vApps that may belong to this group could not be looked up in time"), 1);
     play.release("look", None);
     assert_eq!((play.states(), play.deleted()), (vec![], vec!["v/1"]), "a host would use it as new");
+}
+
+#[test]
+fn a_lookup_that_fails_is_repeated_before_init_answers() {
+    let mut play = Play::holding(policy(), vec![Vm { power: Power::Suspended, ..vm(1) }], &["look"]);
+    for tries in 1..=3 {
+        play.fail("look", ErrorKind::Unavailable);
+        play.until("look", tries + 1);
+    }
+    play.release("look", None);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Suspended], vec![]));
+}
+
+#[test]
+fn an_outage_during_init_makes_no_leftover() {
+    let mut play = Play::holding(policy(), vec![Vm { power: Power::Suspended, ..vm(1) }], &["look"]);
+    (play.deaf, play.fails) = (true, vec![("look", ErrorKind::Unavailable)]);
+    play.fail("look", ErrorKind::Unavailable);
+    play.holds.clear();
+    play.to(60 * SECOND);
+    assert!(!play.group.knows_its_own());
+    (play.deaf, play.fails) = (false, Vec::new());
+    play.to(100 * SECOND);
+    assert!(play.group.knows_its_own());
+    assert_eq!((play.states(), play.deleted()), (vec![State::Suspended], vec![]));
+}
+
+#[test]
+fn nothing_is_deleted_before_init_answers() {
+    let vms = vec![Vm { power: Power::Off, ..vm(1) }, Vm { address: None, ..vm(2) }];
+    let mut play = Play::holding(policy(), vms, &["look"]);
+    play.release("look", None);
+    play.before(15 * SECOND);
+    assert_eq!((play.group.knows_its_own(), play.deleted()), (false, vec![]));
+    play.release("look", None);
+    assert_eq!((play.group.knows_its_own(), play.deleted()), (true, vec!["v/1"]));
+}
+
+#[test]
+fn the_external_address_is_that_of_the_own_vm() {
+    let mut play = Play::running();
+    play.hidden = true;
+    let address = play.vms[0].address.unwrap();
+    let mut show = |vm: &str, external: u8| {
+        let vapp = play.documents.get_mut(&href(1)).unwrap();
+        vapp.vms = vec!["m/v/1".into(), "m/theirs".into()];
+        let made = vapp.made.as_mut().unwrap();
+        (made.vm, made.external) = (vm.into(), Some(IpAddr::from([192, 0, 2, external])));
+        let looks = play.times("look").len();
+        play.until("look", looks + 1);
+        let reach = play.group.reach(&name(1)).unwrap();
+        assert_eq!(reach.address, address);
+        reach.external
+    };
+    assert_eq!(show("m/theirs", 1), address);
+    assert_eq!(show("m/v/1", 2), IpAddr::from([192, 0, 2, 2]));
+    assert_eq!(show("m/theirs", 3), IpAddr::from([192, 0, 2, 2]));
 }
 
 #[test]

@@ -534,6 +534,36 @@ fn a_delete_is_repeated_or_done_without_force() {
 }
 
 #[test]
+fn a_delete_that_is_lost_three_times_is_done_the_other_way() {
+    let mut play = Play::scrapped();
+    play.power = Power::On;
+    for next in ["delete", "delete", "undeploy", "delete", "undeploy"] {
+        play.answer(failed(ErrorKind::Ambiguous));
+        play.expect("look", 1_000..=1_000);
+        play.shows(false, false);
+        play.expect("look", 0..=NEVER);
+        play.shows(false, false);
+        play.expect(next, AT_ONCE);
+    }
+    // While force is forbidden, it follows as soon as it is allowed again.
+    let mut play = Play::scrapped();
+    play.power = Power::On;
+    play.answer(failed(ErrorKind::Forbidden));
+    play.expect("undeploy", AT_ONCE);
+    let mut next = "undeploy".to_string();
+    let forbidden = play.now + NEVER;
+    while next == "undeploy" {
+        play.answer(failed(ErrorKind::Ambiguous));
+        play.expect("look", 1_000..=1_000);
+        play.shows(false, false);
+        play.expect("look", 0..=2 * NEVER);
+        play.shows(false, false);
+        next = play.within(0).unwrap().operation().into();
+        assert_eq!(next == "delete", play.now >= forbidden);
+    }
+}
+
+#[test]
 fn the_hardware_is_looked_up_three_times() {
     let mut play = Play::new();
     play.expect("create", AT_ONCE);

@@ -315,7 +315,12 @@ impl Play {
                 let source = self.source;
                 Ok(Reply::Started(Started { vapp: Some(made.vapp), task: None, source }))
             }
-            Request::Delete { vapp } => {
+            Request::Undeploy { vapp } => {
+                self.vms.iter_mut().filter(|vm| vm.vapp == vapp).for_each(|vm| vm.power = Power::Off);
+                self.documents.get_mut(&vapp).into_iter().for_each(|vapp| vapp.power = Power::Off);
+                started(None, None)
+            }
+            Request::Delete { vapp } | Request::DeleteStopped { vapp } => {
                 self.documents.remove(&vapp);
                 self.vms.retain(|vm| vm.vapp != vapp);
                 started(None, None)

@@ -181,6 +181,18 @@ fn suspended_instances_have_their_own_maximum_age() {
 }
 
 #[test]
+fn the_age_of_an_instance_counts_from_its_last_resume() {
+    let policy = Tuning { max_age: 60, ..Tuning::default() };
+    let resumed = 2 * HOUR + 30 * MINUTE;
+    let mut calm =
+        Calm::new(policy, &[(0, Act::Increase(1)), (2 * MINUTE, Act::Suspend(0)), (resumed, Act::Resume(0))]);
+    let name = calm.at(resumed + 59 * MINUTE).names().remove(0);
+    assert_eq!((calm.seen(), calm.heartbeat(&name)), (vec![(State::Running, Phase::Running)], Ok(())));
+    let old = calm.at(resumed + 61 * MINUTE).heartbeat(&name).unwrap_err();
+    assert!(old.contains("older than max_instance_age"), "{old}");
+}
+
+#[test]
 fn an_instance_stopped_outside_the_plugin_is_unhealthy_and_then_deleted() {
     let steps = [(0, Act::Increase(2)), (2 * MINUTE, Act::Admin(Admin::PowerOff, 0)), (8 * MINUTE, Act::Increase(1))];
     let mut calm = Calm::new(Tuning::default(), &steps);

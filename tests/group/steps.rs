@@ -954,6 +954,97 @@ fn combined_creates_are_used_again_however_many_creates_in_steps_fail() {
 }
 
 #[test]
+fn combined_creates_whose_answers_are_lost_are_tried_in_steps() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
+    play.increase(1);
+    // The first one is repeated before it has failed.
+    for n in 1..=4 {
+        play.until("create", n);
+        play.fail("create", ErrorKind::Ambiguous);
+    }
+    play.until("create", 5);
+    assert_eq!(whole(&play), [true, true, true, false, true], "one in steps was lost too");
+}
+
+#[test]
+fn steps_are_tried_again_if_combined_creates_fail_again() {
+    let mut play = Play::holding(Policy { create_timeout: secs(3600), ..policy() }, Vec::new(), &["create"]);
+    play.increase(1);
+    for n in 1..=5 {
+        play.until("create", n);
+        play.fail("create", ErrorKind::Invalid);
+    }
+    play.until("create", 6);
+    assert_eq!(whole(&play), [true, true, false, true, true, false]);
+}
+
+#[test]
+fn a_create_in_steps_that_is_no_longer_wanted_says_nothing_about_steps() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
+    play.increase(1);
+    for n in 1..=2 {
+        play.until("create", n);
+        play.fail("create", ErrorKind::Invalid);
+    }
+    play.until("create", 3);
+    let vm = Vm { power: Power::Failed, ..shown(href(3), play.created()) };
+    play.documents.insert(href(3), Vapp { tasks: vec!["t/1".into()], ..vapp(&vm) });
+    play.begin("create", Some(href(3)), "t/1");
+    let names = play.names();
+    play.decrease(&names);
+    play.tasks = TaskState::Failed(error(ErrorKind::Failed));
+    play.to(play.now + 5 * SECOND);
+    play.increase(1);
+    play.until("create", 4);
+    assert_eq!((play.times("cancel").len(), whole(&play)), (1, vec![true, true, false, false]));
+}
+
+#[test]
+fn a_vm_for_standby_that_vcd_created_and_did_not_power_on_is_powered_on() {
+    let mut play = Play::holding(Policy { standby_count: 1, ..policy() }, Vec::new(), &["create"]);
+    play.tasks = TaskState::Failed(error(ErrorKind::Failed));
+    play.makes(1, Power::Off);
+    assert_eq!(play.times("power_on").len(), 1);
+}
+
+#[test]
+fn a_vm_for_standby_that_disappears_during_its_create_is_replaced_after_a_pause() {
+    for empty_vapp_stays in [false, true] {
+        let mut play = Play::holding(Policy { standby_count: 1, ..policy() }, Vec::new(), &["create"]);
+        play.tasks = TaskState::Unknown;
+        if empty_vapp_stays {
+            let vm = Vm { power: Power::Off, ..shown(href(1), play.created()) };
+            play.documents.insert(href(1), Vapp { made: None, vms: Vec::new(), ..vapp(&vm) });
+        }
+        play.begin("create", Some(href(1)), "t/1");
+        play.until("create", 2);
+        let pause = play.now - play.times("look")[0];
+        assert!((7_500..=12_500).contains(&pause), "{empty_vapp_stays} {pause} {:?}", play.said);
+    }
+}
+
+#[test]
+fn the_delete_of_a_failed_create_for_standby_frees_no_quota() {
+    let mut play = Play::holding(Policy { standby_count: 1, ..policy() }, Vec::new(), &["create"]);
+    play.increase(2);
+    let refused = play.held[0].1.clone();
+    play.fail("create", ErrorKind::Quota);
+    play.release("create", None);
+    play.until("create", 3);
+    assert_eq!(play.strays(), [play.created().to_string()]);
+    let vm = Vm { power: Power::Failed, ..shown(href(1), play.created()) };
+    play.documents.insert(href(1), vapp(&vm));
+    play.tasks = TaskState::Failed(error(ErrorKind::Quota));
+    play.begin("create", Some(href(1)), "t/1");
+    play.to(20 * SECOND);
+    assert_eq!(play.deleted(), ["v/1"]);
+    let tries = |play: &Play| play.asked.iter().filter(|(.., request)| request.as_ref() == Some(&refused)).count();
+    assert_eq!(tries(&play), 1);
+    play.to(40 * SECOND);
+    assert_eq!(tries(&play), 2);
+}
+
+#[test]
 fn a_create_over_a_quota_is_tried_again_after_a_delete() {
     let mut play = Play::holding(policy(), fleet(1), &["create"]);
     play.increase(1);
@@ -994,20 +1085,22 @@ fn one_poll_does_not_keep_an_instance_from_its_resume() {
 
 #[test]
 fn a_shutdown_does_not_wait_for_the_pause_of_a_delete() {
-    let mut play = Play::holding(lone(), fleet(1), &["delete"]);
+    let mut play = Play::holding(lone(), fleet(1), &["delete", "undeploy"]);
     let names = play.names();
     play.decrease(&names);
-    for failures in 1..=6 {
-        play.fail("delete", ErrorKind::Failed);
-        play.until("delete", failures + 1);
+    // What has failed three times is done the other way.
+    for (operation, times) in
+        [("delete", 1), ("delete", 2), ("delete", 3), ("undeploy", 1), ("delete", 4), ("undeploy", 2), ("delete", 5)]
+    {
+        play.until(operation, times);
+        play.fail(operation, ErrorKind::Failed);
     }
-    play.fail("delete", ErrorKind::Failed);
     play.holds.clear();
     play.to(play.now + MINUTE);
-    assert_eq!(play.times("delete").len(), 7);
+    assert_eq!(play.times("undeploy").len(), 2);
     play.shutdown();
     play.to(play.now + 5 * SECOND);
-    assert_eq!((play.times("delete").len(), play.group.stopped()), (8, true));
+    assert_eq!((play.times("undeploy").len(), play.group.stopped()), (3, true));
 }
 
 #[test]
@@ -1211,8 +1304,12 @@ fn a_poll_of_vapps_that_fails_is_repeated_later_and_plain_polls_continue() {
     assert_eq!(with_vapps(&play), [3600, 3900, 4200]);
     // During a shutdown, only this poll shows that nothing is left.
     play.shutdown();
+    play.to(HOUR + 11 * MINUTE + 3 * SECOND);
+    assert!(!play.group.stopped());
+    // If VCD is not available, nobody waits for long.
     play.to(HOUR + 12 * MINUTE);
-    assert_eq!(with_vapps(&play)[3..], [4260, 4270, 4280, 4290, 4306]);
+    assert!(play.group.left().is_empty());
+    assert_eq!(with_vapps(&play)[3..], [4260, 4262, 4266, 4276, 4292]);
     play.deaf_to_vapps = false;
     play.to(HOUR + 13 * MINUTE);
     assert!(play.group.stopped());
@@ -1268,7 +1365,7 @@ fn a_leftover_that_cannot_be_looked_up_holds_up_no_create() {
     play.fail("look", ErrorKind::Unavailable);
     play.increase(1);
     play.until("create", 1);
-    assert!(play.times("look").len() <= 4, "{:?}", in_seconds(&play.times("look")));
+    assert!(play.times("look").len() <= 6, "{:?}", in_seconds(&play.times("look")));
     assert!(play.times("create")[0] < 2 * MINUTE, "{:?}", play.times("create"));
 }
 

@@ -513,6 +513,25 @@ fn init_waits_for_a_lookup_for_a_limited_time() {
     });
 }
 
+/// Else the next poll would show them as VMs that were not there at the start, and they would be deleted.
+#[test]
+fn an_init_during_an_outage_fails_and_deletes_nothing() {
+    block_on(async {
+        let (server, guest_port) = fleet::simulator(SCALE);
+        delay_looks(&server, 1);
+        let rule = json!({"op": "query:vm", "nth": 2, "times": 0, "answer_before": {"status": 503}});
+        assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
+        let plugin = PluginProcess::start(command(BINARY)).await;
+        let config = fleet::plugin_config(&server).to_string();
+        let error = plugin.init(config.as_bytes(), fleet::connector(guest_port)).await.unwrap_err().to_string();
+        assert!(error.contains("VCD does not answer lookups of the VMs of an earlier process"), "{error}");
+        common::until("the end of the session", || server.requests("logout") == 1).await;
+        server.clear_faults();
+        plugin.init(config.as_bytes(), fleet::connector(guest_port)).await.unwrap();
+        end(plugin).await;
+    });
+}
+
 #[test]
 fn an_init_that_the_host_cancels_leaves_no_session_and_no_driver() {
     block_on(async {

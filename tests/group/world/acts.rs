@@ -102,7 +102,7 @@ impl World {
                 if let Some(id) = nth(which) {
                     let state = group.update().find(|(name, _)| **name == id).map(|(_, state)| state);
                     let done = group.resume(time, std::slice::from_ref(&id)).succeeded;
-                    audit.resumed(&id, !done.is_empty(), state);
+                    audit.resumed(&id, !done.is_empty(), state, self.now);
                 }
             }
             Act::Heartbeat(which) => {

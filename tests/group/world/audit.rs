@@ -6,6 +6,7 @@ use super::vcd::{href, mark, task_id, task_of, vapp_id, works};
 use fleeting_plugin_vcd::cloud::{Mark, Request};
 use fleeting_plugin_vcd::group::{Group, Name, Phase, State, Ticket, Time};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use vcd_sim::model::{Faults, GcStatus, Model, Operation, Power, Target, TaskId, TaskStatus, Vapp, VappId, Vm, VmId};
 
 /// A task is stuck when it has run for this long. A create's task is stuck this long after it was cancelled.
@@ -75,12 +76,17 @@ pub struct Audit {
     /// Ids that the host suspended and resumed, in any life.
     asked_to_suspend: BTreeSet<Name>,
     asked_to_resume: BTreeSet<Name>,
+    /// When the host last resumed an instance that was suspended.
+    resumed: BTreeMap<Name, u64>,
     /// Ids that were suspended for the pool.
     rested: BTreeSet<Name>,
     /// Powered on after its suspend, by a request of the plugin.
     used: BTreeSet<VappId>,
     /// Ids that were running when last seen, and their state.
     running: BTreeMap<Name, State>,
+    /// What the last check saw: it holds until a state changes, or something that may be the cause of one.
+    checked: Vec<(Name, State)>,
+    causes: (usize, usize),
     /// Ids from an Increase, with their last state.
     pub(super) accepted: BTreeMap<Name, State>,
     /// All ids from an Increase of this process.
@@ -119,6 +125,9 @@ impl Audit {
         self.shutdown = false;
         self.wire.clear();
         self.accepted.clear();
+        // VCD shows only when a vApp was created.
+        self.resumed.clear();
+        self.checked.clear();
         self.own.clear();
         self.first = None;
         self.pace.start(now);
@@ -133,8 +142,6 @@ impl Audit {
     pub fn first_update(&mut self, group: &Group, model: &Model, known: bool, now: u64) -> Result<(), String> {
         let first: BTreeSet<Name> = group.update().map(|(name, _)| name.clone()).collect();
         self.told.extend(first.iter().cloned());
-        let could = (known && self.pace.early(now)) || (self.pace.clear && self.pace.look_failed.is_none());
-        let time = Time(0);
         let lost: Vec<(Name, State)> =
             self.running.iter().filter(|(name, _)| !first.contains(*name)).map(|(n, s)| (n.clone(), *s)).collect();
         for (name, state) in lost {
@@ -148,7 +155,13 @@ impl Audit {
             // Nothing shows its suspend mark.
             let unread = ids.iter().filter_map(|id| model.vapps.get(id)).any(|vapp| vapp.faults.unread);
             let for_cause = suspended || busy || unread || self.shutdown;
-            if could && !for_cause && self.there(&name, model) && !self.gone_for_cause(&name, group, model, time) {
+            let could =
+                (known && self.pace.early(now)) || (self.pace.clear && ids.iter().all(|id| self.pace.can_look(*id)));
+            if could
+                && !for_cause
+                && self.there(&name, model)
+                && !self.gone_for_cause(&name, group, model, (Time(0), now))
+            {
                 return Err(format!(
                     "6: {name} ran and still exists, but the first Update of the next process does not report it"
                 ));
@@ -219,6 +232,9 @@ impl Audit {
                 self.woken.remove(id);
             }
         }
+        if self.woken.is_empty() {
+            return Ok(());
+        }
         let glances = group.glances(time);
         for glance in glances.iter().filter(|glance| glance.phase == Phase::Standby) {
             let mut ids = self.by_name.get(glance.name).into_iter().flatten();
@@ -256,11 +272,14 @@ impl Audit {
         self.asked_to_suspend.extend(done.iter().cloned());
     }
 
-    pub fn resumed(&mut self, name: &Name, done: bool, state: Option<State>) {
+    pub fn resumed(&mut self, name: &Name, done: bool, state: Option<State>, now: u64) {
         let may = state.is_some_and(has_run);
         assert_eq!(done, may, "Resume of {name}, which is {state:?}");
         if done {
             self.asked_to_resume.insert(name.clone());
+        }
+        if state == Some(State::Suspended) {
+            self.resumed.insert(name.clone(), now);
         }
     }
 
@@ -545,6 +564,20 @@ impl Audit {
 
     /// After every event, while a process lives.
     pub fn check(&mut self, group: &Group, model: &Model, time: Time, now: u64) -> Result<(), String> {
+        // Most events change no state.
+        let causes = (self.asked_to_suspend.len(), self.touched.len());
+        let known = self.checked.iter().map(|(name, state)| (name, *state));
+        if self.causes == causes && group.update().eq(known) {
+            return Ok(());
+        }
+        self.check_states(group, model, time, now)?;
+        self.causes = causes;
+        self.checked.clear();
+        self.checked.extend(group.update().map(|(name, state)| (name.clone(), state)));
+        Ok(())
+    }
+
+    fn check_states(&mut self, group: &Group, model: &Model, time: Time, now: u64) -> Result<(), String> {
         // How many of `running` and `accepted` are reported. Sets of the names would take most of the time of a run.
         let (mut running, mut accepted) = (0, 0);
         for (name, state) in group.update() {
@@ -581,7 +614,7 @@ impl Audit {
                     self.running.insert(name.clone(), state);
                 }
             } else if let Some(before) = before {
-                if !self.gone_for_cause(name, group, model, time) {
+                if !self.gone_for_cause(name, group, model, (time, now)) {
                     let number = if before == State::Running { 6 } else { 14 };
                     return Err(format!("{number}: {name} changed from {before:?} to {state:?} without cause"));
                 }
@@ -609,13 +642,20 @@ impl Audit {
             }
         }
         self.accepted.retain(|name, _| seen.contains(name));
-        let lost =
-            self.running.keys().find(|name| !seen.contains(*name) && !self.gone_for_cause(name, group, model, time));
+        let lost = self
+            .running
+            .keys()
+            .find(|name| !seen.contains(*name) && !self.gone_for_cause(name, group, model, (time, now)));
         if let Some(name) = lost {
             return Err(format!("6: {name} ran and is no longer reported, without cause"));
         }
         self.running.retain(|name, _| seen.contains(name));
         Ok(())
+    }
+
+    /// The time since its resume: a suspended VM does nothing, and gets no older.
+    pub(super) fn awake(&self, name: &Name, now: u64) -> Option<Duration> {
+        self.resumed.get(name).map(|at| Duration::from_millis(now - at))
     }
 
     fn is_first(&self, name: &Name) -> bool {
@@ -665,8 +705,9 @@ impl Audit {
 
     /// Why a running instance may have ended: a request of the host or an administrator, a loss in VCD, a stopped guest, or
     /// its age.
-    fn gone_for_cause(&self, name: &Name, group: &Group, model: &Model, time: Time) -> bool {
-        let too_old = group.views(time).iter().any(|view| view.name == *name && group.too_old(view.age));
+    fn gone_for_cause(&self, name: &Name, group: &Group, model: &Model, (time, now): (Time, u64)) -> bool {
+        let awake = |age: Duration| self.awake(name, now).map_or(age, |awake| age.min(awake));
+        let too_old = group.views(time).iter().any(|view| view.name == *name && group.too_old(awake(view.age)));
         let mut vapps = self.by_name.get(name).into_iter().flatten();
         too_old || self.asked.contains(name) || vapps.all(|id| self.excused(name, *id, model))
     }

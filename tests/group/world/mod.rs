@@ -17,7 +17,7 @@ use audit::Audit;
 use fleeting_plugin_vcd::cloud::{Answer, Reply, Request};
 use fleeting_plugin_vcd::group::{Command, Group, Labels, Name, OnShutdown, Phase, Policy, State, Ticket, Time};
 use host::Host;
-use plan::{Dice, Fault, MINUTE, Plan, Suspends};
+use plan::{Dice, Fault, MINUTE, Plan, Quirk, Suspends};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::IpAddr;
@@ -34,10 +34,9 @@ const SETTLE: u64 = 40 * MINUTE;
 const LONGEST_BACKOFF: u64 = 80 * MINUTE;
 /// A vApp without a VM that no instance knows is seen once an hour.
 const EMPTY: u64 = 65 * MINUTE;
-/// Maximum duration of an orderly shutdown.
-const STOP: u64 = SETTLE + LONGEST_BACKOFF;
-/// Init answers at the latest this long after its start.
+/// Init answers at the latest this long after its start. If VCD is not available then, it fails somewhat later.
 const ADOPTION: u64 = 20_000;
+const ADOPTION_MARGIN: u64 = 6_000;
 /// Maximum duration of a probe.
 const PROBE_TIMEOUT: u64 = 5_000;
 /// ready_timeout.
@@ -341,7 +340,13 @@ impl World {
         // A create that polls never show is given up late.
         let unlisted = self.model.vapps.values().any(|vapp| vapp.faults.unlisted);
         let unseen = if unlisted { 6 * tuning.create_timeout * MINUTE } else { 0 };
-        SETTLE + LONGEST_BACKOFF + hung + queue + empty + polls + unseen
+        self.longest_delete() + hung + queue + empty + polls + unseen
+    }
+
+    /// Maximum time until a delete works. Force is tried again an hour after it was forbidden.
+    fn longest_delete(&self) -> u64 {
+        let forbidden = if self.plan.policy.quirk == Quirk::StopBreaks { 60 * MINUTE } else { 0 };
+        SETTLE + LONGEST_BACKOFF + forbidden
     }
 
     /// An orderly shutdown of the hosts.
@@ -356,7 +361,7 @@ impl World {
             }
         }
         let lives: Vec<u32> = self.plugins.iter().map(|plugin| plugin.life).collect();
-        let end = self.now + STOP;
+        let end = self.now + self.longest_delete();
         while self.now < end && !self.stopped() {
             if self.plugins.iter().zip(&lives).any(|(p, life)| p.group.is_none() || p.life != *life) {
                 break;
@@ -625,6 +630,10 @@ impl World {
                     if self.crash_here(n, CrashAt::BeforeRequest(number)) {
                         return Ok(());
                     }
+                    let plugin = &self.plugins[n];
+                    if request.changes() && plugin.group.as_ref().is_some_and(|group| !group.knows_its_own()) {
+                        return Err(format!("13: {} before Init has answered", request.operation()));
+                    }
                     self.say(|| format!("send {ticket}: {request:?}"));
                     self.plugins[n].audit.sent(ticket, &request, &self.model, &self.plan.policy, self.now)?;
                     self.send(n, Sending { number, ticket, request });
@@ -651,6 +660,10 @@ impl World {
         if plugin.starting {
             // The host sees nothing before Init has answered: when all vApps are decided, or after 20 s.
             if !group.knows_its_own() {
+                if now >= plugin.began + ADOPTION + ADOPTION_MARGIN {
+                    self.die(n);
+                    self.at(now + 10_000, Happening::Start(n));
+                }
                 return Ok(());
             }
             let known = now < plugin.began + ADOPTION;

@@ -35,6 +35,8 @@ const CHANGES_AN_HOUR: usize = 60;
 const LOOKS_AN_HOUR: usize = 500;
 /// The same in one minute, of any kind.
 const ASKED_A_MINUTE: usize = 30;
+/// In Init, a lookup is repeated this many times if VCD is available.
+const READS: u32 = 3;
 const HOUR: u64 = 60 * MINUTE;
 
 /// Times of the requests about one instance in the last hour.
@@ -65,6 +67,10 @@ pub struct Pace {
     pub clear: bool,
     /// When a lookup of this process last failed, or was slow.
     pub look_failed: Option<u64>,
+    /// A request of this process was slow: lookups waited for it.
+    pub slow: bool,
+    /// How often lookups of a vApp have failed.
+    unread: BTreeMap<VappId, u32>,
     asked: BTreeMap<Arc<str>, Asked>,
     /// Number of tries of each create in this life, and the time with polls at the first try.
     tries: BTreeMap<Name, (u32, u64)>,
@@ -135,6 +141,11 @@ impl Pace {
         }
     }
 
+    /// Lookups can show this process what a vApp is.
+    pub fn can_look(&self, id: VappId) -> bool {
+        !self.slow && self.unread.get(&id).is_none_or(|fails| *fails < READS)
+    }
+
     /// A request has another effect than requested.
     pub fn thwarted(&mut self, now: u64, request: &Request) {
         self.delayed(now, request);
@@ -173,6 +184,9 @@ impl Pace {
         }
         if let (Request::Look { .. } | Request::Find { .. }, Err(_)) = (request, answer) {
             self.look_failed = Some(now);
+        }
+        if let (Request::Look { vapp, .. }, Err(_)) = (request, answer) {
+            *self.unread.entry(vapp_id(vapp)).or_default() += 1;
         }
         if request.changes() && answer.is_err() {
             let locked = matches!(request, Request::Delete { .. } | Request::DeleteStopped { .. });
@@ -309,19 +323,30 @@ impl Audit {
         if self.shutdown {
             return Ok(());
         }
-        self.check_told(group, model, time, now)?;
+        self.check_told(group, model, tuning, time, now)?;
         self.check_unnoticed(group, model)?;
         self.check_old(group, tuning, time)?;
         self.check_idle(group, model, tuning, time, now)
     }
 
     /// 11: a running and healthy instance exists, is powered on, and has the address that the host sees.
-    fn check_told(&mut self, group: &mut Group, model: &Model, time: Time, now: u64) -> Result<(), String> {
+    fn check_told(
+        &mut self,
+        group: &mut Group,
+        model: &Model,
+        tuning: &Tuning,
+        time: Time,
+        now: u64,
+    ) -> Result<(), String> {
         let running: Vec<Name> =
             group.update().filter(|(_, state)| *state == State::Running).map(|(name, _)| name.clone()).collect();
         let mut mistaken = BTreeMap::new();
         for name in running {
             if let Err(why) = group.heartbeat(time, &name) {
+                let young = self.awake(&name, now).is_some_and(|awake| awake.as_secs() < tuning.max_age * 60);
+                if why.contains("max_instance_age") && young {
+                    return Err(format!("11: {why}, but it was resumed later"));
+                }
                 let ill = why.contains(": it is ") || why.contains(": VCD ");
                 if ill && now > self.pace.blind + MISTAKEN && self.is_well(&name, model) {
                     return Err(format!("11: {why}, but it is well"));

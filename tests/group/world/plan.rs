@@ -271,6 +271,20 @@ pub enum Suspends {
     AtFirst,
 }
 
+/// What a VCD never does, although it does all the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quirk {
+    None,
+    /// It answers each combined create with an error, and nothing is done.
+    CreateBreaks,
+    /// It creates VMs with a combined create, and never powers them on.
+    StaysOff,
+    /// It answers each forced delete with an error, and nothing is done.
+    ForceBreaks,
+    /// The same for each stop before a delete.
+    StopBreaks,
+}
+
 /// What differs between groups.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
@@ -306,6 +320,7 @@ pub struct Tuning {
     /// Seconds between two polls.
     pub interval: u64,
     pub dhcp: bool,
+    pub quirk: Quirk,
     /// The host behaves like fleeting, and whether it uses what it finds after a start. Otherwise the plan contains all
     /// calls.
     pub fleeting: Option<bool>,
@@ -334,6 +349,7 @@ impl Default for Tuning {
             managers: 1,
             interval: 10,
             dhcp: false,
+            quirk: Quirk::None,
             fleeting: None,
         }
     }
@@ -346,11 +362,12 @@ pub fn plan(seed: u64) -> Plan {
     let mut leases = Dice(seed ^ 0x1ea5_e000);
     let mut odd = Dice(seed ^ 0x0ddb_a115);
     let mut late = Dice(seed ^ 0x01a7_e0f0);
+    let mut quirks = Dice(seed ^ 0x0901_2c50);
     let large = dice.percent(3);
     let fleeting = dice.pick(&[None, None, None, Some(false), Some(true)]);
     // With a host that replaces old instances, the run would never come to rest.
     let ages: &[u64] = if large || fleeting.is_some() { &[0, 0, 120] } else { &[0, 0, 10, 60] };
-    let policy = Tuning {
+    let mut policy = Tuning {
         max_size: if large { 60 } else { dice.between(1, 12) as u32 },
         max_creates: dice.between(1, 5) as u32,
         max_deletes: dice.between(1, 5) as u32,
@@ -377,7 +394,15 @@ pub fn plan(seed: u64) -> Plan {
         managers: if dice.percent(10) { 2 } else { 1 },
         interval: if late.percent(8) { late.pick(&[1, 60, 300]) } else { 10 },
         dhcp: late.percent(10),
+        quirk: Quirk::None,
         fleeting,
+    };
+    policy.quirk = match quirks.below(25) {
+        0 => Quirk::CreateBreaks,
+        1 => Quirk::StaysOff,
+        2 => Quirk::ForceBreaks,
+        3 => Quirk::StopBreaks,
+        _ => Quirk::None,
     };
     let minutes = dice.pick(&[3, 10, 30]);
     let mut swarm = Swarm { dice, length: minutes * MINUTE, managers: policy.managers, steps: Vec::new() };
@@ -397,6 +422,11 @@ pub fn plan(seed: u64) -> Plan {
     }
     let mut steps = swarm.steps;
     steps.sort_by_key(|step| step.at);
+    let no_force = |step: &Step| matches!(step.act, Act::Stuck(Stuck::ForceFails | Stuck::Locked, _));
+    if policy.quirk == Quirk::StopBreaks && (policy.no_force || steps.iter().any(no_force)) {
+        // No delete would work.
+        policy.quirk = Quirk::None;
+    }
     Plan { seed, policy, steps }
 }
 

@@ -1,6 +1,6 @@
 //! VCD as a plugin sees it: the transport of its requests, VCD's actions, and the answers in the types of the client.
 
-use super::plan::Fault;
+use super::plan::{Fault, Quirk};
 use super::{CrashAt, GROUP, Happening, PREFIX, Process, World};
 use fleeting_plugin_vcd::cloud::{self, Answer, Customization, ErrorKind, Href, Reply, Request, VcdError};
 use fleeting_plugin_vcd::group::Ticket;
@@ -90,6 +90,7 @@ impl World {
         if fate != Fate::Normal && !replaced {
             self.plugins[n].audit.pace.thwarted(self.now, &sending.request);
         }
+        self.plugins[n].audit.pace.slow |= matches!(fate, Fate::Silent { .. });
         let at = self.now + self.delay(n, &sending.request);
         self.at(at, Happening::Arrive { from, sending, fate });
     }
@@ -118,6 +119,7 @@ impl World {
             return self.dice.between(20, 200);
         }
         self.plugins[n].audit.pace.delayed(self.now, request);
+        self.plugins[n].audit.pace.slow = true;
         self.dice.between(1_000, 20_000)
     }
 
@@ -130,6 +132,12 @@ impl World {
     }
 
     pub fn fate(&mut self, request: &Request) -> Fate {
+        match (self.plan.policy.quirk, request) {
+            (Quirk::CreateBreaks, Request::Create { whole: true, .. })
+            | (Quirk::ForceBreaks, Request::Delete { .. })
+            | (Quirk::StopBreaks, Request::Undeploy { .. }) => return Fate::LostBefore,
+            _ => {}
+        }
         if self.calm || self.faults.is_empty() {
             return Fate::Normal;
         }
@@ -336,6 +344,11 @@ impl World {
                     return Ok(Err(error(ErrorKind::TooMuch, what)));
                 }
                 self.inject(n, true);
+                if *whole && tuning.quirk == Quirk::StaysOff {
+                    self.plugins[n].audit.pace.disturbed(self.now);
+                    self.model.inject.task =
+                        Some(model::TaskFault { step: 1, kind: model::TaskFaultKind::Fail(failure()) });
+                }
                 let create = self.create(name, description, *whole);
                 let made = match whole {
                     true => self.model.instantiate(self.who, self.vdc, self.template, create),
@@ -453,14 +466,9 @@ impl World {
             return;
         }
         let step = self.dice.below(2) as u8;
-        let failure = model::TaskError {
-            major: 500,
-            minor: "INTERNAL_SERVER_ERROR".into(),
-            message: "The operation failed.".into(),
-        };
         let mut inject = model::Inject::default();
         if self.has(Fault::TaskFails) {
-            inject.task = Some(model::TaskFault { step, kind: model::TaskFaultKind::Fail(failure) });
+            inject.task = Some(model::TaskFault { step, kind: model::TaskFaultKind::Fail(failure()) });
         } else if self.has(Fault::TaskHangs) {
             inject.task = Some(model::TaskFault { step, kind: model::TaskFaultKind::Hang });
         } else if self.has(Fault::TaskDeaf) {
@@ -619,6 +627,10 @@ impl World {
             },
         }
     }
+}
+
+fn failure() -> model::TaskError {
+    model::TaskError { major: 500, minor: "INTERNAL_SERVER_ERROR".into(), message: "The operation failed.".into() }
 }
 
 /// Why tasks fail.

@@ -201,6 +201,18 @@ fn ten_unhealthy_minutes_end_an_instance() {
 }
 
 #[test]
+fn a_lookup_shows_that_an_instance_is_down_unless_a_task_works_on_it() {
+    for busy in [false, true] {
+        let mut play = Play::running();
+        play.hidden = true;
+        let vapp = play.documents.get_mut(&href(1)).unwrap();
+        (vapp.power, vapp.busy) = (Power::Off, busy);
+        play.to(35 * SECOND);
+        assert_eq!((play.times("look").len(), play.health().is_ok()), (1, busy));
+    }
+}
+
+#[test]
 fn an_outage_does_not_end_an_unhealthy_instance() {
     let mut play = Play::running();
     play.documents.get_mut(&href(1)).unwrap().power = Power::Off;

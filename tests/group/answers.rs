@@ -388,6 +388,14 @@ fn a_vm_created_without_hardware_gets_each_part_once() {
 
 /// One request sets the hardware, the next one what the first did not: the guest properties.
 #[test]
+fn a_vm_that_vcd_created_and_calls_failed_is_powered_on() {
+    let mut play = Play::composed();
+    play.power = Power::Failed;
+    play.shows(false, false);
+    play.expect("power_on", AT_ONCE);
+}
+
+#[test]
 fn a_vm_is_reconfigured_for_as_long_as_what_it_lacks_changes() {
     let mut play = Play::composed();
     for differs in ["1 CPU, no user data", "no user data"] {

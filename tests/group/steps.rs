@@ -1348,6 +1348,39 @@ fn a_failed_lookup_is_not_repeated_while_vcd_is_not_available() {
 }
 
 #[test]
+fn a_first_lookup_is_sent_while_vcd_is_not_available() {
+    let mut play = Play::new(policy(), fleet(1));
+    play.deaf = true;
+    play.to(15 * SECOND);
+    let names = play.names();
+    play.decrease(&names);
+    assert_eq!(play.times("look"), [15 * SECOND]);
+}
+
+#[test]
+fn garbage_collection_leaves_creates_to_create_timeout() {
+    let long = secs(2 * 3600);
+    let policy = Policy { create_timeout: long, ready_timeout: long, max_instance_age: secs(60), ..policy() };
+    let mut play = Play::new(policy, Vec::new());
+    play.port = false;
+    play.increase(1);
+    play.to(HOUR + MINUTE);
+    assert_eq!(play.states(), [State::Creating]);
+}
+
+#[test]
+fn an_unwanted_create_whose_task_vcd_forgets_is_deleted_at_once() {
+    let mut play = Play::making(lone());
+    let names = play.names();
+    play.to(7 * SECOND).decrease(&names);
+    // The lookup before the cancel has shown the same task.
+    play.documents.values_mut().for_each(|vapp| (vapp.busy, vapp.tasks) = (false, Vec::new()));
+    play.tasks = TaskState::Unknown;
+    play.to(12 * SECOND);
+    assert_eq!((play.times("cancel").len(), play.deleted()), (1, vec!["v/1"]));
+}
+
+#[test]
 fn lookups_show_that_a_guest_is_down_that_polls_do_not_show() {
     for (power, ended) in [(Power::Off, true), (Power::Other, false), (Power::On, false)] {
         let mut play = Play::booting(|_| {});

@@ -1369,15 +1369,18 @@ fn garbage_collection_leaves_creates_to_create_timeout() {
 }
 
 #[test]
-fn an_unwanted_create_whose_task_vcd_forgets_is_deleted_at_once() {
-    let mut play = Play::making(lone());
-    let names = play.names();
-    play.to(7 * SECOND).decrease(&names);
-    // The lookup before the cancel has shown the same task.
-    play.documents.values_mut().for_each(|vapp| (vapp.busy, vapp.tasks) = (false, Vec::new()));
-    play.tasks = TaskState::Unknown;
-    play.to(12 * SECOND);
-    assert_eq!((play.times("cancel").len(), play.deleted()), (1, vec!["v/1"]));
+fn an_unwanted_create_whose_task_vcd_forgets_is_deleted_at_once_unless_it_was_another_task() {
+    for (task, deleted) in [("t/1", vec!["v/1"]), ("t/9", vec![])] {
+        let mut play = Play::making(lone());
+        let names = play.names();
+        play.documents.get_mut(&href(1)).unwrap().tasks = vec![task.into()];
+        play.to(7 * SECOND).decrease(&names);
+        // The lookup before the cancel has shown that task.
+        play.documents.values_mut().for_each(|vapp| (vapp.busy, vapp.tasks) = (false, Vec::new()));
+        play.tasks = TaskState::Unknown;
+        play.to(12 * SECOND);
+        assert_eq!((play.times("cancel").len(), play.deleted()), (1, deleted), "{task}");
+    }
 }
 
 #[test]

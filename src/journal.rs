@@ -134,6 +134,7 @@ pub struct Life {
     /// It has failed since it was last at rest: later steps may be repeats.
     trouble: bool,
     retries: u32,
+    failed_creates: u32,
     waits_for: &'static str,
     waits_since: Time,
     /// Time between progress and its notice, so far.
@@ -413,6 +414,7 @@ impl Life {
             task: None,
             trouble: false,
             retries: 0,
+            failed_creates: 0,
             waits_for: "",
             waits_since: now,
             looked: now,
@@ -434,13 +436,11 @@ impl Life {
             (self.reported, self.made_here, self.began, self.noticed) = (true, true, now, Duration::ZERO);
             self.create_asked = self.create_asked.map(|_| now);
         }
-        if view.retries > self.retries {
-            for _ in self.retries..view.retries {
-                tally.fail("create");
-            }
-            self.trouble = true;
+        for _ in self.failed_creates..view.failed_creates {
+            tally.fail("create");
         }
-        self.retries = view.retries;
+        self.trouble |= view.retries > self.retries;
+        (self.failed_creates, self.retries) = (view.failed_creates, view.retries);
         if let (None, Some(cause)) = (self.removal, view.cause) {
             self.removal = Some((now, cause));
             match cause {
@@ -697,9 +697,12 @@ mod tests {
         let mut fail = |journal: &mut Journal, at: u64| {
             let error = Some(format!("create vApp {NAME}: VCD answered 500 X: [ req-{at} ] no").into());
             let note = Note { key: Some(1), operation: "create", task: None, took: Duration::from_secs(1), error };
-            let view = View { retries: at as u32, ..view(Phase::PendingCreate, "the next try") };
+            let (retries, failed_creates) = (at as u32, at as u32);
+            let view = View { retries, failed_creates, ..view(Phase::PendingCreate, "the next try") };
             let said = vec![said(Level::Warn, &format!("no; next try in {at} s"))];
-            let creating = View { retries: at as u32 - 1, ..self::view(Phase::Creating, "VCD to accept the create") };
+            let waits_for = "VCD to accept the create";
+            let creating = View { retries: retries - 1, failed_creates: failed_creates - 1, waits_for, ..view.clone() };
+            let creating = View { phase: Phase::Creating, ..creating };
             logged += journal.turn(seconds(at * 2), Shown::Nothing, vec![], vec![], &[creating]).len();
             logged += journal.turn(seconds(at * 2 + 1), Shown::Nothing, vec![note], said, &[view]).len();
         };
@@ -720,6 +723,29 @@ mod tests {
             let back = view(Phase::Running, "");
             assert_eq!(journal.turn(seconds(405 + at * 10), Shown::Nothing, vec![], vec![], &[back]).len(), 1);
         }
+    }
+
+    #[test]
+    fn only_failed_creates_count_as_such_and_each_once() {
+        let mut journal = Journal::default();
+        // While what a failed create has left is deleted, its own tries are those of the delete.
+        for (at, (phase, retries, failed_creates)) in [
+            (Phase::Creating, 1, 1),
+            (Phase::Creating, 0, 1),
+            (Phase::PendingCreate, 2, 2),
+            (Phase::Running, 0, 0),
+            (Phase::Suspending, 3, 0),
+            (Phase::PendingDelete, 4, 0),
+            (Phase::Deleting, 9, 0),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let view = View { retries, failed_creates, ..view(phase, "") };
+            journal.turn(seconds(at as u64), Shown::Nothing, vec![], vec![], &[view]);
+        }
+        assert_eq!(journal.tally.failed[0], ("create", 2));
+        assert!(journal.tally.failed[1..].iter().all(|(_, times)| *times == 0));
     }
 
     #[test]

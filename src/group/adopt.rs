@@ -246,7 +246,8 @@ impl Group {
     /// not available, that says nothing about the vApp: Init fails instead.
     pub(super) fn end_adoption_in_time(&mut self) {
         let Some(mut until) = self.adopt_until else { return };
-        if self.unreachable {
+        let silent = self.poll.on_wire && self.now >= self.poll.last + LOOK_PAUSE;
+        if self.unreachable || silent {
             until = until.max(self.now + LOOK_PAUSE);
             self.adopt_until = Some(until);
         }

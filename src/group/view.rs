@@ -43,8 +43,10 @@ pub struct View {
     pub waits_for: &'static str,
     /// Time until the next try, if it waits for one.
     pub next_try: Option<Duration>,
-    /// Failed tries so far.
+    /// Failed tries of its current operation.
     pub retries: u32,
+    /// Failed creates since it was last ready.
+    pub failed_creates: u32,
     /// Polls in a row that did not show it.
     pub missed: u32,
     /// Time since a poll showed it.
@@ -78,6 +80,8 @@ pub struct Glance<'a> {
     pub waits_for: &'static str,
     /// [`View::retries`].
     pub retries: u32,
+    /// [`View::failed_creates`].
+    pub failed_creates: u32,
 }
 
 impl<'a> From<&Glance<'a>> for Glance<'a> {
@@ -98,6 +102,7 @@ impl<'a> From<&'a View> for Glance<'a> {
             has_task: view.task.is_some(),
             waits_for: view.waits_for,
             retries: view.retries,
+            failed_creates: view.failed_creates,
         }
     }
 }
@@ -189,6 +194,7 @@ impl Group {
             has_task: i.operation.as_ref().is_some_and(|operation| operation.task().is_some()),
             waits_for: self.held_by(i, now).unwrap_or_else(|| i.waits_for(now)),
             retries: i.retries(),
+            failed_creates: i.attempts.create.tries,
         }
     }
 
@@ -407,6 +413,7 @@ impl Instance {
             waits_for: glance.waits_for,
             next_try: Some(pause).filter(|pause| !self.on_wire() && self.ended.is_none() && !pause.is_zero()),
             retries: glance.retries,
+            failed_creates: glance.failed_creates,
             missed: vapp.map_or(0, |vapp| vapp.missed),
             seen: record.map(|record| now - record.seen),
             error: self.error.clone(),
@@ -472,6 +479,7 @@ impl View {
             waits_for: "",
             next_try: None,
             retries: 0,
+            failed_creates: 0,
             missed: 0,
             seen: None,
             error: None,

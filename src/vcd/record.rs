@@ -350,7 +350,9 @@ impl Disguise {
         if text.is_empty() {
             return String::new();
         }
-        if SECRETS.contains(&name) {
+        // What somebody writes for a guest may be a secret.
+        let is_of_guest = name == "value" && matches!(within, "Property" | "Value");
+        if is_of_guest || SECRETS.contains(&name) {
             // VCD may quote a part of a request.
             let lines = text.lines().map(str::trim).filter(|line| line.len() >= super::MIN_SECRET_LINE);
             for line in lines.filter(|_| name != "stackTrace") {
@@ -775,6 +777,19 @@ mod tests {
                 "{shown}"
             );
             assert!(!shown.contains("acme"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn guest_properties_are_secrets_in_any_form() {
+        for value in ["48392017", "https://h.example/services/AbCdEf123?token=AbC123", "true"] {
+            for answer in [
+                format!("<o:Property xmlns:o='urn:x' o:key='k' o:value='{value}'/>"),
+                format!("<o:Property xmlns:o='urn:x' o:key='k'><o:Value o:value='{value}'/></o:Property>"),
+            ] {
+                let shown = shown(&answer);
+                assert!(shown.contains("value=\"secret-1\"") && !shown.contains(value), "{shown}");
+            }
         }
     }
 

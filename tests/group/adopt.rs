@@ -1322,6 +1322,19 @@ fn an_outage_during_init_makes_no_leftover() {
 }
 
 #[test]
+fn a_vcd_that_does_not_answer_during_init_makes_no_leftover() {
+    let mut play = Play::holding(policy(), vec![Vm { power: Power::Suspended, ..vm(1) }], &["look", "poll"]);
+    play.to(60 * SECOND);
+    assert_eq!((play.group.knows_its_own(), play.times("poll").len()), (false, 1));
+    play.holds.clear();
+    play.fail("poll", ErrorKind::Unavailable);
+    play.fail("look", ErrorKind::Unavailable);
+    play.to(100 * SECOND);
+    assert!(play.group.knows_its_own());
+    assert_eq!((play.states(), play.deleted()), (vec![State::Suspended], vec![]));
+}
+
+#[test]
 fn nothing_is_deleted_before_init_answers() {
     let vms = vec![Vm { power: Power::Off, ..vm(1) }, Vm { address: None, ..vm(2) }];
     let mut play = Play::holding(policy(), vms, &["look"]);

@@ -155,8 +155,8 @@ impl Audit {
             // Nothing shows its suspend mark.
             let unread = ids.iter().filter_map(|id| model.vapps.get(id)).any(|vapp| vapp.faults.unread);
             let for_cause = suspended || busy || unread || self.shutdown;
-            let could =
-                (known && self.pace.early(now)) || (self.pace.clear && ids.iter().all(|id| self.pace.can_look(*id)));
+            let looks = ids.iter().all(|id| self.pace.can_look(*id)) || self.pace.is_silent(now);
+            let could = (known && self.pace.early(now)) || (self.pace.clear && looks);
             if could
                 && !for_cause
                 && self.there(&name, model)

@@ -37,6 +37,8 @@ const LOOKS_AN_HOUR: usize = 500;
 const ASKED_A_MINUTE: usize = 30;
 /// In Init, a lookup is repeated this many times if VCD is available.
 const READS: u32 = 3;
+/// In Init, polls are sent every 5 s, and are answered soon.
+const SILENCE: u64 = 11_000;
 const HOUR: u64 = 60 * MINUTE;
 
 /// Times of the requests about one instance in the last hour.
@@ -144,6 +146,11 @@ impl Pace {
     /// Lookups can show this process what a vApp is.
     pub fn can_look(&self, id: VappId) -> bool {
         !self.slow && self.unread.get(&id).is_none_or(|fails| *fails < READS)
+    }
+
+    /// Polls are not answered any more: Init has to fail.
+    pub fn is_silent(&self, now: u64) -> bool {
+        now > self.polled + SILENCE
     }
 
     /// A request has another effect than requested.

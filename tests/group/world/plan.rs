@@ -417,6 +417,7 @@ pub fn plan(seed: u64) -> Plan {
     swarm.silent_ports(&mut odd, large);
     swarm.late_ones(&mut late);
     swarm.one_operation(&mut late);
+    swarm.outage_in_init(&mut quirks, policy.suspends != Suspends::Never);
     if policy.standby > 0 && pool.percent(30) {
         swarm.steps.push(Step { at: pool.below(swarm.length), to: 0, act: Act::NewSource });
     }
@@ -635,6 +636,20 @@ impl Swarm {
             let long = dice.between(self.length / 4, self.length);
             self.add_somewhen(Act::Fault(Fault::OneFails(operation), long, 100));
         }
+    }
+
+    /// VCD stops answering after the first poll of a process that finds suspended instances.
+    fn outage_in_init(&mut self, dice: &mut Dice, suspends: bool) {
+        if !dice.percent(if suspends { 8 } else { 1 }) {
+            return;
+        }
+        let (at, down) = (self.after_an_increase(2 * MINUTE, 5 * MINUTE), 2_000);
+        let fault = dice.pick(&[Fault::Unreachable, Fault::Silent, Fault::OneFails("look")]);
+        let begins = at + down + dice.pick(&[1, 1, 500, 4_000]);
+        self.add(at - MINUTE, Act::SuspendAll);
+        self.add(at, Act::Crash(down));
+        let (percent, long) = (dice.pick(&[50, 100, 100]), dice.between(5_000, 90_000));
+        self.add(begins, Act::Fault(fault, long, percent));
     }
 
     /// What happens when the first hour is over, and the poll with vApps is due again.

@@ -1289,6 +1289,7 @@ fn a_vapp_without_a_lookup_in_time_is_a_leftover() {
     let mut play = Play::holding(policy(), vec![Vm { address: None, ..vm(1) }], &["look"]);
     play.before(init);
     assert_eq!((play.group.knows_its_own(), play.states()), (false, vec![]));
+    assert_eq!(play.times("poll"), [5, 10, 15].map(|s| s * SECOND), "is VCD available?");
     play.to(init);
     assert!(play.group.knows_its_own());
     assert_eq!(play.said("1 vApps that may belong to this group could not be looked up in time"), 1);

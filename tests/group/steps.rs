@@ -912,6 +912,16 @@ fn combined_creates_stay_in_use_if_no_two_in_a_row_fail() {
 }
 
 #[test]
+fn combined_creates_stay_in_use_if_vcd_aborts_them() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
+    play.tasks = TaskState::Failed(error(ErrorKind::Aborted));
+    play.increase(1);
+    (1..=3).for_each(|n| play.makes(n, Power::Failed));
+    play.until("create", 4);
+    assert_eq!(whole(&play), [true; 4]);
+}
+
+#[test]
 fn combined_creates_that_vcd_rejects_are_tried_in_steps_once() {
     let mut play = Play::holding(policy(), Vec::new(), &["create"]);
     play.increase(1);

@@ -138,10 +138,10 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         match kind {
             Kind::Create { whole: true } if !i.desired.is_deleted() && error.kind != ErrorKind::Quota => {
-                // VCD may have created it and failed at the power-on.
-                i.operation = None;
+                // VCD may have created it and failed at the power-on, which follows at once then.
+                let slot = i.operation.take().and_then(|operation| operation.slot);
                 if let Some(vapp) = i.vapp_mut() {
-                    vapp.build.failed = Some(Box::new(error.clone()));
+                    (vapp.build.failed, vapp.build.slot) = (Some(Box::new(error.clone())), slot);
                 }
                 self.say_of(Level::Warn, key, format!("{error}; a lookup shows what VCD created"));
             }

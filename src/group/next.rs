@@ -217,7 +217,7 @@ impl From<'_> {
     }
 
     /// It is to be deleted. A vApp that may be busy, shared or foreign is looked up first, and so is one that could not be
-    /// deleted before.
+    /// deleted before, or that the last poll did not show.
     fn delete(&mut self, i: &Instance, vapp: &Vapp) -> Step {
         if !self.reached(i.attempts.delete.next) {
             return Step::Wait;
@@ -231,7 +231,8 @@ impl From<'_> {
             || removal != Removal::Force
             || i.attempts.delete.tries > 0
             || vapp.is_busy();
-        if !vapp.proven || vapp.shared || vapp.is_missing() || (unclear && vapp.document.is_none()) {
+        let unseen = vapp.missed > 0 && vapp.document(self.at.now).is_none();
+        if !vapp.proven || vapp.shared || vapp.is_missing() || unseen || (unclear && vapp.document.is_none()) {
             return self.look(i);
         }
         Step::Begin(Kind::Delete(removal))

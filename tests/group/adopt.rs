@@ -1586,6 +1586,18 @@ fn a_persons_vm_that_polls_have_shown_prevents_the_delete() {
 }
 
 #[test]
+fn a_vapp_that_the_last_poll_did_not_show_is_looked_up_before_its_delete() {
+    let mut play = Play::booting(|_| {});
+    play.to(15 * SECOND).hidden = true;
+    play.to(25 * SECOND);
+    assert_eq!((play.view().missed, play.states()), (1, vec![State::Running]));
+    play.documents.values_mut().for_each(|vapp| vapp.vms.push("m/other".into()));
+    let names = play.names();
+    play.decrease(&names);
+    assert_eq!((play.deleted().len(), play.said("contains another VM")), (0, 1));
+}
+
+#[test]
 fn a_persons_vm_is_not_used_when_the_own_one_is_moved_away() {
     // A person has changed the description of the own VM, and added another VM.
     let own = Vm { description: "changed".into(), ..vm(1) };

@@ -893,6 +893,19 @@ fn combined_creates_whose_task_fails_are_tried_in_steps_once() {
 }
 
 #[test]
+fn a_vm_that_vcd_created_and_did_not_power_on_keeps_its_slot() {
+    let mut play = Play::holding(Policy { max_creates: 1, ..policy() }, Vec::new(), &["create"]);
+    play.tasks = TaskState::Failed(error(ErrorKind::Failed));
+    play.increase(2);
+    let vm = Vm { power: Power::Off, ..shown(href(1), play.created()) };
+    play.documents.insert(href(1), vapp(&vm));
+    play.holds.push("power_on");
+    play.begin("create", Some(href(1)), "t/1");
+    play.to(5 * SECOND);
+    assert_eq!(play.counts(["create", "power_on"]), [1, 1]);
+}
+
+#[test]
 fn combined_creates_stay_in_use_if_no_two_in_a_row_fail() {
     let mut play = Play::holding(policy(), Vec::new(), &["create"]);
     play.increase(1);

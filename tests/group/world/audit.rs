@@ -594,7 +594,8 @@ impl Audit {
                     .flat_map(|vapp| &vapp.vms)
                     .filter(|vm| !self.foreign_vms.contains_key(vm));
                 let mut vms = vms.filter_map(|id| Some((*id, model.vms.get(id)?.gc)));
-                if vms.any(|(id, gc)| works(id, gc)) {
+                // Of two vApps with one name, the other one may run.
+                if vms.any(|(id, gc)| works(id, gc)) && !self.is_taken(name) {
                     return Err(format!("11: {name} is running while its customization works"));
                 }
             }

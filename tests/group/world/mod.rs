@@ -343,10 +343,14 @@ impl World {
         self.longest_delete() + hung + queue + empty + polls + unseen
     }
 
-    /// Maximum time until a delete works. Force is tried again an hour after it was forbidden.
+    /// Maximum time until a delete works: only every second try may, and force is tried again an hour after it was forbidden.
     fn longest_delete(&self) -> u64 {
-        let forbidden = if self.plan.policy.quirk == Quirk::StopBreaks { 60 * MINUTE } else { 0 };
-        SETTLE + LONGEST_BACKOFF + forbidden
+        SETTLE
+            + match self.plan.policy.quirk {
+                Quirk::ForceBreaks => 2 * LONGEST_BACKOFF,
+                Quirk::StopBreaks => 2 * LONGEST_BACKOFF + 60 * MINUTE,
+                _ => LONGEST_BACKOFF,
+            }
     }
 
     /// An orderly shutdown of the hosts.

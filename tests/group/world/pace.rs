@@ -35,8 +35,8 @@ const CHANGES_AN_HOUR: usize = 60;
 const LOOKS_AN_HOUR: usize = 500;
 /// The same in one minute, of any kind.
 const ASKED_A_MINUTE: usize = 30;
-/// In Init, a lookup is repeated this many times if VCD is available.
-const READS: u32 = 3;
+/// In Init, a lookup that has failed is repeated, even if some polls fail.
+const READS: u32 = 2;
 /// In Init, polls are sent every 5 s, and are answered soon.
 const SILENCE: u64 = 11_000;
 const HOUR: u64 = 60 * MINUTE;
@@ -366,6 +366,8 @@ impl Audit {
             // A VM with a task is in transition, or seems to be.
             let task = self.by_name.get(&name).into_iter().flatten().find_map(|id| task_of(model, *id));
             let held = task.and_then(|task| model.tasks.get(&task)).map_or(0, |task| task.start + SLOT_PATIENCE);
+            // Only lookups show it, and they say nothing while a task works on it.
+            let since = if task.is_some() && self.is_unlisted(&name, model) { now } else { since };
             if now > since.max(self.pace.blind).max(held) + MISTAKEN.max(MISTAKEN_POLLS * self.pace.interval) {
                 return Err(format!("11: {name} is reported as running and healthy at {told:?}, but {wrong}"));
             }
@@ -373,6 +375,12 @@ impl Audit {
         }
         self.pace.mistaken = mistaken;
         Ok(())
+    }
+
+    /// Queries do not show it.
+    fn is_unlisted(&self, name: &Name, model: &Model) -> bool {
+        let mut vapps = self.by_name.get(name).into_iter().flatten().filter_map(|id| model.vapps.get(id));
+        vapps.any(|vapp| vapp.faults.unlisted)
     }
 
     /// A job can run on its VM, and neither a person nor a fault of its vApp concerns it.
@@ -492,7 +500,7 @@ impl Audit {
             return true;
         }
         // Leftovers without faults are deleted as fast as requests allow.
-        let fine = !model.vapps.values().any(is_faulty);
+        let fine = !model.vapps.values().any(is_faulty) || tuning.max_operations == 1;
         if fine && group.standing(time).hold.is_some() {
             return true;
         }

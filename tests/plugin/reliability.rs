@@ -240,8 +240,11 @@ fn cases() -> Vec<Case> {
         once("delete: 500 after VCD has acted", "delete", json!({"answer_after": {"status": 500}}), "VCD answered 500"),
         once("delete: 503 before VCD acts", "delete", busy, "VCD answered 503"),
         once("delete: the answer is cut after 40 bytes", "delete", json!({"truncate": 40}), "is incomplete"),
-        all("polls return no VMs for a while", &["query:vm", "query:vApp"], json!({"query": "empty"}), ""),
-        all("every other record is missing for a while", &["query:vm"], json!({"query": "partial"}), ""),
+        // Lookups show the new instance.
+        all("polls return no VMs for a while", &["query:vm", "query:vApp"], json!({"query": "empty"}), "")
+            .until_running(),
+        all("every other record is missing for a while", &["query:vm"], json!({"query": "partial"}), "")
+            .until_running(),
         all("polls are 20 s old for a while", &["query:vm"], json!({"query": "stale", "stale_ms": 20_000}), "")
             .until_running(),
         Case::new(VCD, "every fifth request hit by some fault for 10 s", Fault::Random(0.2), "")

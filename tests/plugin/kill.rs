@@ -530,7 +530,11 @@ impl Watch for Trap {
 /// The process has ended, whether or not its parent has read its exit status.
 fn is_gone(process: i32) -> bool {
     match fs::read_to_string(format!("/proc/{process}/stat")) {
-        Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
+        // While one of its threads exists, its descriptors do, too: the next plugin would see its presence.
+        Ok(stat) => {
+            let ended = stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']));
+            ended && fs::read_dir(format!("/proc/{process}/task")).is_ok_and(|threads| threads.count() <= 1)
+        }
         // Other errors, such as too many open files, say nothing about the process.
         Err(error) => error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error()),
     }

@@ -700,9 +700,9 @@ mod tests {
             let (retries, failed_creates) = (at as u32, at as u32);
             let view = View { retries, failed_creates, ..view(Phase::PendingCreate, "the next try") };
             let said = vec![said(Level::Warn, &format!("no; next try in {at} s"))];
-            let waits_for = "VCD to accept the create";
-            let creating = View { retries: retries - 1, failed_creates: failed_creates - 1, waits_for, ..view.clone() };
-            let creating = View { phase: Phase::Creating, ..creating };
+            let (retries, failed_creates) = (retries - 1, failed_creates - 1);
+            let creating = self::view(Phase::Creating, "VCD to accept the create");
+            let creating = View { retries, failed_creates, ..creating };
             logged += journal.turn(seconds(at * 2), Shown::Nothing, vec![], vec![], &[creating]).len();
             logged += journal.turn(seconds(at * 2 + 1), Shown::Nothing, vec![note], said, &[view]).len();
         };

@@ -296,14 +296,10 @@ impl Group {
             return;
         }
         match (kind, seen.power) {
-            (Kind::Delete(Removal::Stop), power) => {
+            (Kind::Delete(Removal::Stop), Power::Off) => {
                 self.over(key);
-                let stopped = power == Power::Off;
-                if let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()).filter(|_| stopped) {
-                    vapp.removal = Removal::Stopped;
-                } else {
-                    self.still_there(key, began);
-                }
+                let vapp = self.instances.get_mut(&key).and_then(|i| i.vapp_mut());
+                vapp.into_iter().for_each(|vapp| vapp.removal = Removal::Stopped);
             }
             (Kind::Delete(_), _) => {
                 self.over(key);

@@ -362,6 +362,14 @@ impl Play {
         self.release(operation, Some(Err(error(kind))));
     }
 
+    /// Each of the first `n` creates fails.
+    pub fn fail_creates(&mut self, n: usize, kind: ErrorKind) {
+        for nth in 1..=n {
+            self.until("create", nth);
+            self.fail("create", kind);
+        }
+    }
+
     /// Answers with a started task.
     pub fn begin(&mut self, operation: &str, vapp: Option<Href>, task: &str) {
         self.release(operation, Some(started(vapp, Some(task))));

@@ -608,10 +608,7 @@ fn a_standby_vm_that_somebody_deletes_is_replaced_at_once() {
 #[test]
 fn failed_creates_for_standby_do_not_pause_those_that_somebody_waits_for() {
     let mut play = Play::holding(standby_policy(), Vec::new(), &["create"]);
-    for n in 1..=4 {
-        play.until("create", n);
-        play.fail("create", ErrorKind::Failed);
-    }
+    play.fail_creates(4, ErrorKind::Failed);
     assert_eq!(play.group.standing(Time(play.now)).failures, 0);
     play.increase(1);
     assert_eq!(play.times("create").last(), Some(&play.now));

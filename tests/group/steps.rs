@@ -938,10 +938,7 @@ fn combined_creates_stay_in_use_if_vcd_aborts_them() {
 fn combined_creates_that_vcd_rejects_are_tried_in_steps_once() {
     let mut play = Play::holding(policy(), Vec::new(), &["create"]);
     play.increase(1);
-    for n in 1..=4 {
-        play.until("create", n);
-        play.fail("create", ErrorKind::Invalid);
-    }
+    play.fail_creates(4, ErrorKind::Invalid);
     assert_eq!(whole(&play), [true, true, false, true]);
     assert_eq!(play.group.standing(Time(play.now)).failures, 2, "the create in steps, and the one after it");
 }
@@ -982,10 +979,7 @@ fn combined_creates_whose_answers_are_lost_are_tried_in_steps() {
     let mut play = Play::holding(policy(), Vec::new(), &["create"]);
     play.increase(1);
     // The first one is repeated before it has failed.
-    for n in 1..=4 {
-        play.until("create", n);
-        play.fail("create", ErrorKind::Ambiguous);
-    }
+    play.fail_creates(4, ErrorKind::Ambiguous);
     play.until("create", 5);
     assert_eq!(whole(&play), [true, true, true, false, true], "one in steps was lost too");
 }
@@ -994,10 +988,7 @@ fn combined_creates_whose_answers_are_lost_are_tried_in_steps() {
 fn steps_are_tried_again_if_combined_creates_fail_again() {
     let mut play = Play::holding(Policy { create_timeout: secs(3600), ..policy() }, Vec::new(), &["create"]);
     play.increase(1);
-    for n in 1..=5 {
-        play.until("create", n);
-        play.fail("create", ErrorKind::Invalid);
-    }
+    play.fail_creates(5, ErrorKind::Invalid);
     play.until("create", 6);
     assert_eq!(whole(&play), [true, true, false, true, true, false]);
 }
@@ -1006,10 +997,7 @@ fn steps_are_tried_again_if_combined_creates_fail_again() {
 fn a_create_in_steps_that_is_no_longer_wanted_says_nothing_about_steps() {
     let mut play = Play::holding(policy(), Vec::new(), &["create"]);
     play.increase(1);
-    for n in 1..=2 {
-        play.until("create", n);
-        play.fail("create", ErrorKind::Invalid);
-    }
+    play.fail_creates(2, ErrorKind::Invalid);
     play.until("create", 3);
     let vm = Vm { power: Power::Failed, ..shown(href(3), play.created()) };
     play.documents.insert(href(3), Vapp { tasks: vec!["t/1".into()], ..vapp(&vm) });
@@ -1073,10 +1061,7 @@ fn a_create_over_a_quota_is_tried_again_after_a_delete() {
     let mut play = Play::holding(policy(), fleet(1), &["create"]);
     play.increase(1);
     // Until the breaker allows none.
-    for n in 1..=3 {
-        play.until("create", n);
-        play.fail("create", ErrorKind::Quota);
-    }
+    play.fail_creates(3, ErrorKind::Quota);
     assert_eq!(play.said("creates fail: no VM is created for 60 s"), 1);
     let gone = play.now + SECOND;
     play.to(gone).decrease(&[name(1)]);

@@ -30,6 +30,8 @@ struct Unclaimed<'a> {
     vm: Option<&'a Vm>,
     created: Option<UnixMs>,
     labelled: bool,
+    /// One of its VMs carries the tag of another manager or group.
+    others: bool,
     /// A task works on the vApp or its VM.
     busy: bool,
 }
@@ -57,7 +59,8 @@ impl Group {
         }
     }
 
-    /// A vApp that belongs to no instance, if this group may own it. `alone`: no other vApp has its name.
+    /// A vApp that belongs to no instance, if this group may own it. `alone`: no other vApp of the
+    /// poll has its name.
     fn claim(&mut self, found: &Unclaimed<'_>, vcd_now: Option<UnixMs>, alone: bool) {
         let (now, seen) = (self.now, self.sight.at(self.now));
         if !self.owner.could_name(found.name) || self.foreign.contains(found.vapp) {
@@ -81,6 +84,7 @@ impl Group {
         let is_of_this_life = self.past.contains(found.name)
             || self.instances.values().any(|i| !i.is_leftover() && i.name == *found.name);
         let adopting = self.adopt_until.is_some();
+        let alone = alone && !self.instances.values().any(|i| i.name == *found.name);
         if !adopting && !is_of_this_life && after_start.is_some_and(|ms| ms > EARLIER_CREATES.as_millis() as i128) {
             return self.left_to_another(found.vapp, found.name, verdict);
         }
@@ -95,7 +99,8 @@ impl Group {
         let tagged =
             found.vm.filter(|vm| self.owner.judge_record(found.name, Some(&vm.description)) == Ownership::Ours);
         let mut vapp = Vapp::new(found.vapp.clone(), now);
-        vapp.labelled = found.labelled;
+        // Plugins of one group write the same entry, and only the Go plugin writes no tag.
+        vapp.labelled = found.labelled && (verdict == Ownership::Ours || !found.others);
         vapp.vm = tagged.map(|vm| vm.vm.clone());
         vapp.record = found.vm.map(|vm| Record::of(vm, false, now));
         i.observe(vapp);
@@ -328,24 +333,23 @@ fn unclaimed<'a>(poll: &'a Poll, owner: &Owner, known: impl Fn(&str) -> bool) ->
         let of_vapp = record.and_then(|vapp| vapp.description.as_deref());
         let description = of_vapp.or(Some(&vm.description));
         let (vapp, name) = (&vm.vapp, &vm.vapp_name);
-        let one = Unclaimed { vapp, name, description, vm: Some(vm), created: None, labelled, busy };
+        let verdict = owner.judge_record(name, Some(&vm.description));
         let place = *places.entry(&**vapp).or_insert(all.len());
+        let others = verdict == Ownership::Foreign || all.get(place).is_some_and(|first| first.others);
+        let one = Unclaimed { vapp, name, description, vm: Some(vm), created: None, labelled, others, busy };
         match all.get_mut(place) {
             None => all.push(one),
             // If a vApp contains several VMs, the one with the best owner tag counts.
-            Some(first)
-                if owner.judge_record(name, Some(&vm.description)) > owner.judge_record(name, first.description) =>
-            {
-                *first = one;
-            }
-            Some(_) => {}
+            Some(first) if verdict > owner.judge_record(name, first.description) => *first = one,
+            Some(first) => first.others = others,
         }
     }
     for vapp in vapps.iter().filter(|vapp| !known(&vapp.href)) {
         let (name, labelled, busy) = (&vapp.name, vapp.labelled, vapp.busy);
         let (description, created) = (vapp.description.as_deref(), vapp.created);
         if *places.entry(&*vapp.href).or_insert(all.len()) == all.len() {
-            all.push(Unclaimed { vapp: &vapp.href, name, description, vm: None, created, labelled, busy });
+            let (vapp, others) = (&vapp.href, false);
+            all.push(Unclaimed { vapp, name, description, vm: None, created, labelled, others, busy });
         }
     }
     all

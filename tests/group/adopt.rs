@@ -1135,6 +1135,28 @@ fn the_metadata_entry_needs_a_document_that_does_not_contradict() {
 }
 
 #[test]
+fn the_metadata_entry_does_not_outweigh_the_tag_of_another_manager() {
+    let edited = Some("kept for an inspection".to_string());
+    let theirs = Vm { description: tag(&name(1)).replace("manager=", "manager=another-").into(), ..vm(1) };
+    let somebodys = Vm { description: "somebody's".into(), ..vm(1) };
+    let shown = Vapp { labelled: true, description: edited.clone(), ..vapp(&theirs) };
+    let silent = Vapp { description: None, ..shown.clone() };
+    for (vms, record) in [
+        (vec![theirs.clone(), somebodys.clone()], &silent),
+        (vec![somebodys, theirs.clone()], &silent),
+        (vec![theirs], &shown),
+    ] {
+        let mut play = Play::new(policy(), Vec::new());
+        let first = Poll { now: Some(START), vms: vms.clone(), vapps: Some(vec![record.clone()]), ..Poll::default() };
+        play.group = Group::new(policy(), 1, Time(0), &first);
+        play.documents.insert(href(1), shown.clone());
+        play.vms = vms;
+        play.serve();
+        assert_eq!((play.states(), play.times("look").len()), (vec![], 1));
+    }
+}
+
+#[test]
 fn a_vm_with_another_name_is_that_of_the_vapp_only_if_the_go_plugin_created_it() {
     for (description, used) in [(None, true), (Some(tag(&name(1))), false)] {
         let record = Vapp { labelled: true, description: description.clone(), ..vapp(&vm(1)) };
@@ -1484,6 +1506,19 @@ fn of_two_vapps_with_one_name_one_is_adopted() {
     assert_eq!(play.times("look"), [0, 0], "neither is adopted by its record");
     play.to(15 * SECOND);
     assert_eq!(play.states(), [State::Running]);
+}
+
+#[test]
+fn a_late_record_with_the_name_of_a_leftover_is_looked_up_again() {
+    let twin = Vm { vapp: href(2), power: Power::Off, ..vm(1) };
+    let slow = Vm { busy: true, ..vm(3) };
+    let mut play = Play::holding(policy(), vec![vm(1), twin, slow], &["look"]);
+    play.documents.remove(&href(1));
+    play.release("look", None);
+    play.release("look", None);
+    assert_eq!((play.times("look").len(), play.strays().len()), (3, 2), "v/1 does not exist, v/2 is a leftover");
+    play.to(6 * SECOND);
+    assert_eq!((play.times("look").len(), play.states()), (4, vec![]));
 }
 
 #[test]

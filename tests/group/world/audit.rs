@@ -1,6 +1,6 @@
 //! Invariants, checked after every event. Their numbers are those of the list in `ARCHITECTURE.md`.
 
-use super::pace::Pace;
+use super::pace::{FIRST_PAUSE, Pace};
 use super::plan::{MINUTE, Tuning};
 use super::vcd::{href, mark, task_id, task_of, vapp_id, works};
 use fleeting_plugin_vcd::cloud::{Mark, Request};
@@ -543,6 +543,7 @@ impl Audit {
         // Suspended by a late request, or by a person, before its mark was written: the host did not see it as suspended.
         let marked = model.vapps.get(&id).is_some_and(|vapp| mark(vapp) == Mark::Suspended);
         let unmarked = !marked && self.running.get(name) == Some(&State::Suspending);
+        let unread = is_unread(Target::Vapp(id), model);
         let up = |vm: &Vm| match vm.power {
             // A customization that fails late, or an address that is no longer shown, is no reason to delete a running VM.
             // A process that finds it only in this state has to treat it as incomplete.
@@ -551,7 +552,8 @@ impl Audit {
             Power::On if earlier && vm.gc == GcStatus::Pending && self.clock_behind => false,
             // After a successful resume, a guest that does not answer is given up in the end.
             Power::On => !vm.host_down && ((vm.ssh && !vm.address_hidden) || !resumed),
-            Power::Suspended => suspended && !(earlier && unmarked),
+            // A process that finds it so cannot read its mark.
+            Power::Suspended => suspended && !(earlier && (unmarked || unread)),
             Power::Off | Power::Unresolved => false,
         };
         let ours = |vapp: &Vapp| -> Vec<VmId> {
@@ -628,7 +630,7 @@ impl Audit {
                     return Err(format!("5: {name} changed from {before:?} to {state:?}"));
                 }
                 if state == State::Timeout && *before == State::Creating {
-                    self.pace.create_failed(now, now, name);
+                    self.pace.create_failed(now, now, name, FIRST_PAUSE);
                 }
                 *before = state;
             }

@@ -23,6 +23,9 @@ const UNNOTICED: u64 = 3 * MINUTE;
 const IDLE: u64 = MINUTE / 2;
 /// The same after an event that pauses creates for long: the longest pause is 5 minutes, plus or minus a quarter.
 const LONG_PAUSE: u64 = 400_000;
+/// The first pause of a create that failed, and of one that a quota refused: 10 s and 30 s, plus a quarter.
+pub const FIRST_PAUSE: u64 = 12_500;
+const QUOTA_PAUSE: u64 = 37_500;
 /// The breaker opens after this many failures of different events, and counts those of this time.
 const BREAKER: usize = 3;
 const BREAKER_WINDOW: u64 = 10 * MINUTE;
@@ -177,7 +180,7 @@ impl Pace {
         if let (Request::Create { name, .. }, Err(error)) = (request, answer)
             && refused(error)
         {
-            self.create_failed(now, now, name);
+            self.create_failed(now, now, name, first_pause(error));
         }
         if let (Request::Find { .. }, Ok(Reply::Vapps(vapps))) = (request, answer)
             && vapps.is_empty()
@@ -208,8 +211,8 @@ impl Pace {
         self.open = false;
     }
 
-    /// A create that started then has failed: its next try waits, and the breaker may open.
-    pub fn create_failed(&mut self, now: u64, began: u64, name: &Name) {
+    /// A create that began then has failed: its next try waits, at first for `pause`, and the breaker may open.
+    pub fn create_failed(&mut self, now: u64, began: u64, name: &Name, pause: u64) {
         self.failed = Some(now);
         if self.failures.back().is_none_or(|last| began > *last) {
             self.failures.push_back(now);
@@ -218,11 +221,15 @@ impl Pace {
             self.failures.pop_front();
         }
         let tries = self.tries.get(name).map_or(1, |(tries, _)| (*tries).max(1));
-        let own = (12_500u64 << (tries - 1).min(5)).min(LONG_PAUSE);
+        let own = (pause << (tries - 1).min(5)).min(LONG_PAUSE);
         self.open |= self.failures.len() >= BREAKER;
         let pause = if self.open { LONG_PAUSE } else { own };
         self.excused = self.excused.max(now + pause);
     }
+}
+
+fn first_pause(error: &VcdError) -> u64 {
+    if error.kind == ErrorKind::Quota { QUOTA_PAUSE } else { FIRST_PAUSE }
 }
 
 /// It is healthy: a job can run on it.
@@ -292,7 +299,7 @@ impl Audit {
         // Other checks handle instances that have run.
         let creating = matches!(self.accepted.get(name), Some(State::Creating | State::Timeout));
         let Some((_, tried)) = self.pace.tries.get(name).copied().filter(|_| creating) else { return Ok(()) };
-        self.pace.create_failed(now, there.created, name);
+        self.pace.create_failed(now, there.created, name, FIRST_PAUSE);
         let seen = self.pace.seen - tried;
         let limit = READY.min(tuning.create_timeout * MINUTE) - 30_000;
         if !touched && self.own_vms(there, model).any(well) && seen + 2 * self.pace.interval < limit {
@@ -304,7 +311,8 @@ impl Audit {
     /// The reported results of tasks.
     pub fn tasks_ended(&mut self, answer: &Answer, model: &Model, now: u64) {
         let Ok(Reply::Tasks(tasks)) = answer else { return };
-        for task in tasks.iter().filter(|task| matches!(task.state, TaskState::Failed(_))) {
+        for task in tasks {
+            let TaskState::Failed(error) = &task.state else { continue };
             let Some(task) = model.tasks.get(&task_id(&task.href)) else { continue };
             let vapp = match task.target {
                 Target::Vapp(id) => Some(id),
@@ -313,7 +321,7 @@ impl Audit {
             let Some((name, _)) = vapp.and_then(|id| self.ours.get(&id)) else { continue };
             if is_create(task.operation) {
                 let name = name.clone();
-                self.pace.create_failed(now, task.start, &name);
+                self.pace.create_failed(now, task.start, &name, first_pause(error));
             }
         }
     }

@@ -15,8 +15,8 @@ const CREDENTIALS: &str = " credentials=";
 
 /// The owner of a vApp.
 pub struct Owner {
-    manager: String,
-    group: String,
+    /// The tag up to the id.
+    tag: String,
     prefix: String,
     credentials: String,
 }
@@ -36,18 +36,19 @@ impl Owner {
     /// The owner that a policy describes.
     pub fn new(policy: &Policy) -> Owner {
         let Policy { manager, group, prefix, credentials, .. } = policy.clone();
-        Owner { manager, group, prefix, credentials }
+        Owner { tag: format!("{MARK} manager={manager} group={group} id="), prefix, credentials }
     }
 
     /// The description of the vApp `name` and of its VM. The create request sets it, so that the vApp never exists without
     /// it.
     pub fn description(&self, name: &str) -> String {
         let mark = if self.credentials.is_empty() { "" } else { CREDENTIALS };
-        self.tag(name) + mark + &self.credentials
+        format!("{}{name}{mark}{}", self.tag, self.credentials)
     }
 
-    fn tag(&self, name: &str) -> String {
-        format!("{MARK} manager={} group={} id={name}", self.manager, self.group)
+    /// What follows the tag of `name`.
+    fn after_tag<'a>(&self, name: &str, description: &'a str) -> Option<&'a str> {
+        description.strip_prefix(self.tag.as_str())?.strip_prefix(name)
     }
 
     /// True if this program wrote the description, for any manager and group.
@@ -62,7 +63,7 @@ impl Owner {
 
     /// The credentials' fingerprint, if the description carries the tag of `name`.
     fn credentials<'a>(&self, name: &str, description: &'a str) -> Option<&'a str> {
-        match description.trim().strip_prefix(&self.tag(name))? {
+        match self.after_tag(name, description.trim())? {
             "" => Some(""),
             more => more.strip_prefix(CREDENTIALS).filter(|word| !word.contains(char::is_whitespace)),
         }
@@ -91,7 +92,7 @@ impl Owner {
         match description.map(str::trim) {
             _ if !self.could_name(name) => Ownership::Foreign,
             Some(text) if self.credentials(name, text).is_some() => Ownership::Ours,
-            Some(text) if Owner::tells_of(name, text) && !text.starts_with(&self.tag(name)) => Ownership::Foreign,
+            Some(text) if Owner::tells_of(name, text) && self.after_tag(name, text).is_none() => Ownership::Foreign,
             // Somebody may have edited the VM's text, or moved the VM: its vApp's document shows the owner.
             None | Some(_) => Ownership::Unsure,
         }

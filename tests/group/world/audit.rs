@@ -568,8 +568,11 @@ impl Audit {
     pub fn check(&mut self, group: &Group, model: &Model, time: Time, now: u64) -> Result<(), String> {
         // Most events change no state.
         let causes = (self.asked_to_suspend.len(), self.touched.len());
-        let known = self.checked.iter().map(|(name, state)| (name, *state));
-        if self.causes == causes && group.update().eq(known) {
+        let mut known = self.checked.iter();
+        let same = |(name, state): (&Name, State)| {
+            known.next().is_some_and(|(old, was)| state == *was && (Name::ptr_eq(name, old) || name == old))
+        };
+        if self.causes == causes && group.update().all(same) && known.next().is_none() {
             return Ok(());
         }
         self.check_states(group, model, time, now)?;

@@ -15,11 +15,10 @@ mod vcd;
 
 use audit::Audit;
 use fleeting_plugin_vcd::cloud::{Answer, Reply, Request};
-use fleeting_plugin_vcd::group::{Command, Group, Labels, Name, OnShutdown, Phase, Policy, State, Ticket, Time};
+use fleeting_plugin_vcd::group::{Command, Group, Labels, Name, OnShutdown, Phase, Policy, State, Ticket, Time, View};
 use host::Host;
 use plan::{Dice, Fault, MINUTE, Plan, Quirk, Suspends};
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 use vcd::{Fate, MAX_LAG, Sending, Wire};
@@ -178,8 +177,8 @@ pub struct World {
     /// The source of new VMs.
     source: fleeting_plugin_vcd::cloud::Source,
     plan: Plan,
-    queue: BinaryHeap<Reverse<(u64, u64)>>,
-    happenings: BTreeMap<u64, Happening>,
+    /// By time and sequence.
+    queue: BTreeMap<(u64, u64), Happening>,
     sequence: u64,
     dice: Dice,
     pub plugins: Vec<Plugin>,
@@ -240,8 +239,7 @@ impl World {
             network,
             source: fleeting_plugin_vcd::cloud::Source(1),
             plan: plan.clone(),
-            queue: BinaryHeap::new(),
-            happenings: BTreeMap::new(),
+            queue: BTreeMap::new(),
             sequence: 0,
             dice: Dice(plan.seed.wrapping_mul(0x2545_f491_4f6c_dd1d)),
             plugins: (0..plan.policy.managers).map(plugin).collect(),
@@ -379,12 +377,12 @@ impl World {
     pub fn play_until(&mut self, until: u64) -> Result<(), String> {
         loop {
             self.schedule();
-            let Some(&Reverse((at, sequence))) = self.queue.peek() else { break };
+            let Some(first) = self.queue.first_entry() else { break };
+            let (at, _) = *first.key();
             if at > until {
                 break;
             }
-            self.queue.pop();
-            let Some(happening) = self.happenings.remove(&sequence) else { continue };
+            let happening = first.remove();
             self.now = self.now.max(at);
             self.model.advance(self.now);
             self.end_leases();
@@ -441,8 +439,7 @@ impl World {
 
     fn at(&mut self, at: u64, happening: Happening) {
         self.sequence += 1;
-        self.queue.push(Reverse((at, self.sequence)));
-        self.happenings.insert(self.sequence, happening);
+        self.queue.insert((at, self.sequence), happening);
     }
 
     fn say(&self, text: impl FnOnce() -> String) {
@@ -687,41 +684,44 @@ impl World {
     fn settled(&self) -> bool {
         let rests = |plugin: &Plugin| {
             let Some(group) = plugin.group.as_ref().filter(|_| plugin.shutting_down.is_none()) else { return false };
-            let audit = &plugin.audit;
-            let rest = |(name, state)| self.instance_rests(plugin, name, state);
             // Stuck instances count towards max_size: the host may not get its desired number.
-            let host = self.host_rests(plugin);
-            host && self.pool_rests(plugin) && group.update().all(rest) && audit.orphans(group, &self.model).is_empty()
+            if !self.host_rests(plugin) {
+                return false;
+            }
+            let stuck = self.reported_stuck(plugin);
+            let mut all = group.update();
+            self.pool_rests(plugin, &stuck)
+                && all.all(|(name, state)| self.instance_rests(plugin, &stuck, name, state))
+                && plugin.audit.orphans(group, &self.model).is_empty()
         };
         self.plugins.iter().all(rests)
     }
 
-    fn instance_rests(&self, plugin: &Plugin, name: &Name, state: State) -> bool {
+    fn instance_rests(&self, plugin: &Plugin, stuck: &[View], name: &Name, state: State) -> bool {
         // Nothing is suspended or resumed during shutdown.
         let stays = plugin.audit.shutdown && matches!(state, State::Suspending | State::Resuming);
         let audit = &plugin.audit;
+        let reported = || stuck.iter().any(|view| view.name == *name);
         match audit.is_stuck(name, &self.model) {
-            true => rests(state) || stays || self.is_reported_stuck(plugin, name),
-            false if state == State::Running && !audit.is_busy(name, &self.model) => {
-                !self.is_reported_stuck(plugin, name)
-            }
+            true => rests(state) || stays || reported(),
+            false if state == State::Running && !audit.is_busy(name, &self.model) => !reported(),
             false => rests(state) || stays,
         }
     }
 
-    /// The group says that it is stuck.
-    fn is_reported_stuck(&self, plugin: &Plugin, name: &Name) -> bool {
+    /// What the group says is stuck.
+    fn reported_stuck(&self, plugin: &Plugin) -> Vec<View> {
         let views = plugin.group.as_ref().map(|group| group.views(Time(self.now - plugin.began))).unwrap_or_default();
-        views.iter().any(|view| view.name == *name && view.stuck.is_some())
+        views.into_iter().filter(|view| view.stuck.is_some()).collect()
     }
 
     /// The standby pool is full.
-    fn pool_rests(&self, plugin: &Plugin) -> bool {
+    fn pool_rests(&self, plugin: &Plugin, stuck: &[View]) -> bool {
         let Some(group) = &plugin.group else { return false };
         let time = Time(self.now - plugin.began);
         let rest = group.glances(time).iter().filter(|glance| glance.phase == Phase::Standby).count();
         // A stuck VM of the pool is counted in it.
-        let stuck = group.views(time).iter().filter(|view| !view.reported && view.stuck.is_some()).count();
+        let stuck = stuck.iter().filter(|view| !view.reported).count();
         rest + stuck >= self.plan.policy.standby as usize || plugin.audit.shutdown
     }
 
@@ -736,8 +736,9 @@ impl World {
         let number = if stuck { 9 } else { 5 };
         for plugin in &self.plugins {
             let Some(group) = &plugin.group else { return Err("the plugin does not start again".into()) };
+            let reported = self.reported_stuck(plugin);
             for (name, state) in group.update() {
-                if !self.instance_rests(plugin, name, state) {
+                if !self.instance_rests(plugin, &reported, name, state) {
                     return Err(format!("{number}: {name} is still {state:?} long after the last fault"));
                 }
             }
@@ -746,7 +747,7 @@ impl World {
                     "{number}: the host does not have the desired number of instances long after the last fault"
                 ));
             }
-            if !self.pool_rests(plugin) {
+            if !self.pool_rests(plugin, &reported) {
                 return Err(format!("{number}: the standby pool is not full long after the last fault"));
             }
             if let Some(orphan) = plugin.audit.orphans(group, &self.model).first() {

@@ -228,6 +228,10 @@ impl Group {
     /// VCD does not create a VM with the combined request: use three steps, until `until` if it is set.
     pub(super) fn take_apart(&mut self, why: &str, until: Option<Time>) {
         if std::mem::take(&mut self.whole) {
+            if self.steps_until.is_none() {
+                // Its failures so far say nothing of steps. If it waited longer than steps are used, it would never try them.
+                self.pool_backoff = Backoff::default();
+            }
             self.steps_until = until;
             let text = format!("{why}; VMs are now created in three steps: compose, reconfigure, power on");
             self.say_plain(Level::Warn, text);

@@ -615,6 +615,32 @@ fn failed_creates_for_standby_do_not_pause_those_that_somebody_waits_for() {
 }
 
 #[test]
+fn the_pool_tries_steps_at_once_and_then_waits_as_before() {
+    for kind in [ErrorKind::Invalid, ErrorKind::Ambiguous] {
+        let mut play = Play::holding(standby_policy(), Vec::new(), &["create"]);
+        let mut creates = 0;
+        let mut fail = |play: &mut Play, kind, n| {
+            for _ in 0..n {
+                creates += 1;
+                play.until("create", creates);
+                play.fail("create", kind);
+            }
+            play.now
+        };
+        // A lost create is tried again before it counts as failed.
+        let twice = if kind == ErrorKind::Ambiguous { 2 } else { 1 };
+        fail(&mut play, ErrorKind::Quota, 5);
+        let failed = fail(&mut play, kind, 2 * twice);
+        let steps = fail(&mut play, kind, twice);
+        assert!(steps <= failed + 200 * SECOND, "{kind:?}: {failed} {steps}");
+        // Steps fail, too: both ways are tried at growing intervals.
+        let last = fail(&mut play, kind, 4 * twice);
+        let next = fail(&mut play, kind, twice);
+        assert!(next > last + 100 * SECOND, "{kind:?}: {last} {next}");
+    }
+}
+
+#[test]
 fn only_the_delete_of_a_standby_vm_uses_a_slot_of_other_instances() {
     let used = |play: &Play| {
         let standing = play.group.standing(Time(play.now));

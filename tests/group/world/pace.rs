@@ -109,6 +109,9 @@ impl Pace {
     /// A poll was answered, and may show the real state.
     pub fn polled(&mut self, now: u64, answered: bool, truth: bool) {
         if answered {
+            if self.good != self.polled && self.excused > self.good {
+                self.excused += now - self.good;
+            }
             let since = (now - self.good).min(SEEN + self.interval);
             self.seen += since;
             self.seen_clearly += if truth { since } else { 0 };

@@ -178,7 +178,7 @@ pub struct World {
     source: fleeting_plugin_vcd::cloud::Source,
     plan: Plan,
     /// By time and sequence.
-    queue: BTreeMap<(u64, u64), Happening>,
+    queue: BTreeMap<(u64, u64), Box<Happening>>,
     sequence: u64,
     dice: Dice,
     pub plugins: Vec<Plugin>,
@@ -382,7 +382,7 @@ impl World {
             if at > until {
                 break;
             }
-            let happening = first.remove();
+            let happening = *first.remove();
             self.now = self.now.max(at);
             self.model.advance(self.now);
             self.end_leases();
@@ -439,7 +439,7 @@ impl World {
 
     fn at(&mut self, at: u64, happening: Happening) {
         self.sequence += 1;
-        self.queue.insert((at, self.sequence), happening);
+        self.queue.insert((at, self.sequence), Box::new(happening));
     }
 
     fn say(&self, text: impl FnOnce() -> String) {

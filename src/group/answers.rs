@@ -303,7 +303,8 @@ impl Group {
 
     fn delete_refused(&mut self, key: Key, removal: Removal, error: &VcdError) {
         if error.kind == ErrorKind::NotFound {
-            // It is gone, or VCD lags.
+            // It is gone, or VCD lags: nothing runs there.
+            self.instances.get_mut(&key).and_then(|i| i.operation.as_mut()).into_iter().for_each(|op| op.slot = None);
             return self.look_what_became(key, self.now);
         }
         self.over(key);

@@ -73,9 +73,7 @@ impl Group {
 
     /// A create that VCD rejected because of a quota may succeed now that an owned vApp is deleted.
     fn quota_freed(&mut self) {
-        let waits =
-            |i: &Instance| i.refused == Some(ErrorKind::Quota) && i.operation.is_none() && !i.desired.is_deleted();
-        for i in self.instances.values_mut().filter(|i| waits(i)) {
+        for i in self.instances.values_mut().filter(|i| i.lacks_quota() && i.operation.is_none()) {
             i.attempts.create.next = self.now;
             self.breaker.try_now(self.now);
         }

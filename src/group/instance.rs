@@ -321,6 +321,12 @@ impl Instance {
         self.desired.is_deleted() || self.vapp().is_some_and(|vapp| vapp.doomed)
     }
 
+    /// It is wanted, and a quota prevents its create.
+    pub fn lacks_quota(&self) -> bool {
+        let unmade = self.vapp().is_none_or(|vapp| vapp.doomed);
+        self.refused == Some(ErrorKind::Quota) && unmade && !self.desired.is_deleted()
+    }
+
     /// It has an operation of this kind in VCD, or may have.
     pub fn does(&self, which: impl Fn(Kind) -> bool) -> bool {
         self.operation.as_ref().is_some_and(|operation| which(operation.kind))

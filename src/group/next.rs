@@ -231,7 +231,7 @@ impl From<'_> {
             || removal != Removal::Force
             || i.attempts.delete.tries > 0
             || vapp.is_busy();
-        let unseen = vapp.missed > 0 && vapp.document(self.at.now).is_none();
+        let unseen = vapp.is_unseen(self.at.now);
         if !vapp.proven || vapp.shared || vapp.is_missing() || unseen || (unclear && vapp.document.is_none()) {
             return self.look(i);
         }
@@ -354,11 +354,12 @@ impl From<'_> {
         if old || i.lease_ends(self.at.now) { Step::GiveUp(Cause::Spoiled) } else { Step::Wait }
     }
 
-    /// A change of a running or suspended VM, after its own document has shown the owner tag.
+    /// A change of a running or suspended VM, after its own document has shown the owner tag. If the last poll did not show
+    /// the vApp, a person's VM may be in it now.
     fn change(&mut self, i: &Instance, vapp: &Vapp, kind: Kind) -> Step {
         match () {
             _ if self.at.stopping || !self.reached(i.attempts.change.next) => Step::Wait,
-            _ if !vapp.proven => self.look(i),
+            _ if !vapp.proven || vapp.is_unseen(self.at.now) => self.look(i),
             _ => Step::Begin(kind),
         }
     }

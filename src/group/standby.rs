@@ -57,7 +57,7 @@ impl Group {
     }
 
     /// Starts the next VM of the pool if one is missing, and replaces one that is outdated. Requests of the host have
-    /// priority, and nothing starts while VCD rejects creates.
+    /// priority, above all if a quota is full, and nothing starts while VCD rejects creates.
     pub(super) fn refill(&mut self) {
         if self.policy.standby_count == 0 || self.stopping || self.adopt_until.is_some() {
             return;
@@ -76,6 +76,9 @@ impl Group {
             return;
         }
         if size < self.policy.standby_count as usize {
+            if self.instances.values().any(|i| i.lacks_quota()) {
+                return;
+            }
             if self.now < self.pool_backoff.next {
                 return self.wake_by(self.pool_backoff.next);
             }

@@ -45,7 +45,7 @@ struct Load {
     waits: bool,
     /// Instances that somebody waits for and whose create has not started, or is to be repeated.
     wanted: u32,
-    /// New guests that boot and are wanted.
+    /// New guests that boot and that somebody waits for.
     guests: u32,
     /// Number of instances that boot. Only polls show their progress.
     boots: usize,
@@ -94,7 +94,8 @@ impl Group {
                 load.probing += usize::from(vapp.guest.is_probed());
                 let boots = i.boots();
                 load.boots += usize::from(boots);
-                load.guests += u32::from(boots && !i.has_run() && i.stuck().is_none());
+                let waited_for = i.origin != Origin::Standby && !i.has_run() && i.stuck().is_none();
+                load.guests += u32::from(boots && waited_for);
             }
             if let Some(operation) = i.operation.as_ref().filter(|operation| operation.task().is_some()) {
                 match operation.stuck {
@@ -270,7 +271,8 @@ impl Group {
             _ if self.has_slot(wish) => true,
             Lane::Create => {
                 let allowed = self.breaker.allows(self.now);
-                // The one create that the breaker allows decides: no other starts before its guest is ready.
+                // The one create that the breaker allows decides: no other starts before its guest is ready, unless it is
+                // for standby.
                 let others = match wish.kind {
                     Kind::Create { .. } if allowed == 1 => load.guests + self.slots.used(Lane::Standby),
                     _ => 0,

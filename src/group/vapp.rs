@@ -336,6 +336,11 @@ impl Vapp {
         self.is_missing() || self.doubt || self.is_unchecked()
     }
 
+    /// The last poll did not show it, and no lookup either.
+    pub fn is_unseen(&self, now: Time) -> bool {
+        self.missed > 0 && self.document(now).is_none()
+    }
+
     /// It was created just now, and its hardware has not been compared with the request yet.
     pub fn is_unchecked(&self) -> bool {
         matches!(self.guest, Guest::Booting { .. }) && self.build.checks < CHECKS

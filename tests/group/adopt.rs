@@ -1633,6 +1633,34 @@ fn a_vapp_that_the_last_poll_did_not_show_is_looked_up_before_its_delete() {
 }
 
 #[test]
+fn a_delete_of_what_vcd_does_not_know_keeps_no_slot() {
+    let mut play = Play::holding(Policy { max_operations: 1, ..policy() }, vec![vm(1)], &["delete", "create"]);
+    play.decrease(&[name(1)]);
+    play.until("delete", 1);
+    play.increase(1);
+    play.holds.push("look");
+    assert_eq!(play.times("create").len(), 0);
+    play.fail("delete", ErrorKind::NotFound);
+    assert_eq!((play.times("create").len(), play.held.len()), (1, 2), "beside the lookup");
+}
+
+#[test]
+fn a_vapp_that_the_last_poll_did_not_show_is_looked_up_before_its_suspend() {
+    for shared in [false, true] {
+        let mut play = Play::booting(|_| {});
+        play.to(15 * SECOND).hidden = true;
+        play.to(25 * SECOND);
+        let looks = play.times("look").len();
+        if shared {
+            play.documents.values_mut().for_each(|vapp| vapp.vms.push("m/other".into()));
+        }
+        play.suspend();
+        assert_eq!(play.times("look").get(looks), Some(&(25 * SECOND)));
+        assert_eq!(play.times("suspend").len(), usize::from(!shared));
+    }
+}
+
+#[test]
 fn a_persons_vm_is_not_used_when_the_own_one_is_moved_away() {
     // A person has changed the description of the own VM, and added another VM.
     let own = Vm { description: "changed".into(), ..vm(1) };

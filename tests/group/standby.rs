@@ -711,6 +711,41 @@ fn while_one_create_decides_no_other_starts_for_standby_or_beside_one_for_standb
 }
 
 #[test]
+fn a_create_that_somebody_waits_for_does_not_wait_for_a_guest_of_the_pool() {
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["create"]);
+    play.port = false;
+    play.fail("create", ErrorKind::Failed);
+    play.increase(1);
+    play.until("create", 3);
+    let waits = play.held.remove(0);
+    play.release("create", None);
+    play.held.push(waits);
+    open_the_breaker(&mut play);
+    let created = play.times("create").len();
+    play.to(play.now + 2 * MINUTE);
+    assert_eq!((play.times("create").len(), play.created()), (created + 1, play.names()[0].clone()));
+    assert!(play.strays().len() == 1, "the VM of the pool boots");
+}
+
+#[test]
+fn the_pool_starts_no_vm_while_a_create_that_somebody_waits_for_lacks_quota() {
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["create"]);
+    play.fail("create", ErrorKind::Failed);
+    play.increase(1);
+    play.fail("create", ErrorKind::Quota);
+    let waits = play.names();
+    for tries in 3..6 {
+        play.until("create", tries);
+        assert_eq!((play.created(), play.held.len()), (waits[0].clone(), 1));
+        play.fail("create", ErrorKind::Quota);
+    }
+    play.until("create", 6);
+    play.release("create", None);
+    play.to(play.now + MINUTE);
+    assert!(!waits.contains(&play.created()) && play.times("create").len() == 7);
+}
+
+#[test]
 fn while_nobody_waits_a_create_for_standby_decides() {
     let mut play = Play::holding(standby_policy(), vec![play::vm(1)], &["create"]);
     play.increase(1);

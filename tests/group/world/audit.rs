@@ -101,6 +101,8 @@ pub struct Audit {
     pub(super) told: BTreeSet<Name>,
     /// Marked as standby and powered on: the first time with polls while a process lived.
     woken: BTreeMap<VappId, u64>,
+    /// VCD rejected a delete of these.
+    undeleted: BTreeSet<VappId>,
     /// Changing requests on the wire.
     wire: BTreeMap<Ticket, Request>,
     pub(super) life: u32,
@@ -124,6 +126,8 @@ impl Audit {
         (self.life, self.suspends) = (life, suspends);
         self.shutdown = false;
         self.wire.clear();
+        // Only its delete can tell the next process that a standby VM was powered on.
+        self.woken.retain(|id, _| !self.undeleted.contains(id));
         self.accepted.clear();
         // VCD shows only when a vApp was created.
         self.resumed.clear();
@@ -139,7 +143,13 @@ impl Audit {
 
     /// Init has answered. Instances that ran before and still exist have to be reported now, if the group could know them:
     /// the host treats later ones as new. `known`: the group says that all vApps are decided.
-    pub fn first_update(&mut self, group: &Group, model: &Model, known: bool, now: u64) -> Result<(), String> {
+    pub fn first_update(
+        &mut self,
+        group: &Group,
+        model: &Model,
+        known: bool,
+        (time, now): (Time, u64),
+    ) -> Result<(), String> {
         let first: BTreeSet<Name> = group.update().map(|(name, _)| name.clone()).collect();
         self.told.extend(first.iter().cloned());
         let lost: Vec<(Name, State)> =
@@ -157,10 +167,7 @@ impl Audit {
             let for_cause = suspended || busy || unread || self.shutdown;
             let looks = ids.iter().all(|id| self.pace.can_look(*id)) || self.pace.is_silent(now);
             let could = (known && self.pace.early(now)) || (self.pace.clear && looks);
-            if could
-                && !for_cause
-                && self.there(&name, model)
-                && !self.gone_for_cause(&name, group, model, (Time(0), now))
+            if could && !for_cause && self.there(&name, model) && !self.gone_for_cause(&name, group, model, (time, now))
             {
                 return Err(format!(
                     "6: {name} ran and still exists, but the first Update of the next process does not report it"
@@ -356,7 +363,9 @@ impl Audit {
                 let kept = |state: &State, name: &Name| {
                     self.suspends || (*state == State::Running && !self.asked_to_suspend.contains(name))
                 };
+                // If Init has not answered, the first Update is judged.
                 if let Some((name, _)) = self.ours.get(&id)
+                    && self.first.is_some()
                     && let Some(state) = self.running.get(name)
                     && kept(state, name)
                     && !self.is_taken(name)
@@ -479,6 +488,13 @@ impl Audit {
     }
 
     /// The answer to a request has arrived.
+    /// VCD answered a delete with an error.
+    pub fn not_deleted(&mut self, request: &Request) {
+        if let Request::Delete { vapp } | Request::DeleteStopped { vapp } | Request::Undeploy { vapp } = request {
+            self.undeleted.insert(vapp_id(vapp));
+        }
+    }
+
     pub fn answered(&mut self, ticket: Ticket) {
         self.wire.remove(&ticket);
     }

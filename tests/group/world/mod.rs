@@ -669,7 +669,7 @@ impl World {
             }
             let known = now < plugin.began + ADOPTION;
             plugin.starting = false;
-            plugin.audit.first_update(group, &self.model, known, now)?;
+            plugin.audit.first_update(group, &self.model, known, (Time(now - plugin.began), now))?;
             self.at(now, Happening::HostTurn { whom: self.process(n) });
         }
         let plugin = &mut self.plugins[n];

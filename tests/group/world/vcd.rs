@@ -244,6 +244,9 @@ impl World {
             }
         } else {
             plugin.audit.pace.answered(now, &sending.request, &answer);
+            if answer.is_err() {
+                plugin.audit.not_deleted(&sending.request);
+            }
             plugin.audit.tasks_ended(&answer, &self.model, now);
         }
         if plugin.group.as_ref().is_some_and(|group| plugin.audit.waits_for_deletes(group, time)) {

@@ -277,9 +277,9 @@ impl Group {
                 vapp.doubt |= power == Power::Suspended && !busy && !busy_with;
             }
             (Guest::Ready, _) => {
-                // A task may be the reason, and end. A task that hangs does not hide it for long.
-                let held = busy && power != Power::Other;
-                vapp.held = if held && power != Power::On { vapp.held.saturating_add(1) } else { 0 };
+                // A task may be the reason that it is down, and end. A task that hangs does not hide it for long.
+                let held = busy && !matches!(power, Power::On | Power::Other);
+                vapp.held = if held { vapp.held.saturating_add(1) } else { 0 };
                 match held && vapp.held <= AGAINST_BUSY {
                     true => vapp.against = 0,
                     // What it was adopted from may be older: its suspend mark shows who suspended it.

@@ -148,7 +148,7 @@ fn a_poll_decides_whether_a_running_instance_is_healthy() {
         let looks = usize::from(power == Power::Suspended && !busy);
         assert_eq!((play.states(), play.times("look").len()), (vec![State::Running], looks));
         assert_eq!(play.said(", not by the plugin: unhealthy"), usize::from(ill.is_some()));
-        // Only a powered-on VM is healthy again.
+        // Only a powered-on VM is healthy again, even while a task works on it.
         play.vms[0].customization = complete;
         for (power, busy) in [(Power::Other, false), (Power::Off, true), (Power::Other, false)] {
             let next = play.now + 10 * SECOND;
@@ -156,7 +156,7 @@ fn a_poll_decides_whether_a_running_instance_is_healthy() {
             assert_eq!(play.health().err().as_deref(), ill);
         }
         let next = play.now + 10 * SECOND;
-        play.show(Power::On, false).to(next);
+        play.show(Power::On, true).to(next);
         assert_eq!((play.health(), play.said("healthy again")), (Ok(()), usize::from(ill.is_some())));
     }
 }

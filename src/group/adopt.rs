@@ -30,8 +30,8 @@ struct Unclaimed<'a> {
     vm: Option<&'a Vm>,
     created: Option<UnixMs>,
     labelled: bool,
-    /// One of its VMs carries the tag of another manager or group.
-    others: bool,
+    /// One of its VMs carries a tag, of whatever manager and group: the Go plugin writes none.
+    tagged: bool,
     /// A task works on the vApp or its VM.
     busy: bool,
 }
@@ -39,15 +39,16 @@ struct Unclaimed<'a> {
 impl Group {
     /// The first poll of the group.
     pub(super) fn adopt_first(&mut self, first: &Poll) {
-        self.claim_all(first, |_| false);
+        self.claim_all(first, |_| false, true);
         if self.instances.values().any(|i| !i.is_reported()) {
             self.hold_until = Some(self.now + self.policy.startup_cleanup_timeout);
         }
         self.end_adoption_when_known();
     }
 
-    /// vApps in a poll that belong to no instance.
-    pub(super) fn claim_all(&mut self, poll: &Poll, known: impl Fn(&str) -> bool) {
+    /// vApps in a poll that belong to no instance. Only records of the `first` poll can be enough to adopt them: a lookup may
+    /// have shown since then that one is gone.
+    pub(super) fn claim_all(&mut self, poll: &Poll, known: impl Fn(&str) -> bool, first: bool) {
         let all = unclaimed(poll, &self.owner, known);
         let mut names: HashMap<&str, usize> = HashMap::new();
         for vapp in &all {
@@ -55,13 +56,12 @@ impl Group {
         }
         for vapp in &all {
             let alone = names.get(&**vapp.name) == Some(&1);
-            self.claim(vapp, poll.now, alone);
+            self.claim(vapp, poll.now, first && alone);
         }
     }
 
-    /// A vApp that belongs to no instance, if this group may own it. `alone`: no other vApp of the
-    /// poll has its name.
-    fn claim(&mut self, found: &Unclaimed<'_>, vcd_now: Option<UnixMs>, alone: bool) {
+    /// A vApp that belongs to no instance, if this group may own it. `enough`: its record can show that it is complete.
+    fn claim(&mut self, found: &Unclaimed<'_>, vcd_now: Option<UnixMs>, enough: bool) {
         let (now, seen) = (self.now, self.sight.at(self.now));
         if !self.owner.could_name(found.name) || self.foreign.contains(found.vapp) {
             return;
@@ -80,12 +80,8 @@ impl Group {
             return self.left_alone(level, found.vapp, found.name);
         }
         let created = found.vm.and_then(|vm| vm.created).or(found.created);
-        let after_start = created.zip(self.vcd_start).map(|(created, start)| i128::from(created) - i128::from(start));
-        let is_of_this_life = self.past.contains(found.name)
-            || self.instances.values().any(|i| !i.is_leftover() && i.name == *found.name);
         let adopting = self.adopt_until.is_some();
-        let alone = alone && !self.instances.values().any(|i| i.name == *found.name);
-        if !adopting && !is_of_this_life && after_start.is_some_and(|ms| ms > EARLIER_CREATES.as_millis() as i128) {
+        if self.is_anothers(found.name, created) {
             return self.left_to_another(found.vapp, found.name, verdict);
         }
         let origin = if adopting { Origin::Found } else { Origin::Leftover };
@@ -99,17 +95,24 @@ impl Group {
         let tagged =
             found.vm.filter(|vm| self.owner.judge_record(found.name, Some(&vm.description)) == Ownership::Ours);
         let mut vapp = Vapp::new(found.vapp.clone(), now);
-        // Plugins of one group write the same entry, and only the Go plugin writes no tag.
-        vapp.labelled = found.labelled && (verdict == Ownership::Ours || !found.others);
+        vapp.labelled = found.labelled && !found.tagged;
         vapp.vm = tagged.map(|vm| vm.vm.clone());
         vapp.record = found.vm.map(|vm| Record::of(vm, false, now));
         i.observe(vapp);
         let key = self.insert(i);
         // A vApp with a task may be about to be deleted. Only its document shows who suspended it.
         let on = tagged.is_some_and(|vm| vm.power == Power::On && vm.address.is_some());
-        if adopting && alone && verdict == Ownership::Ours && !found.busy && on {
+        if adopting && enough && verdict == Ownership::Ours && !found.busy && on {
             self.adopt(key, Power::On);
         }
+    }
+
+    /// No request of this process or an earlier one created it.
+    fn is_anothers(&self, name: &Name, created: Option<UnixMs>) -> bool {
+        let after_start = created.zip(self.vcd_start).map(|(created, start)| i128::from(created) - i128::from(start));
+        let late = after_start.is_some_and(|ms| ms > EARLIER_CREATES.as_millis() as i128);
+        let mut known = self.instances.values().filter(|i| !i.is_leftover());
+        self.adopt_until.is_none() && late && !self.past.contains(name) && !known.any(|i| i.name == *name)
     }
 
     /// A create with this name is on the wire, or its outcome is unknown.
@@ -131,6 +134,10 @@ impl Group {
             self.left_alone(Level::Warn, &seen.href, &seen.name);
             return self.forget_undecided(key);
         }
+        if self.is_anothers(&seen.name, seen.created) {
+            self.left_to_another(&seen.href, &seen.name, Ownership::Ours);
+            return self.forget_undecided(key);
+        }
         let locked_out = self.owner.locks_out(&seen.name, seen.description.as_deref());
         if let Some(i) = self.instances.get_mut(&key) {
             i.locked_out = locked_out;
@@ -148,7 +155,7 @@ impl Group {
             i.age_before = i.age_before.max(Duration::from_millis(start.saturating_sub(created)));
         }
         if let Some(vapp) = i.vapp_mut() {
-            vapp.show(&seen, now);
+            found &= vapp.show(&seen, now);
             // It would outlast the adoption.
             vapp.document = None;
             if seen.mark == cloud::Mark::Suspended {
@@ -157,7 +164,6 @@ impl Group {
             let any = vapp.labelled && !Owner::is_marked(seen.description.as_deref());
             // The Go plugin, and programs that use its metadata entry, may return.
             self.labels |= any && self.policy.labels == Labels::Found;
-            found &= any || vapp.vm.is_some();
         }
         // A vApp that is being suspended counts as suspended: its mark says for whom.
         let power = if seen.suspending { Power::Suspended } else { seen.power };
@@ -335,21 +341,21 @@ fn unclaimed<'a>(poll: &'a Poll, owner: &Owner, known: impl Fn(&str) -> bool) ->
         let (vapp, name) = (&vm.vapp, &vm.vapp_name);
         let verdict = owner.judge_record(name, Some(&vm.description));
         let place = *places.entry(&**vapp).or_insert(all.len());
-        let others = verdict == Ownership::Foreign || all.get(place).is_some_and(|first| first.others);
-        let one = Unclaimed { vapp, name, description, vm: Some(vm), created: None, labelled, others, busy };
+        let tagged = Owner::is_marked(Some(&vm.description)) || all.get(place).is_some_and(|first| first.tagged);
+        let one = Unclaimed { vapp, name, description, vm: Some(vm), created: None, labelled, tagged, busy };
         match all.get_mut(place) {
             None => all.push(one),
             // If a vApp contains several VMs, the one with the best owner tag counts.
             Some(first) if verdict > owner.judge_record(name, first.description) => *first = one,
-            Some(first) => first.others = others,
+            Some(first) => first.tagged = tagged,
         }
     }
     for vapp in vapps.iter().filter(|vapp| !known(&vapp.href)) {
         let (name, labelled, busy) = (&vapp.name, vapp.labelled, vapp.busy);
         let (description, created) = (vapp.description.as_deref(), vapp.created);
         if *places.entry(&*vapp.href).or_insert(all.len()) == all.len() {
-            let (vapp, others) = (&vapp.href, false);
-            all.push(Unclaimed { vapp, name, description, vm: None, created, labelled, others, busy });
+            let (vapp, tagged) = (&vapp.href, false);
+            all.push(Unclaimed { vapp, name, description, vm: None, created, labelled, tagged, busy });
         }
     }
     all

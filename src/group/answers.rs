@@ -387,7 +387,7 @@ impl Group {
         let Label::OnWire { tries } = vapp.label else { return };
         let error = match answer {
             Ok(_) => {
-                (vapp.labelled, vapp.label) = (true, Label::Settled);
+                vapp.label = Label::Settled;
                 return;
             }
             Err(error) => error,

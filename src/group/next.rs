@@ -242,7 +242,11 @@ impl From<'_> {
         match &vapp.guest {
             Guest::New => self.make(i, vapp),
             Guest::Booting { since, answers: _, probing } => {
-                if self.seen(since.end(self.at.policy.ready_timeout)) {
+                // A create has a limit of its own if polls do not show the guest.
+                let ready_timeout = self.at.policy.ready_timeout;
+                let longest = i.accepted.end(ready_timeout * UNSEEN_TIMEOUTS);
+                let unseen = i.origin == Origin::Adopted && self.seen(longest);
+                if unseen || self.seen(since.end(ready_timeout)) {
                     return Step::NotReady;
                 }
                 self.boot(i, vapp, *probing)

@@ -87,7 +87,7 @@ impl Group {
             let records = by_href(records);
             self.foreign.retain(|href| records.contains_key(&**href) || shown.vapps.contains_key(&**href));
         }
-        self.claim_all(&poll, |href| shown.is_known(href));
+        self.claim_all(&poll, |href| shown.is_known(href), false);
     }
 
     /// The result of a poll of instances that boot. Only full polls show that VCD is unavailable.

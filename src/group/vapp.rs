@@ -71,7 +71,7 @@ pub(super) struct Vapp {
     /// Its address outside the NAT of its vApp, if a lookup showed one. The vApps of this plugin have no NAT.
     pub external: Option<IpAddr>,
     pub label: Label,
-    /// It had the group's metadata entry when it was found, or the plugin has written it.
+    /// The Go plugin created it: it was found with the group's metadata entry, and its VM has no tag.
     pub labelled: bool,
     /// Its suspend mark. `None` while a request that writes it is on the wire, or its outcome is unknown.
     pub mark: Option<Mark>,

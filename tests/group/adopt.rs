@@ -1135,16 +1135,22 @@ fn the_metadata_entry_needs_a_document_that_does_not_contradict() {
 }
 
 #[test]
-fn the_metadata_entry_does_not_outweigh_the_tag_of_another_manager() {
+fn the_metadata_entry_does_not_outweigh_a_tag() {
     let edited = Some("kept for an inspection".to_string());
     let theirs = Vm { description: tag(&name(1)).replace("manager=", "manager=another-").into(), ..vm(1) };
     let somebodys = Vm { description: "somebody's".into(), ..vm(1) };
     let shown = Vapp { labelled: true, description: edited.clone(), ..vapp(&theirs) };
     let silent = Vapp { description: None, ..shown.clone() };
+    let noted = Vm { description: format!("{}, be careful", theirs.description).into(), ..vm(1) };
+    let renamed = Vm { description: tag(&name(2)).into(), ..vm(1) };
+    let own = Vm { power: Power::Off, ..vm(1) };
     for (vms, record) in [
         (vec![theirs.clone(), somebodys.clone()], &silent),
         (vec![somebodys, theirs.clone()], &silent),
         (vec![theirs], &shown),
+        (vec![noted], &silent),
+        (vec![renamed], &silent),
+        (vec![own], &silent),
     ] {
         let mut play = Play::new(policy(), Vec::new());
         let first = Poll { now: Some(START), vms: vms.clone(), vapps: Some(vec![record.clone()]), ..Poll::default() };
@@ -1152,7 +1158,7 @@ fn the_metadata_entry_does_not_outweigh_the_tag_of_another_manager() {
         play.documents.insert(href(1), shown.clone());
         play.vms = vms;
         play.serve();
-        assert_eq!((play.states(), play.times("look").len()), (vec![], 1));
+        assert_eq!((play.states(), play.times("look").len(), play.strays().len()), (vec![], 1, 0));
     }
 }
 
@@ -1448,6 +1454,19 @@ fn a_late_vapp_with_an_unknown_id_belongs_to_another_plugin() {
 }
 
 #[test]
+fn a_late_vapp_whose_date_only_its_document_shows_belongs_to_another_plugin() {
+    for (after, deleted) in [(300 * SECOND, 1), (300 * SECOND + 1, 0)] {
+        let mut play = Play::new(policy(), vec![vm(2)]);
+        play.to(after);
+        let late = Vm { created: Some(START + after), ..vm(1) };
+        play.documents.insert(href(1), vapp(&late));
+        play.vms.push(Vm { created: None, ..late });
+        play.to(after + 100 * SECOND);
+        assert_eq!((play.deleted().len(), play.said("another plugin that has the same name")), (deleted, 1 - deleted));
+    }
+}
+
+#[test]
 fn a_vapp_of_a_forgotten_id_is_deleted_when_it_appears() {
     for (forgotten, deleted) in [(MAX_PAST, true), (MAX_PAST + 1, false)] {
         let mut play = Play::new(Policy { max_size: 1024, ..policy() }, Vec::new());
@@ -1509,16 +1528,39 @@ fn of_two_vapps_with_one_name_one_is_adopted() {
 }
 
 #[test]
-fn a_late_record_with_the_name_of_a_leftover_is_looked_up_again() {
-    let twin = Vm { vapp: href(2), power: Power::Off, ..vm(1) };
-    let slow = Vm { busy: true, ..vm(3) };
-    let mut play = Play::holding(policy(), vec![vm(1), twin, slow], &["look"]);
+fn a_record_of_a_later_poll_is_not_enough_to_adopt_its_vapp() {
+    let [gone, slow] = [1, 3].map(|n| Vm { busy: true, ..vm(n) });
+    let mut play = Play::holding(policy(), vec![gone, slow], &["look"]);
     play.documents.remove(&href(1));
     play.release("look", None);
-    play.release("look", None);
-    assert_eq!((play.times("look").len(), play.strays().len()), (3, 2), "v/1 does not exist, v/2 is a leftover");
+    // The poll lags.
+    play.vms[0].busy = false;
     play.to(6 * SECOND);
-    assert_eq!((play.times("look").len(), play.states()), (4, vec![]));
+    assert_eq!((play.times("look").len(), play.states(), play.strays().len()), (3, vec![], 2));
+    play.release("look", None);
+    play.release("look", None);
+    assert_eq!((play.states(), play.strays().len()), (vec![State::Running], 0), "{:?}", play.said);
+}
+
+#[test]
+fn a_vapp_whose_vm_was_moved_away_is_not_adopted() {
+    let mut play = Play::holding(policy(), vec![Vm { busy: true, ..vm(1) }], &["look"]);
+    let others = vec!["m/other".into()];
+    play.documents.insert(href(1), Vapp { vms: others, made: None, ..vapp(&vm(1)) });
+    play.release("look", None);
+    assert_eq!((play.states(), play.strays().len()), (vec![], 1));
+}
+
+#[test]
+fn a_found_guest_that_polls_never_show_is_given_up() {
+    let mut play = Play::new(policy(), vec![Vm { address: None, ..vm(1) }]);
+    assert_eq!(play.states(), [State::Creating]);
+    play.hidden = true;
+    let longest = (policy().ready_timeout * 6).as_millis() as u64;
+    play.before(longest);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Creating], vec![]));
+    play.to(longest + SECOND);
+    assert_eq!(play.deleted(), ["v/1"]);
 }
 
 #[test]

@@ -1676,7 +1676,7 @@ fn metadata_entries_are_written_one_by_one_while_a_delete_waits() {
 }
 
 #[test]
-fn a_vapp_with_the_metadata_entry_is_owned_without_a_description() {
+fn a_vapp_without_its_description_has_another_owner_in_spite_of_the_metadata_entry() {
     for written in [true, false] {
         let mut play = Play::holding(policy(), Vec::new(), &["label"]);
         play.increase(1);
@@ -1686,7 +1686,7 @@ fn a_vapp_with_the_metadata_entry_is_owned_without_a_description() {
         play.documents.values_mut().for_each(|vapp| vapp.description = None);
         play.hidden = true;
         play.until("look", play.times("look").len() + 1);
-        assert_eq!(play.states() == [State::Running], written, "{:?}", play.said);
+        assert_eq!((play.states(), play.said("no longer manages it")), (vec![State::Deleted], 1), "{written}");
     }
 }
 

@@ -16,10 +16,12 @@ pub const CANCEL_PATIENCE: u64 = 2 * MINUTE;
 const NOTICE: u64 = 2 * MINUTE;
 const NOTICE_POLLS: u64 = 12;
 
-/// It has the metadata entry and another description, like the Go plugin's vApps. Their VMs can have any name.
+/// It has the metadata entry and no owner tag, like the Go plugin's vApps. Their VMs can have any name.
 pub(super) fn is_like_the_go_plugins(id: VappId, model: &Model) -> bool {
     let like = |vapp: &Vapp| {
-        vapp.metadata.contains_key("vcd-instance-group") && !vapp.description.starts_with("fleeting-plugin-vcd/")
+        let mut texts =
+            vapp.vms.iter().filter_map(|vm| Some(&model.vms.get(vm)?.description)).chain([&vapp.description]);
+        vapp.metadata.contains_key("vcd-instance-group") && !texts.any(|text| text.starts_with("fleeting-plugin-vcd/"))
     };
     model.vapps.get(&id).is_some_and(like)
 }

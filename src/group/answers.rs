@@ -158,7 +158,9 @@ impl Group {
                 let counts = match whole {
                     true => kind != ErrorKind::Invalid || self.whole_failed(error),
                     false => {
-                        self.steps_failed();
+                        if kind != ErrorKind::Quota {
+                            self.steps_failed();
+                        }
                         true
                     }
                 };
@@ -275,10 +277,13 @@ impl Group {
         self.not_suspended(key, &VcdError::own(ErrorKind::State, what, "it contains another VM"));
     }
 
-    /// A resume failed: the plugin retries. A VM that nobody has used is created again instead.
+    /// A resume failed: the plugin retries. A VM that nobody has used is created again instead, unless a quota is full: that
+    /// would also prevent its create.
     pub(super) fn not_resumed(&mut self, key: Key, error: &VcdError) {
         let fresh = |i: &&mut Box<Instance>| i.vapp().is_some_and(|vapp| vapp.guest == Guest::Standby) && !i.goes();
-        if let Some(i) = self.instances.get_mut(&key).filter(fresh) {
+        if error.kind != ErrorKind::Quota
+            && let Some(i) = self.instances.get_mut(&key).filter(fresh)
+        {
             i.vapp_mut().into_iter().for_each(|vapp| vapp.doomed = true);
             // Its time starts with the new create request.
             (i.attempts.create.next, i.creating) = (self.now, None);

@@ -5,7 +5,7 @@ use super::instance::{Attempts, Cause, Desired, Observed, Origin};
 use super::limits::{Backoff, DELETE_RETRY_MAX, QUOTA_RETRY_BASE, RETRY_BASE, RETRY_MAX, doubled};
 use super::vapp::{Guest, Removal};
 use super::{Command, GC_INTERVAL, Group, Instance, Key, MAX_PAST, PRUNE_AFTER, Time};
-use crate::cloud::{ErrorKind, VcdError};
+use crate::cloud::{ErrorKind, Power, VcdError};
 use log::Level;
 use std::time::Duration;
 
@@ -71,8 +71,13 @@ impl Group {
         }
     }
 
-    /// A create that VCD rejected because of a quota may succeed now that an owned vApp is deleted.
+    /// A create or resume that VCD rejected because of a quota may succeed now that an owned vApp is deleted.
     fn quota_freed(&mut self) {
+        let sleeps = |i: &Instance| i.vapp().is_some_and(|vapp| vapp.power == Power::Suspended);
+        for i in self.instances.values_mut().filter(|i| i.desired == Desired::Running && sleeps(i)) {
+            // A lookup decides first.
+            (i.attempts.look.next, i.attempts.change.next) = (self.now, self.now);
+        }
         for i in self.instances.values_mut().filter(|i| i.lacks_quota() && i.operation.is_none()) {
             i.attempts.create.next = self.now;
             self.breaker.try_now(self.now);
@@ -193,9 +198,11 @@ impl Group {
 
     /// A create failed in its steps or at its guest, and left a vApp.
     pub(super) fn made_badly(&mut self, key: Key, error: &VcdError) {
-        // A task that was cancelled or aborted says nothing.
+        // A task that was cancelled or aborted says nothing, nor does a quota.
         let counts = |i: &Instance| !i.goes() && i.vapp().is_some_and(|vapp| !vapp.build.whole);
-        if error.kind != ErrorKind::Aborted && self.instances.get(&key).is_some_and(|i| counts(i)) {
+        if !matches!(error.kind, ErrorKind::Aborted | ErrorKind::Quota)
+            && self.instances.get(&key).is_some_and(|i| counts(i))
+        {
             self.steps_failed();
         }
         self.create_left(key, error, true);
@@ -218,6 +225,11 @@ impl Group {
         let tried = self.steps_until.is_some();
         self.whole_failures += 1;
         if self.whole_failures >= WHOLE_FAILURES {
+            if !tried {
+                // The pool's failures so far say nothing of steps. If it waited longer than steps are used, it would never
+                // try them.
+                self.pool_backoff = Backoff::default();
+            }
             self.take_apart(&error.to_string(), Some(self.now + WHOLE_AGAIN));
         }
         tried
@@ -226,10 +238,6 @@ impl Group {
     /// VCD does not create a VM with the combined request: use three steps, until `until` if it is set.
     pub(super) fn take_apart(&mut self, why: &str, until: Option<Time>) {
         if std::mem::take(&mut self.whole) {
-            if self.steps_until.is_none() {
-                // Its failures so far say nothing of steps. If it waited longer than steps are used, it would never try them.
-                self.pool_backoff = Backoff::default();
-            }
             self.steps_until = until;
             let text = format!("{why}; VMs are now created in three steps: compose, reconfigure, power on");
             self.say_plain(Level::Warn, text);

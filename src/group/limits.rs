@@ -17,7 +17,7 @@ pub const QUOTA_RETRY_BASE: Duration = Duration::from_secs(30);
 pub const DELETE_RETRY_MAX: Duration = Duration::from_secs(60 * 60);
 /// The breaker opens when failed creates exceed successful ones within [`BREAKER_WINDOW`] by this number.
 pub const BREAKER_FAILURES: u32 = 3;
-/// Older results of creates do not count.
+/// Older results of creates do not count. Longer by [`BREAKER_FAILURES`] times what the last failed create took.
 pub const BREAKER_WINDOW: Duration = Duration::from_secs(10 * 60);
 /// First pause of creates when the breaker opens. Doubles each time that the one create after the pause fails.
 pub const BREAKER_PAUSE: Duration = Duration::from_secs(60);
@@ -207,20 +207,22 @@ impl Breaker {
             *self = Breaker::default();
         }
         self.opened = 0;
-        self.remember(now, Ended::Well);
+        self.remember(now, Ended::Well, Duration::ZERO);
     }
 
     /// A create that began at `began` has failed because of VCD or the configuration. Returns the pause if this opened the
     /// breaker. Concurrent creates count once, and so do all tasks that VCD aborts.
     pub fn failure(&mut self, now: Time, began: Time, aborted: bool) -> Option<Duration> {
-        self.forget(now);
+        // Slow failures are rare failures: it takes long until there are three.
+        let longer = (now - began) * BREAKER_FAILURES;
+        self.forget(now, longer);
         let known = self.counted.is_some_and(|counted| began < counted)
             || (aborted && self.ends.iter().any(|(_, end)| *end == Ended::Aborted));
         if known || self.until.is_some_and(|until| now < until) {
             return None;
         }
         self.counted = Some(now);
-        self.remember(now, if aborted { Ended::Aborted } else { Ended::Badly });
+        self.remember(now, if aborted { Ended::Aborted } else { Ended::Badly }, longer);
         if self.until.is_none() && self.balance() < BREAKER_FAILURES {
             return None;
         }
@@ -235,16 +237,16 @@ impl Breaker {
         self.until = self.until.map(|until| until.min(now));
     }
 
-    fn remember(&mut self, now: Time, end: Ended) {
-        self.forget(now);
+    fn remember(&mut self, now: Time, end: Ended, longer: Duration) {
+        self.forget(now, longer);
         if self.ends.len() >= BREAKER_MEMORY {
             self.ends.pop_front();
         }
         self.ends.push_back((now, end));
     }
 
-    fn forget(&mut self, now: Time) {
-        while self.ends.front().is_some_and(|(at, _)| now - *at > BREAKER_WINDOW) {
+    fn forget(&mut self, now: Time, longer: Duration) {
+        while self.ends.front().is_some_and(|(at, _)| now - *at > BREAKER_WINDOW + longer) {
             self.ends.pop_front();
         }
     }

@@ -75,7 +75,12 @@ impl Group {
         if busy >= STANDBY_AT_A_TIME {
             return;
         }
-        if size < self.policy.standby_count as usize {
+        let most = self.policy.standby_count as usize;
+        if size < most {
+            // If VCD deletes none of those that are replaced, the pool does not grow for ever.
+            if pool().count() >= 2 * most {
+                return;
+            }
             if self.instances.values().any(|i| i.lacks_quota()) {
                 return;
             }

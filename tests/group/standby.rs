@@ -467,6 +467,50 @@ fn a_failed_resume_leads_to_a_new_vm_with_the_same_id() {
 }
 
 #[test]
+fn a_full_quota_destroys_no_standby_vm() {
+    let mut play = at_rest_beside(standby_policy(), vec![play::vm(1)]);
+    play.holds.push("power_on");
+    play.increase(1);
+    play.to(50 * SECOND).fail("power_on", ErrorKind::Quota);
+    let created = play.times("create").len();
+    // The next try is minutes later, or at once when another VM is deleted.
+    play.to(60 * SECOND);
+    assert_eq!((play.times("power_on").len(), play.deleted().len()), (1, 0));
+    play.decrease(&[play::name(1)]);
+    play.vms.retain(|vm| vm.vapp != href(1));
+    play.documents.remove(&href(1));
+    play.until("power_on", 2);
+    assert!(play.now <= 80 * SECOND, "{} {:?}", play.now, play.said);
+    play.fail("power_on", ErrorKind::Quota);
+    play.until("power_on", 3);
+    assert_eq!((play.times("create").len(), play.deleted()), (created, vec!["v/1"]));
+}
+
+#[test]
+fn the_pool_does_not_grow_if_vcd_deletes_nothing() {
+    let mut play = Play::new(standby_policy(), Vec::new());
+    play.fails = ["suspend", "delete", "undeploy"].map(|operation| (operation, ErrorKind::Failed)).to_vec();
+    play.to(3 * 3600 * SECOND);
+    assert_eq!((play.strays().len(), play.times("create").len()), (2, 2));
+}
+
+#[test]
+fn a_template_that_needs_steps_does_not_shorten_the_pause_of_the_pool() {
+    let mut play = Play::holding(standby_policy(), Vec::new(), &["create"]);
+    for n in 1..=5 {
+        play.until("create", n);
+        play.fail("create", ErrorKind::Failed);
+    }
+    play.until("create", 6);
+    play.fail("create", ErrorKind::TooMuch);
+    play.until("create", 7);
+    let failed = play.now;
+    play.fail("create", ErrorKind::Failed);
+    play.until("create", 8);
+    assert!(play.now > failed + 200 * SECOND, "{failed} {}", play.now);
+}
+
+#[test]
 fn a_vm_whose_suspend_for_standby_fails_is_used_as_it_is_if_it_was_handed_out() {
     let mut play = Play::holding(standby_policy(), Vec::new(), &["suspend"]);
     play.to(20 * SECOND).increase(1);

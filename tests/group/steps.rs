@@ -963,6 +963,33 @@ fn a_combined_create_that_is_too_much_is_tried_again_after_an_hour() {
 }
 
 #[test]
+fn a_quota_says_nothing_of_steps() {
+    let mut play = Play::holding(policy(), Vec::new(), &["create"]);
+    play.increase(1);
+    for (n, kind) in
+        [ErrorKind::Invalid, ErrorKind::Invalid, ErrorKind::Quota, ErrorKind::Quota].into_iter().enumerate()
+    {
+        play.until("create", n + 1);
+        play.fail("create", kind);
+    }
+    play.until("create", 5);
+    play.tasks = TaskState::Failed(error(ErrorKind::Quota));
+    play.release("create", Some(crate::play::started(Some("v/1".into()), Some("t/1"))));
+    play.until("create", 6);
+    assert_eq!(whole(&play), [true, true, false, false, false, false]);
+}
+
+#[test]
+fn guests_that_are_never_ready_open_the_breaker() {
+    let mut play = Play::new(Policy { create_timeout: secs(1200), ready_timeout: secs(600), ..policy() }, Vec::new());
+    play.port = false;
+    for at in [0, 1201, 2402] {
+        play.to(at * SECOND).increase(1);
+    }
+    assert!(play.to(HOUR).said("no VM is created for") > 0, "{:?}", play.said);
+}
+
+#[test]
 fn combined_creates_are_used_again_however_many_creates_in_steps_fail() {
     let mut play = Play::holding(policy(), Vec::new(), &["create"]);
     play.increase(2);

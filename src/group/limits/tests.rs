@@ -154,11 +154,20 @@ fn tasks_that_vcd_aborts_count_once_in_a_window() {
 }
 
 #[test]
+fn slow_failures_open_the_breaker() {
+    let minute = Duration::from_secs(60);
+    let mut breaker = Breaker::default();
+    let mut fail = |at: u32| breaker.failure(Time(0) + minute * (at + 20), Time(0) + minute * at, false);
+    assert_eq!([fail(0), fail(21), fail(42)], [None, None, Some(BREAKER_PAUSE)]);
+}
+
+#[test]
 fn old_results_do_not_count() {
     let (mut breaker, mut now) = (Breaker::default(), Time(0));
     fail(&mut breaker, 2, &mut now);
-    now = Time(1000) + BREAKER_WINDOW;
-    assert_eq!(fail(&mut breaker, 1, &mut now), [None], "a second too late for the first");
+    // A create that took a second counts together with what failed three seconds earlier.
+    now = Time(3000) + BREAKER_WINDOW;
+    assert_eq!(fail(&mut breaker, 1, &mut now), [None], "too late for the first");
     assert_eq!(breaker.failures(), 2);
     let mut breaker = Breaker::default();
     (0..2 * BREAKER_MEMORY as u64).for_each(|at| breaker.success(Time(at)));

@@ -26,9 +26,10 @@ const LONG_PAUSE: u64 = 400_000;
 /// The first pause of a create that failed, and of one that a quota refused: 10 s and 30 s, plus a quarter.
 pub const FIRST_PAUSE: u64 = 12_500;
 const QUOTA_PAUSE: u64 = 37_500;
-/// The breaker opens after this many failures of different events, and counts those of this time.
+/// The breaker opens after this many failures of different events, and counts those of this time. It is longer if they
+/// took longer: up to create_timeout each.
 const BREAKER: usize = 3;
-const BREAKER_WINDOW: u64 = 10 * MINUTE;
+const BREAKER_WINDOW: u64 = 70 * MINUTE;
 /// A task that has run for this long is slow, or hangs. If it ends now, that is noticed within [`IDLE`].
 const OLD: u64 = 20_000;
 /// Maximum duration of a slow request, there and back.

@@ -64,7 +64,13 @@ impl Group {
             _ if of_pool && (was.doomed || was.guest == Guest::Standby) => self.delete_for(key, Cause::Spoiled),
             _ if wanted && lost => self.delete_for(key, Cause::Lost),
             // It disappeared during its create. The plugin did not delete it.
-            _ if wanted => self.create_ended(key, was.build.failed),
+            _ if wanted => {
+                if was.guest == Guest::Standby {
+                    // Its time starts with the new create request.
+                    i.creating = None;
+                }
+                self.create_ended(key, was.build.failed);
+            }
             // It frees only what it used itself, and that was not enough.
             _ if left_over_quota => {}
             _ => self.quota_freed(),

@@ -205,6 +205,8 @@ impl Group {
         let Some(i) = self.instances.get_mut(&key) else { return };
         let going = i.goes();
         let made = matches!(&i.operation, Some(o) if matches!(o.kind, Kind::Create { .. }));
+        let marked = matches!(seen.mark, cloud::Mark::Standby { .. });
+        let is_standby = marked && i.origin == Origin::Adopted && i.desired != Desired::Standby;
         let Observed::Vapp(vapp) = &mut i.observed else { return };
         let ours = vapp.show(&seen, now);
         let was_there = vapp.vm.is_some() || !matches!(vapp.guest, Guest::New);
@@ -229,6 +231,8 @@ impl Group {
                 self.unusable(key, "VCD deletes its vApp, and this process did not request that");
                 self.found_task(key, &seen);
             }
+            // To resume it with its mark would let a later process hand it out after its use.
+            None if is_standby => self.unusable(key, "it is in standby, but a late poll showed it as running"),
             None => self.settled_seen(key, &seen),
         }
     }

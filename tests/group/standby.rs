@@ -487,6 +487,39 @@ fn a_full_quota_destroys_no_standby_vm() {
 }
 
 #[test]
+fn a_standby_vm_that_disappears_before_its_resume_costs_its_instance_no_time() {
+    let create_timeout = Duration::from_secs(100);
+    let mut play = at_rest_with(Policy { create_timeout, ..standby_policy() });
+    play.holds = vec!["power_on"];
+    play.increase(1);
+    play.to(100 * SECOND);
+    let name = play.names()[0].clone();
+    play.documents.retain(|_, vapp| vapp.name != name);
+    play.vms.retain(|vm| vm.vapp_name != name);
+    play.fail("power_on", ErrorKind::Limit);
+    play.port = false;
+    play.until("create", 3);
+    let created = play.now;
+    play.before(created + 100 * SECOND);
+    assert_eq!(play.states(), [State::Creating], "{:?}", play.said);
+    play.to(created + 130 * SECOND);
+    assert_eq!(play.states(), [State::Timeout]);
+}
+
+#[test]
+fn a_standby_vm_that_a_late_poll_showed_as_running_is_deleted_without_use() {
+    let mut play = Play::new(standby_policy(), vec![play::vm(1)]);
+    assert_eq!(play.states(), [State::Running]);
+    let mark = Mark::Standby { source: Source(1) };
+    let document = play.documents.remove(&href(1)).unwrap();
+    play.documents.insert(href(1), Vapp { power: Power::Suspended, mark, ..document });
+    play.suspend();
+    play.to(20 * SECOND);
+    assert_eq!((play.states(), play.deleted()), (vec![State::Deleted], vec!["v/1"]), "{:?}", play.said);
+    assert_eq!(play.times("power_on").len(), 0);
+}
+
+#[test]
 fn the_pool_does_not_grow_if_vcd_deletes_nothing() {
     let mut play = Play::new(standby_policy(), Vec::new());
     play.fails = ["suspend", "delete", "undeploy"].map(|operation| (operation, ErrorKind::Failed)).to_vec();

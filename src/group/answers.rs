@@ -281,6 +281,7 @@ impl Group {
     /// would also prevent its create.
     pub(super) fn not_resumed(&mut self, key: Key, error: &VcdError) {
         let fresh = |i: &&mut Box<Instance>| i.vapp().is_some_and(|vapp| vapp.guest == Guest::Standby) && !i.goes();
+        self.instances.get_mut(&key).into_iter().for_each(|i| i.refused = Some(error.kind));
         if error.kind != ErrorKind::Quota
             && let Some(i) = self.instances.get_mut(&key).filter(fresh)
         {

@@ -79,8 +79,9 @@ impl Group {
 
     /// A create or resume that VCD rejected because of a quota may succeed now that an owned vApp is deleted.
     fn quota_freed(&mut self) {
+        let refused = |i: &Instance| i.refused == Some(ErrorKind::Quota) && !i.goes();
         let sleeps = |i: &Instance| i.vapp().is_some_and(|vapp| vapp.power == Power::Suspended);
-        for i in self.instances.values_mut().filter(|i| i.desired == Desired::Running && sleeps(i)) {
+        for i in self.instances.values_mut().filter(|i| refused(i) && sleeps(i)) {
             // A lookup decides first.
             (i.attempts.look.next, i.attempts.change.next) = (self.now, self.now);
         }

@@ -199,7 +199,7 @@ pub(super) struct Instance {
     /// On the wire. Never at the same time as an operation's request.
     pub question: Option<Question>,
     pub attempts: Attempts,
-    /// Why its last create failed, if one failed.
+    /// Why its last create or resume failed, if one failed.
     pub refused: Option<ErrorKind>,
     /// Runs since it was accepted.
     pub accepted: Stopwatch,

@@ -595,6 +595,19 @@ fn a_guest_without_customization_is_probed_after_a_minute() {
 }
 
 #[test]
+fn a_resume_that_a_quota_refused_is_tried_again_after_the_delete_of_another_vm() {
+    for (kind, resumes) in [(ErrorKind::Quota, 2), (ErrorKind::Forbidden, 1)] {
+        let mut play = Play::new(policy(), vec![Vm { power: Power::Suspended, ..vm(1) }, vm(2)]);
+        play.holds = vec!["power_on"];
+        play.resume_those(&[name(1)]);
+        play.fail("power_on", kind);
+        play.decrease(&[name(2)]);
+        play.to(MINUTE);
+        assert_eq!((play.times("power_on").len(), play.deleted()), (resumes, vec!["v/2"]), "{kind:?}");
+    }
+}
+
+#[test]
 fn a_resume_that_does_not_start_ends_nothing() {
     let policy = Policy { create_timeout: secs(100), ..policy() };
     let mut play = Play::new(policy, vec![Vm { power: Power::Suspended, ..vm(1) }]);

@@ -687,7 +687,7 @@ impl Audit {
     }
 
     /// One of its vApps has another owner, so there may be a second vApp, or both remain: one of them is deleted.
-    fn is_taken(&self, name: &Name) -> bool {
+    pub(super) fn is_taken(&self, name: &Name) -> bool {
         self.by_name.get(name).is_some_and(|ids| ids.iter().any(|id| self.taken.contains(id)))
     }
 

@@ -29,9 +29,8 @@ struct Unclaimed<'a> {
     description: Option<&'a str>,
     vm: Option<&'a Vm>,
     created: Option<UnixMs>,
+    /// It has the group's metadata entry, and no VM with a tag of whatever manager and group: the Go plugin writes none.
     labelled: bool,
-    /// One of its VMs carries a tag, of whatever manager and group: the Go plugin writes none.
-    tagged: bool,
     /// A task works on the vApp or its VM.
     busy: bool,
 }
@@ -95,7 +94,7 @@ impl Group {
         let tagged =
             found.vm.filter(|vm| self.owner.judge_record(found.name, Some(&vm.description)) == Ownership::Ours);
         let mut vapp = Vapp::new(found.vapp.clone(), now);
-        vapp.labelled = found.labelled && !found.tagged;
+        vapp.labelled = found.labelled;
         vapp.vm = tagged.map(|vm| vm.vm.clone());
         vapp.record = found.vm.map(|vm| Record::of(vm, false, now));
         i.observe(vapp);
@@ -161,9 +160,8 @@ impl Group {
             if seen.mark == cloud::Mark::Suspended {
                 vapp.mark = Some(Mark::Suspended);
             }
-            let any = vapp.labelled && !Owner::is_marked(seen.description.as_deref());
             // The Go plugin, and programs that use its metadata entry, may return.
-            self.labels |= any && self.policy.labels == Labels::Found;
+            self.labels |= vapp.is_the_go_plugins(&seen) && self.policy.labels == Labels::Found;
         }
         // A vApp that is being suspended counts as suspended: its mark says for whom.
         let power = if seen.suspending { Power::Suspended } else { seen.power };
@@ -334,28 +332,28 @@ fn unclaimed<'a>(poll: &'a Poll, owner: &Owner, known: impl Fn(&str) -> bool) ->
     let mut places: HashMap<&str, usize> = HashMap::new();
     for vm in poll.vms.iter().filter(|vm| !known(&vm.vapp)) {
         let record = records.get(&*vm.vapp).and_then(|at| vapps.get(*at));
-        let labelled = record.is_some_and(|vapp| vapp.labelled);
         let busy = vm.busy || record.is_some_and(|vapp| vapp.busy);
         let of_vapp = record.and_then(|vapp| vapp.description.as_deref());
         let description = of_vapp.or(Some(&vm.description));
         let (vapp, name) = (&vm.vapp, &vm.vapp_name);
         let verdict = owner.judge_record(name, Some(&vm.description));
         let place = *places.entry(&**vapp).or_insert(all.len());
-        let tagged = Owner::is_marked(Some(&vm.description)) || all.get(place).is_some_and(|first| first.tagged);
-        let one = Unclaimed { vapp, name, description, vm: Some(vm), created: None, labelled, tagged, busy };
+        let labelled = record.is_some_and(|vapp| vapp.labelled)
+            && !Owner::is_marked(Some(&vm.description))
+            && all.get(place).is_none_or(|first| first.labelled);
+        let one = Unclaimed { vapp, name, description, vm: Some(vm), created: None, labelled, busy };
         match all.get_mut(place) {
             None => all.push(one),
             // If a vApp contains several VMs, the one with the best owner tag counts.
             Some(first) if verdict > owner.judge_record(name, first.description) => *first = one,
-            Some(first) => first.tagged = tagged,
+            Some(first) => first.labelled = labelled,
         }
     }
     for vapp in vapps.iter().filter(|vapp| !known(&vapp.href)) {
         let (name, labelled, busy) = (&vapp.name, vapp.labelled, vapp.busy);
         let (description, created) = (vapp.description.as_deref(), vapp.created);
         if *places.entry(&*vapp.href).or_insert(all.len()) == all.len() {
-            let (vapp, tagged) = (&vapp.href, false);
-            all.push(Unclaimed { vapp, name, description, vm: None, created, labelled, tagged, busy });
+            all.push(Unclaimed { vapp: &vapp.href, name, description, vm: None, created, labelled, busy });
         }
     }
     all

@@ -7,7 +7,7 @@ use super::limits::{DELETE_RETRY_MAX, Lane, RETRY_BASE, RETRY_MAX, doubled};
 use super::next::{CANCEL_PATIENCE, UNKNOWN_WINDOW};
 use super::time::Stopwatch;
 use super::vapp::{Guest, Label, Removal, Vapp};
-use super::{Group, Instance, Key};
+use super::{Group, Key};
 use crate::cloud::{Answer, ErrorKind, Power, Reply, Started, VcdError};
 use log::Level;
 use std::time::Duration;
@@ -280,11 +280,10 @@ impl Group {
     /// A resume failed: the plugin retries. A VM that nobody has used is created again instead, unless a quota is full: that
     /// would also prevent its create.
     pub(super) fn not_resumed(&mut self, key: Key, error: &VcdError) {
-        let fresh = |i: &&mut Box<Instance>| i.vapp().is_some_and(|vapp| vapp.guest == Guest::Standby) && !i.goes();
-        self.instances.get_mut(&key).into_iter().for_each(|i| i.refused = Some(error.kind));
-        if error.kind != ErrorKind::Quota
-            && let Some(i) = self.instances.get_mut(&key).filter(fresh)
-        {
+        let Some(i) = self.instances.get_mut(&key) else { return };
+        i.refused = Some(error.kind);
+        let fresh = i.vapp().is_some_and(|vapp| vapp.guest == Guest::Standby) && !i.goes();
+        if fresh && error.kind != ErrorKind::Quota {
             i.vapp_mut().into_iter().for_each(|vapp| vapp.doomed = true);
             // Its time starts with the new create request.
             (i.attempts.create.next, i.creating) = (self.now, None);

@@ -207,7 +207,8 @@ impl Breaker {
             *self = Breaker::default();
         }
         self.opened = 0;
-        self.remember(now, Ended::Well, Duration::ZERO);
+        self.forget(now, Duration::ZERO);
+        self.remember(now, Ended::Well);
     }
 
     /// A create that began at `began` has failed because of VCD or the configuration. Returns the pause if this opened the
@@ -222,7 +223,7 @@ impl Breaker {
             return None;
         }
         self.counted = Some(now);
-        self.remember(now, if aborted { Ended::Aborted } else { Ended::Badly }, longer);
+        self.remember(now, if aborted { Ended::Aborted } else { Ended::Badly });
         if self.until.is_none() && self.balance() < BREAKER_FAILURES {
             return None;
         }
@@ -237,8 +238,7 @@ impl Breaker {
         self.until = self.until.map(|until| until.min(now));
     }
 
-    fn remember(&mut self, now: Time, end: Ended, longer: Duration) {
-        self.forget(now, longer);
+    fn remember(&mut self, now: Time, end: Ended) {
         if self.ends.len() >= BREAKER_MEMORY {
             self.ends.pop_front();
         }

@@ -71,7 +71,7 @@ pub(super) struct Vapp {
     /// Its address outside the NAT of its vApp, if a lookup showed one. The vApps of this plugin have no NAT.
     pub external: Option<IpAddr>,
     pub label: Label,
-    /// The Go plugin created it: it was found with the group's metadata entry, and its VM has no tag.
+    /// It was found with the group's metadata entry, and its VMs had no tag: see [`Vapp::is_the_go_plugins`].
     pub labelled: bool,
     /// Its suspend mark. `None` while a request that writes it is on the wire, or its outcome is unknown.
     pub mark: Option<Mark>,
@@ -271,12 +271,17 @@ impl Vapp {
         }
     }
 
+    /// By its records and its document, the Go plugin created it.
+    pub fn is_the_go_plugins(&self, seen: &cloud::Vapp) -> bool {
+        self.labelled && !Owner::is_marked(seen.description.as_deref())
+    }
+
     /// Its own document, which shows the owner tag and all its VMs. True if one of them is the instance's.
     pub fn show(&mut self, seen: &cloud::Vapp, now: Time) -> bool {
         self.proven = true;
         if self.vm.is_none() {
             // The Go plugin's VMs have names of their own.
-            let any = self.labelled && !Owner::is_marked(seen.description.as_deref());
+            let any = self.is_the_go_plugins(seen);
             let own = seen.made.as_ref().filter(|made| made.own || any);
             self.vm = own.map(|made| made.vm.clone());
         }

@@ -362,10 +362,11 @@ impl Play {
         self.release(operation, Some(Err(error(kind))));
     }
 
-    /// Each of the first `n` creates fails.
+    /// Each of the next `n` creates fails. One of them may be held.
     pub fn fail_creates(&mut self, n: usize, kind: ErrorKind) {
-        for nth in 1..=n {
-            self.until("create", nth);
+        for _ in 0..n {
+            let held = self.held.iter().filter(|(_, request)| request.operation() == "create").count();
+            self.until("create", self.times("create").len() - held + 1);
             self.fail("create", kind);
         }
     }

@@ -530,15 +530,10 @@ fn the_pool_does_not_grow_if_vcd_deletes_nothing() {
 #[test]
 fn a_template_that_needs_steps_does_not_shorten_the_pause_of_the_pool() {
     let mut play = Play::holding(standby_policy(), Vec::new(), &["create"]);
-    for n in 1..=5 {
-        play.until("create", n);
-        play.fail("create", ErrorKind::Failed);
-    }
-    play.until("create", 6);
-    play.fail("create", ErrorKind::TooMuch);
-    play.until("create", 7);
+    play.fail_creates(5, ErrorKind::Failed);
+    play.fail_creates(1, ErrorKind::TooMuch);
+    play.fail_creates(1, ErrorKind::Failed);
     let failed = play.now;
-    play.fail("create", ErrorKind::Failed);
     play.until("create", 8);
     assert!(play.now > failed + 200 * SECOND, "{failed} {}", play.now);
 }
@@ -695,24 +690,19 @@ fn failed_creates_for_standby_do_not_pause_those_that_somebody_waits_for() {
 fn the_pool_tries_steps_at_once_and_then_waits_as_before() {
     for kind in [ErrorKind::Invalid, ErrorKind::Ambiguous] {
         let mut play = Play::holding(standby_policy(), Vec::new(), &["create"]);
-        let mut creates = 0;
-        let mut fail = |play: &mut Play, kind, n| {
-            for _ in 0..n {
-                creates += 1;
-                play.until("create", creates);
-                play.fail("create", kind);
-            }
+        // A lost create is tried again before it counts as failed.
+        let requests = if kind == ErrorKind::Ambiguous { 2 } else { 1 };
+        let fail = |play: &mut Play, creates: usize| {
+            play.fail_creates(creates * requests, kind);
             play.now
         };
-        // A lost create is tried again before it counts as failed.
-        let twice = if kind == ErrorKind::Ambiguous { 2 } else { 1 };
-        fail(&mut play, ErrorKind::Quota, 5);
-        let failed = fail(&mut play, kind, 2 * twice);
-        let steps = fail(&mut play, kind, twice);
+        play.fail_creates(5, ErrorKind::Quota);
+        let failed = fail(&mut play, 2);
+        let steps = fail(&mut play, 1);
         assert!(steps <= failed + 200 * SECOND, "{kind:?}: {failed} {steps}");
         // Steps fail, too: both ways are tried at growing intervals.
-        let last = fail(&mut play, kind, 4 * twice);
-        let next = fail(&mut play, kind, twice);
+        let last = fail(&mut play, 4);
+        let next = fail(&mut play, 1);
         assert!(next > last + 100 * SECOND, "{kind:?}: {last} {next}");
     }
 }

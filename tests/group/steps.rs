@@ -979,15 +979,11 @@ fn a_combined_create_that_is_too_much_is_tried_again_after_an_hour() {
 fn a_quota_says_nothing_of_steps() {
     let mut play = Play::holding(policy(), Vec::new(), &["create"]);
     play.increase(1);
-    for (n, kind) in
-        [ErrorKind::Invalid, ErrorKind::Invalid, ErrorKind::Quota, ErrorKind::Quota].into_iter().enumerate()
-    {
-        play.until("create", n + 1);
-        play.fail("create", kind);
-    }
+    play.fail_creates(2, ErrorKind::Invalid);
+    play.fail_creates(2, ErrorKind::Quota);
     play.until("create", 5);
     play.tasks = TaskState::Failed(error(ErrorKind::Quota));
-    play.release("create", Some(crate::play::started(Some("v/1".into()), Some("t/1"))));
+    play.begin("create", Some("v/1".into()), "t/1");
     play.until("create", 6);
     assert_eq!(whole(&play), [true, true, false, false, false, false]);
 }

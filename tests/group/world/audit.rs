@@ -489,7 +489,6 @@ impl Audit {
         self.rested.contains(name) || self.asked_to_suspend.contains(name) || self.asked_to_resume.contains(name)
     }
 
-    /// The answer to a request has arrived.
     /// VCD answered a delete with an error.
     pub fn not_deleted(&mut self, request: &Request) {
         if let Request::Delete { vapp } | Request::DeleteStopped { vapp } | Request::Undeploy { vapp } = request {
@@ -497,6 +496,7 @@ impl Audit {
         }
     }
 
+    /// The answer to a request has arrived.
     pub fn answered(&mut self, ticket: Ticket) {
         self.wire.remove(&ticket);
     }

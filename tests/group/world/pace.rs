@@ -294,9 +294,9 @@ impl Audit {
     pub fn gives_up(&mut self, vapp: &Href, model: &Model, tuning: &Tuning, now: u64) -> Result<(), String> {
         let id = vapp_id(vapp);
         let Some((name, life)) = self.ours.get(&id) else { return Ok(()) };
-        let (touched, asked) = (self.touched.contains(&id), self.asked.contains(name) || *life != self.life);
         // While somebody's vApp has its name, a create whose answer is lost may not be found.
-        let asked = asked || self.is_taken(name);
+        let asked = self.asked.contains(name) || *life != self.life || self.is_taken(name);
+        let touched = self.touched.contains(&id);
         let Some(there) = model.vapps.get(&id).filter(|_| !asked) else { return Ok(()) };
         if !self.told.contains(name) {
             // A VM for the pool may have been the one create that the breaker allowed.

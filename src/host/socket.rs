@@ -204,6 +204,14 @@ fn find_group(text: &str, name: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    /// To listen changes the process's umask for a moment, and a directory that another test creates then gets another
+    /// mode.
+    fn alone() -> MutexGuard<'static, ()> {
+        static UMASK: Mutex<()> = Mutex::new(());
+        UMASK.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     #[test]
     fn groups_are_found_by_name() {
@@ -215,6 +223,7 @@ mod tests {
 
     #[test]
     fn a_replaced_directory_is_not_changed() {
+        let _alone = alone();
         let parent = std::env::temp_dir().join(format!("vcd-socket-{}", std::process::id()));
         let (own, link, open) = (parent.join("own"), parent.join("link"), parent.join("open"));
         fs::create_dir_all(&parent).unwrap();
@@ -254,6 +263,7 @@ mod tests {
 
     #[test]
     fn leftovers_are_removed_in_moderation() {
+        let _alone = alone();
         let parent = std::env::temp_dir().join(format!("vcd-left-{}", std::process::id()));
         fs::create_dir(&parent).unwrap();
         let socket = Socket::bind(parent.to_str(), None).unwrap();

@@ -307,9 +307,13 @@ func outage(t *testing.T, readyTimeout, lasts time.Duration) {
 	}, password)
 	host.requestRunning(t, 1)
 	host.Request(2)
+	// All creates are accepted: the outage loses none.
 	eventually(t, func() bool {
-		boots := func(one instanceStatus) bool { return one.Phase == "Creating" && one.Task == nil && one.WaitsFor != "" }
-		return len(host.Instances()) == 3 && slices.ContainsFunc(debug.status(t).Instances, boots)
+		boots := func(one instanceStatus) bool {
+			return one.Phase == "Creating" && (one.WaitsFor == "guest customization" || one.WaitsFor == "the login port")
+		}
+		_, accepted := sim.creates(t)
+		return accepted == 3 && len(host.Instances()) == 3 && slices.ContainsFunc(debug.status(t).Instances, boots)
 	}, "a guest to boot")
 	sim.fault(t, map[string]any{"reset_before": true, "times": 0})
 	before := ids(host.Instances())

@@ -69,8 +69,8 @@ pub struct Audit {
     unknowable: BTreeSet<VappId>,
     /// An administrator deleted, stopped or renamed it, or the group had a reason to delete it.
     pub(super) touched: BTreeSet<VappId>,
-    /// Its delete was carried out long after the request was given up: nothing shows that.
-    late: BTreeSet<VappId>,
+    /// A change was carried out long after its request was given up, or its tasks are hidden: nothing shows that.
+    pub(super) late: BTreeSet<VappId>,
     /// When the cancel was requested.
     cancelled: BTreeMap<TaskId, u64>,
     /// Ids that the host deleted, in any life.

@@ -77,6 +77,12 @@ pub struct Pace {
     pub slow: bool,
     /// How often lookups of a vApp have failed.
     unread: BTreeMap<VappId, u32>,
+    /// When a lookup by name last failed: its next try may wait for the longest pause.
+    unfound: BTreeMap<Name, u64>,
+    /// When a quota last refused a change.
+    full: Option<u64>,
+    /// Deletes of the last hour: what a quota refuses is tried again after each.
+    deletes: VecDeque<u64>,
     asked: BTreeMap<Arc<str>, Asked>,
     /// Number of tries of each create in this life, and the time with polls at the first try.
     tries: BTreeMap<Name, (u32, u64)>,
@@ -199,6 +205,12 @@ impl Pace {
         if let (Request::Look { .. } | Request::Find { .. }, Err(_)) = (request, answer) {
             self.look_failed = Some(now);
         }
+        if let (Request::Find { name }, Err(_)) = (request, answer) {
+            self.unfound.insert(name.clone(), now);
+        }
+        if let (true, Err(VcdError { kind: ErrorKind::Quota, .. })) = (request.changes(), answer) {
+            self.full = Some(now);
+        }
         if let (Request::Look { vapp, .. }, Err(_)) = (request, answer) {
             *self.unread.entry(vapp_id(vapp)).or_default() += 1;
         }
@@ -266,20 +278,32 @@ impl Audit {
             }
             _ => return Ok(()),
         };
+        let in_the_last_hour = |times: &mut VecDeque<u64>| {
+            times.push_back(now);
+            while times.front().is_some_and(|at| at + HOUR < now) {
+                times.pop_front();
+            }
+        };
+        if matches!(request, Request::Delete { .. } | Request::DeleteStopped { .. }) {
+            in_the_last_hour(&mut self.pace.deletes);
+        }
+        let since =
+            |times: &VecDeque<u64>, period: u64| times.iter().rev().take_while(|at| **at + period > now).count();
+        // Each delete may free the quota.
+        let freed = |period| match self.pace.full.is_some_and(|at| at + period > now) {
+            true => since(&self.pace.deletes, period + MINUTE),
+            false => 0,
+        };
         let asked = self.pace.asked.entry(key.clone()).or_default();
         let (times, most) = match request.changes() {
-            true => (&mut asked.changes, CHANGES_AN_HOUR),
-            false => (&mut asked.looks, LOOKS_AN_HOUR),
+            true => (&mut asked.changes, CHANGES_AN_HOUR + freed(HOUR)),
+            false => (&mut asked.looks, LOOKS_AN_HOUR + freed(HOUR)),
         };
-        times.push_back(now);
-        while times.front().is_some_and(|at| at + HOUR < now) {
-            times.pop_front();
-        }
+        in_the_last_hour(times);
         let count = times.len();
-        let recent = |times: &VecDeque<u64>| times.iter().rev().take_while(|at| **at + MINUTE > now).count();
-        let in_a_minute = recent(&asked.changes) + recent(&asked.looks);
-        // Each poll can be the reason for one.
-        if in_a_minute > ASKED_A_MINUTE.max((MINUTE / self.pace.interval) as usize) {
+        let in_a_minute = since(&asked.changes, MINUTE) + since(&asked.looks, MINUTE);
+        // Each poll can be the reason for one, and each delete for a lookup and a change.
+        if in_a_minute > ASKED_A_MINUTE.max((MINUTE / self.pace.interval) as usize) + 2 * freed(MINUTE) {
             let what = request.operation();
             return Err(format!("10: {in_a_minute} requests about {key} in one minute, the last is {what}"));
         }
@@ -345,7 +369,7 @@ impl Audit {
             return Ok(());
         }
         self.check_told(group, model, tuning, time, now)?;
-        self.check_unnoticed(group, model)?;
+        self.check_unnoticed(group, model, now)?;
         self.check_old(group, tuning, time)?;
         self.check_idle(group, model, tuning, time, now)
     }
@@ -405,12 +429,14 @@ impl Audit {
     }
 
     /// 9: a guest that answers is reported as running, however many others do not answer.
-    fn check_unnoticed(&mut self, group: &Group, model: &Model) -> Result<(), String> {
+    fn check_unnoticed(&mut self, group: &Group, model: &Model, now: u64) -> Result<(), String> {
         let mut unnoticed = BTreeMap::new();
         for (name, _) in group.update().filter(|(name, state)| *state == State::Creating && !self.asked.contains(*name))
         {
+            // A create whose answer was lost, and lookups that fail.
+            let sought = self.pace.unfound.get(name).is_some_and(|at| now < at + LONG_PAUSE);
             // A VM for the pool may be in the middle of its suspend.
-            if self.is_busy(name, model) || !self.is_well(name, model) {
+            if sought || self.is_busy(name, model) || !self.is_well(name, model) {
                 continue;
             }
             let since = *self.pace.unnoticed.get(name).unwrap_or(&self.pace.seen_clearly);
@@ -529,9 +555,10 @@ impl Audit {
         if self.waits_for_deletes(group, time) || resumes >= tuning.max_operations as usize {
             return true;
         }
-        // Nothing shows what became of the last operation: it keeps its slot for a while.
+        // Nothing, or only a rare lookup, shows what became of the last operation: it keeps its slot for a while.
         let lately = |end: Option<u64>| end.is_some_and(|end| now < end + SLOT_PATIENCE + MINUTE);
-        if model.tasks.values().any(|task| lately(task.end) && is_unread(task.target, model)) {
+        let hidden = |target| matches!(target, Target::Vapp(id) if self.late.contains(&id)) || is_unread(target, model);
+        if model.tasks.values().any(|task| lately(task.end) && hidden(task.target)) {
             return true;
         }
         let left = self.orphans(group, model).len();

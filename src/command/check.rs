@@ -1025,7 +1025,7 @@ mod tests {
 
     #[test]
     fn a_login_that_a_guest_rejects_is_retried_for_a_while() {
-        let (limit, pause) = (Duration::from_millis(50), Duration::from_millis(1));
+        let (limit, pause) = (Duration::from_secs(1), Duration::from_millis(1));
         let (tries, words) = (Cell::new(0), Cell::new(0));
         let outcome = |refusals: u32, after: fn() -> Option<Result<(), NoLogin>>| {
             tries.set(0);

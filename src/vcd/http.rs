@@ -738,7 +738,7 @@ mod tests {
         use std::io::Read as _;
         let silent = |mut stream: std::net::TcpStream| drop(stream.read_to_end(&mut Vec::new()));
         let (http, url) = served(silent);
-        let lost = ask(&http, &url, Some(Duration::from_millis(50))).unwrap_err();
+        let lost = ask(&http, &url, Some(Duration::from_secs(2))).unwrap_err();
         assert!(lost.sent && lost.text.contains("timeout"), "{lost:?}");
         let times = http.agent.config().timeouts();
         assert_eq!(

@@ -378,7 +378,7 @@ fn a_check_reports_a_templates_state() {
 #[test]
 fn a_check_with_create_names_the_scripts_that_tools_refuse() {
     let (server, guest_port) = world(|m| m.template_vms.values_mut().for_each(|vm| vm.scripts = Scripts::Fail));
-    let keys = json!({"create_timeout": "3s", "reconcile_interval": "1s"});
+    let keys = json!({"create_timeout": "30s", "reconcile_interval": "1s"});
     let file = file("scripts", &[runner(&server, guest_port, "vcd", keys, json!({}))]);
     let (status, stdout, _) = run(&file, &["check", "--create"]);
     assert_eq!(status, 1, "{stdout}");
@@ -973,7 +973,7 @@ fn a_plugin_that_ends_waits_for_a_login_in_progress() {
         config.as_object_mut().unwrap().remove("token");
         plugin.init(config.to_string().as_bytes(), fleet::connector(guest_port)).await.unwrap();
         // VCD has created the next token, and the answer is on its way.
-        let slow = json!({"op": "login", "delay_after_ms": 400});
+        let slow = json!({"op": "login", "delay_after_ms": 150});
         assert!(server.add_fault(vcd_sim::faults::Rule::from_json(&slow).unwrap()));
         let first = good_token(&server);
         server.with_model(|model| model.admin_expire_bearers());
@@ -1037,15 +1037,14 @@ fn the_next_token_of_a_configured_service_account_is_saved_in_the_home_folder() 
 
 /// A command that runs the plugin without root's rights, if this is root.
 fn unprivileged(folder: &Folder) -> Command {
-    use std::os::unix::fs::{PermissionsExt as _, chown};
+    use std::os::unix::fs::chown;
     use std::os::unix::process::CommandExt as _;
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
         return Command::new(BINARY);
     }
     let copy = folder.0.join("plugin");
-    std::fs::copy(BINARY, &copy).unwrap();
-    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).unwrap();
+    common::install(&std::fs::read(BINARY).unwrap(), &copy);
     for entry in std::fs::read_dir(&folder.0).unwrap() {
         let entry = entry.unwrap().path();
         let (nobody, own) = (Some(65534), entry.extension().is_none());

@@ -115,6 +115,9 @@ fn a_new_process_adopts_the_vapps_of_a_dead_one() {
                 "fleeting-plugin-vcd/1 manager=runner-2 group=ci-linux id=ci-00000000",
             );
         });
+        // It stays incomplete until the next process has seen it.
+        let slow = json!({"op": "instantiate", "slow": 10.0});
+        assert!(server.add_fault(Rule::from_json(&slow).unwrap()));
         plugin.increase(1).await.unwrap();
         soon("the third create", async {
             while fleet::vapps(&server).len() < 4 {
@@ -389,7 +392,7 @@ fn a_vm_without_an_address_is_created_again() {
         let (server, guest_port) = fleet::simulator(SCALE);
         let rule = json!({"op": "instantiate", "guest": "no_address"});
         assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
-        let keys = json!({"ip_allocation_mode": "DHCP", "ready_timeout": "2s", "reconcile_interval": "1s"});
+        let keys = json!({"ip_allocation_mode": "DHCP", "ready_timeout": "8s", "reconcile_interval": "1s"});
         let plugin = start(&server, guest_port, keys).await;
         plugin.increase(1).await.unwrap();
         let names = reach(&plugin, 1, State::Running).await;

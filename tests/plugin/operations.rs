@@ -55,12 +55,12 @@ fn if_hardware_in_a_create_is_rejected_vms_are_created_in_steps() {
     });
 }
 
-/// VCD takes a second for each create request, and the plugin sends three at the same time.
+/// VCD takes five seconds for each create request, and the plugin sends three at the same time.
 #[test]
 fn creates_that_have_not_been_sent_are_not_sent_after_a_decrease() {
     block_on(async {
         let (server, guest_port) = fleet::simulator(SCALE);
-        let rule = json!({"op": "instantiate", "times": 0, "delay_before_ms": 1_000});
+        let rule = json!({"op": "instantiate", "times": 0, "delay_before_ms": 5_000});
         assert!(server.add_fault(Rule::from_json(&rule).unwrap()));
         let more = json!({"max_concurrent_creates": 8, "max_concurrent_operations": 8});
         let plugin = start(&server, guest_port, more).await;

@@ -258,7 +258,7 @@ fn cases() -> Vec<Case> {
             "VCD created the VM but did not power it on",
         ),
         create("create: its task hangs", json!({"task_hangs": 0}), "not running within create_timeout")
-            .keys(json!({"create_timeout": "5s"})),
+            .keys(json!({"create_timeout": "10s"})),
         create("create: its task takes five times as long", json!({"slow": 5.0}), "").until_running(),
         Case::new(
             WORK,
@@ -275,7 +275,7 @@ fn cases() -> Vec<Case> {
         .lasts(),
         create("guest: customization fails", json!({"guest": "gc_failed"}), "guest customization failed (GC_FAILED)"),
         create("guest: customization stays pending", json!({"guest": "gc_pending"}), "not ready within ready_timeout")
-            .keys(json!({"ready_timeout": "4s"})),
+            .keys(json!({"ready_timeout": "8s"})),
         create(
             "guest: customized, but VMware Tools never report it",
             json!({"guest": "gc_silent"}),
@@ -283,9 +283,9 @@ fn cases() -> Vec<Case> {
         )
         .long(),
         create("guest: no address", json!({"guest": "no_address"}), "not ready within ready_timeout")
-            .keys(json!({"ready_timeout": "4s", "ip_allocation_mode": "DHCP"})),
+            .keys(json!({"ready_timeout": "8s", "ip_allocation_mode": "DHCP"})),
         create("guest: its login port never answers", json!({"guest": "no_ssh"}), "not ready within ready_timeout")
-            .keys(json!({"ready_timeout": "4s"})),
+            .keys(json!({"ready_timeout": "8s"})),
         create("guest: shuts down during its boot", json!({"guest": "shuts_down"}), "it is powered off"),
         admin(
             "the token is revoked and the sessions are ended; later the token is restored",
@@ -649,6 +649,22 @@ impl Host<'_> {
     async fn decrease(&mut self, name: &str) {
         assert_eq!(self.client.decrease(&[name]).await.unwrap(), [name.to_owned()]);
         self.given_up.insert(name.to_owned());
+        // The next look may come after the delete.
+        let instances = self.client.update().await.unwrap();
+        let now = instances.into_iter().find_map(|(found, state)| (found == name).then_some(state));
+        if let Some(state) = now {
+            self.saw(name, state);
+        }
+    }
+
+    fn saw(&mut self, name: &str, state: State) {
+        let states = self.seen.entry(name.to_owned()).or_default();
+        if states.is_empty() && *name != self.names.stays && *name != self.names.removed {
+            self.names.added.push(name.to_owned());
+        }
+        if states.last() != Some(&word(state)) {
+            states.push(word(state));
+        }
     }
 
     /// Calls Update and Heartbeat, and reacts. True if everything is as the host wants it.
@@ -657,13 +673,7 @@ impl Host<'_> {
         let mut alive = 0;
         let mut well = true;
         for (name, state) in &instances {
-            let states = self.seen.entry(name.clone()).or_default();
-            if states.is_empty() && *name != self.names.stays && *name != self.names.removed {
-                self.names.added.push(name.clone());
-            }
-            if states.last() != Some(&word(*state)) {
-                states.push(word(*state));
-            }
+            self.saw(name, *state);
             let mut lost = matches!(state, State::Timeout);
             if *state == State::Running && !self.given_up.contains(name) {
                 let answer = self.client.heartbeat(name).await;

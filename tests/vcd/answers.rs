@@ -593,7 +593,6 @@ fn an_answer_without_a_bearer_still_returns_the_next_token() {
 #[test]
 fn a_session_lifetime_of_zero_causes_no_login_for_each_request() {
     let server = server();
-    server.with_model(|m| m.settings.bearer_s = 60);
     let bearer = server.with_model(|m| m.login_token("ci-org", "sim-api-token").unwrap().bearer);
     let body = json!({"access_token": &*bearer, "expires_in": 0}).to_string();
     fault(&server, json!({"op": "login", "times": 0, "answer_before": {"status": 200, "body": body}}));
@@ -649,7 +648,7 @@ fn a_rejected_session_is_distinguished_from_a_rejected_token() {
 #[test]
 fn a_session_is_renewed_before_it_expires() {
     let server = server_with(|o| o.scale = 1.0);
-    server.with_model(|m| m.settings.bearer_s = 6);
+    server.with_model(|m| m.settings.bearer_s = 20);
     let client = open(&server);
     let logins = server.requests("login");
     // The renewal comes before the end: the old bearer is still valid if VCD creates no new one.

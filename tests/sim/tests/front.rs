@@ -211,6 +211,8 @@ fn one_request_creates_everything_and_one_deletes_it() {
     let plain = c.call("DELETE", &vapp, "", "");
     assert_eq!(plain.status, 400);
     assert!(plain.root("message").contains("Stop the vApp and try again."), "{}", plain.body);
+    // Slow enough that the next request finds it busy.
+    c.fault(serde_json::json!({"op": "delete", "slow": 20.0}));
     let forced = c.call("DELETE", &format!("{vapp}?force=true"), "", "");
     assert_eq!(forced.status, 202);
     let busy = c.call("DELETE", &format!("{vapp}?force=true"), "", "");
@@ -638,7 +640,7 @@ fn a_request_is_carried_out_even_if_its_client_disconnects() {
     let c = Client::start(22_217);
     let body = c.create_body("ci-late");
     let vdc = c.href("orgVdc", "name==ci-vdc");
-    c.fault(serde_json::json!({"op": "instantiate", "delay_before_ms": 300}));
+    c.fault(serde_json::json!({"op": "instantiate", "delay_before_ms": 3000}));
     let url = format!("{vdc}/action/instantiateVAppTemplate");
     let (origin, path) = url.split_at(url.find("/api").unwrap());
     let host = origin.trim_start_matches("http://");

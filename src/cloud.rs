@@ -348,6 +348,8 @@ pub struct Vapp {
     pub suspending: bool,
     /// The VMs in it. In a poll, those of its VM records that the poll shows.
     pub vms: Vec<Href>,
+    /// The descriptions of its VMs. Empty if it comes from a query record.
+    pub vm_descriptions: Vec<String>,
     /// The VM that has its name, or its first. `None` if it has none yet, or if it comes from a query record.
     pub made: Option<Made>,
     /// When it was created.

@@ -59,10 +59,10 @@ fn look(client: &Client, policy: &Policy) -> Result<Vec<Item>, VcdError> {
             continue;
         }
         // Only its own document, and its suspend mark, show this.
-        let labelled = item.is_ours;
         let Reply::Vapps(found) = client.call(&Request::Look { vapp: item.href.clone(), guest: false }, None)? else {
             continue;
         };
+        let labelled = item.is_ours && !found.first().is_some_and(Owner::has_tag);
         item.standby = found.first().is_some_and(|vapp| matches!(vapp.mark, Mark::Standby { .. }));
         if !is_unsure {
             continue;

@@ -167,7 +167,7 @@ impl Group {
             return self.undecided_seen(key, vapps.pop());
         }
         let Some(seen) = vapps.pop() else { return self.vanished(key) };
-        let labelled = i.vapp().is_some_and(|vapp| vapp.labelled);
+        let labelled = i.vapp().is_some_and(|vapp| vapp.is_the_go_plugins(&seen));
         if seen.name != i.name || !self.owner.owns(&seen.name, seen.description.as_deref(), labelled) {
             return self.released(key, &seen);
         }

@@ -2,6 +2,7 @@
 
 use super::limits::Rng;
 use super::{Name, Policy};
+use crate::cloud;
 
 /// Every description that this program writes starts with this text. The number is the version of the format.
 const MARK: &str = "fleeting-plugin-vcd/1";
@@ -54,6 +55,11 @@ impl Owner {
     /// True if this program wrote the description, for any manager and group.
     pub(super) fn is_marked(description: Option<&str>) -> bool {
         description.is_some_and(|text| text.trim().starts_with(MARK))
+    }
+
+    /// True if this program wrote the description of the vApp or of a VM in it, by the vApp's document.
+    pub fn has_tag(seen: &cloud::Vapp) -> bool {
+        seen.vm_descriptions.iter().chain(&seen.description).any(|text| Owner::is_marked(Some(text)))
     }
 
     /// True if this program wrote it for the vApp `name`, for any manager and group.

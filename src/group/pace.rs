@@ -11,6 +11,8 @@ pub const CLOSE_PAUSE: Duration = Duration::from_millis(500);
 pub const CLOSE_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Pause between two queries before the expected end: an operation may fail early.
 pub const EARLY_PAUSE: Duration = Duration::from_secs(5);
+/// The same for a boot, which normal polls show too, unless they are rare. Then they may have shown earlier boots late.
+pub const EARLY_BOOT_PAUSE: Duration = Duration::from_secs(30);
 /// Longest pause between two queries after the expected end.
 pub const LATE_PAUSE: Duration = Duration::from_secs(5);
 /// Minimum and maximum distance from the median at which the expected end begins and finishes.
@@ -76,9 +78,7 @@ impl Pace {
         let (first, last) = self.end(course)?;
         let pause = (CLOSE_PAUSE * close as u32 / 2).clamp(CLOSE_PAUSE, CLOSE_PAUSE_MAX);
         Some(match age {
-            // The normal polls show it too.
-            age if age < first && course == Course::Boot => first,
-            age if age < first => first.min(age + EARLY_PAUSE),
+            age if age < first => first.min(age + if course == Course::Boot { EARLY_BOOT_PAUSE } else { EARLY_PAUSE }),
             age if age < last => age + pause,
             _ if course == Course::Boot => return None,
             age => age + ((age - last) / 2).clamp(pause, LATE_PAUSE.max(pause)),

@@ -271,9 +271,9 @@ impl Vapp {
         }
     }
 
-    /// By its records and its document, the Go plugin created it.
+    /// By its records and its document, the Go plugin created it. A poll may have missed its VM.
     pub fn is_the_go_plugins(&self, seen: &cloud::Vapp) -> bool {
-        self.labelled && !Owner::is_marked(seen.description.as_deref())
+        self.labelled && !Owner::has_tag(seen)
     }
 
     /// Its own document, which shows the owner tag and all its VMs. True if one of them is the instance's.

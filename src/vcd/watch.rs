@@ -171,6 +171,7 @@ impl Client {
             deleting: false,
             suspending: false,
             vms: Vec::new(),
+            vm_descriptions: Vec::new(),
             made: None,
             created: None,
             labelled: false,
@@ -283,6 +284,9 @@ impl Client {
         // A person may have added another VM.
         let own = vms.iter().find(|vm| xml::attribute(**vm, "name") == Some(name)).or(vms.first());
         let mut made = own.map(|vm| self.made(call, *vm, name)).transpose()?;
+        let description =
+            |one: Node| xml::child(one, "Description").and_then(|d| d.text()).unwrap_or_default().to_owned();
+        let vm_descriptions = vms.iter().map(|vm| description(*vm)).collect();
         let vms = vms.iter().map(|vm| self.link(call, xml::attribute(*vm, "href"))).collect::<Result<_, _>>()?;
         let power = query::power_of_number(xml::attribute(root, "status").unwrap_or_default());
         let mark = if suspending || power == Power::Suspended { self.read_mark(call, vapp)? } else { Mark::Running };
@@ -292,13 +296,14 @@ impl Client {
         Ok(Some(Vapp {
             href: vapp.clone(),
             name: name.into(),
-            description: Some(xml::child(root, "Description").and_then(|d| d.text()).unwrap_or_default().to_owned()),
+            description: Some(description(root)),
             power,
             busy: !tasks.is_empty(),
             tasks,
             deleting,
             suspending,
             vms,
+            vm_descriptions,
             made,
             created: xml::text(root, "DateCreated").and_then(unix_ms),
             labelled: false,
@@ -408,6 +413,7 @@ impl Client {
                     deleting: false,
                     suspending: false,
                     vms: Vec::new(),
+                    vm_descriptions: Vec::new(),
                     made: None,
                     created: attribute("creationDate").and_then(unix_ms),
                     labelled: has_label(&self.settings, record),

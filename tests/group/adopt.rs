@@ -1141,6 +1141,7 @@ fn the_metadata_entry_does_not_outweigh_a_tag() {
     let somebodys = Vm { description: "somebody's".into(), ..vm(1) };
     let shown = Vapp { labelled: true, description: edited.clone(), ..vapp(&theirs) };
     let silent = Vapp { description: None, ..shown.clone() };
+    let unlisted = Vapp { vms: Vec::new(), vm_descriptions: Vec::new(), made: None, ..silent.clone() };
     let noted = Vm { description: format!("{}, be careful", theirs.description).into(), ..vm(1) };
     let renamed = Vm { description: tag(&name(2)).into(), ..vm(1) };
     let own = Vm { power: Power::Off, ..vm(1) };
@@ -1151,6 +1152,8 @@ fn the_metadata_entry_does_not_outweigh_a_tag() {
         (vec![noted], &silent),
         (vec![renamed], &silent),
         (vec![own], &silent),
+        // The poll misses the VM: only the document shows its tag.
+        (vec![], &unlisted),
     ] {
         let mut play = Play::new(policy(), Vec::new());
         let first = Poll { now: Some(START), vms: vms.clone(), vapps: Some(vec![record.clone()]), ..Poll::default() };
@@ -1171,7 +1174,8 @@ fn a_vm_with_another_name_is_that_of_the_vapp_only_if_the_go_plugin_created_it()
         let mut play = Play::new(policy(), Vec::new());
         play.group = Group::new(policy(), 1, Time(0), &first);
         let made = record.made.clone().map(|made| Made { own: false, ..made });
-        play.documents.insert(href(1), Vapp { made, ..record });
+        let vm_descriptions = vec!["a template's".to_string()];
+        play.documents.insert(href(1), Vapp { made, vm_descriptions, ..record });
         play.vms = vms;
         play.serve();
         assert_eq!(play.states().len(), usize::from(used));

@@ -113,6 +113,7 @@ pub fn vapp(vm: &Vm) -> Vapp {
         deleting: false,
         suspending: false,
         vms: vec![vm.vm.clone()],
+        vm_descriptions: vec![vm.description.to_string()],
         made: Some(Made {
             vm: vm.vm.clone(),
             own: true,

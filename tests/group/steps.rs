@@ -1316,6 +1316,23 @@ fn a_boot_is_polled_when_an_earlier_one_ended_after_its_power_on() {
 }
 
 #[test]
+fn a_guest_is_ready_in_time_although_rare_polls_showed_others_late() {
+    let rare = Policy { reconcile_interval: secs(300), create_timeout: secs(180), ..lone() };
+    let mut play = Play::new(rare, Vec::new());
+    play.increase(1);
+    play.vms[0].customization = Customization::Working;
+    play.to(170 * SECOND).vms[0].customization = Customization::Complete;
+    play.to(180 * SECOND);
+    assert_eq!(play.states(), [State::Running]);
+    // The next guest boots faster than expected.
+    play.to(200 * SECOND).increase(1);
+    play.vms[1].customization = Customization::Working;
+    play.to(230 * SECOND).vms[1].customization = Customization::Complete;
+    play.to(262 * SECOND);
+    assert_eq!(play.states(), [State::Running, State::Running]);
+}
+
+#[test]
 fn failed_polls_of_booting_vms_are_repeated_with_growing_pauses() {
     let mut play = Play::new(lone(), Vec::new());
     play.deaf = true;

@@ -644,6 +644,26 @@ fn clean_deletes_only_the_groups_vapps_and_only_if_no_plugin_serves() {
     });
 }
 
+/// A vApp of another manager with the same group, whose description a person has edited, and into which a person has put
+/// a VM.
+#[test]
+fn clean_deletes_no_vapp_with_the_metadata_entry_and_a_vm_of_another_manager() {
+    let (server, guest_port) = world(|model| {
+        let (vdc, network) = (*model.vdcs.keys().next().unwrap(), *model.networks.keys().next().unwrap());
+        let template = *model.templates.keys().next().unwrap();
+        let mark = "fleeting-plugin-vcd/1 manager=runner-2 group=ci-linux id=ci-00000000";
+        let id = model.admin_foreign_vm(vdc, "ci-00000000", mark, template, network).unwrap();
+        model.admin_describe_vapp(id, "kept for an inspection");
+        model.admin_add_vm(id, "a-tool", "somebody's").unwrap();
+        let entry = ("MetadataStringValue".into(), "ci-linux".into());
+        model.vapps.get_mut(&id).unwrap().metadata.insert("vcd-instance-group".into(), entry);
+    });
+    let file = file("entry", &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
+    let (status, stdout, _) = run(&file, &["clean", "--yes"]);
+    assert_eq!((status, stdout.as_str()), (0, "group \"ci-linux\" of \"runner-1\" has nothing in VCD\n"));
+    assert_eq!(fleet::vapps(&server), ["ci-00000000"]);
+}
+
 #[test]
 fn clean_stops_if_something_listens_at_debug_server_addr() {
     let (server, guest_port) = world(|_| ());

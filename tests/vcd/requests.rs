@@ -46,6 +46,7 @@ fn one_create_request_contains_everything_and_the_vm_starts() {
         let seen = look(&client, &vapp).unwrap().pop().unwrap();
         assert_eq!((&seen.href, &*seen.name, seen.power, seen.vms.len()), (&vapp, "ci-abc12345", Power::On, 1));
         assert_eq!((seen.description.as_deref(), seen.busy), (Some("group=<ci> & co"), false));
+        assert_eq!(seen.vm_descriptions, ["group=<ci> & co"]);
         assert!(seen.tasks.is_empty() && seen.created.is_some());
         let found = vapps(&client, &Request::Find { name: "ci-abc12345".into() }).unwrap();
         assert_eq!(found, [seen]);

@@ -571,6 +571,7 @@ impl World {
             deleting: false,
             suspending: false,
             vms: Vec::new(),
+            vm_descriptions: Vec::new(),
             made: None,
             created: Some(self.model.unix(vapp.created)),
             labelled: label,
@@ -606,6 +607,11 @@ impl World {
             deleting: task.is_some_and(|task| self.model.tasks[&task].operation == model::Operation::Delete),
             suspending,
             vms: vapp.vms.iter().map(|id| vm_href(*id)).collect(),
+            vm_descriptions: vapp
+                .vms
+                .iter()
+                .filter_map(|id| Some(self.model.vms.get(id)?.description.to_string()))
+                .collect(),
             made,
             created: Some(self.model.unix(vapp.created)),
             labelled: false,
@@ -680,6 +686,7 @@ fn unlisted(href: Href, name: Arc<str>) -> cloud::Vapp {
         deleting: false,
         suspending: false,
         vms: Vec::new(),
+        vm_descriptions: Vec::new(),
         made: None,
         created: None,
         labelled: false,

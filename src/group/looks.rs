@@ -300,7 +300,8 @@ impl Group {
             return;
         }
         match (kind, seen.power) {
-            (Kind::Delete(Removal::Stop), Power::Off) => {
+            // If its host is down, VCD knows no more.
+            (Kind::Delete(Removal::Stop), Power::Off | Power::Other | Power::Failed) => {
                 self.over(key);
                 let vapp = self.instances.get_mut(&key).and_then(|i| i.vapp_mut());
                 vapp.into_iter().for_each(|vapp| vapp.removal = Removal::Stopped);

@@ -542,6 +542,20 @@ fn a_delete_is_repeated_or_done_without_force() {
 }
 
 #[test]
+fn after_a_stop_a_vapp_is_deleted_unless_it_still_runs() {
+    for power in [Power::Off, Power::Other, Power::Failed] {
+        let mut play = Play::scrapped();
+        play.answer(failed(ErrorKind::Forbidden));
+        play.expect("undeploy", AT_ONCE);
+        play.answer(started(None));
+        play.expect("look", AT_ONCE);
+        play.power = power;
+        play.shows(false, false);
+        play.expect("delete_stopped", AT_ONCE);
+    }
+}
+
+#[test]
 fn a_delete_that_is_lost_three_times_is_done_the_other_way() {
     let mut play = Play::scrapped();
     play.power = Power::On;

@@ -75,10 +75,12 @@ pub struct Pace {
     pub look_failed: Option<u64>,
     /// A request of this process was slow: lookups waited for it.
     pub slow: bool,
-    /// How often lookups of a vApp have failed.
-    unread: BTreeMap<VappId, u32>,
+    /// How often lookups of a vApp have failed, and when last.
+    unread: BTreeMap<VappId, (u32, u64)>,
     /// When a lookup by name last failed: its next try may wait for the longest pause.
     unfound: BTreeMap<Name, u64>,
+    /// When an operation of a vApp ended whose document cannot be read.
+    obscured: Option<u64>,
     /// When a quota last refused a change.
     full: Option<u64>,
     /// Deletes of the last hour: what a quota refuses is tried again after each.
@@ -158,7 +160,12 @@ impl Pace {
 
     /// Lookups can show this process what a vApp is.
     pub fn can_look(&self, id: VappId) -> bool {
-        !self.slow && self.unread.get(&id).is_none_or(|fails| *fails < READS)
+        !self.slow && self.unread.get(&id).is_none_or(|(fails, _)| *fails < READS)
+    }
+
+    /// A lookup of it has failed: the next one may wait for the longest pause.
+    pub fn is_unread(&self, id: VappId, now: u64) -> bool {
+        self.unread.get(&id).is_some_and(|(_, at)| now < at + LONG_PAUSE)
     }
 
     /// Polls are not answered any more: Init has to fail.
@@ -212,7 +219,8 @@ impl Pace {
             self.full = Some(now);
         }
         if let (Request::Look { vapp, .. }, Err(_)) = (request, answer) {
-            *self.unread.entry(vapp_id(vapp)).or_default() += 1;
+            let (fails, at) = self.unread.entry(vapp_id(vapp)).or_default();
+            (*fails, *at) = (*fails + 1, now);
         }
         if request.changes() && answer.is_err() {
             let locked = matches!(request, Request::Delete { .. } | Request::DeleteStopped { .. });
@@ -341,9 +349,13 @@ impl Audit {
     /// The reported results of tasks.
     pub fn tasks_ended(&mut self, answer: &Answer, model: &Model, now: u64) {
         let Ok(Reply::Tasks(tasks)) = answer else { return };
-        for task in tasks {
-            let TaskState::Failed(error) = &task.state else { continue };
-            let Some(task) = model.tasks.get(&task_id(&task.href)) else { continue };
+        for told in tasks {
+            let Some(task) = model.tasks.get(&task_id(&told.href)) else { continue };
+            let ended = matches!(told.state, TaskState::Success | TaskState::Failed(_));
+            if ended && is_unread(task.target, model) {
+                self.pace.obscured = Some(now);
+            }
+            let TaskState::Failed(error) = &told.state else { continue };
             let vapp = match task.target {
                 Target::Vapp(id) => Some(id),
                 Target::Vm(id) => model.vms.get(&id).map(|vm| vm.vapp),
@@ -433,10 +445,12 @@ impl Audit {
         let mut unnoticed = BTreeMap::new();
         for (name, _) in group.update().filter(|(name, state)| *state == State::Creating && !self.asked.contains(*name))
         {
-            // A create whose answer was lost, and lookups that fail.
-            let sought = self.pace.unfound.get(name).is_some_and(|at| now < at + LONG_PAUSE);
+            // The answer to its create or resume was lost, and lookups fail.
+            let mut ids = self.by_name.get(name).into_iter().flatten();
+            let unread = ids.any(|id| self.pace.is_unread(*id, now))
+                || self.pace.unfound.get(name).is_some_and(|at| now < at + LONG_PAUSE);
             // A VM for the pool may be in the middle of its suspend.
-            if sought || self.is_busy(name, model) || !self.is_well(name, model) {
+            if unread || self.is_busy(name, model) || !self.is_well(name, model) {
                 continue;
             }
             let since = *self.pace.unnoticed.get(name).unwrap_or(&self.pace.seen_clearly);
@@ -558,7 +572,7 @@ impl Audit {
         // Nothing, or only a rare lookup, shows what became of the last operation: it keeps its slot for a while.
         let lately = |end: Option<u64>| end.is_some_and(|end| now < end + SLOT_PATIENCE + MINUTE);
         let hidden = |target| matches!(target, Target::Vapp(id) if self.late.contains(&id)) || is_unread(target, model);
-        if model.tasks.values().any(|task| lately(task.end) && hidden(task.target)) {
+        if lately(self.pace.obscured) || model.tasks.values().any(|task| lately(task.end) && hidden(task.target)) {
             return true;
         }
         let left = self.orphans(group, model).len();

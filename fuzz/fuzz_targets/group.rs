@@ -389,6 +389,7 @@ impl Life {
             }),
         });
         let (created, tasks_empty) = (Self::vcd_time(input), tasks.is_empty());
+        let vm_descriptions = made.iter().map(|_| self.description(&name, input)).collect();
         Vapp {
             href: href_,
             name,
@@ -398,6 +399,7 @@ impl Life {
             deleting: !tasks.is_empty() && more & 4 != 0,
             tasks,
             vms: made.iter().map(|made| made.vm.clone()).chain((more & 4 != 0).then(|| href("vm", n ^ 1))).collect(),
+            vm_descriptions,
             made,
             created,
             labelled,
@@ -414,7 +416,7 @@ impl Life {
     /// description.
     fn told(&mut self, vapp: &Vapp) {
         let known = self.labelled.contains(&vapp.href) || self.ours.contains(&vapp.href);
-        if self.owner.owns(&vapp.name, vapp.description.as_deref(), known) {
+        if self.owner.owns(&vapp.name, vapp.description.as_deref(), known && !Owner::has_tag(vapp)) {
             self.ours.insert(vapp.href.clone());
             self.ours.extend(vapp.tasks.iter().cloned());
             self.ours.extend(vapp.made.iter().map(|made| made.vm.clone()));

@@ -206,7 +206,7 @@ mod tests {
     use super::*;
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
-    /// To listen changes the process's umask for a moment, and a directory that another test creates then gets another
+    /// Listening changes the umask of the process for a moment. A directory that another test creates then gets another
     /// mode.
     fn alone() -> MutexGuard<'static, ()> {
         static UMASK: Mutex<()> = Mutex::new(());

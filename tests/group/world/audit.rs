@@ -248,7 +248,7 @@ impl Audit {
         for glance in glances.iter().filter(|glance| glance.phase == Phase::Standby) {
             let mut ids = self.by_name.get(glance.name).into_iter().flatten();
             let fine = |id: &VappId| {
-                model.vapps.get(id).is_some_and(|vapp| !is_faulty(vapp)) && !self.pace.is_unread(*id, time.0)
+                model.vapps.get(id).is_some_and(|vapp| !is_faulty(vapp)) && !self.pace.waits_for_look(*id, time.0)
             };
             if ids.any(|id| self.is_known_to_be_woken(*id) && fine(id)) {
                 return Err(format!("15: {} was powered on after its suspend, and stays in standby", glance.name));

@@ -77,7 +77,7 @@ pub struct Pace {
     pub slow: bool,
     /// How often lookups of a vApp have failed, and when last.
     unread: BTreeMap<VappId, (u32, u64)>,
-    /// When a lookup by name last failed: its next try may wait for the longest pause.
+    /// When a lookup by name last failed.
     unfound: BTreeMap<Name, u64>,
     /// When an operation of a vApp ended whose document cannot be read.
     obscured: Option<u64>,
@@ -164,8 +164,13 @@ impl Pace {
     }
 
     /// A lookup of it has failed: the next one may wait for the longest pause.
-    pub fn is_unread(&self, id: VappId, now: u64) -> bool {
+    pub fn waits_for_look(&self, id: VappId, now: u64) -> bool {
         self.unread.get(&id).is_some_and(|(_, at)| now < at + LONG_PAUSE)
+    }
+
+    /// The same for a lookup by name.
+    fn waits_for_find(&self, name: &Name, now: u64) -> bool {
+        self.unfound.get(name).is_some_and(|at| now < at + LONG_PAUSE)
     }
 
     /// Polls are not answered any more: Init has to fail.
@@ -447,10 +452,9 @@ impl Audit {
         {
             // The answer to its create or resume was lost, and lookups fail.
             let mut ids = self.by_name.get(name).into_iter().flatten();
-            let unread = ids.any(|id| self.pace.is_unread(*id, now))
-                || self.pace.unfound.get(name).is_some_and(|at| now < at + LONG_PAUSE);
+            let waits = ids.any(|id| self.pace.waits_for_look(*id, now)) || self.pace.waits_for_find(name, now);
             // A VM for the pool may be in the middle of its suspend.
-            if unread || self.is_busy(name, model) || !self.is_well(name, model) {
+            if waits || self.is_busy(name, model) || !self.is_well(name, model) {
                 continue;
             }
             let since = *self.pace.unnoticed.get(name).unwrap_or(&self.pace.seen_clearly);

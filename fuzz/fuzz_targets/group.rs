@@ -5,7 +5,7 @@
 #![no_main]
 
 use fleeting_plugin_vcd::cloud::*;
-use fleeting_plugin_vcd::group::{Command, Group, Labels, Name, OnShutdown, Owner, Policy, State, Ticket, Time};
+use fleeting_plugin_vcd::group::{Command, Group, Labels, Name, OnShutdown, Owner, Ownership, Policy, State, Ticket, Time};
 use fleeting_plugin_vcd::journal::{Journal, Shown};
 use fleeting_plugin_vcd_fuzz::{init, log_is_shown};
 use libfuzzer_sys::fuzz_target;
@@ -261,7 +261,7 @@ impl Life {
             | Request::Label { vapp } => vapp,
             Request::Cancel { task } => task,
             Request::Create { name, description, .. } => {
-                assert!(self.owner.could_name(name) && self.owner.owns(name, Some(description), false));
+                assert!(self.owner.judge_record(name, Some(description)) == Ownership::Ours);
                 assert!(!self.stopping, "a create after Shutdown");
                 return;
             }
@@ -416,7 +416,7 @@ impl Life {
     /// description.
     fn told(&mut self, vapp: &Vapp) {
         let known = self.labelled.contains(&vapp.href) || self.ours.contains(&vapp.href);
-        if self.owner.owns(&vapp.name, vapp.description.as_deref(), known && !Owner::has_tag(vapp)) {
+        if self.owner.owns(vapp, known) {
             self.ours.insert(vapp.href.clone());
             self.ours.extend(vapp.tasks.iter().cloned());
             self.ours.extend(vapp.made.iter().map(|made| made.vm.clone()));

@@ -62,17 +62,20 @@ fn look(client: &Client, policy: &Policy) -> Result<Vec<Item>, VcdError> {
         let Reply::Vapps(found) = client.call(&Request::Look { vapp: item.href.clone(), guest: false }, None)? else {
             continue;
         };
-        let labelled = item.is_ours && !found.first().is_some_and(Owner::has_tag);
-        item.standby = found.first().is_some_and(|vapp| matches!(vapp.mark, Mark::Standby { .. }));
+        // It may be gone since, or renamed.
+        let Some(seen) = found.first().filter(|seen| *seen.name == *item.name) else {
+            (item.is_ours, item.owner) = (false, foreign(None));
+            continue;
+        };
+        item.standby = matches!(seen.mark, Mark::Standby { .. });
         if !is_unsure {
             continue;
         }
-        let description = found.first().and_then(|vapp| vapp.description.clone());
-        item.is_ours = owner.owns(&item.name, description.as_deref(), labelled);
+        item.is_ours = owner.owns(seen, item.is_ours);
         item.owner = match item.is_ours {
-            true if description.as_deref().unwrap_or_default().is_empty() => "this group, by metadata".into(),
+            true if seen.description.as_deref().unwrap_or_default().is_empty() => "this group, by metadata".into(),
             true => "this group".into(),
-            false => foreign(description.as_deref()),
+            false => foreign(seen.description.as_deref()),
         };
     }
     Ok(items.into_iter().map(|(item, _)| item).collect())

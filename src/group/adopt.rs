@@ -128,8 +128,8 @@ impl Group {
         if claimed || self.is_being_made(&i.name) {
             return self.forget_undecided(key);
         }
-        let labelled = i.vapp().is_some_and(|vapp| vapp.is_the_go_plugins(&seen));
-        if seen.name != i.name || !self.owner.owns(&seen.name, seen.description.as_deref(), labelled) {
+        let labelled = i.vapp().is_some_and(|vapp| vapp.labelled);
+        if seen.name != i.name || !self.owner.owns(&seen, labelled) {
             self.left_alone(Level::Warn, &seen.href, &seen.name);
             return self.forget_undecided(key);
         }

@@ -43,7 +43,8 @@ impl Group {
         let kind = operation.kind;
         let Stage::Task { found, cancelled, .. } = operation.stage else { return };
         if found && cancelled && *state == TaskState::Unknown {
-            // A lookup follows when its time is over.
+            // A lookup shows whether it still runs.
+            i.attempts.look.next = i.attempts.look.next.min(self.now + RETRY_MAX);
             return;
         }
         if *state == TaskState::Success && !found {

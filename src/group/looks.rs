@@ -49,7 +49,7 @@ impl Group {
         let (name, whole, until, looks) = (i.name.clone(), *whole, *until, looks + 1);
         // The query that found them may have lagged behind a new name.
         let vapps: Vec<cloud::Vapp> = vapps.into_iter().filter(|v| v.name == name).collect();
-        let owns = |v: &cloud::Vapp| self.owner.owns(&v.name, v.description.as_deref(), false);
+        let owns = |v: &cloud::Vapp| self.owner.owns(v, false);
         // Somebody had a foreign one in the meantime, even if it has its own name and description again.
         let mut ours = vapps.iter().filter(|v| owns(v) && !self.is_tracked(&v.href) && !self.foreign.contains(&v.href));
         if let Some(found) = ours.next() {
@@ -167,8 +167,8 @@ impl Group {
             return self.undecided_seen(key, vapps.pop());
         }
         let Some(seen) = vapps.pop() else { return self.vanished(key) };
-        let labelled = i.vapp().is_some_and(|vapp| vapp.is_the_go_plugins(&seen));
-        if seen.name != i.name || !self.owner.owns(&seen.name, seen.description.as_deref(), labelled) {
+        let labelled = i.vapp().is_some_and(|vapp| vapp.labelled);
+        if seen.name != i.name || !self.owner.owns(&seen, labelled) {
             return self.released(key, &seen);
         }
         self.looked(key, seen);

@@ -12,8 +12,6 @@ use std::time::Duration;
 
 /// A create that never starts is given up after this many times create_timeout.
 pub const QUEUE_TIMEOUTS: u32 = 3;
-/// A create is given up after this many times create_timeout, even if polls have never shown it.
-pub const UNSEEN_TIMEOUTS: u32 = 6;
 /// A longer task is cancelled. Creates have create_timeout instead.
 pub const TASK_PATIENCE: Duration = Duration::from_secs(30 * 60);
 /// A longer operation gives up its slot, and is reported as stuck. A create keeps its slot until it is cancelled.
@@ -152,7 +150,7 @@ impl From<'_> {
         }
         let timeout = self.at.policy.create_timeout;
         self.seen(match i.creating {
-            Some(watch) => watch.end(timeout).min(i.accepted.end(timeout * UNSEEN_TIMEOUTS)),
+            Some(watch) => watch.end(timeout),
             None => i.accepted.end(timeout * QUEUE_TIMEOUTS),
         })
     }
@@ -242,11 +240,7 @@ impl From<'_> {
         match &vapp.guest {
             Guest::New => self.make(i, vapp),
             Guest::Booting { since, answers: _, probing } => {
-                // A create has a limit of its own if polls do not show the guest.
-                let ready_timeout = self.at.policy.ready_timeout;
-                let longest = i.accepted.end(ready_timeout * UNSEEN_TIMEOUTS);
-                let unseen = i.origin == Origin::Adopted && self.seen(longest);
-                if unseen || self.seen(since.end(ready_timeout)) {
+                if self.seen(since.end(self.at.policy.ready_timeout)) {
                     return Step::NotReady;
                 }
                 self.boot(i, vapp, *probing)

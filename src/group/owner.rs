@@ -58,7 +58,7 @@ impl Owner {
     }
 
     /// True if this program wrote the description of the vApp or of a VM in it, by the vApp's document.
-    pub fn has_tag(seen: &cloud::Vapp) -> bool {
+    pub(super) fn has_tag(seen: &cloud::Vapp) -> bool {
         seen.vm_descriptions.iter().chain(&seen.description).any(|text| Owner::is_marked(Some(text)))
     }
 
@@ -106,10 +106,10 @@ impl Owner {
 
     /// True if the vApp's own document shows that this group owns it: by its description or, for a vApp of the Go plugin,
     /// by its metadata entry. The description of a copied or renamed vApp contains another id: whoever did that owns it.
-    pub fn owns(&self, name: &str, description: Option<&str>, labelled: bool) -> bool {
-        let description = description.unwrap_or_default().trim();
-        self.could_name(name)
-            && (self.credentials(name, description).is_some() || (labelled && !Owner::is_marked(Some(description))))
+    pub fn owns(&self, seen: &cloud::Vapp, labelled: bool) -> bool {
+        let description = seen.description.as_deref().unwrap_or_default();
+        self.could_name(&seen.name)
+            && (self.credentials(&seen.name, description).is_some() || (labelled && !Owner::has_tag(seen)))
     }
 }
 

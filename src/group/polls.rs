@@ -17,8 +17,10 @@ use std::time::Duration;
 
 /// An unexpected state of a VM counts after this many polls in a row.
 pub const AGAINST_POLLS: u32 = 3;
-/// The same while a task works on the VM: the task may be the reason.
-pub const AGAINST_BUSY: u32 = 12;
+/// The same after this time while a task works on the VM: the task may be the reason.
+pub const BUSY_PATIENCE: Duration = Duration::from_secs(2 * 60);
+/// A poll counts as several if the last one was more than this time ago.
+pub const MISSED_EVERY: Duration = Duration::from_secs(10);
 /// First pause after a failed poll or task query. Doubles with each further failure.
 pub const WATCH_RETRY: Duration = Duration::from_secs(2);
 /// Longest pause after a failed poll or task query.
@@ -148,7 +150,8 @@ impl Group {
             }
             // A poll that was sent before it was known, or last seen, says nothing.
             _ if vapp.last_seen() < sent => {
-                vapp.missed = vapp.missed.saturating_add(1);
+                let polls = unseen.as_millis() / MISSED_EVERY.as_millis();
+                vapp.missed = vapp.missed.saturating_add(u32::try_from(polls).unwrap_or(u32::MAX).max(1));
                 // Nobody saw the progress of its guest.
                 let boots = vapp.guest.watch().map(|(since, ..)| since.hold(unseen)).is_some();
                 if let Some(creating) = i.creating.as_mut().filter(|_| boots) {
@@ -160,7 +163,7 @@ impl Group {
     }
 
     fn seen(&mut self, key: Key, vm: &Vm, sent: Time, vcd_now: Option<UnixMs>) {
-        let now = self.now;
+        let (now, clock) = (self.now, self.sight.at(self.now));
         let Some(i) = self.instances.get_mut(&key) else { return };
         let going = i.goes();
         let (desired, busy_with, unread) = (i.desired, i.operation.is_some(), i.attempts.look.has_failed());
@@ -259,7 +262,7 @@ impl Group {
                 match (power, down(power, busy)) {
                     (Power::On, _) if vapp.against >= AGAINST_POLLS => vapp.doubt = true,
                     (Power::Off | Power::Failed, Some(down)) if vapp.unhealthy.is_none() => {
-                        let since = Stopwatch::start(self.sight.at(now));
+                        let since = Stopwatch::start(clock);
                         vapp.unhealthy = Some(Unhealthy { since, why: down, ends: true });
                         self.say_of(
                             Level::Warn,
@@ -279,8 +282,8 @@ impl Group {
             (Guest::Ready, _) => {
                 // A task may be the reason that it is down, and end. A task that hangs does not hide it for long.
                 let held = busy && !matches!(power, Power::On | Power::Other);
-                vapp.held = if held { vapp.held.saturating_add(1) } else { 0 };
-                match held && vapp.held <= AGAINST_BUSY {
+                vapp.held = vapp.held.filter(|_| held).or_else(|| held.then(|| Stopwatch::start(clock)));
+                match vapp.held.is_some_and(|since| clock < since.end(BUSY_PATIENCE)) {
                     true => vapp.against = 0,
                     // What it was adopted from may be older: its suspend mark shows who suspended it.
                     false if power == Power::Suspended && adopted && !busy && !unread && vapp.unhealthy.is_none() => {

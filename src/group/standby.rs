@@ -181,7 +181,8 @@ impl Group {
         match (vapp.power, power) {
             (was, is) if was == is => vapp.unhealthy = None,
             _ if busy || power == Power::Other => {}
-            (Power::Suspended, Power::On) if wanted => self.woke(key),
+            // Each resume follows this mark.
+            (Power::Suspended, Power::On) if wanted && vapp.mark == Some(Mark::Running) => self.woke(key),
             (Power::Suspended, _) => self.spoil(key, "it is no longer suspended"),
             _ => self.spoil(key, "it is no longer running"),
         }

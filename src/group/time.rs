@@ -87,24 +87,31 @@ impl Sight {
     }
 }
 
+/// A limit ends after this many times its length, however long it was held.
+pub const HELD_TIMES: u32 = 6;
+
 /// Measures time with the clock that runs only while polls succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stopwatch(Seen);
+pub(super) struct Stopwatch {
+    start: Seen,
+    held: Duration,
+}
 
 impl Stopwatch {
     /// Starts.
     pub fn start(now: Seen) -> Stopwatch {
-        Stopwatch(now)
+        Stopwatch { start: now, held: Duration::ZERO }
     }
 
-    /// When `limit` has passed.
+    /// When `limit` has passed, or [`HELD_TIMES`] times `limit` with what does not count.
     #[inline(never)]
     pub fn end(self, limit: Duration) -> Seen {
-        Seen(self.0.0.saturating_add(limit.as_millis() as u64))
+        let total = limit + self.held.min(limit * (HELD_TIMES - 1));
+        Seen(self.start.0.saturating_add(total.as_millis() as u64))
     }
 
     /// Does not count the last `duration`.
     pub fn hold(&mut self, duration: Duration) {
-        self.0 = self.end(duration);
+        self.held += duration;
     }
 }

@@ -17,6 +17,9 @@ pub const MISSED_POLLS_MAX: u32 = 24;
 pub const CHECKS: u8 = 3;
 /// The result of a lookup of a created VM is valid for this long: somebody may move the VM meanwhile.
 pub const DOCUMENT_AGE: Duration = Duration::from_secs(15);
+/// After this time without a poll that shows a vApp, a lookup precedes each change: a person may have renamed it meanwhile,
+/// or moved a VM into it.
+pub const RECORD_AGE: Duration = Duration::from_secs(60);
 /// A guest whose customization reports nothing is ready when its login port has answered every probe for this long.
 pub const CUSTOMIZATION_GRACE: Duration = Duration::from_secs(60);
 /// The same for Windows, whose customization takes many minutes and several reboots.
@@ -54,8 +57,8 @@ pub(super) struct Vapp {
     pub patience: u32,
     /// Polls in a row that contradict its known state.
     pub against: u32,
-    /// Polls in a row that show it down while a task works on it.
-    pub held: u32,
+    /// Polls show it down while a task works on it, since then.
+    pub held: Option<Stopwatch>,
     /// The record no longer shows an address: the last one is kept.
     pub address_kept: bool,
     /// The first probe of its login port, when nothing else is missing.
@@ -257,7 +260,7 @@ impl Vapp {
             missed: 0,
             patience: MISSED_POLLS,
             against: 0,
-            held: 0,
+            held: None,
             address_kept: false,
             probed: None,
             unhealthy: None,
@@ -341,9 +344,10 @@ impl Vapp {
         self.is_missing() || self.doubt || self.is_unchecked()
     }
 
-    /// The last poll did not show it, and no lookup either.
+    /// The last poll did not show it, or is old, and no lookup has shown it since.
     pub fn is_unseen(&self, now: Time) -> bool {
-        self.missed > 0 && self.document(now).is_none()
+        let is_old = now - self.last_seen() > RECORD_AGE;
+        (self.missed > 0 || is_old) && self.document(now).is_none()
     }
 
     /// It was created just now, and its hardware has not been compared with the request yet.

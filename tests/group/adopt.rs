@@ -36,6 +36,17 @@ fn three_missed_polls_cause_a_lookup_and_each_lookup_that_finds_it_doubles_that_
 }
 
 #[test]
+fn the_first_missed_poll_causes_a_lookup_if_polls_are_rare() {
+    for (interval, first) in [(10, 30), (20, 40), (30, 30), (300, 300)] {
+        let policy = Policy { reconcile_interval: Duration::from_secs(interval), ..policy() };
+        let mut play = Play::new(policy, vec![vm(1)]);
+        play.hidden = true;
+        play.until("look", 1);
+        assert_eq!(play.now, first * SECOND, "{interval}");
+    }
+}
+
+#[test]
 fn a_vapp_renamed_to_another_owned_name_is_not_touched() {
     let mut play = Play::running();
     play.hidden = true;

@@ -206,7 +206,7 @@ fn deletes_that_fail_do_not_block_resumes() {
     play(&mut world, 330 * SECOND);
     assert_eq!((count(&world, State::Suspended), count(&world, State::Running)), (1, 4));
     (0..5).filter(|n| *n != last).for_each(|n| world.act(0, Act::Decrease(n as u64)));
-    play(&mut world, 340 * SECOND);
+    play(&mut world, 350 * SECOND);
     world.act(0, Act::Resume(last as u64));
     play(&mut world, 8 * MINUTE);
     assert_eq!(count(&world, State::Running), 1, "{:?}", states(&world));
@@ -396,7 +396,7 @@ fn a_task_that_hangs_hides_no_vm_that_is_off() {
     play(&mut world, 300 * SECOND);
     let name = states(&world).into_keys().next().unwrap_or_default();
     assert!(healthy(&mut world, &name), "the task of its metadata entry may end");
-    play(&mut world, 340 * SECOND);
+    play(&mut world, 350 * SECOND);
     assert!(!healthy(&mut world, &name));
 }
 

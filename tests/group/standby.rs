@@ -434,7 +434,7 @@ fn a_standby_vm_is_kept_while_vcd_does_not_know_its_state_or_a_task_works_on_it(
 }
 
 #[test]
-fn a_vm_from_standby_that_is_on_before_its_mark_is_written_is_used() {
+fn a_vm_from_standby_that_a_person_powers_on_before_its_mark_is_written_is_not_used() {
     let mut play = at_rest();
     play.holds.push("mark");
     play.increase(1);
@@ -443,8 +443,10 @@ fn a_vm_from_standby_that_is_on_before_its_mark_is_written_is_used() {
     play.hidden = true;
     play.documents.values_mut().for_each(|vapp| vapp.power = Power::On);
     play.show(Power::On, false).to(75 * SECOND).hidden = false;
-    play.to(100 * SECOND);
-    assert_eq!((play.states(), play.times("power_on"), play.deleted().len()), (vec![State::Running], vec![], 0));
+    let name = play.names()[0].clone();
+    play.to(200 * SECOND);
+    assert_eq!((play.states(), play.times("power_on"), play.deleted().len()), (vec![State::Running], vec![], 1));
+    assert_eq!((play.names()[0].clone(), play.said("it is no longer suspended")), (name, 1), "{:?}", play.said);
 }
 
 #[test]

@@ -638,18 +638,63 @@ fn a_resumed_guest_that_no_poll_shows_is_not_given_up() {
         assert_eq!(play.to(SECOND).states(), [State::Resuming]);
         (play.hidden, play.deaf) = (hidden, !hidden);
         play.documents.get_mut(&href(1)).unwrap().power = Power::On;
-        // No poll shows it for an hour: its time does not run.
-        play.to(HOUR);
+        // No poll shows it for some time: its time does not run.
+        play.to(40 * MINUTE);
         assert_eq!(play.states(), [State::Resuming]);
         (play.hidden, play.deaf) = (false, false);
-        play.show(Power::On, false).to(HOUR + 9 * MINUTE);
+        play.show(Power::On, false).to(49 * MINUTE);
         assert_eq!(play.states(), [State::Resuming]);
-        play.to(HOUR + 12 * MINUTE);
+        play.to(52 * MINUTE);
         assert_eq!(
             (play.states(), play.view().cause),
             (vec![State::Deleted], Some(Cause::Unhealthy)),
             "seen, and not ready"
         );
+    }
+}
+
+#[test]
+fn a_resumed_guest_that_nothing_shows_is_given_up_after_an_hour() {
+    let mut play = Play::new(policy(), vec![Vm { power: Power::Suspended, ..vm(1) }]);
+    play.tasks = TaskState::Success;
+    play.resume();
+    play.to(SECOND).hidden = true;
+    play.fails = vec![("look", ErrorKind::Unavailable)];
+    assert_eq!(play.to(59 * MINUTE).states(), [State::Resuming]);
+    play.to(61 * MINUTE);
+    assert_eq!((play.states(), play.view().cause), (vec![State::Deleting], Some(Cause::Unhealthy)));
+}
+
+#[test]
+fn a_lookup_precedes_each_change_if_the_last_poll_is_old() {
+    let acts: [fn(&mut Play); 2] = [Play::suspend, |play| play.decrease(&play.names())];
+    for (age, act, looks) in [(60, acts[0], 0), (60, acts[1], 0), (61, acts[0], 1), (61, acts[1], 1)] {
+        let policy = Policy { reconcile_interval: secs(300), ..policy() };
+        let mut play = Play::new(policy, Vec::new());
+        play.increase(1);
+        play.to(2 * MINUTE);
+        assert_eq!(play.states(), [State::Running]);
+        // A person has renamed it since the last poll.
+        if looks > 0 {
+            play.documents.values_mut().for_each(|vapp| vapp.name = name(2));
+        }
+        let before = play.times("look").len();
+        play.to(play.times("poll").pop().unwrap() + age * SECOND);
+        act(&mut play);
+        play.to(play.now + SECOND);
+        assert_eq!(play.times("look").len() - before, looks, "{age}");
+        assert_eq!(play.counts(["mark", "delete"]).iter().sum::<usize>(), 1 - looks, "{age}");
+    }
+}
+
+#[test]
+fn a_vm_that_is_off_while_a_task_works_on_it_is_unhealthy_after_two_minutes_however_rare_polls_are() {
+    for (interval, end) in [(10, 130), (50, 200), (300, 600)] {
+        let mut play = Play::new(Policy { reconcile_interval: secs(interval), ..policy() }, fleet(1));
+        play.show(Power::Off, true).before(end * SECOND);
+        assert_eq!(play.health(), Ok(()), "{interval}");
+        play.to(end * SECOND);
+        assert!(play.health().is_err(), "{interval}");
     }
 }
 
@@ -1442,6 +1487,20 @@ fn an_unwanted_create_whose_task_vcd_forgets_is_deleted_at_once_unless_it_was_an
         play.to(12 * SECOND);
         assert_eq!((play.times("cancel").len(), play.deleted()), (1, deleted), "{task}");
     }
+}
+
+#[test]
+fn a_cancelled_task_that_vcd_no_longer_shows_holds_its_vapp_for_five_minutes() {
+    let mut play = Play::making(lone());
+    let names = play.names();
+    play.documents.get_mut(&href(1)).unwrap().tasks = vec!["t/9".into()];
+    play.to(7 * SECOND).decrease(&names);
+    // Its cancel is requested again and again, at last each hour.
+    play.to(4 * HOUR);
+    play.documents.values_mut().for_each(|vapp| (vapp.busy, vapp.tasks) = (false, Vec::new()));
+    play.tasks = TaskState::Unknown;
+    play.to(4 * HOUR + 6 * MINUTE);
+    assert_eq!(play.deleted(), ["v/1"]);
 }
 
 #[test]

@@ -465,13 +465,13 @@ fn a_check_logs_in_to_openssh_with_a_static_key_and_reports_a_refusal_immediatel
     check.wait().unwrap();
 }
 
-/// VCD's answer to create requests.
-fn answers_creates(server: &Server, status: u16, code: &str, message: &str) {
+/// VCD's answer to these requests.
+fn answers(server: &Server, operation: &str, status: u16, code: &str, message: &str) {
     let body = format!(
         "<Error xmlns=\"http://www.vmware.com/vcloud/v1.5\" majorErrorCode=\"{status}\" minorErrorCode=\"{code}\" \
          message=\"{message}\"/>"
     );
-    let rule = json!({"op": "instantiate", "times": 0, "answer_before": {"status": status, "body": body}});
+    let rule = json!({"op": operation, "times": 0, "answer_before": {"status": status, "body": body}});
     assert!(server.add_fault(vcd_sim::faults::Rule::from_json(&rule).unwrap()));
 }
 
@@ -482,7 +482,7 @@ fn a_check_with_create_ends_at_the_first_permanent_refusal() {
         (400, "BAD_REQUEST", "VCD names the value that it rejects"),
     ] {
         let (server, guest_port) = world(|_| ());
-        answers_creates(&server, status, code, "VCD's reason");
+        answers(&server, "instantiate", status, code, "VCD's reason");
         let file = file(&format!("stands-{status}"), &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
         let (ended, stdout, stderr) = run(&file, &["check", "--create"]);
         assert_eq!((ended, server.requests("instantiate")), (1, 1), "{stdout}{stderr}");
@@ -496,7 +496,7 @@ fn an_interrupted_check_names_what_it_waited_for() {
     use std::io::{BufRead as _, BufReader, Read as _};
     let (server, guest_port) = world(|_| ());
     let reason = "The maximum number of simultaneous operations has been reached";
-    answers_creates(&server, 400, "OPERATION_LIMITS_EXCEEDED", reason);
+    answers(&server, "instantiate", 400, "OPERATION_LIMITS_EXCEEDED", reason);
     let file = file("interrupted", &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
     let mut check = Command::new(BINARY);
     check.args(["check", "--create", "--config"]).arg(&file.0).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -662,6 +662,21 @@ fn clean_deletes_no_vapp_with_the_metadata_entry_and_a_vm_of_another_manager() {
     let (status, stdout, _) = run(&file, &["clean", "--yes"]);
     assert_eq!((status, stdout.as_str()), (0, "group \"ci-linux\" of \"runner-1\" has nothing in VCD\n"));
     assert_eq!(fleet::vapps(&server), ["ci-00000000"]);
+}
+
+#[test]
+fn a_vapp_that_only_queries_still_show_is_not_listed_as_the_groups() {
+    let (server, guest_port) = world(|model| {
+        let vdc = *model.vdcs.keys().next().unwrap();
+        let id = model.admin_foreign_vapp(vdc, "ci-00000000", "");
+        let entry = ("MetadataStringValue".into(), "ci-linux".into());
+        model.vapps.get_mut(&id).unwrap().metadata.insert("vcd-instance-group".into(), entry);
+    });
+    let file = file("ghost", &[runner(&server, guest_port, "vcd", json!({}), json!({}))]);
+    assert!(run(&file, &["list"]).1.contains("this group, by metadata"));
+    answers(&server, "vapp", 403, "ACCESS_TO_RESOURCE_IS_FORBIDDEN", "No access to entity");
+    let (status, stdout, stderr) = run(&file, &["list"]);
+    assert_eq!((status, stdout.contains("ci-00000000"), stdout.contains("this group")), (0, true, false), "{stderr}");
 }
 
 #[test]

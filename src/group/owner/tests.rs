@@ -12,6 +12,30 @@ fn owner(manager: &str, group: &str, prefix: &str, credentials: &str) -> Owner {
     })
 }
 
+/// The document of a vApp with one VM.
+fn document(name: &str, description: Option<&str>, vm_description: &str) -> cloud::Vapp {
+    cloud::Vapp {
+        href: "v/1".into(),
+        name: name.into(),
+        description: description.map(str::to_string),
+        power: cloud::Power::On,
+        busy: false,
+        tasks: Vec::new(),
+        deleting: false,
+        suspending: false,
+        vms: vec!["vm/1".into()],
+        vm_descriptions: vec![vm_description.into()],
+        made: None,
+        created: None,
+        labelled: false,
+        mark: cloud::Mark::Running,
+    }
+}
+
+fn owns(owner: &Owner, name: &str, description: Option<&str>, labelled: bool) -> bool {
+    owner.owns(&document(name, description, ""), labelled)
+}
+
 #[test]
 fn a_name_is_the_prefix_and_eight_characters() {
     let owner = owner("runner-1", "ci", "ci-linux", "");
@@ -34,14 +58,17 @@ fn ownership_needs_the_name_and_the_tag() {
     assert_eq!(judge("ci-abc12345-old", Some(&tag)), Ownership::Foreign);
     assert_eq!(judge("ci-abc12345", Some(&other_manager)), Ownership::Foreign);
     assert_eq!(judge("ci-abc12345", Some(&copy)), Ownership::Unsure, "the VM may be a copy, or moved");
-    assert!(!owner.owns("ci-abc12345", Some(&copy), true));
+    assert!(!owns(&owner, "ci-abc12345", Some(&copy), true));
     assert_eq!(judge("ci-abc12345", Some("a template's text")), Ownership::Unsure);
     assert_eq!(judge("ci-abc12345", None), Ownership::Unsure);
-    assert!(owner.owns("ci-abc12345", Some(&tag), false));
-    assert!(owner.owns("ci-abc12345", None, true), "the Go plugin's");
-    assert!(!owner.owns("ci-abc12345", None, false));
-    assert!(!owner.owns("ci-abc12345", Some(&other_manager), true));
-    assert!(!owner.owns("renamed", Some(&tag), true));
+    assert!(owns(&owner, "ci-abc12345", Some(&tag), false));
+    assert!(owns(&owner, "ci-abc12345", None, true), "the Go plugin's");
+    assert!(!owns(&owner, "ci-abc12345", None, false));
+    assert!(!owns(&owner, "ci-abc12345", Some(&other_manager), true));
+    assert!(!owns(&owner, "renamed", Some(&tag), true));
+    // A person has changed the vApp's description: the tag of its VM remains.
+    let edited = document("ci-abc12345", Some("edited"), &other_manager);
+    assert!(!owner.owns(&edited, true));
 }
 
 #[test]
@@ -53,7 +80,7 @@ fn other_credentials_lock_out_and_are_no_part_of_ownership() {
         for now in ["", "0123abcd", "ffff0000"] {
             let owner = of(now);
             assert_eq!(owner.judge_record(name, Some(&description)), Ownership::Ours, "{description}");
-            assert!(owner.owns(name, Some(&description), false), "{description}");
+            assert!(owns(&owner, name, Some(&description), false), "{description}");
             assert_eq!(owner.locks_out(name, Some(&description)), made != now, "{description}");
         }
     }
@@ -61,7 +88,7 @@ fn other_credentials_lock_out_and_are_no_part_of_ownership() {
     for other in [format!("{description} x"), format!("{description}{description}"), description.replace("cred", "x")] {
         // A person may have added a note to the VM's text.
         assert_eq!(of("").judge_record(name, Some(&other)), Ownership::Unsure, "{other}");
-        assert!(!of("").owns(name, Some(&other), true), "{other}");
+        assert!(!owns(&of(""), name, Some(&other), true), "{other}");
     }
     assert!(of("0123abcd").locks_out(name, None), "the Go plugin's");
     assert!(!of("").locks_out(name, None), "the Go plugin's");
@@ -86,13 +113,13 @@ fn a_record_without_a_description_needs_a_lookup() {
     for labelled in [false, true] {
         for description in [None, Some(""), Some("  ")] {
             assert_eq!(owner.judge_record("ci-abc12345", description), Ownership::Unsure);
-            assert_eq!(owner.owns("ci-abc12345", description, labelled), labelled);
+            assert_eq!(owns(&owner, "ci-abc12345", description, labelled), labelled);
             assert_eq!(owner.judge_record("other", description), Ownership::Foreign);
-            assert!(!owner.owns("other", description, labelled));
+            assert!(!owns(&owner, "other", description, labelled));
         }
         let padded = format!(" {tag}\n");
         assert_eq!(owner.judge_record("ci-abc12345", Some(&padded)), Ownership::Ours);
-        assert!(owner.owns("ci-abc12345", Some(&padded), labelled));
-        assert_eq!(owner.owns("ci-abc12345", Some("a template's text"), labelled), labelled);
+        assert!(owns(&owner, "ci-abc12345", Some(&padded), labelled));
+        assert_eq!(owns(&owner, "ci-abc12345", Some("a template's text"), labelled), labelled);
     }
 }

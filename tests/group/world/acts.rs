@@ -237,11 +237,11 @@ impl World {
             Admin::Rename => {
                 audit.touched(id);
                 audit.taken.insert(id);
-                audit.renamed.insert(id);
+                audit.renamed.insert(id, self.now);
                 self.model.admin_rename_vapp(id, &format!("kept-{name}"));
             }
             Admin::RenameBack => {
-                if let Some(id) = audit.renamed.pop_first()
+                if let Some((id, _)) = audit.renamed.pop_first()
                     && let Some((name, _)) = audit.ours.get(&id)
                 {
                     self.model.admin_rename_vapp(id, name);

@@ -2,7 +2,7 @@
 
 use super::pace::{FIRST_PAUSE, Pace};
 use super::plan::{MINUTE, Tuning};
-use super::vcd::{href, mark, task_id, task_of, vapp_id, works};
+use super::vcd::{MAX_LAG, href, mark, task_id, task_of, vapp_id, works};
 use fleeting_plugin_vcd::cloud::{Mark, Request};
 use fleeting_plugin_vcd::group::{Group, Name, Phase, State, Ticket, Time};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +15,9 @@ pub const CANCEL_PATIENCE: u64 = 2 * MINUTE;
 /// The group has to know within this time, or this many polls, that an owned vApp contains a foreign VM: polls may lag.
 const NOTICE: u64 = 2 * MINUTE;
 const NOTICE_POLLS: u64 = 12;
+/// After this time, no vApp is changed that a person has renamed: the last poll is old, or shows it. A slow lookup may have
+/// seen it before.
+const RENAMED: u64 = 2 * MINUTE + MAX_LAG;
 
 /// It has the metadata entry and no owner tag, like the Go plugin's vApps. Their VMs can have any name.
 pub(super) fn is_like_the_go_plugins(id: VappId, model: &Model) -> bool {
@@ -62,8 +65,8 @@ pub struct Audit {
     pub foreign_vms: BTreeMap<VmId, u64>,
     /// Owned until an administrator changed name or description: whoever did that owns them.
     pub taken: BTreeSet<VappId>,
-    /// Those that are renamed now.
-    pub renamed: BTreeSet<VappId>,
+    /// Those that are renamed now, and since when.
+    pub renamed: BTreeMap<VappId, u64>,
     /// Created during the shutdown of a process by a request of an earlier, dead process: only the next process can
     /// know.
     unknowable: BTreeSet<VappId>,
@@ -330,6 +333,18 @@ impl Audit {
             && !self.told.contains(name)
         {
             self.rested.insert(name.clone());
+        }
+        if let Request::PowerOn { vapp }
+        | Request::Suspend { vapp }
+        | Request::Mark { vapp, .. }
+        | Request::Delete { vapp }
+        | Request::Undeploy { vapp }
+        | Request::DeleteStopped { vapp }
+        | Request::Label { vapp } = request
+            && let Some(at) = self.renamed.get(&vapp_id(vapp)).filter(|at| now > **at + RENAMED)
+        {
+            let (what, seconds) = (request.operation(), (now - at) / 1_000);
+            return Err(format!("3: {what} of {vapp}, which a person renamed {seconds} s ago"));
         }
         match request {
             Request::Cancel { task } => _ = self.cancelled.entry(task_id(task)).or_insert(now),

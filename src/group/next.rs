@@ -184,15 +184,15 @@ impl From<'_> {
                 // VCD may have forgotten it, or it cancels it on a second request.
                 if operation.stuck.is_some() { self.look(i) } else { Step::Wait }
             }
-            Stage::Task { cancelled: false, .. } => {
+            Stage::Task { cancelled: false, found, .. } => {
                 let stops = !matches!(operation.kind, Kind::Delete(_) | Kind::Mark(_) | Kind::Other);
                 if (stops && i.goes()) || (operation.stuck.is_some() && self.seen(operation.watch.end(TASK_PATIENCE))) {
-                    // Only a task on a vApp whose own document shows the owner tag is cancelled.
-                    return match i.vapp() {
-                        Some(vapp) if vapp.proven && self.reached(i.attempts.change.next) => {
-                            Step::Ask(Question::Cancel)
-                        }
-                        Some(vapp) if vapp.proven => Step::Wait,
+                    // Only a task on a vApp whose own document shows the owner tag is cancelled. A person may have started
+                    // a task that a lookup found.
+                    let may = |vapp: &Vapp| if *found { vapp.is_known(self.at.now) } else { vapp.proven };
+                    return match i.vapp().map(may) {
+                        Some(true) if self.reached(i.attempts.change.next) => Step::Ask(Question::Cancel),
+                        Some(true) => Step::Wait,
                         _ if i.attempts.look.has_failed() && self.hangs(operation, SLOT_PATIENCE) => {
                             self.looks = true;
                             Step::Stick
@@ -229,8 +229,8 @@ impl From<'_> {
             || removal != Removal::Force
             || i.attempts.delete.tries > 0
             || vapp.is_busy();
-        let unseen = vapp.is_unseen(self.at.now);
-        if !vapp.proven || vapp.shared || vapp.is_missing() || unseen || (unclear && vapp.document.is_none()) {
+        let known = vapp.is_known(self.at.now);
+        if !known || vapp.shared || vapp.is_missing() || (unclear && vapp.document.is_none()) {
             return self.look(i);
         }
         Step::Begin(Kind::Delete(removal))
@@ -357,7 +357,7 @@ impl From<'_> {
     fn change(&mut self, i: &Instance, vapp: &Vapp, kind: Kind) -> Step {
         match () {
             _ if self.at.stopping || !self.reached(i.attempts.change.next) => Step::Wait,
-            _ if !vapp.proven || vapp.is_unseen(self.at.now) => self.look(i),
+            _ if !vapp.is_known(self.at.now) => self.look(i),
             _ => Step::Begin(kind),
         }
     }
@@ -369,11 +369,7 @@ impl From<'_> {
         }
         match vapp.label {
             Label::Wanted { not_before, .. } if !self.at.stopping && self.reached(not_before) => {
-                if vapp.proven {
-                    Step::Label
-                } else {
-                    self.look(i)
-                }
+                if vapp.is_known(self.at.now) { Step::Label } else { self.look(i) }
             }
             _ => Step::Wait,
         }

@@ -172,7 +172,7 @@ impl Group {
             // What is known is newer.
             return;
         }
-        (vapp.missed, vapp.patience) = (0, MISSED_POLLS);
+        (vapp.missed, vapp.patience, vapp.shown) = (0, MISSED_POLLS, sent);
         let judged = self.owner.judge_record(&vm.vapp_name, Some(&vm.description));
         // A foreign text may mean that the vApp has another owner now.
         let untold = (vapp.labelled && !Owner::is_marked(Some(&vm.description))) || vm.description.trim().is_empty();

@@ -174,15 +174,11 @@ impl Group {
 
     /// A lookup of a VM that is ready for the pool, in it, or just handed out.
     pub(super) fn looked_at_standby(&mut self, key: Key, power: Power, busy: bool) {
-        let Some(i) = self.instances.get_mut(&key) else { return };
-        let wanted = i.desired == Desired::Running;
-        let Some(vapp) = i.vapp_mut() else { return };
+        let Some(vapp) = self.instances.get_mut(&key).and_then(|i| i.vapp_mut()) else { return };
         vapp.against = 0;
         match (vapp.power, power) {
             (was, is) if was == is => vapp.unhealthy = None,
             _ if busy || power == Power::Other => {}
-            // Each resume follows this mark.
-            (Power::Suspended, Power::On) if wanted && vapp.mark == Some(Mark::Running) => self.woke(key),
             (Power::Suspended, _) => self.spoil(key, "it is no longer suspended"),
             _ => self.spoil(key, "it is no longer running"),
         }

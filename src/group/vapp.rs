@@ -30,6 +30,8 @@ pub(super) struct Vapp {
     pub href: Href,
     /// When it became known: polls that were sent before do not show it.
     pub known: Time,
+    /// When it was created, or a poll or lookup last showed its name and text.
+    pub shown: Time,
     /// Its own document has shown the owner tag, and no poll contradicts it since. No change before that.
     pub proven: bool,
     /// It is to be deleted even if the instance is wanted: its create failed. The instance's error has the reason.
@@ -246,6 +248,7 @@ impl Vapp {
         Vapp {
             href,
             known: now,
+            shown: now,
             proven: false,
             doomed: false,
             power: Power::Other,
@@ -281,7 +284,7 @@ impl Vapp {
 
     /// Its own document, which shows the owner tag and all its VMs. True if one of them is the instance's.
     pub fn show(&mut self, seen: &cloud::Vapp, now: Time) -> bool {
-        self.proven = true;
+        (self.proven, self.shown) = (true, now);
         if self.vm.is_none() {
             // The Go plugin's VMs have names of their own.
             let any = self.is_the_go_plugins(seen);
@@ -344,10 +347,10 @@ impl Vapp {
         self.is_missing() || self.doubt || self.is_unchecked()
     }
 
-    /// The last poll did not show it, or is old, and no lookup has shown it since.
-    pub fn is_unseen(&self, now: Time) -> bool {
-        let is_old = now - self.last_seen() > RECORD_AGE;
-        (self.missed > 0 || is_old) && self.document(now).is_none()
+    /// The group owns it according to its own document, and a poll or a lookup has just shown it.
+    pub fn is_known(&self, now: Time) -> bool {
+        let is_fresh = self.missed == 0 && now - self.shown <= RECORD_AGE;
+        self.proven && (is_fresh || self.document(now).is_some())
     }
 
     /// It was created just now, and its hardware has not been compared with the request yet.

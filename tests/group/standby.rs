@@ -450,6 +450,19 @@ fn a_vm_from_standby_that_a_person_powers_on_before_its_mark_is_written_is_not_u
 }
 
 #[test]
+fn a_vm_whose_suspend_ends_after_an_outage_is_looked_up_before_its_mark() {
+    let mut play = Play::new(standby_policy(), Vec::new());
+    play.holds = vec!["suspend"];
+    play.to(20 * SECOND).deaf = true;
+    play.release("suspend", None);
+    play.to(2 * MINUTE);
+    play.documents.values_mut().for_each(|vapp| (vapp.power, vapp.name) = (Power::Suspended, play::name(2)));
+    play.tasks = TaskState::Success;
+    play.to(3 * MINUTE);
+    assert_eq!((play.times("mark"), play.said("the plugin no longer manages it")), (vec![], 1), "{:?}", play.said);
+}
+
+#[test]
 fn a_failed_resume_leads_to_a_new_vm_with_the_same_id() {
     // Nor is it resumed while it is marked as unused.
     for refused in ["mark", "power_on"] {

@@ -688,6 +688,19 @@ fn a_lookup_precedes_each_change_if_the_last_poll_is_old() {
 }
 
 #[test]
+fn the_metadata_entry_is_written_after_a_lookup_if_the_last_poll_is_old() {
+    let mut play = Play::new(policy(), Vec::new());
+    play.increase(1);
+    play.to(5 * SECOND).deaf = true;
+    play.fails = vec![("label", ErrorKind::Unavailable)];
+    play.to(50 * SECOND);
+    assert_eq!((play.states(), play.times("label").len()), (vec![State::Running], 2));
+    play.documents.values_mut().for_each(|vapp| vapp.name = name(2));
+    play.to(30 * MINUTE);
+    assert_eq!((play.times("label").len(), play.said("the plugin no longer manages it")), (2, 1), "{:?}", play.said);
+}
+
+#[test]
 fn a_vm_that_is_off_while_a_task_works_on_it_is_unhealthy_after_two_minutes_however_rare_polls_are() {
     for (interval, end) in [(10, 130), (50, 200), (300, 600)] {
         let mut play = Play::new(Policy { reconcile_interval: secs(interval), ..policy() }, fleet(1));

@@ -1,5 +1,6 @@
 //! The calls of the host, and what administrators and the infrastructure do to vApps.
 
+use super::audit::is_marked_standby;
 use super::plan::{Act, Admin, MINUTE, Stuck};
 use super::{GROUP, Happening, PREFIX, World};
 use fleeting_plugin_vcd::group::{Name, State};
@@ -232,6 +233,10 @@ impl World {
                     Admin::PowerOn => Power::On,
                     _ => Power::Suspended,
                 };
+                let is_suspended = vm.is_some_and(|vm| self.model.vms[&vm].power == Power::Suspended);
+                if power == Power::On && is_suspended && is_marked_standby(&self.model.vapps[&id]) {
+                    audit.by_hand.insert(id);
+                }
                 self.model.admin_power(id, power);
             }
             Admin::Rename => {

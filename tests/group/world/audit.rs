@@ -14,7 +14,7 @@ pub const SLOT_PATIENCE: u64 = 10 * MINUTE;
 pub const CANCEL_PATIENCE: u64 = 2 * MINUTE;
 /// The group has to know within this time, or this many polls, that an owned vApp contains a foreign VM: polls may lag.
 const NOTICE: u64 = 2 * MINUTE;
-const NOTICE_POLLS: u64 = 12;
+const NOTICE_POLLS: u64 = 3;
 /// After this time, no vApp is changed that a person has renamed: the last poll is old, or shows it. A slow lookup may have
 /// seen it before.
 const RENAMED: u64 = 2 * MINUTE + MAX_LAG;
@@ -30,7 +30,7 @@ pub(super) fn is_like_the_go_plugins(id: VappId, model: &Model) -> bool {
 }
 
 /// It is marked as standby.
-fn is_marked_standby(vapp: &Vapp) -> bool {
+pub(super) fn is_marked_standby(vapp: &Vapp) -> bool {
     matches!(mark(vapp), Mark::Standby { .. })
 }
 
@@ -106,6 +106,8 @@ pub struct Audit {
     pub(super) told: BTreeSet<Name>,
     /// Marked as standby and powered on: the first time with polls while a process lived.
     woken: BTreeMap<VappId, u64>,
+    /// In standby when a person powered them on, and on since. The plugin has sent no resume for them.
+    pub by_hand: BTreeSet<VappId>,
     /// VCD rejected a delete of these.
     undeleted: BTreeSet<VappId>,
     /// Changing requests on the wire.
@@ -244,6 +246,17 @@ impl Audit {
                 self.woken.remove(id);
             }
         }
+        let on = |id: &VappId| {
+            let on = |vm: &Vm| vm.power == Power::On && !vm.host_down;
+            model.vapps.get(id).is_some_and(|vapp| self.own_vms(vapp, model).all(on))
+        };
+        self.by_hand = self.by_hand.iter().copied().filter(on).collect();
+        let views = if self.by_hand.is_empty() { Vec::new() } else { group.views(time) };
+        for view in views.iter().filter(|view| view.state == State::Running && self.own.contains(&view.name)) {
+            if view.vapp.as_ref().is_some_and(|vapp| self.by_hand.contains(&vapp_id(vapp))) {
+                return Err(format!("15: a person powered {} on while it was in standby, and it is used", view.name));
+            }
+        }
         if self.woken.is_empty() {
             return Ok(());
         }
@@ -333,6 +346,9 @@ impl Audit {
             && !self.told.contains(name)
         {
             self.rested.insert(name.clone());
+        }
+        if let Request::PowerOn { vapp } = request {
+            self.by_hand.remove(&vapp_id(vapp));
         }
         if let Request::PowerOn { vapp }
         | Request::Suspend { vapp }

@@ -16,7 +16,7 @@ use vcd_sim::model::{GcStatus, Model, Operation, Power, Target, VappId, Vm, VmId
 const SEEN: u64 = MINUTE;
 /// Maximum time that the host may see a wrong state of an instance while polls show the right one, and the same in polls.
 const MISTAKEN: u64 = 5 * MINUTE;
-const MISTAKEN_POLLS: u64 = 30;
+const MISTAKEN_POLLS: u64 = 5;
 /// Maximum time until a guest that answers is reported as running: its hardware may be looked up in vain before.
 const UNNOTICED: u64 = 3 * MINUTE;
 /// Maximum time that creates may wait while none is in progress.

@@ -18,7 +18,7 @@ const SEEN: u64 = MINUTE;
 const MISTAKEN: u64 = 5 * MINUTE;
 const MISTAKEN_POLLS: u64 = 5;
 /// Maximum time until a guest that answers is reported as running: its hardware may be looked up in vain before.
-const UNNOTICED: u64 = 3 * MINUTE;
+const UNNOTICED: u64 = 5 * MINUTE;
 /// Maximum time that creates may wait while none is in progress.
 const IDLE: u64 = MINUTE / 2;
 /// The same after an event that pauses creates for long: the longest pause is 5 minutes, plus or minus a quarter.
